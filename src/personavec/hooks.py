@@ -1,0 +1,136 @@
+"""The one place that registers hooks, and reading activations through them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from personavec.errors import VectorError
+from personavec.model import ChatModel
+
+
+class Forward(NamedTuple):
+    """Which tokens a running forward pass holds."""
+
+    positions: Int[Tensor, "rows seq"]
+    """Absolute position of each token in its own conversation, whatever chunk it came in."""
+    real: Bool[Tensor, "rows seq"]
+    """False on padding."""
+
+
+Start = Callable[[Forward], None]
+BlockFn = Callable[[Tensor], Tensor | None]
+
+
+@contextmanager
+def attach(model: ChatModel, start: Start, fns: Mapping[int, BlockFn], *, first: bool = False) -> Iterator[None]:
+    """Run functions on block outputs while the context is open.
+
+    Args:
+        model: The model to attach to.
+        start: Called once at the start of every forward pass with its positions.
+        fns: Per layer, a function of the stream [batch, seq, d_model] that returns a new stream, or None to
+            leave it as it is.
+        first: Run before hooks that are already there, so that those see the change.
+
+    Raises:
+        VectorError: A layer that the model does not have.
+    """
+    for layer in fns:
+        if not 0 <= layer < model.n_layers:
+            raise VectorError(
+                f"expected a layer from 0 to {model.n_layers - 1}, got {layer}; layers count blocks from 0"
+            )
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        start(_forward(args, kwargs))
+
+    def after(fn: BlockFn) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(_: nn.Module, args: Any, output: Any) -> Any:
+            stream = output if isinstance(output, Tensor) else output[0]
+            changed = fn(stream)
+            if changed is None:
+                return None
+            return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+        return hook
+
+    handles = []
+    try:
+        handles.append(model.decoder.register_forward_pre_hook(before, with_kwargs=True))
+        for layer, fn in fns.items():
+            handles.append(model.blocks[layer].register_forward_hook(after(fn), prepend=first))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _forward(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
+    """Positions from what the decoder was called with, as transformers would derive them."""
+    inputs = args[0] if args else kwargs.get("input_ids")
+    inputs = kwargs["inputs_embeds"] if inputs is None else inputs
+    rows, seq = inputs.shape[:2]
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    padded = isinstance(mask, Tensor) and mask.ndim == 2
+    real = (
+        mask[:, -seq:].bool() if padded else torch.ones((rows, seq), dtype=torch.bool, device=inputs.device)
+    )
+    if positions is None and padded:
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -seq:]
+    elif positions is None:
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else cache.get_seq_length()
+        positions = torch.arange(past, past + seq, device=inputs.device)[None]
+    return Forward(positions.expand(rows, seq), real)
+
+
+class _Deepest(Exception):
+    """Raised inside the forward pass once the deepest layer asked for was read."""
+
+
+@torch.inference_mode()
+def capture(
+    model: ChatModel,
+    rows: Sequence[Sequence[int]],
+    weights: Float[Tensor, "batch span seq"],
+    layers: Sequence[int],
+) -> Float[Tensor, "batch span layer d_model"]:
+    """Weighted sums of the residual stream over positions, computed inside the hooks.
+
+    Nothing of length seq outlives its block, blocks above the deepest layer and the LM head do not run, and
+    padding is on the right. Sums are float32.
+
+    Args:
+        model: What to read.
+        rows: Token ids of each conversation.
+        weights: Per row and span, the weight of every position; a mean has weights that sum to 1. Zero beyond
+            the row's own length.
+        layers: Which block outputs to read.
+
+    Source: DESIGN 4.7; the site is `resid_post`, never `output_hidden_states`, whose last entry is normed.
+    """
+    ids, mask = model.tensor(rows, left=False)
+    spread = torch.zeros((len(rows), weights.shape[1], ids.shape[1]), device=ids.device)
+    spread[:, :, : weights.shape[2]] = weights.to(ids.device)
+    sums: dict[int, Tensor] = {}
+    deepest = max(layers)
+
+    def read(layer: int) -> BlockFn:
+        def fn(stream: Tensor) -> None:
+            sums[layer] = torch.bmm(spread, stream.float())
+            if layer == deepest:
+                raise _Deepest
+
+        return fn
+
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with attach(model, lambda _: None, {layer: read(layer) for layer in set(layers)}):
+        try:
+            model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        except _Deepest:
+            pass
+    return torch.stack([sums[layer] for layer in layers], dim=2).cpu()

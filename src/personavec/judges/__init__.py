@@ -1,0 +1,1 @@
+"""Judges: who says how strongly a reply shows a trait."""

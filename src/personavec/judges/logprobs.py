@@ -1,0 +1,76 @@
+"""Log-probabilities of given replies, every prompt read once for all replies to it."""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from personavec.model import ChatModel
+
+BATCH_TOKENS = 3072
+"""Reply tokens that one forward pass may hold; their logits are the largest tensor here."""
+
+Ids = tuple[int, ...]
+
+
+@torch.inference_mode()
+def reply_logprobs(
+    model: ChatModel,
+    prompts: Sequence[Ids],
+    replies: Sequence[Ids],
+    progress: Callable[[int], None] = lambda _: None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[Float[Tensor, " seq"]]:
+    """Log-probability of each reply's tokens after its prompt, in nats.
+
+    Args:
+        model: The model whose probabilities are asked for.
+        prompts: Prompt ids, one per reply; equal prompts are read once per batch.
+        replies: Reply ids; an empty reply gives an empty tensor.
+        progress: Told the number of replies done after every batch.
+        batch_tokens: Token budget of one batch.
+    """
+    order = sorted(range(len(replies)), key=lambda i: (len(prompts[i]), prompts[i], len(replies[i])))
+    out: list[Tensor] = [torch.empty(0)] * len(replies)
+    batch: list[int] = []
+    groups = [list(rows) for _, rows in groupby(order, key=lambda i: prompts[i])]
+    for index, rows in enumerate(groups):
+        batch += rows
+        following = groups[index + 1] if index + 1 < len(groups) else []
+        size = (len(batch) + len(following)) * max(len(replies[i]) for i in batch + following)
+        if not following or size > batch_tokens:
+            for i, logprob in zip(batch, _batch(model, [prompts[i] for i in batch], [replies[i] for i in batch])):
+                out[i] = logprob
+            progress(len(batch))
+            batch = []
+    return out
+
+
+def _batch(model: ChatModel, prompts: Sequence[Ids], replies: Sequence[Ids]) -> list[Tensor]:
+    distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    ids, mask = model.tensor([prompt[:-1] for prompt in distinct], left=True)
+    cache = DynamicCache(config=model.hf.config.get_text_config())
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    rows = torch.tensor([distinct[prompt] for prompt in prompts], device=model.device)
+    cache.batch_select_indices(rows)
+    # the last prompt token goes with the reply: its output predicts the reply's first token
+    inputs = [prompt[-1:] + reply[:-1] for prompt, reply in zip(prompts, replies, strict=True)]
+    tail_ids, tail_mask = model.tensor(inputs, left=False)
+    start = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)[:, None]
+    logits = model.hf(
+        input_ids=tail_ids,
+        attention_mask=torch.cat([mask[rows], tail_mask], dim=1),
+        position_ids=start + torch.arange(tail_ids.shape[1], device=model.device),
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    out = []
+    for row, reply in zip(logits, replies, strict=True):
+        own = row[: len(reply)].float()
+        target = torch.tensor(reply, dtype=torch.long, device=own.device)[:, None]
+        out.append((own.gather(1, target)[:, 0] - own.logsumexp(-1)).cpu())
+    return out

@@ -1,0 +1,128 @@
+"""Which replies to write for a trait, and writing them resumably."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from personavec.generate import Request, Sampling, batches, generate
+from personavec.model import ChatModel
+from personavec.progress import stage
+from personavec.run import Run
+from personavec.steer import Steering
+from personavec.trait import Trait
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One reply to write: what is known of it beforehand, and the request."""
+
+    row: Row
+    """Metadata with a unique `id`; ends up in the reply's JSONL row."""
+    request: Request
+
+
+def _seed(seed: int, *parts: str | int) -> tuple[int, ...]:
+    """Random state of one reply: depends on what it answers, not on which batch or call it is part of."""
+    return (seed, *(part if isinstance(part, int) else zlib.crc32(part.encode()) for part in parts))
+
+
+def contrastive(model: ChatModel, trait: Trait, rollouts: int, seed: int) -> list[Plan]:
+    """Replies to the extraction questions under every positive and negative instruction.
+
+    Source: Persona Vectors (arXiv 2507.21509) section 2.2.
+    """
+    return [
+        Plan(
+            {
+                "id": f"{side}-{pair}-{question_id}-{sample}",
+                "side": side,
+                "pair": pair,
+                "question_id": question_id,
+                "question": question,
+                "sample": sample,
+            },
+            Request(
+                model.render(
+                    [
+                        {"role": "system", "content": trait.system_prompt(pair, side)},
+                        {"role": "user", "content": question},
+                    ]
+                ),
+                seed=_seed(seed, trait.name, side, pair, question, sample),
+            ),
+        )
+        for side in ("pos", "neg")
+        for pair in range(len(trait.pairs))
+        for question_id, question in enumerate(trait.extract)
+        for sample in range(rollouts)
+    ]
+
+
+def answers(
+    model: ChatModel,
+    questions: Sequence[str],
+    rollouts: int,
+    seed: int,
+    *,
+    system: str,
+    extra: Row,
+    steering: Sequence[Sequence[Steering]] = ((),),
+) -> list[Plan]:
+    """Replies to questions without a trait instruction, steered or not.
+
+    Args:
+        model: Who answers.
+        questions: What is asked.
+        rollouts: Replies per question.
+        seed: Equal seeds draw equal random numbers for equal question and sample, whatever the steering.
+        system: System-prompt policy, see `ChatModel.render`.
+        extra: Metadata of these rows; its values make their ids unique.
+        steering: What to do to sample 0, 1, …; the last one serves all further samples.
+    """
+    prefix = "-".join(str(value) for value in extra.values())
+    return [
+        Plan(
+            {"id": f"{prefix}-{question_id}-{sample}", **extra}
+            | {"question_id": question_id, "question": question, "sample": sample},
+            Request(
+                model.render([{"role": "user", "content": question}], system),
+                tuple(steering[min(sample, len(steering) - 1)]),
+                _seed(seed, "answers", question, sample),
+            ),
+        )
+        for question_id, question in enumerate(questions)
+        for sample in range(rollouts)
+    ]
+
+
+def write(
+    model: ChatModel, run: Run, name: str, plans: Sequence[Plan], sampling: Sampling, batch_tokens: int, title: str
+) -> list[Row]:
+    """Write the planned replies to a JSONL file of the run, skipping those that are there; returns all rows.
+
+    A batch is the unit of resumption: its make-up depends on the plan alone, so a resumed run writes the same.
+    """
+    rows = {row["id"]: row for row in run.rows(name)}
+    requests = [plan.request for plan in plans]
+    with stage(title, len(plans)) as advance:
+        for batch in batches(requests, sampling.max_new_tokens, batch_tokens):
+            if any(plans[index].row["id"] not in rows for index in batch):
+                replies = generate(model, [requests[index] for index in batch], sampling)
+                fresh = [
+                    plans[index].row
+                    | {
+                        "response": model.decode(reply.ids).strip(),
+                        "finish": reply.finish,
+                        "prompt_ids": list(requests[index].prompt),
+                        "response_ids": list(reply.ids),
+                    }
+                    for index, reply in zip(batch, replies, strict=True)
+                    if plans[index].row["id"] not in rows
+                ]
+                run.append(name, fresh)
+                rows |= {row["id"]: row for row in fresh}
+            advance(len(batch))
+    return [rows[plan.row["id"]] for plan in plans]

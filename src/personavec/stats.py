@@ -1,0 +1,130 @@
+"""Statistics: means with intervals clustered by question, AUC, and calibrated scores."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+CONFIDENCE = 0.95
+RESAMPLES = 4000
+
+
+class Interval(NamedTuple):
+    """A mean with its 95% confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    """Number of values behind it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in result files; null where there was nothing to average."""
+        if self.n == 0:
+            return {"mean": None, "ci": [None, None], "n": 0}
+        return {"mean": round(self.mean, 4), "ci": [round(self.low, 4), round(self.high, 4)], "n": self.n}
+
+
+def clustered_mean(values: Float[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0) -> Interval:
+    """Mean with a 95% bootstrap interval that resamples whole clusters (questions), not single replies.
+
+    Args:
+        values: One per reply; nan (refused, empty) is left out.
+        clusters: Which question each reply answers.
+        seed: Of the resampling.
+    """
+    from scipy.stats import bootstrap
+
+    valid = ~np.isnan(values)
+    if not valid.any():
+        return Interval(np.nan, np.nan, np.nan, 0)
+    _, index = np.unique(clusters[valid], return_inverse=True)
+    sums, counts = np.bincount(index, values[valid]), np.bincount(index)
+    mean = float(sums.sum() / counts.sum())
+    if len(sums) < 2 or np.ptp(sums / counts) == 0:
+        return Interval(mean, mean, mean, int(valid.sum()))
+    found = bootstrap(
+        (sums, counts),
+        lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), int(valid.sum()))
+
+
+def auc(pos: Float[ndarray, " n"], neg: Float[ndarray, " m"]) -> float:
+    """Chance that a positive value lies above a negative one; 0.5 is no separation."""
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(pos, neg).statistic / (len(pos) * len(neg)))
+
+
+def auc_interval(
+    values: Float[ndarray, " n"], is_pos: Bool[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0
+) -> Interval:
+    """AUC with a 95% bootstrap interval that resamples whole clusters (questions)."""
+    from scipy.stats import bootstrap
+
+    names = np.unique(clusters)
+    members = [np.flatnonzero(clusters == name) for name in names]
+
+    def resampled(chosen: Int[ndarray, " cluster"]) -> float:
+        rows = np.concatenate([members[int(c)] for c in chosen])
+        pos, neg = values[rows][is_pos[rows]], values[rows][~is_pos[rows]]
+        return auc(pos, neg) if len(pos) and len(neg) else np.nan
+
+    point = auc(values[is_pos], values[~is_pos])
+    if len(names) < 2:
+        return Interval(point, point, point, len(values))
+    found = bootstrap(
+        (np.arange(len(names)),),
+        resampled,
+        vectorized=False,
+        n_resamples=400,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution
+    low, high = np.nanpercentile(found, [2.5, 97.5])
+    return Interval(point, float(low), float(high), len(values))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A logistic regression that turns evidence into a probability."""
+
+    weights: tuple[float, ...]
+    intercept: float
+
+    def predict(self, evidence: Float[ndarray, "n feature"]) -> Float[ndarray, " n"]:
+        """Probability from 0 to 1; nan where evidence is missing."""
+        from scipy.special import expit
+
+        return np.asarray(expit(evidence @ np.array(self.weights) + self.intercept))
+
+
+def calibrate(
+    evidence: Float[ndarray, "n feature"], is_pos: Bool[ndarray, " n"], clusters: Int[ndarray, " n"]
+) -> tuple[Calibration, Float[ndarray, " n"]]:
+    """Fit probability of being positive; also returns each row's probability from a fit without its cluster.
+
+    Both classes weigh the same. Features are standardised inside, the returned weights are for raw evidence.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+    folds = GroupKFold(min(5, len(np.unique(clusters))))
+    held_out = cross_val_predict(model, evidence, is_pos, groups=clusters, cv=folds, method="predict_proba")[:, 1]
+    scaler, logistic = model.fit(evidence, is_pos)
+    weights = logistic.coef_[0] / scaler.scale_
+    intercept = float(logistic.intercept_[0] - weights @ scaler.mean_)
+    return Calibration(tuple(map(float, weights)), intercept), held_out

@@ -1,0 +1,256 @@
+"""Steering: adding, ablating or capping directions in the residual stream, per row and per position."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from personavec.errors import ConfigError, ModelError, VectorError
+from personavec.hooks import BlockFn, Forward, attach
+from personavec.model import ChatModel
+from personavec.vector import PersonaVector, increments, load_vector
+
+Positions = Literal["all", "prompt", "response"]
+
+
+@dataclass(frozen=True)
+class Steering:
+    """One change to the residual stream; a list of them composes in order.
+
+    Source: Persona Vectors (arXiv 2507.21509) sections 3.2 and J.3 (add), J.4 (ablate, after CAFT); capping after
+    the Assistant Axis (arXiv 2601.10387).
+    """
+
+    vector: PersonaVector
+    coef: float = 1.0
+    """How many natural differences to add (op "add")."""
+    layer: int | None = None
+    """Which block's output to change; None means every layer: by increments to add, by its own row otherwise."""
+    positions: Positions = "response"
+    """`response` starts at the last prompt token, whose output predicts the first response token."""
+    op: Literal["add", "ablate", "cap"] = "add"
+    floor: float = -math.inf
+    """Projections below are moved up to it (op "cap")."""
+    ceiling: float = math.inf
+    """Projections above are moved down to it (op "cap")."""
+
+    @property
+    def active(self) -> bool:
+        """False when this changes nothing: adding with coef 0."""
+        return self.op != "add" or self.coef != 0
+
+    def deltas(self) -> dict[int, Float[Tensor, " d_model"]]:
+        """What op "add" adds at each layer it touches."""
+        if self.layer is not None:
+            self.vector.check_layer(self.layer)
+            return {self.layer: self.coef * self.vector.direction[self.layer]}
+        return dict(enumerate(self.coef * increments(self.vector.direction)))
+
+
+def parse_steering(text: str) -> Steering:
+    """Read `VEC:COEF[@LAYER]`: a vector file, a coefficient (or a dose, `0.5d`) and a layer (or `all`).
+
+    Without a layer it is the one the vector's card recommends.
+
+    Raises:
+        ConfigError: The text has another form.
+        VectorError: No such vector or layer, or the card recommends no layer.
+    """
+    match = re.fullmatch(r"(?P<file>.+):(?P<amount>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)(?P<dose>d?)(?:@(?P<layer>all|\d+))?", text)
+    if match is None:
+        raise ConfigError(
+            f"expected VEC:COEF[@LAYER], got {text}; for example runs/extract/optimistic/vector.safetensors:2@15, "
+            "or :0.5d for a dose"
+        )
+    vector = load_vector(Path(match["file"]))
+    amount = float(match["amount"])
+    layer = vector.card.layer if match["layer"] is None else None if match["layer"] == "all" else int(match["layer"])
+    if layer is None and match["layer"] is None:
+        raise VectorError(f"expected a recommended layer in {match['file']}, got none; write {text}@LAYER")
+    if layer is not None:
+        vector.check_layer(layer)
+    if match["dose"]:
+        if layer is None:
+            raise ConfigError(f"expected a coef with @all, got the dose {amount}; a dose belongs to one layer")
+        amount = vector.coef(layer, amount)
+    return Steering(vector, amount, layer)
+
+
+class Steered:
+    """A running `steer` context: what it changes, what it did, and which rows are still there."""
+
+    def __init__(self, model: ChatModel, rows: Sequence[Sequence[Steering]], prompt_tokens: Sequence[int]) -> None:
+        active = [[steering for steering in row if steering.active] for row in rows]
+        for steering in {steering for row in active for steering in row}:
+            steering.vector.check_model(model.identity)
+            if steering.layer is not None:
+                steering.vector.check_layer(steering.layer)
+        self._device, self._dtype = model.device, model.dtype
+        self._prompt = torch.tensor(prompt_tokens, device=model.device)[:, None]
+        self._touched = {
+            kind: torch.tensor([[any(s.positions == kind for s in row)] for row in active], device=model.device)
+            for kind in sorted({s.positions for row in active for s in row})
+        }
+        self._adds = self._collect_adds(active, model)
+        self._edits = self._collect_edits(active, model)
+        self._count = torch.zeros((), dtype=torch.long, device=model.device)
+        self._covered: dict[str, Bool[Tensor, "rows seq 1"]] = {}
+        self._checked: set[int] = set()
+        self._alive: Tensor | slice = slice(None)
+
+    @property
+    def tokens(self) -> int:
+        """Steered tokens so far."""
+        return int(self._count)
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers that are changed."""
+        return sorted(self._adds.keys() | self._edits.keys())
+
+    def keep(self, alive: Tensor) -> None:
+        """Say which of the original rows the next forward passes hold, by index."""
+        self._alive = alive
+
+    def start(self, forward: Forward) -> None:
+        """Find the tokens that each kind of position covers in this forward pass."""
+        prompt, real = self._prompt[self._alive], forward.real
+        covers = {
+            "all": real,
+            "prompt": real & (forward.positions < prompt),
+            "response": real & (forward.positions >= prompt - 1),
+        }
+        for kind, touched in self._touched.items():
+            covered = covers[kind] & touched[self._alive]
+            self._covered[kind] = covered[:, :, None]
+            self._count += covered.sum()
+
+    def change(self, layer: int, stream: Float[Tensor, "rows seq d_model"]) -> Float[Tensor, "rows seq d_model"]:
+        """The steered stream: additions first, then ablation, then caps."""
+        out = stream
+        for kind, delta in self._adds.get(layer, {}).items():
+            out = out + self._covered[kind] * delta[self._alive][:, None]
+        if layer not in self._checked:
+            self._check(layer, stream, out)
+            self._checked.add(layer)
+        for kind, rows, edit in self._edits.get(layer, []):
+            out = torch.where(self._covered[kind] & rows[self._alive][:, :, None], edit(out), out)
+        return out
+
+    def _check(self, layer: int, before: Tensor, after: Tensor) -> None:
+        """Proof of effect at the site: the stream moved by coef·v, up to the rounding of its dtype."""
+        wanted = before.float()
+        for kind, delta in self._adds.get(layer, {}).items():
+            wanted = wanted + self._covered[kind] * delta[self._alive][:, None].float()
+        rounding = 2 * torch.finfo(after.dtype).eps * (before.float().abs() + wanted.abs())
+        if not ((after.float() - wanted).abs() <= rounding).all():
+            raise ModelError(
+                f"expected layer {layer} to move by coef·v, got a stream that overflowed; lower the coef "
+                "(a dose under 1 is usual)"
+            )
+
+    def _collect_adds(
+        self, rows: Sequence[Sequence[Steering]], model: ChatModel
+    ) -> dict[int, dict[str, Float[Tensor, "rows d_model"]]]:
+        adds: dict[int, dict[str, Tensor]] = {}
+        for index, row in enumerate(rows):
+            for steering in row:
+                if steering.op != "add":
+                    continue
+                for layer, delta in steering.deltas().items():
+                    kinds = adds.setdefault(layer, {})
+                    if steering.positions not in kinds:
+                        kinds[steering.positions] = torch.zeros((len(rows), model.identity.d_model))
+                    kinds[steering.positions][index] += delta
+        return {
+            layer: {kind: delta.to(self._device, self._dtype) for kind, delta in kinds.items()}
+            for layer, kinds in adds.items()
+        }
+
+    def _collect_edits(
+        self, rows: Sequence[Sequence[Steering]], model: ChatModel
+    ) -> dict[int, list[tuple[str, Bool[Tensor, "rows 1"], BlockFn]]]:
+        groups: dict[tuple[int, str, tuple[Steering, ...]], list[int]] = {}
+        for index, row in enumerate(rows):
+            for layer in range(model.n_layers):
+                here = [s for s in row if s.op != "add" and s.layer in (None, layer)]
+                ablated = [s for s in here if s.op == "ablate"]
+                for kind in dict.fromkeys(s.positions for s in ablated):
+                    together = tuple(s for s in ablated if s.positions == kind)
+                    groups.setdefault((layer, kind, together), []).append(index)
+                for cap in (s for s in here if s.op == "cap"):
+                    groups.setdefault((layer, cap.positions, (cap,)), []).append(index)
+        edits: dict[int, list[tuple[str, Tensor, BlockFn]]] = {}
+        for (layer, kind, steerings), members in groups.items():
+            mask = torch.zeros((len(rows), 1), dtype=torch.bool, device=self._device)
+            mask[members] = True
+            first = steerings[0]
+            directions = torch.stack([s.vector.unit(layer) for s in steerings]).to(self._device)
+            edit = ablation(directions) if first.op == "ablate" else capping(directions[0], first.floor, first.ceiling)
+            edits.setdefault(layer, []).append((kind, mask, edit))
+        return edits
+
+
+def ablation(directions: Float[Tensor, "n d_model"]) -> BlockFn:
+    """A function that removes the span of some directions: h − Q Qᵀ h with an orthonormal basis Q.
+
+    Source: Persona Vectors (arXiv 2507.21509) appendix J.4, after CAFT (Casademunt et al. 2025).
+    """
+    basis = torch.linalg.qr(directions.float().T).Q
+
+    def edit(stream: Tensor) -> Tensor:
+        return (stream.float() - (stream.float() @ basis) @ basis.T).to(stream.dtype)
+
+    return edit
+
+
+def capping(direction: Float[Tensor, " d_model"], floor: float, ceiling: float) -> BlockFn:
+    """A function that moves projections outside [floor, ceiling] back to the bound.
+
+    Source: Assistant Axis (arXiv 2601.10387); both bounds here, on a direction of length 1.
+    """
+
+    def edit(stream: Tensor) -> Tensor:
+        along = stream.float() @ direction
+        return (stream.float() + (along.clamp(floor, ceiling) - along)[..., None] * direction).to(stream.dtype)
+
+    return edit
+
+
+@contextmanager
+def steer(
+    model: ChatModel, rows: Sequence[Sequence[Steering]], prompt_tokens: Sequence[int] = (0,)
+) -> Iterator[Steered]:
+    """Steer every forward pass inside the context.
+
+    Args:
+        model: The model to steer.
+        rows: What to do to each row of the batch; a single entry applies to every row.
+        prompt_tokens: Length of each row's prompt, for positions "prompt" and "response"; one or as many as rows.
+
+    Raises:
+        VectorError: A vector of another model, or a layer that is not there.
+        ModelError: No token was steered though something was asked for, or the stream overflowed.
+    """
+    steered = Steered(model, rows, prompt_tokens)
+    if not steered.layers:
+        yield steered
+        return
+
+    def at(layer: int) -> BlockFn:
+        return lambda stream: steered.change(layer, stream)
+
+    with attach(model, steered.start, {layer: at(layer) for layer in steered.layers}, first=True):
+        yield steered
+    if steered.tokens == 0:
+        raise ModelError(
+            f"expected steering at layer {steered.layers} to touch a token, got none; "
+            "run the model inside the context and check prompt_tokens"
+        )

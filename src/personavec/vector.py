@@ -1,0 +1,215 @@
+"""A persona vector: one direction per layer, and the card that says where it came from."""
+
+import dataclasses
+import hashlib
+import json
+import operator
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from personavec.errors import VectorError
+
+SITE = "resid_post"
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a vector must match before it may steer or read a model."""
+
+    id: str
+    """Name the model was loaded under."""
+    revision: str
+    """sha256 over config and first weights; equal for equal models."""
+    n_layers: int
+    """Number of decoder blocks."""
+    d_model: int
+    """Width of the residual stream."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where a vector comes from and how to use it; stored as JSON in the file's header."""
+
+    trait: str
+    model: ModelIdentity
+    position: str
+    """Which activations were averaged: "response avg", "prompt avg" or "prompt last"."""
+    site: str = SITE
+    """Row i is the output of decoder block i, 0-based, before the final norm."""
+    layer: int | None = None
+    """The layer the sweep chose."""
+    coef: float | None = None
+    """The coefficient the sweep chose, at that layer."""
+    activation_norms: tuple[float, ...] = ()
+    """Mean norm of the base model's response-token activations, per layer; the unit of dose."""
+    reliability: tuple[float, ...] = ()
+    """Split-half cosine per layer: vectors from two disjoint halves of the questions."""
+    system_prompt: str = "none"
+    """System-prompt policy of the unsteered replies."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Counts, judge, seeds, versions: everything else worth keeping."""
+
+
+@dataclass(frozen=True, eq=False)
+class PersonaVector:
+    """Difference in mean activation between replies that show a trait and replies that show its opposite.
+
+    Not normalised: coef 1 adds one natural difference. Float32 on the CPU.
+    Source: Persona Vectors (arXiv 2507.21509) section 2.2.
+    """
+
+    direction: Float[Tensor, "layer d_model"]
+    card: Card
+
+    def __post_init__(self) -> None:
+        if self.direction.ndim != 2 or not torch.isfinite(self.direction).all():
+            shape = tuple(self.direction.shape)
+            raise VectorError(
+                f"expected finite directions of shape [layer, d_model], got {shape} "
+                f"with {int((~torch.isfinite(self.direction)).sum())} bad values; extract the vector again"
+            )
+        object.__setattr__(self, "direction", self.direction.detach().to("cpu", torch.float32).contiguous())
+
+    @property
+    def norms(self) -> Float[Tensor, " layer"]:
+        """Length of the direction at each layer, in activation units."""
+        return self.direction.norm(dim=-1)
+
+    @property
+    def content_hash(self) -> str:
+        """Sha256 of the numbers."""
+        return hashlib.sha256(self.direction.numpy().tobytes()).hexdigest()
+
+    def unit(self, layer: int) -> Float[Tensor, " d_model"]:
+        """The direction at a layer scaled to length 1.
+
+        Raises:
+            VectorError: No such layer, or the direction there is zero.
+        """
+        self.check_layer(layer)
+        norm = self.norms[layer]
+        if norm == 0:
+            raise VectorError(f"expected a direction, got all zeros at layer {layer}; choose another layer")
+        return self.direction[layer] / norm
+
+    def dose(self, layer: int, coef: float) -> float:
+        """Size of the added vector relative to the stream: |coef|·‖v‖ / ‖h‖ (signed like coef)."""
+        return coef * float(self.norms[layer]) / self._activation_norm(layer)
+
+    def coef(self, layer: int, dose: float) -> float:
+        """The coefficient that supplies a (signed) dose at a layer."""
+        self.unit(layer)
+        return dose * self._activation_norm(layer) / float(self.norms[layer])
+
+    def _activation_norm(self, layer: int) -> float:
+        self.check_layer(layer)
+        if not self.card.activation_norms:
+            raise VectorError(
+                f"expected activation norms in the card of {self.card.trait}, got none; give a coef, not a dose"
+            )
+        return self.card.activation_norms[layer]
+
+    def check_layer(self, layer: int) -> None:
+        """Raise VectorError unless the vector has this layer."""
+        n_layers = len(self.direction)
+        if not 0 <= layer < n_layers:
+            raise VectorError(f"expected a layer from 0 to {n_layers - 1}, got {layer}; layers count blocks from 0")
+
+    def check_model(self, model: ModelIdentity) -> None:
+        """Raise VectorError unless the vector was extracted from this model (or a finetuning of it)."""
+        own = self.card.model
+        if (own.n_layers, own.d_model) != (model.n_layers, model.d_model):
+            raise VectorError(
+                f"expected a vector for {model.id} ({model.n_layers} layers, {model.d_model} wide), got "
+                f"{self.card.trait} from {own.id} ({own.n_layers} layers, {own.d_model} wide); "
+                "extract it from this model, or pass the --model it came from"
+            )
+        if own.revision != model.revision:
+            raise VectorError(
+                f"expected a vector for {model.id} (weights {model.revision[:12]}), got {self.card.trait} from "
+                f"{own.id} (weights {own.revision[:12]}); extract it from this model, or pass the --model it came from"
+            )
+
+    def _with(self, direction: Tensor) -> "PersonaVector":
+        return PersonaVector(direction, self.card)
+
+    def _combine(self, other: "PersonaVector", op: Callable[[Tensor, Tensor], Tensor]) -> "PersonaVector":
+        other.check_model(self.card.model)
+        return self._with(op(self.direction, other.direction))
+
+    def __add__(self, other: "PersonaVector") -> "PersonaVector":
+        return self._combine(other, operator.add)
+
+    def __sub__(self, other: "PersonaVector") -> "PersonaVector":
+        return self._combine(other, operator.sub)
+
+    def __mul__(self, factor: float) -> "PersonaVector":
+        return self._with(self.direction * factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: float) -> "PersonaVector":
+        return self._with(self.direction / factor)
+
+    def __neg__(self) -> "PersonaVector":
+        return self._with(-self.direction)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PersonaVector) and torch.equal(self.direction, other.direction)
+
+    def __hash__(self) -> int:
+        return hash(self.content_hash)
+
+    def save(self, path: Path) -> Path:
+        """Write one safetensors file, card in its header; atomic."""
+        card = dataclasses.asdict(self.card) | {"content_hash": self.content_hash}
+        header = {"card": json.dumps(card, sort_keys=True)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(save({"direction": self.direction}, metadata=header))
+        os.replace(temporary, path)
+        return path
+
+
+def load_vector(path: Path) -> PersonaVector:
+    """Read a vector written by `PersonaVector.save`.
+
+    Raises:
+        VectorError: No such file, not a persona vector, or its numbers were changed.
+    """
+    if not path.is_file():
+        raise VectorError(f"expected a persona vector file, got no file at {path}; run `personavec extract` first")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            direction = file.get_tensor("direction")
+        card = json.loads(metadata["card"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise VectorError(
+            f"expected a persona vector (safetensors with a `direction` and a card), got {path} ({error}); "
+            "pass the vector.safetensors of an extract run"
+        ) from error
+    content_hash = card.pop("content_hash", None)
+    for name in ("activation_norms", "reliability"):
+        card[name] = tuple(card[name])
+    vector = PersonaVector(direction, Card(**card | {"model": ModelIdentity(**card["model"])}))
+    if content_hash != vector.content_hash:
+        raise VectorError(f"expected content hash {content_hash}, got {vector.content_hash} in {path}; copy it again")
+    return vector
+
+
+def increments(direction: Float[Tensor, "layer d_model"]) -> Float[Tensor, "layer d_model"]:
+    """Per-layer increments v_l − v_(l−1), v_(−1) = 0: added at every layer, their running sum is v_l.
+
+    Source: Persona Vectors (arXiv 2507.21509) appendix J.3; the paper leaves v_(−1) open, here it is 0.
+    """
+    return torch.diff(direction, dim=0, prepend=torch.zeros_like(direction[:1]))
