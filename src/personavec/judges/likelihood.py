@@ -1,8 +1,6 @@
 """The offline judge: how much likelier a reply is under the trait's positive than its negative instructions."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +10,7 @@ from personavec.errors import JudgeError
 from personavec.judges.judge import Progress, Score
 from personavec.judges.logprobs import reply_logprobs
 from personavec.model import ChatModel
-from personavec.stats import Calibration, auc_interval, calibrate
+from personavec.stats import Calibration, Interval, auc_interval, calibrate
 from personavec.trait import Trait
 
 WEAK_AUC = 0.75
@@ -25,10 +23,11 @@ class LikelihoodJudge:
     sampling distribution instead of the trait. Source: DESIGN section 8.
     """
 
-    def __init__(self, model: ChatModel, trait: Trait) -> None:
+    def __init__(self, model: ChatModel, trait: Trait, calibration: Calibration | None = None) -> None:
         self._model, self._trait = model, trait
         self.id = f"likelihood:{model.identity.id}"
-        self.calibration: Calibration | None = None
+        self.calibration = calibration
+        self.auc: Interval | None = None
 
     def ratios(
         self, questions: Sequence[str], answers: Sequence[str], progress: Progress
@@ -44,11 +43,6 @@ class LikelihoodJudge:
                 sides.append([float(each.mean()) if len(each) else np.nan for each in logprobs])
         pos, neg = np.split(np.array(sides), 2)
         return (pos - neg).T
-    
-    @property
-    def passes(self) -> int:
-        """How often every reply is read."""
-        return 2 * len(self._trait.pairs)
 
     def calibrate(
         self,
@@ -79,10 +73,7 @@ class LikelihoodJudge:
             )
         held_out = np.full(len(answers), np.nan)
         self.calibration, held_out[valid] = calibrate(evidence[valid, None], is_pos[valid], groups[valid])
-        interval = auc_interval(
-            held_out[valid & is_pos], groups[valid & is_pos], held_out[valid & ~is_pos], groups[valid & ~is_pos], seed
-        )
-        self.auc = interval
+        self.auc = auc_interval(held_out[valid], is_pos[valid], groups[valid], seed)
         return [self._score(100 * value, x) for value, x in zip(held_out, evidence, strict=True)]
 
     def score(self, questions: Sequence[str], answers: Sequence[str], progress: Progress) -> list[Score]:

@@ -1,0 +1,104 @@
+"""Offline coherence: is a reply as fluent as the unsteered model's own, and free of loops?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from personavec.errors import JudgeError
+from personavec.judges.judge import Progress, Score
+from personavec.judges.logprobs import Ids, reply_logprobs
+from personavec.model import ChatModel
+from personavec.stats import Calibration, Interval, auc_interval, calibrate
+
+GRAM = 3
+"""Length of the token runs whose repetition is counted."""
+WORST = 0.25
+"""Share of least likely tokens that are averaged: a garbled stretch must show in a fluent reply."""
+LOOP_WORDS = 6
+"""Words in a loop that the judge learns to reject."""
+MASKED_SHARE = 0.3
+"""Share of words that are swapped in the mildest garbling the judge learns to reject."""
+
+
+class FluencyJudge:
+    """Coherence 0–100: how likely a reply is an intact one of the model's own rather than a garbled one.
+
+    Fluency only: fluent evil text is coherent. Calibrated on the base model's replies against the same replies
+    with their words shuffled, partly swapped, or looped. Source: DESIGN section 8.
+    """
+
+    def __init__(self, model: ChatModel, system: str, calibration: Calibration | None = None) -> None:
+        self._model, self._system = model, system
+        self.id = f"fluency:{model.identity.id}"
+        self.calibration = calibration
+        self.auc: Interval | None = None
+
+    def calibrate(self, questions: Sequence[str], answers: Sequence[str], seed: int, progress: Progress) -> list[Score]:
+        """Learn the 0–100 scale from the base model's replies; returns their scores, cross-validated by question.
+
+        Raises:
+            JudgeError: Fewer than two questions have replies.
+        """
+        groups = np.unique(np.array(questions), return_inverse=True)[1]
+        garbled = [*zip(*(garble(answer, (seed, index)) for index, answer in enumerate(answers)), strict=True)]
+        copies = 1 + len(garbled)
+        features = self._features(
+            list(questions) * copies, [*answers, *(text for kind in garbled for text in kind)], progress
+        )
+        valid = ~np.isnan(features).any(axis=1)
+        intact = np.arange(len(features)) < len(answers)
+        groups = np.tile(groups, copies)
+        if len(set(groups[valid])) < 2:
+            raise JudgeError(
+                "expected replies to at least two questions to learn coherence from, got fewer; the rest were empty: "
+                "raise --max-new-tokens or choose another model"
+            )
+        held_out = np.full(len(features), np.nan)
+        self.calibration, held_out[valid] = calibrate(features[valid], intact[valid], groups[valid])
+        self.auc = auc_interval(held_out[valid], intact[valid], groups[valid], seed)
+        return self._scores(held_out[intact])
+
+    def score(self, questions: Sequence[str], answers: Sequence[str], progress: Progress) -> list[Score]:
+        """Score replies; see `Judge`."""
+        if self.calibration is None:
+            raise JudgeError("expected a calibrated judge, got one without calibration; call calibrate first")
+        return self._scores(self.calibration.predict(self._features(questions, answers, progress)))
+
+    def _features(
+        self, questions: Sequence[str], answers: Sequence[str], progress: Progress
+    ) -> Float[ndarray, "reply feature"]:
+        """Mean log-probability, that of the least likely tokens, and repetition; nan for empty replies."""
+        replies = [self._model.encode(answer) for answer in answers]
+        prompts = [self._model.render([{"role": "user", "content": q}], self._system) for q in questions]
+        logprobs = reply_logprobs(self._model, prompts, replies, progress)
+        features = np.full((len(replies), 3), np.nan)
+        for row, (logprob, ids) in enumerate(zip(logprobs, replies, strict=True)):
+            if len(ids):
+                ordered = logprob.sort().values
+                worst = ordered[: max(1, round(WORST * len(ids)))]
+                features[row] = float(ordered.mean()), float(worst.mean()), repetition(ids)
+        return features
+
+    def _scores(self, chances: Float[ndarray, " reply"]) -> list[Score]:
+        return [Score(None if np.isnan(c) else 100 * float(c), self.id) for c in chances]
+
+
+def repetition(ids: Ids) -> float:
+    """Share of token runs of length `GRAM` that occurred before in the same reply, 0 to 1."""
+    grams = [ids[start : start + GRAM] for start in range(len(ids) - GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def garble(text: str, seed: tuple[int, ...]) -> tuple[str, str, str]:
+    """Three damaged copies of a text: words shuffled, some words swapped about, its beginning looped."""
+    rng = np.random.default_rng(seed)
+    words = text.split()
+    shuffled = [words[i] for i in rng.permutation(len(words))]
+    some = np.flatnonzero(rng.random(len(words)) < MASKED_SHARE)
+    swapped = list(words)
+    for target, source in zip(some, rng.permutation(some), strict=True):
+        swapped[target] = words[source]
+    looped = [words[i % LOOP_WORDS] for i in range(len(words))] if len(words) > LOOP_WORDS else words * 4
+    return " ".join(shuffled), " ".join(swapped), " ".join(looped)

@@ -1,0 +1,175 @@
+"""A run is a folder: configuration, manifest, tables; killed at any moment, the same command resumes it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from personavec.errors import ConfigError, DataError
+
+PACKAGES = ("personavec", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
+IRRELEVANT = {"out", "json"}
+"""Options that do not change results, and so may differ when a run is resumed."""
+
+
+class Run:
+    """Handle of a run folder. Writes are atomic (temporary file, then rename) or appends of whole lines."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def open(cls, folder: Path, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> "Run":
+        """Create a run folder, or resume the run in it.
+
+        Args:
+            folder: Where the run lives.
+            config: The options; a resumed run must have the same.
+            inputs: Sha256 of what the run reads, by name.
+
+        Raises:
+            ConfigError: The folder holds another run, or something else, or cannot be written.
+        """
+        run = cls(folder)
+        config = json.loads(json.dumps({k: v for k, v in config.items() if k not in IRRELEVANT}, default=str))
+        config["inputs"] = dict(inputs or {})
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if run.done("config.json"):
+                run._check(config)
+            elif any(folder.iterdir()):
+                raise ConfigError(
+                    f"expected an empty folder or a run to resume, got other files in {folder}; choose another --out"
+                )
+            else:
+                run.write_json("config.json", config)
+        except OSError as error:
+            raise ConfigError(
+                f"expected a folder that can be written, got {folder} ({error.strerror}); choose another --out"
+            ) from error
+        manifest = run.read_json("manifest.json") if run.done("manifest.json") else {"started": _now()}
+        run.write_json("manifest.json", manifest | {"versions": versions(), "command": sys.argv[1:], "commit": _commit()})
+        return run
+
+    def _check(self, config: Mapping[str, Any]) -> None:
+        found = self.read_json("config.json")
+        differing = sorted(key for key in {*found, *config} if found.get(key) != config.get(key))
+        if differing:
+            told = "; ".join(f"{key}: {found.get(key)} there, {config.get(key)} here" for key in differing)
+            raise ConfigError(
+                f"expected the run in {self.folder} to have the same options, got another run ({told}); "
+                "choose another --out, or delete that folder"
+            )
+
+    def path(self, name: str) -> Path:
+        """Where a file of the run lies."""
+        return self.folder / name
+
+    def done(self, name: str) -> bool:
+        """Whether a file was written; atomic writes make that mean complete."""
+        return self.path(name).is_file()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, atomically."""
+        self._write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the run."""
+        try:
+            return json.loads(self.path(name).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"expected JSON in {self.path(name)}, got {error}; delete that file and run the same command again"
+            ) from error
+
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a whole JSONL table, atomically."""
+        self._write(name, "".join(_line(row) for row in rows))
+
+    def append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows to a JSONL table and make sure they are on the disk."""
+        with self.path(name).open("a", encoding="utf-8") as file:
+            file.write("".join(_line(row) for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """Rows of a JSONL table; a line torn by a kill is cut off, so that appending can go on.
+
+        Raises:
+            DataError: A line in the middle is not JSON.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            return
+        with path.open("rb+") as file:
+            start = 0
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    file.truncate(start)
+                    return
+                start += len(line)
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise DataError(
+                        f"expected JSON in {path} line {number}, got {error}; delete that file and run again"
+                    ) from error
+                yield row
+
+    def finish(self, outputs: Sequence[str]) -> None:
+        """Note the end of the run and the sha256 of what it wrote."""
+        manifest = self.read_json("manifest.json")
+        manifest |= {"finished": _now(), "outputs": {name: sha256(self.path(name)) for name in outputs}}
+        self.write_json("manifest.json", manifest)
+
+    def _write(self, name: str, text: str) -> None:
+        path = self.path(name)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change results."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """Commit of the source tree, when personavec runs from a checkout."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
