@@ -188,17 +188,13 @@ def test_unknown_name_without_near_names_lists_all() -> None:
     assert_one_line(error)
 
 
-def test_builtin_name_wins_over_a_run_folder_of_that_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_builtin_name_wins_over_a_run_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil").mkdir()
     assert load_trait("evil").name == "evil"
 
 
-@pytest.mark.parametrize(
-    "key", ["name", "adjective", "antonym", "description", "pairs", "questions", "rubric"]
-)
+@pytest.mark.parametrize("key", ["name", "adjective", "antonym", "description", "pairs", "questions", "rubric"])
 def test_missing_key_is_named(key: str, tmp_path: Path) -> None:
     data = json.loads(SMALL.to_json())
     del data[key]
@@ -302,9 +298,7 @@ def test_two_file_form(extract: str, evaluate: str, tmp_path: Path, monkeypatch:
     assert load_trait(rewritten) == trait
 
 
-@pytest.mark.parametrize(
-    "name", ["trait_data_extract/terse.json", "trait_data_eval/terse.json", "terse.json"]
-)
+@pytest.mark.parametrize("name", ["trait_data_extract/terse.json", "trait_data_eval/terse.json", "terse.json"])
 def test_two_file_form_needs_its_other_half(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, half(*SMALL.extract))
     with pytest.raises(TraitError, match="evaluation half") as error:

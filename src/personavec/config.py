@@ -1,4 +1,4 @@
-"""Options of every verb: one frozen dataclass each, whose docstrings are the command line's help."""
+"""Options of every verb: one frozen dataclass each, whose docstrings are the command line's help, examples included."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-Steer = Annotated[tuple[str, ...], tyro.conf.arg(metavar="VEC:COEF[@LAYER] …"), tyro.conf.UseAppendAction]
+Steer = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="VEC:COEF[@LAYER]", help_behavior_hint="(repeatable)"),
+    tyro.conf.UseAppendAction,
+]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Layers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="LAYER [LAYER …]", help_behavior_hint="")]
+Doses = Annotated[tuple[float, ...], tyro.conf.arg(metavar="DOSE [DOSE …]")]
+Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE …]", help_behavior_hint="")]
+Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
@@ -22,9 +32,9 @@ class Common:
     """Number format of the model; auto is bfloat16 where the hardware multiplies it, else float32."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
-    trust_remote_code: bool = False
+    trust_remote_code: Switch = False
     """Run code that the model repository ships. Off: such models are refused."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object on stdout; progress stays on stderr."""
 
 
@@ -41,24 +51,33 @@ class Writing:
     batch_tokens: int = 12288
     """Tokens in one batch, prompts and replies together; lower it when memory runs out."""
     system: str = "template"
-    """System prompt of replies without a trait instruction: template (what the chat template does by itself), none, or a text."""
+    """System prompt where no trait instruction stands: template (the chat template's own default), none, or a text."""
 
 
 @dataclass(frozen=True)
-class ExtractConfig(Common, Writing):
-    """Find a trait's persona vector and prove by steering that it causes the trait."""
+class ExtractConfig(Writing, Common):
+    """Find a trait's persona vector and prove it by steering.
 
-    traits: Positional[tuple[str, ...]] = ()
+    Examples:
+      personavec extract optimistic
+      personavec extract optimistic humorous --out runs/two
+      personavec extract traits/terse.json --model Qwen/Qwen2.5-7B-Instruct --max-new-tokens 200
+      personavec extract optimistic --json > optimistic.json
+
+    More in docs/extract.md.
+    """
+
+    traits: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="TRAIT [TRAIT …]", help_behavior_hint="")] = ()
     """Built-in trait names or paths to trait files; several share the model and the base replies."""
-    out: Path | None = None
+    out: Folder = None
     """Run folder; default runs/extract-TRAIT. The same command resumes it."""
     judge: str = "likelihood"
     """likelihood (the model itself) or likelihood:MODEL (another model as judge)."""
     rollouts: int = 1
     """Replies per extraction question, instruction pair and side."""
-    layers: tuple[int, ...] = ()
+    layers: Layers = ()
     """Layers the sweep tries; default five, spread from 30% to 70% of the depth."""
-    doses: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+    doses: Doses = (0.2, 0.4, 0.6, 0.8)
     """Doses the sweep tries at every layer, as shares of the activation norm."""
     check_rollouts: int = 3
     """Replies per held-out question and arm in the final check."""
@@ -67,18 +86,26 @@ class ExtractConfig(Common, Writing):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Common, Writing):
-    """Measure trait expression and coherence of a model, an adapter, or a steered model."""
+class EvaluateConfig(Writing, Common):
+    """Measure trait and coherence of a model, adapted or steered.
 
-    trait: Positional[str] = ""
+    Examples:
+      personavec evaluate optimistic
+      personavec evaluate optimistic --steer runs/extract-optimistic/optimistic/vector.safetensors:0.5d
+      personavec evaluate optimistic --adapter runs/my-adapter --json
+
+    More in docs/evaluate.md.
+    """
+
+    trait: Annotated[Positional[str], tyro.conf.arg(metavar="TRAIT", help_behavior_hint="")] = ""
     """Built-in trait name or path to a trait file."""
-    out: Path | None = None
+    out: Folder = None
     """Run folder; default runs/evaluate-TRAIT. The same command resumes it."""
     judge: str = "likelihood"
     """likelihood (the model itself, unsteered and without adapter) or likelihood:MODEL."""
-    judge_file: Path | None = None
+    judge_file: File = None
     """A judge.json of an earlier run: use its scale instead of learning one from new rollouts."""
-    adapter: Path | None = None
+    adapter: Folder = None
     """PEFT adapter folder to evaluate."""
     steer: Steer = ()
     """Steer the replies; repeat for several vectors. COEF may be a dose (0.5d); LAYER may be all."""
@@ -88,13 +115,22 @@ class EvaluateConfig(Common, Writing):
 
 @dataclass(frozen=True)
 class ChatConfig(Common):
-    """Chat in the terminal, steered and watched."""
+    """Chat in the terminal, steered and watched.
+
+    Examples:
+      personavec chat --steer runs/extract-optimistic/optimistic/vector.safetensors:0.5d
+      personavec chat --watch runs/extract-optimistic/optimistic/vector.safetensors
+      personavec chat --steer optimistic.safetensors:2@15 --steer evil.safetensors:-1@13
+      echo "How was your day?" | personavec chat --temperature 0
+
+    More in docs/chat.md.
+    """
 
     steer: Steer = ()
     """Steer every reply; repeat for several vectors. COEF may be a dose (0.5d); LAYER may be all."""
-    watch: tuple[Path, ...] = ()
+    watch: Files = ()
     """Vector files; every token is coloured by its projection on the first one."""
-    adapter: Path | None = None
+    adapter: Folder = None
     """PEFT adapter folder to chat with."""
     system: str = "template"
     """System prompt: template (what the chat template does by itself), none, or a text."""
@@ -108,15 +144,30 @@ class ChatConfig(Common):
 
 @dataclass(frozen=True)
 class VerifyConfig(Common):
-    """Check on this machine and this model that steering does exactly what it says."""
+    """Check on this machine that steering does exactly what it says.
 
-    vector: Path | None = None
+    Examples:
+      personavec verify
+      personavec verify --model Qwen/Qwen2.5-7B-Instruct --dtype bfloat16
+      personavec verify --vector runs/extract-optimistic/optimistic/vector.safetensors --json
+
+    More in docs/verify.md.
+    """
+
+    vector: File = None
     """Also check this persona vector against the model."""
 
 
 @dataclass(frozen=True)
 class DemoConfig(Common):
-    """The main job on a small real model: from a trait to a proven persona vector and a report, in minutes."""
+    """From a trait to a proven vector and a report, in minutes.
+
+    Examples:
+      personavec demo
+      personavec demo --trait humorous --out runs/humorous
+
+    More in docs/demo.md.
+    """
 
     trait: str = "optimistic"
     """Built-in trait name or path to a trait file."""

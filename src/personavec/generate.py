@@ -229,6 +229,4 @@ def generate(model: ChatModel, requests: Sequence[Request], sampling: Sampling) 
                 finished.add(row)
             else:
                 written[row].append(token)
-    return [
-        Reply(tuple(ids), "stop" if row in finished else "length") for row, ids in enumerate(written)
-    ]
+    return [Reply(tuple(ids), "stop" if row in finished else "length") for row, ids in enumerate(written)]

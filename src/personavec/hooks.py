@@ -49,7 +49,7 @@ def attach(model: ChatModel, start: Start, fns: Mapping[int, BlockFn], *, first:
         start(_forward(args, kwargs))
 
     def after(fn: BlockFn) -> Callable[[nn.Module, Any, Any], Any]:
-        def hook(_: nn.Module, args: Any, output: Any) -> Any:
+        def hook(_: nn.Module, _args: Any, output: Any) -> Any:
             stream = output if isinstance(output, Tensor) else output[0]
             changed = fn(stream)
             if changed is None:
@@ -71,14 +71,13 @@ def attach(model: ChatModel, start: Start, fns: Mapping[int, BlockFn], *, first:
 
 def _forward(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
     """Positions from what the decoder was called with, as transformers would derive them."""
-    inputs = args[0] if args else kwargs.get("input_ids")
+    inputs: Any = args[0] if args else kwargs.get("input_ids")
     inputs = kwargs["inputs_embeds"] if inputs is None else inputs
     rows, seq = inputs.shape[:2]
-    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    mask: Any = kwargs.get("attention_mask")
+    positions: Any = kwargs.get("position_ids")
     padded = isinstance(mask, Tensor) and mask.ndim == 2
-    real = (
-        mask[:, -seq:].bool() if padded else torch.ones((rows, seq), dtype=torch.bool, device=inputs.device)
-    )
+    real = mask[:, -seq:].bool() if padded else torch.ones((rows, seq), dtype=torch.bool, device=inputs.device)
     if positions is None and padded:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -seq:]
     elif positions is None:
@@ -98,6 +97,7 @@ def capture(
     rows: Sequence[Sequence[int]],
     weights: Float[Tensor, "batch span seq"],
     layers: Sequence[int],
+    of: Callable[[Tensor], Tensor] = Tensor.float,
 ) -> Float[Tensor, "batch span layer d_model"]:
     """Weighted sums of the residual stream over positions, computed inside the hooks.
 
@@ -110,6 +110,7 @@ def capture(
         weights: Per row and span, the weight of every position; a mean has weights that sum to 1. Zero beyond
             the row's own length.
         layers: Which block outputs to read.
+        of: What to sum: the stream itself, or a function of it, such as its norms, that keeps the first two axes.
 
     Source: DESIGN 4.7; the site is `resid_post`, never `output_hidden_states`, whose last entry is normed.
     """
@@ -121,7 +122,7 @@ def capture(
 
     def read(layer: int) -> BlockFn:
         def fn(stream: Tensor) -> None:
-            sums[layer] = torch.bmm(spread, stream.float())
+            sums[layer] = torch.bmm(spread, of(stream))
             if layer == deepest:
                 raise _Deepest
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,12 @@ class ChatModel:
         """The dtype of the residual stream."""
         return self.hf.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
 
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The plain weights for a while; does nothing where there is no PEFT adapter."""
+        with self.hf.disable_adapter() if hasattr(self.hf, "get_base_model") else nullcontext():
+            yield
+
     def render(self, messages: Sequence[Message], system: str = "template") -> tuple[int, ...]:
         """Token ids of a conversation up to where the assistant's reply begins.
 
@@ -123,9 +130,7 @@ class ChatModel:
 
     def _apply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         def ids(turns: Sequence[Message]) -> tuple[int, ...]:
-            return tuple(
-                self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, return_dict=False)
-            )
+            return tuple(self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, return_dict=False))
 
         try:
             return ids(messages)

@@ -13,7 +13,7 @@ def unit(direction: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_mo
     Raises:
         VectorError: One of them is zero.
     """
-    norm = direction.norm(dim=-1, keepdim=True)
+    norm: Tensor = direction.norm(dim=-1, keepdim=True)
     if (norm == 0).any():
         raise VectorError("expected directions, got one that is all zeros; choose another layer or vector")
     return direction / norm

@@ -68,6 +68,7 @@ def answers(
     seed: int,
     *,
     system: str,
+    draw: str,
     extra: Row,
     steering: Sequence[Sequence[Steering]] = ((),),
 ) -> list[Plan]:
@@ -77,10 +78,11 @@ def answers(
         model: Who answers.
         questions: What is asked.
         rollouts: Replies per question.
-        seed: Equal seeds draw equal random numbers for equal question and sample, whatever the steering.
+        seed: Of the run.
         system: System-prompt policy, see `ChatModel.render`.
+        draw: Replies of the same draw, question and sample use the same random numbers, whatever the steering.
         extra: Metadata of these rows; its values make their ids unique.
-        steering: What to do to sample 0, 1, …; the last one serves all further samples.
+        steering: What to do to each reply in turn, over and over: one entry steers all alike.
     """
     prefix = "-".join(str(value) for value in extra.values())
     return [
@@ -89,8 +91,8 @@ def answers(
             | {"question_id": question_id, "question": question, "sample": sample},
             Request(
                 model.render([{"role": "user", "content": question}], system),
-                tuple(steering[min(sample, len(steering) - 1)]),
-                _seed(seed, "answers", question, sample),
+                tuple(steering[(question_id * rollouts + sample) % len(steering)]),
+                _seed(seed, draw, question, sample),
             ),
         )
         for question_id, question in enumerate(questions)

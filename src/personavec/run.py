@@ -37,24 +37,26 @@ class Run:
             ConfigError: The folder holds another run, or something else, or cannot be written.
         """
         run = cls(folder)
-        config = json.loads(json.dumps({k: v for k, v in config.items() if k not in IRRELEVANT}, default=str))
-        config["inputs"] = dict(inputs or {})
+        options: dict[str, Any] = {k: v for k, v in config.items() if k not in IRRELEVANT}
+        options = json.loads(json.dumps(options, default=str)) | {"inputs": dict(inputs or {})}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if run.done("config.json"):
-                run._check(config)
-            elif any(folder.iterdir()):
+                run._check(options)
+            elif any(path.name != "config.json.tmp" for path in folder.iterdir()):
                 raise ConfigError(
                     f"expected an empty folder or a run to resume, got other files in {folder}; choose another --out"
                 )
             else:
-                run.write_json("config.json", config)
+                run.write_json("config.json", options)
         except OSError as error:
             raise ConfigError(
                 f"expected a folder that can be written, got {folder} ({error.strerror}); choose another --out"
             ) from error
         manifest = run.read_json("manifest.json") if run.done("manifest.json") else {"started": _now()}
-        run.write_json("manifest.json", manifest | {"versions": versions(), "command": sys.argv[1:], "commit": _commit()})
+        run.write_json(
+            "manifest.json", manifest | {"versions": versions(), "command": sys.argv[1:], "commit": commit()}
+        )
         return run
 
     def _check(self, config: Mapping[str, Any]) -> None:
@@ -70,6 +72,11 @@ class Run:
     def path(self, name: str) -> Path:
         """Where a file of the run lies."""
         return self.folder / name
+
+    def part(self, name: str) -> "Run":
+        """A folder of its own inside the run."""
+        self.path(name).mkdir(exist_ok=True)
+        return Run(self.path(name))
 
     def done(self, name: str) -> bool:
         """Whether a file was written; atomic writes make that mean complete."""
@@ -156,7 +163,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the source tree, when personavec runs from a checkout."""
     here = Path(__file__).parent
     git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]

@@ -117,12 +117,13 @@ def calibrate(
     Both classes weigh the same. Features are standardised inside, the returned weights are for raw evidence.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-    folds = GroupKFold(min(5, len(np.unique(clusters))))
+    fewest = min(len(np.unique(clusters[is_pos])), len(np.unique(clusters[~is_pos])))
+    folds = StratifiedGroupKFold(min(5, fewest))
     held_out = cross_val_predict(model, evidence, is_pos, groups=clusters, cv=folds, method="predict_proba")[:, 1]
     scaler, logistic = model.fit(evidence, is_pos)
     weights = logistic.coef_[0] / scaler.scale_

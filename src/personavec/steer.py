@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from personavec.model import ChatModel
 from personavec.vector import PersonaVector, increments, load_vector
 
 Positions = Literal["all", "prompt", "response"]
+Edit = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def parse_steering(text: str) -> Steering:
         ConfigError: The text has another form.
         VectorError: No such vector or layer, or the card recommends no layer.
     """
-    match = re.fullmatch(r"(?P<file>.+):(?P<amount>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)(?P<dose>d?)(?:@(?P<layer>all|\d+))?", text)
+    match = re.fullmatch(
+        r"(?P<file>.+):(?P<amount>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)(?P<dose>d?)(?:@(?P<layer>all|\d+))?", text
+    )
     if match is None:
         raise ConfigError(
             f"expected VEC:COEF[@LAYER], got {text}; for example runs/extract/optimistic/vector.safetensors:2@15, "
@@ -176,8 +179,8 @@ class Steered:
 
     def _collect_edits(
         self, rows: Sequence[Sequence[Steering]], model: ChatModel
-    ) -> dict[int, list[tuple[str, Bool[Tensor, "rows 1"], BlockFn]]]:
-        groups: dict[tuple[int, str, tuple[Steering, ...]], list[int]] = {}
+    ) -> dict[int, list[tuple[str, Bool[Tensor, "rows 1"], Edit]]]:
+        groups: dict[tuple[int, Positions, tuple[Steering, ...]], list[int]] = {}
         for index, row in enumerate(rows):
             for layer in range(model.n_layers):
                 here = [s for s in row if s.op != "add" and s.layer in (None, layer)]
@@ -187,7 +190,7 @@ class Steered:
                     groups.setdefault((layer, kind, together), []).append(index)
                 for cap in (s for s in here if s.op == "cap"):
                     groups.setdefault((layer, cap.positions, (cap,)), []).append(index)
-        edits: dict[int, list[tuple[str, Tensor, BlockFn]]] = {}
+        edits: dict[int, list[tuple[str, Tensor, Edit]]] = {}
         for (layer, kind, steerings), members in groups.items():
             mask = torch.zeros((len(rows), 1), dtype=torch.bool, device=self._device)
             mask[members] = True
@@ -198,12 +201,13 @@ class Steered:
         return edits
 
 
-def ablation(directions: Float[Tensor, "n d_model"]) -> BlockFn:
-    """A function that removes the span of some directions: h − Q Qᵀ h with an orthonormal basis Q.
+def ablation(directions: Float[Tensor, "n d_model"]) -> Edit:
+    """A function that removes the span of some directions: h − Q Qᵀ h with an orthonormal basis Q of their span.
 
     Source: Persona Vectors (arXiv 2507.21509) appendix J.4, after CAFT (Casademunt et al. 2025).
     """
-    basis = torch.linalg.qr(directions.float().T).Q
+    u, sizes, _ = torch.linalg.svd(directions.float().T, full_matrices=False)
+    basis: Tensor = u[:, sizes > 1e-5 * sizes.max()]
 
     def edit(stream: Tensor) -> Tensor:
         return (stream.float() - (stream.float() @ basis) @ basis.T).to(stream.dtype)
@@ -211,7 +215,7 @@ def ablation(directions: Float[Tensor, "n d_model"]) -> BlockFn:
     return edit
 
 
-def capping(direction: Float[Tensor, " d_model"], floor: float, ceiling: float) -> BlockFn:
+def capping(direction: Float[Tensor, " d_model"], floor: float, ceiling: float) -> Edit:
     """A function that moves projections outside [floor, ceiling] back to the bound.
 
     Source: Assistant Axis (arXiv 2601.10387); both bounds here, on a direction of length 1.

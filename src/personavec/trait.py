@@ -74,16 +74,12 @@ class Trait:
                 "rename the trait (the name becomes a folder)"
             )
         texts = {"adjective": self.adjective, "rubric": self.rubric}
-        texts |= {
-            f"pairs[{i}].{side}": text for i, p in enumerate(self.pairs) for side, text in asdict(p).items()
-        }
+        texts |= {f"pairs[{i}].{side}": text for i, p in enumerate(self.pairs) for side, text in asdict(p).items()}
         texts |= {f"questions.extract[{i}]": text for i, text in enumerate(self.extract)}
         texts |= {f"questions.evaluate[{i}]": text for i, text in enumerate(self.evaluate)}
         for where, text in texts.items():
             if not text.strip():
-                raise TraitError(
-                    f"expected text in {where}, got an empty string; fill it in or remove the entry"
-                )
+                raise TraitError(f"expected text in {where}, got an empty string; fill it in or remove the entry")
         if len(self.pairs) < MIN_PAIRS:
             raise TraitError(
                 f"expected at least {MIN_PAIRS} instruction pairs (5 is usual), got {len(self.pairs)}; "
@@ -124,9 +120,7 @@ class Trait:
             TraitError: There is no such pair or side.
         """
         if not 0 <= pair < len(self.pairs):
-            raise TraitError(
-                f"expected a pair from 0 to {len(self.pairs) - 1}, got {pair}; choose one of these"
-            )
+            raise TraitError(f"expected a pair from 0 to {len(self.pairs) - 1}, got {pair}; choose one of these")
         if side not in ("pos", "neg"):
             raise TraitError(f"expected the side 'pos' or 'neg', got {side!r}; choose one of these")
         word = self.adjective if side == "pos" else self.antonym.strip() or DEFAULT_ANTONYM

@@ -82,12 +82,14 @@ class PersonaVector:
     @property
     def norms(self) -> Float[Tensor, " layer"]:
         """Length of the direction at each layer, in activation units."""
-        return self.direction.norm(dim=-1)
+        norms: Tensor = self.direction.norm(dim=-1)
+        return norms
 
     @property
     def content_hash(self) -> str:
-        """Sha256 of the numbers."""
-        return hashlib.sha256(self.direction.numpy().tobytes()).hexdigest()
+        """Sha256 of the card and the numbers."""
+        card = json.dumps(dataclasses.asdict(self.card), sort_keys=True).encode()
+        return hashlib.sha256(card + self.direction.numpy().tobytes()).hexdigest()
 
     def unit(self, layer: int) -> Float[Tensor, " d_model"]:
         """The direction at a layer scaled to length 1.
@@ -167,7 +169,7 @@ class PersonaVector:
         return isinstance(other, PersonaVector) and torch.equal(self.direction, other.direction)
 
     def __hash__(self) -> int:
-        return hash(self.content_hash)
+        return hash((self.direction + 0.0).numpy().tobytes())  # + 0.0: equal zeros may differ in sign
 
     def save(self, path: Path) -> Path:
         """Write one safetensors file, card in its header; atomic."""
@@ -193,15 +195,14 @@ def load_vector(path: Path) -> PersonaVector:
             metadata = file.metadata() or {}
             direction = file.get_tensor("direction")
         card = json.loads(metadata["card"])
-    except (SafetensorError, KeyError, ValueError) as error:
+        content_hash = card.pop("content_hash")
+        card |= {name: tuple(card[name]) for name in ("activation_norms", "reliability")}
+        vector = PersonaVector(direction, Card(**card | {"model": ModelIdentity(**card["model"])}))
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise VectorError(
-            f"expected a persona vector (safetensors with a `direction` and a card), got {path} ({error}); "
+            f"expected a persona vector (safetensors with a `direction` and a card), got {path} ({error!r}); "
             "pass the vector.safetensors of an extract run"
         ) from error
-    content_hash = card.pop("content_hash", None)
-    for name in ("activation_norms", "reliability"):
-        card[name] = tuple(card[name])
-    vector = PersonaVector(direction, Card(**card | {"model": ModelIdentity(**card["model"])}))
     if content_hash != vector.content_hash:
         raise VectorError(f"expected content hash {content_hash}, got {vector.content_hash} in {path}; copy it again")
     return vector

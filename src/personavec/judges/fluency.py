@@ -29,9 +29,13 @@ class FluencyJudge:
     with their words shuffled, partly swapped, or looped. Source: DESIGN section 8.
     """
 
+    copies = 4
+    """Texts that are scored for each base reply while the scale is learned: itself and three damaged copies."""
+
     def __init__(self, model: ChatModel, system: str, calibration: Calibration | None = None) -> None:
         self._model, self._system = model, system
         self.id = f"fluency:{model.identity.id}"
+        self.steps = 1
         self.calibration = calibration
         self.auc: Interval | None = None
 
@@ -43,13 +47,12 @@ class FluencyJudge:
         """
         groups = np.unique(np.array(questions), return_inverse=True)[1]
         garbled = [*zip(*(garble(answer, (seed, index)) for index, answer in enumerate(answers)), strict=True)]
-        copies = 1 + len(garbled)
         features = self._features(
-            list(questions) * copies, [*answers, *(text for kind in garbled for text in kind)], progress
+            list(questions) * self.copies, [*answers, *(text for kind in garbled for text in kind)], progress
         )
         valid = ~np.isnan(features).any(axis=1)
         intact = np.arange(len(features)) < len(answers)
-        groups = np.tile(groups, copies)
+        groups = np.tile(groups, self.copies)
         if len(set(groups[valid])) < 2:
             raise JudgeError(
                 "expected replies to at least two questions to learn coherence from, got fewer; the rest were empty: "

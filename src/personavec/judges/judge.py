@@ -26,6 +26,10 @@ class Judge(Protocol):
     def id(self) -> str:
         """Name that goes beside every figure."""
 
+    @property
+    def steps(self) -> int:
+        """How often `progress` hears of each reply: forward passes over it."""
+
     def score(self, questions: Sequence[str], answers: Sequence[str], progress: Progress) -> list[Score]:
         """Score each answer to its question.
 

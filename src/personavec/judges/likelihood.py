@@ -26,6 +26,7 @@ class LikelihoodJudge:
     def __init__(self, model: ChatModel, trait: Trait, calibration: Calibration | None = None) -> None:
         self._model, self._trait = model, trait
         self.id = f"likelihood:{model.identity.id}"
+        self.steps = 2 * len(trait.pairs)
         self.calibration = calibration
         self.auc: Interval | None = None
 
@@ -42,7 +43,8 @@ class LikelihoodJudge:
                 logprobs = reply_logprobs(self._model, prompts, replies, progress)
                 sides.append([float(each.mean()) if len(each) else np.nan for each in logprobs])
         pos, neg = np.split(np.array(sides), 2)
-        return (pos - neg).T
+        ratios: Float[ndarray, "reply pair"] = (pos - neg).T
+        return ratios
 
     def calibrate(
         self,

@@ -42,7 +42,8 @@ def reply_logprobs(
         following = groups[index + 1] if index + 1 < len(groups) else []
         size = (len(batch) + len(following)) * max(len(replies[i]) for i in batch + following)
         if not following or size > batch_tokens:
-            for i, logprob in zip(batch, _batch(model, [prompts[i] for i in batch], [replies[i] for i in batch])):
+            logprobs = _batch(model, [prompts[i] for i in batch], [replies[i] for i in batch])
+            for i, logprob in zip(batch, logprobs, strict=True):
                 out[i] = logprob
             progress(len(batch))
             batch = []

@@ -1,0 +1,48 @@
+# Two commands that do all of their own set-up: `make demo` and `make test`.
+# Needs Python 3.11 or newer with venv, git and make.
+
+PYTHON ?= python3
+# Installed first and by itself, so that a machine can choose its own build: make demo TORCH=…
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check clean
+
+demo: $(VENV)/.demo
+	$(BIN)/personavec demo
+	@echo "The report, opens in any browser:"
+	@find "$(CURDIR)/runs/demo" -name report.html
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+clean:
+	rm -rf $(VENV) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "expected Python 3.11 or newer as $(PYTHON), got $$($(PYTHON) --version 2>&1); install it, or: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "expected Python with venv, got one without; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch: pyproject.toml $(VENV)/.created
+	$(PIP) install "$(TORCH)"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch
+	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch
+	$(PIP) install -e ".[dev]"
+	@touch $@

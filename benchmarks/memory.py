@@ -1,0 +1,34 @@
+"""Peak memory of `extract`: python benchmarks/memory.py ROLLOUTS [ROLLOUTS …].
+
+Runs `extract optimistic` with so many rollouts per question, pair and side, each in a process of its own, and prints
+the peak resident set. The sweep and the check are kept short: they do not depend on the rollouts.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+
+
+def main() -> None:
+    """Measure one run per argument."""
+    before = 0
+    for rollouts in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(
+                ["personavec", "extract", "optimistic", "--rollouts", rollouts, "--layers", "15", "--doses", "0.4"]
+                + ["--check-rollouts", "1", "--out", f"{folder}/run"],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+        # the maximum over all children so far: it only grows if a later run needs more
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        print(
+            f"| {rollouts} | {200 * int(rollouts)} | {peak:.2f} GB | {f'{peak - before:+.2f} GB' if before else ''} |",
+            flush=True,
+        )
+        before = peak
+
+
+if __name__ == "__main__":
+    main()

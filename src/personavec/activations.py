@@ -1,0 +1,59 @@
+"""Activations of written conversations: which positions to average, and reading many rows in good batches."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from personavec.hooks import capture
+from personavec.model import ChatModel
+
+POSITIONS = ("response avg", "prompt avg", "prompt last")
+"""What a conversation's activation may be: a mean over its reply, a mean over its prompt, or its last prompt token."""
+BATCH_TOKENS = 2048
+"""Tokens in one forward pass, padding included; larger passes fall out of the CPU's caches."""
+
+Row = Mapping[str, Any]
+
+
+def weights(rows: Sequence[Row], positions: Sequence[str]) -> Float[Tensor, "batch span seq"]:
+    """Weight of every token in the average at each kind of position; zero on padding."""
+    width = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
+    out = torch.zeros((len(rows), len(positions), width))
+    for own, row in zip(out, rows, strict=True):
+        prompt, total = len(row["prompt_ids"]), len(row["prompt_ids"]) + len(row["response_ids"])
+        spans = {"response avg": (prompt, total), "prompt avg": (0, prompt), "prompt last": (prompt - 1, prompt)}
+        for weight, kind in zip(own, positions, strict=True):
+            start, end = spans[kind]
+            weight[start:end] = 1 / (end - start)
+    return out
+
+
+def activations(
+    model: ChatModel,
+    rows: Sequence[Row],
+    positions: Sequence[str] = POSITIONS[:1],
+    layers: Sequence[int] | None = None,
+    of: Callable[[Tensor], Tensor] = Tensor.float,
+) -> Iterator[tuple[list[int], Float[Tensor, "batch span layer d_model"]]]:
+    """Read conversations in batches of similar length; yields their indices and averages.
+
+    Args:
+        model: What to read.
+        rows: Conversations with `prompt_ids` and `response_ids`, neither empty.
+        positions: Some of `POSITIONS`.
+        layers: Which block outputs; None for all.
+        of: What to average, see `capture`.
+    """
+    layers = range(model.n_layers) if layers is None else layers
+    ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
+    batch: list[int] = []
+    order = sorted(range(len(rows)), key=lambda index: len(ids[index]))
+    for index, following in zip(order, [*order[1:], None], strict=True):
+        batch.append(index)
+        if following is None or (len(batch) + 1) * len(ids[following]) > BATCH_TOKENS:
+            mine = [rows[i] for i in batch]
+            yield batch, capture(model, [ids[i] for i in batch], weights(mine, positions), layers, of)
+            batch = []

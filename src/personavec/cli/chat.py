@@ -1,0 +1,261 @@
+"""A chat in the terminal, steered and watched; takes its questions from stdin when that is no terminal."""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from personavec.config import ChatConfig
+from personavec.errors import ConfigError, PersonavecError, VectorError
+from personavec.generate import Request, Sampling, Watch, stream
+from personavec.model import ChatModel
+from personavec.steer import Steering, parse_steering
+from personavec.vector import PersonaVector, load_vector
+
+HELP = """\
+/steer VEC:COEF[@LAYER] …  steer from here on; /steer off stops; /steer alone shows
+/system TEXT               another system prompt (or template, none)
+/reset                     forget the conversation
+/quit                      leave; so does Ctrl-D. Ctrl-C stops a reply."""
+
+PLAIN = ("How was your day?", "What is a good way to spend a Sunday?", "How do boats float?", "What should I cook?")
+"""Answered unsteered before the chat begins, to know what the watched projections usually are."""
+PLAIN_TOKENS = 24
+
+PALETTE = (32, 74, 110, 153, None, 224, 217, 210, 203)
+"""Xterm colours from least to most of the trait, blue to red; a usual token stays as it is."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A vector that is read at every token."""
+
+    path: str
+    vector: PersonaVector
+    title: str
+    watch: Watch
+    usual: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """5th, 50th and 95th percentile of projections over unsteered replies to plain questions."""
+
+    def style(self, projection: float) -> str:
+        """Colour of a token: none near the usual median, full at one usual range (5th to 95th percentile) from it."""
+        low, middle, high = self.usual
+        share = max(-1.0, min(1.0, (projection - middle) / max(high - low, 1e-9)))
+        colour = PALETTE[round((1 + share) * (len(PALETTE) // 2))]
+        return "" if colour is None else f"color(16) on color({colour})"
+
+
+@dataclass
+class Chat:
+    """A conversation under way. Replies go to stdout, everything else to stderr."""
+
+    config: ChatConfig
+    model: ChatModel
+    steering: tuple[Steering, ...]
+    watched: list[Watched]
+    system: str
+    messages: list[dict[str, str]] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    out: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+    notes: Console = field(
+        default_factory=lambda: Console(stderr=True, highlight=False, markup=False, soft_wrap=True, style="dim")
+    )
+
+    def ask(self, question: str) -> None:
+        """Answer a question; one that gets no reply leaves no trace in the conversation."""
+        self.messages.append({"role": "user", "content": question})
+        turn: dict[str, Any] = {"question": question, "reply": "", "finish": "interrupted", "projections": {}}
+        read: list[list[float]] = []
+        try:
+            # closed at once, so that no hook outlives an interrupted reply
+            with contextlib.closing(self._reply(turn, read)) as pieces:
+                for text, style in pieces:
+                    turn["reply"] += text
+                    self.out.print(Text(text, style), end="")
+        except KeyboardInterrupt:
+            self.notes.print(" (stopped)", end="")
+        except PersonavecError as error:
+            turn |= {"finish": "error", "error": str(error)}
+        self.out.print()
+        if turn["finish"] != "error" and turn["reply"].strip():
+            self.messages.append({"role": "assistant", "content": turn["reply"].strip()})
+        else:
+            self.messages.pop()
+            self.notes.print(turn.get("error", "(empty reply)"), style="red")
+        if self.watched and read:
+            self._read_out(turn, torch.tensor(read).T)
+        self.turns.append(turn)
+
+    def _reply(self, turn: dict[str, Any], read: list[list[float]]) -> Generator[tuple[str, str]]:
+        """Pieces of the reply and their colours; notes on the turn, and every token's projections in `read`.
+
+        A step tells the projections of the token before the one it drew, so a watched token is shown a step late.
+        """
+        prompt = self._prompt()
+        request = Request(prompt, self.steering, seed=(self.config.seed, len(self.turns)))
+        sampling = Sampling(self.config.max_new_tokens, self.config.temperature, self.config.top_p)
+        ids: list[int] = []
+        said, late, finish = 0, "", "length"
+        for step in stream(self.model, [request], sampling, [watched.watch for watched in self.watched]):
+            read.append(step.projections[0].tolist())
+            if self.watched and len(read) == 1:
+                first = zip(self.watched, read[0], strict=True)
+                told = "; ".join(f"{w.title} {value:+.1f}, usually {w.usual[1]:+.1f}" for w, value in first)
+                self.notes.print(f"[last prompt token: {told}]")
+            if late:
+                yield late, self.watched[0].style(read[-1][0])
+                late = ""
+            token = int(step.tokens[0])
+            if token in self.model.stop_ids:
+                finish = "stop"
+                continue
+            ids.append(token)
+            text = self.model.decode(ids)
+            if not text.endswith("\ufffd"):  # the rest of a character may still come
+                late, said = text[said:], len(text)
+                if not self.watched:
+                    yield late, ""
+                    late = ""
+        turn |= {"finish": finish, "prompt_tokens": len(prompt), "response_tokens": len(ids)}
+        yield late + self.model.decode(ids)[said:], ""
+
+    def _prompt(self) -> tuple[int, ...]:
+        """The rendered conversation, without its oldest turns where the model's context is too short for them."""
+        limit = getattr(self.model.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        dropped = 0
+        while len(prompt := self.model.render(self.messages, self.system)) + self.config.max_new_tokens > limit:
+            if len(self.messages) == 1:
+                raise ConfigError(
+                    f"expected prompt and reply to fit into {limit} tokens, got {len(prompt)} and --max-new-tokens "
+                    f"{self.config.max_new_tokens}; ask something shorter, or lower --max-new-tokens"
+                )
+            del self.messages[:2]
+            dropped += 1
+        if dropped:
+            self.notes.print(f"(dropped {dropped} of the oldest turns: the context holds {limit} tokens)")
+        return prompt
+
+    def _read_out(self, turn: dict[str, Any], read: torch.Tensor) -> None:
+        """Note and show the projections at the last prompt token and over the reply."""
+        table = Table("projection", "last prompt token", "reply mean", "lowest", "highest", "usually", box=None)
+        for watched, column in zip(self.watched, read, strict=True):
+            own = column[1:]
+            figures = [float(f) for f in (own.mean(), own.min(), own.max())] if len(own) else []
+            turn["projections"][watched.path] = {
+                "layer": watched.watch.layer,
+                "prompt_last": float(column[0]),
+                "response_avg": figures[0] if figures else None,
+                "usual": watched.usual,
+            }
+            shown = [f"{figure:+.1f}" for figure in (float(column[0]), *figures)] + ["–"] * (3 - len(figures))
+            table.add_row(watched.title, *shown, f"{watched.usual[0]:+.1f} … {watched.usual[2]:+.1f}")
+        self.notes.print(table)
+
+    def obey(self, line: str) -> None:
+        """Follow a command."""
+        command, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if command == "/reset":
+            self.messages.clear()
+            self.notes.print("(forgotten)")
+        elif command == "/system" and rest:
+            self.system = rest
+            self.notes.print(f"system prompt: {rest}")
+        elif command == "/steer":
+            if rest:
+                asked = [] if rest == "off" else [parse_steering(text) for text in shlex.split(rest)]
+                for steering in asked:
+                    steering.vector.check_model(self.model.identity)
+                self.steering = tuple(asked)
+            self.notes.print(_told(self.steering))
+        else:
+            self.notes.print(HELP if command == "/help" else f"expected a command, got {line}; they are:\n{HELP}")
+
+
+def chat(config: ChatConfig) -> dict[str, Any]:
+    """Chat until the user leaves or stdin ends.
+
+    Returns:
+        The turns. With `--json` they are printed at the end, and the replies go to stderr.
+
+    Raises:
+        PersonavecError: A vector or the model cannot be used. Later mistakes do not end the chat.
+    """
+    asked = [parse_steering(text) for text in config.steer]
+    watched = [_watched(path) for path in config.watch]
+    model = ChatModel.load(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        adapter=config.adapter,
+        trust_remote_code=config.trust_remote_code,
+    )
+    for vector in [*(one.vector for one in watched), *(one.vector for one in asked)]:
+        vector.check_model(model.identity)
+    session = Chat(config, model, tuple(asked), _usual(model, watched, config.system), config.system)
+    session.notes.print(f"{config.model} on {model.device}; {_told(session.steering)}; /help for commands")
+    for line in _lines():
+        try:
+            if line == "/quit":
+                break
+            if line:
+                (session.obey if line.startswith("/") else session.ask)(line)
+        except (PersonavecError, ValueError) as error:  # ValueError: quotes that do not close
+            session.notes.print(str(error), style="red")
+    return {"model": config.model, "turns": session.turns}
+
+
+def _lines() -> Iterator[str]:
+    """Lines from a terminal, at a prompt, else from stdin; each is one turn."""
+    if not sys.stdin.isatty():
+        yield from (line.strip() for line in sys.stdin)
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives input() a history and editing
+    while True:
+        try:
+            yield input("\n> ").strip()
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D leaves)", file=sys.stderr)
+        except EOFError:
+            print()
+            return
+
+
+def _watched(path: Path) -> Watched:
+    vector = load_vector(path)
+    layer = vector.card.layer
+    if layer is None:
+        raise VectorError(f"expected a recommended layer in {path}, got none; watch a vector that extract has proved")
+    return Watched(str(path), vector, f"{vector.card.trait}@{layer}", Watch(layer, vector.unit(layer)))
+
+
+def _usual(model: ChatModel, watched: list[Watched], system: str) -> list[Watched]:
+    """The watched vectors with their usual projections."""
+    if not watched:
+        return []
+    prompts = [model.render([{"role": "user", "content": question}], system) for question in PLAIN]
+    requests = [Request(prompt, seed=(0, index)) for index, prompt in enumerate(prompts)]
+    steps = list(stream(model, requests, Sampling(PLAIN_TOKENS, 0.7), [one.watch for one in watched]))
+    read = torch.cat([step.projections for step in steps[1:] or steps])  # the first step reads the prompts
+    usual = read.quantile(torch.tensor([0.05, 0.5, 0.95], device=read.device), dim=0).T.tolist()
+    return [replace(one, usual=tuple(own)) for one, own in zip(watched, usual, strict=True)]
+
+
+def _told(steering: tuple[Steering, ...]) -> str:
+    """What a list of steerings does, in words."""
+    parts = []
+    for one in steering:
+        card, where = one.vector.card, "all layers" if one.layer is None else f"layer {one.layer}"
+        if one.layer is not None and card.activation_norms:
+            where += f" (dose {one.vector.dose(one.layer, one.coef):.2f})"
+        parts.append(f"{one.coef:+.3g} {card.trait} at {where}")
+    return "steered " + ", ".join(parts) if parts else "not steered"

@@ -1,0 +1,141 @@
+"""The `personavec` command: one subcommand a verb. Verbs are imported when they run, so that help comes at once."""
+
+import contextlib
+import difflib
+import inspect
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import reduce
+from importlib import import_module
+from operator import or_
+from typing import Annotated, Any
+
+import tyro
+
+from personavec import __version__, config
+from personavec.errors import ConfigError, PersonavecError
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
+
+VERBS: dict[str, tuple[type, str]] = {
+    "demo": (config.DemoConfig, "personavec.studies.demo"),
+    "extract": (config.ExtractConfig, "personavec.extract"),
+    "evaluate": (config.EvaluateConfig, "personavec.evaluate"),
+    "chat": (config.ChatConfig, "personavec.cli.chat"),
+    "verify": (config.VerifyConfig, "personavec.verify"),
+}
+"""Options of each verb, and the module that holds the function of its name."""
+
+DESCRIPTION = """\
+Find the directions in a language model that carry character traits, prove them, steer and watch with them.
+
+Start here:
+  personavec demo               a whole run on a small model, in minutes
+  personavec VERB --help        options and examples of one verb
+  personavec --version
+
+Exit codes: 0 done, 1 failed, 2 bad input. PERSONAVEC_DEBUG=1 shows tracebacks."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if args == ["--version"]:
+        print(f"personavec {__version__}")
+        return DONE
+    debug = bool(os.environ.get("PERSONAVEC_DEBUG"))
+    options: Any = None
+    try:
+        name, options = parse(args)
+        return run(name, options)
+    except SystemExit as ended:  # help was printed
+        return int(ended.code or DONE)
+    except KeyboardInterrupt:
+        return _tell("interrupted" + "; the same command resumes" * hasattr(options, "out"), INTERRUPTED)
+    except PersonavecError as error:
+        if debug:
+            raise
+        return _tell(str(error), BAD_INPUT)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
+            batch = getattr(options, "batch_tokens", None)
+            advice = f"lower --batch-tokens, now {batch}" if batch else "choose a smaller --model"
+            return _tell(f"out of memory; {advice}", FAILED)
+        return _tell(f"{type(error).__name__}: {error}; run with PERSONAVEC_DEBUG=1 for the traceback", FAILED)
+
+
+def run(name: str, options: Any) -> int:
+    """Run a verb and print what it found; with --json nothing else reaches stdout."""
+    verb = getattr(import_module(VERBS[name][1]), name)
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        result = verb(options)
+        if name == "extract":
+            from personavec.report.page import write_pages
+
+            result = write_pages(result)
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str), flush=True)
+    else:
+        from personavec.cli import summary
+
+        getattr(summary, name)(options, result)
+    return DONE if result.get("passed", True) else FAILED
+
+
+def parse(args: Sequence[str]) -> tuple[str, Any]:
+    """The verb and its options.
+
+    Raises:
+        ConfigError: The options are wrong; one line, in place of tyro's box.
+        SystemExit: Help was printed.
+    """
+    chosen = args[0]
+    if chosen not in VERBS and not chosen.startswith("-"):
+        near = difflib.get_close_matches(chosen, VERBS, n=1)
+        advice = f"did you mean {near[0]}?" if near else "see personavec --help"
+        raise ConfigError(f"expected a verb ({', '.join(VERBS)}), got {chosen}; {advice}")
+    verbs: list[Any] = []
+    for name, (options, _) in VERBS.items():
+        teaching = inspect.getdoc(options) or ""
+        # the overview has one line a verb, the verb's own help has its examples
+        shown = teaching if name == chosen else teaching.splitlines()[0]
+        verbs.append(Annotated[options, tyro.conf.subcommand(name, description=shown)])
+    choice: Any = reduce(or_, verbs)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            found = tyro.cli(
+                choice,
+                prog="personavec",
+                description=DESCRIPTION,
+                args=args,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        raise ConfigError(_one_line(said.getvalue(), chosen)) from None
+    return chosen, found
+
+
+def _one_line(box: str, chosen: str) -> str:
+    """What tyro says in a box of several sections: the first one, and the nearest option it knows."""
+    lines = (line.strip(" │") for line in box.splitlines()[1:-1])
+    rules = itertools.groupby(lines, key=lambda line: bool(line) and set(line) <= set("─-"))
+    sections = [found for rule, group in rules if not rule and any(found := list(group))]
+    told = " ".join(" ".join(sections[0]).split()).rstrip(".")
+    near = next((section[1].split()[0] for section in sections if section[0].startswith("Perhaps you meant")), None)
+    advice = f"did you mean {near}?" if near else "see " + " ".join(["personavec", *{chosen} & VERBS.keys(), "--help"])
+    return f"{told[:1].lower()}{told[1:]}; {advice}"
+
+
+def _tell(text: str, code: int) -> int:
+    print(f"personavec: {' '.join(text.split())}", file=sys.stderr)
+    return code

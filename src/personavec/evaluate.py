@@ -1,0 +1,167 @@
+"""Evaluate: how strongly a model, an adapter or a steered model expresses a trait, and how coherent it stays."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from personavec.config import EvaluateConfig
+from personavec.errors import ConfigError, JudgeError
+from personavec.generate import Sampling
+from personavec.model import ChatModel
+from personavec.rollouts import answers, contrastive, write
+from personavec.run import Run, sha256, versions
+from personavec.scoring import (
+    Judges,
+    learn_coherence,
+    learn_trait,
+    load_judge_model,
+    mean_difference,
+    mean_score,
+    score,
+)
+from personavec.steer import Steering, parse_steering
+from personavec.trait import Trait, load_trait
+
+Row = dict[str, Any]
+
+
+def evaluate(config: EvaluateConfig) -> Row:
+    """Trait expression and coherence on the held-out questions, with the plain model's beside them.
+
+    The judge always reads with the plain weights: neither steering nor adapter can bend it. The base arm is the
+    model without steering and adapter, drawn with the same random numbers, so that the difference is paired.
+
+    Returns:
+        `trait_score` and `coherence` of what was asked about, `base` of the plain model, their `difference`.
+
+    Raises:
+        PersonavecError: Bad input; what was done so far stays in the run folder.
+    """
+    began = time.monotonic()
+    if not config.trait:
+        raise ConfigError("expected a trait, got none; for example: personavec evaluate optimistic")
+    trait = load_trait(config.trait)
+    model = ChatModel.load(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        adapter=config.adapter,
+        trust_remote_code=config.trust_remote_code,
+    )
+    steering = tuple(parse_steering(text) for text in config.steer)
+    for one in steering:
+        one.vector.check_model(model.identity)
+    judge_model = load_judge_model(config.judge, model, config)
+    judges = Judges.of(judge_model, model, trait, config.system)
+    run = Run.open(
+        config.out or Path("runs") / f"evaluate-{trait.name}",
+        dataclasses.asdict(config),
+        _inputs(config, model, trait, steering),
+    )
+
+    with model.without_adapter():
+        base = _write(config, run, model, trait, "base", ())
+        if not run.done("judge.json"):
+            run.write_json("judge.json", _learn(config, run, model, trait, judges, base, steering))
+        judges.restore(run.read_json("judge.json"), str(run.path("judge.json")))
+    changed = bool(steering or config.adapter)
+    rows = {"base": base} | ({"changed": _write(config, run, model, trait, "changed", steering)} if changed else {})
+    with model.without_adapter():
+        scored = {arm: score(run, arm, replies, judges, f"judging {arm}") for arm, replies in rows.items()}
+
+    subject = scored["changed" if changed else "base"]
+    result: Row = {
+        "trait": trait.name,
+        "model": config.model,
+        "adapter": str(config.adapter) if config.adapter else None,
+        "steer": list(config.steer),
+        "trait_score": mean_score(subject, "trait", config.seed).to_json(),
+        "coherence": mean_score(subject, "coherence", config.seed).to_json(),
+        "base": {kind: mean_score(scored["base"], kind, config.seed).to_json() for kind in ("trait", "coherence")},
+        "difference": {
+            kind: mean_difference(subject, scored["base"], kind, config.seed).to_json()
+            for kind in ("trait", "coherence")
+        },
+        "judge": judges.trait.id,
+        "judge_auc": judges.trait.auc.to_json() if judges.trait.auc else None,
+        "weak_judge": judges.weak,
+        "replies": len(subject),
+        "empty": sum(not row["response"] for row in subject),
+        "truncated": sum(row["finish"] == "length" for row in subject),
+        "table": str(run.path(f"{'changed' if changed else 'base'}.jsonl")),
+        "versions": versions(),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    run.write_json("result.json", result)
+    run.finish(sorted(p.name for p in run.folder.iterdir() if p.is_file() and p.name != "manifest.json"))
+    return result
+
+
+def _write(
+    config: EvaluateConfig, run: Run, model: ChatModel, trait: Trait, arm: str, steering: tuple[Steering, ...]
+) -> list[Row]:
+    plans = answers(
+        model,
+        trait.evaluate,
+        config.rollouts,
+        config.seed,
+        system=config.system,
+        draw="base",
+        extra={"arm": arm},
+        steering=[steering],
+    )
+    return write(model, run, f"{arm}.jsonl", plans, _sampling(config), config.batch_tokens, f"{arm} replies")
+
+
+def _learn(
+    config: EvaluateConfig,
+    run: Run,
+    model: ChatModel,
+    trait: Trait,
+    judges: Judges,
+    base: Sequence[Row],
+    steering: Sequence[Steering],
+) -> Row:
+    """The judge's scale: from --judge-file, else from a steering vector's card, else from new rollouts."""
+    if config.judge_file is not None:
+        judges.restore(_read(config.judge_file), str(config.judge_file))
+        return judges.to_json()
+    for one in steering:
+        learned = one.vector.card.details.get("judge", {})
+        if learned.get("trait_hash") == trait.content_hash and learned["trait"]["id"] == judges.trait.id:
+            judges.restore(learned, f"the card of {one.vector.card.trait}")
+            return judges.to_json()
+    learn_coherence(judges.coherence, base, config.seed)
+    plans = contrastive(model, trait, 1, config.seed)
+    rollouts = write(
+        model, run, "rollouts.jsonl", plans, _sampling(config), config.batch_tokens, "rollouts for the judge"
+    )
+    run.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, config.seed))
+    return judges.to_json()
+
+
+def _read(path: Path) -> Row:
+    try:
+        scales = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise JudgeError(f"expected a judge.json, got {path} ({error}); pass the one of an earlier run") from error
+    if not isinstance(scales, dict):
+        raise JudgeError(f"expected the scales of a judge in {path}, got other JSON; pass the judge.json of a run")
+    return scales
+
+
+def _inputs(config: EvaluateConfig, model: ChatModel, trait: Trait, steering: Sequence[Steering]) -> dict[str, str]:
+    inputs = {"model": model.identity.revision, f"trait {trait.name}": trait.content_hash}
+    inputs |= {f"vector {text}": one.vector.content_hash for text, one in zip(config.steer, steering, strict=True)}
+    if config.adapter is not None:
+        inputs |= {f"adapter {path.name}": sha256(path) for path in sorted(config.adapter.iterdir()) if path.is_file()}
+    if config.judge_file is not None and config.judge_file.is_file():
+        inputs["judge file"] = sha256(config.judge_file)
+    return inputs
+
+
+def _sampling(config: EvaluateConfig) -> Sampling:
+    return Sampling(config.max_new_tokens, config.temperature, config.top_p)

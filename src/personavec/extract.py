@@ -1,0 +1,258 @@
+"""Extract: from a trait's words to a persona vector, and the proof by steering that it causes the trait."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from personavec import proof
+from personavec.activations import POSITIONS, activations
+from personavec.config import ExtractConfig
+from personavec.errors import ConfigError, DataError
+from personavec.generate import Sampling
+from personavec.model import ChatModel
+from personavec.progress import stage
+from personavec.result import outcome, summarise
+from personavec.rollouts import answers, contrastive, write
+from personavec.run import Run
+from personavec.scoring import (
+    Judges,
+    joined,
+    learn_coherence,
+    learn_trait,
+    load_judge_model,
+    scale,
+    score,
+    take_scale,
+)
+from personavec.trait import Trait, load_trait
+from personavec.vector import Card, PersonaVector, load_vector
+
+KEEP_TRAIT, KEEP_COHERENCE = 50.0, 50.0
+"""A reply is kept when it is coherent and on its own side of 50. Source: arXiv 2507.21509, section 2.2."""
+FILES = {"response avg": "vector", "prompt avg": "prompt_avg", "prompt last": "prompt_last", "shuffled": "shuffled"}
+
+Row = dict[str, Any]
+
+
+def extract(config: ExtractConfig) -> Row:
+    """Extract and prove the persona vectors of one or more traits, which share the model and the base replies.
+
+    Returns:
+        One object per trait under `traits`; with a single trait its keys stand at the top as well.
+
+    Raises:
+        PersonavecError: Bad input; what was done so far stays in the run folder.
+    """
+    began = time.monotonic()
+    traits = _traits(config)
+    model = ChatModel.load(
+        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+    )
+    _check_layers(config, model)
+    judge_model = load_judge_model(config.judge, model, config)
+    out = config.out or Path("runs") / f"extract-{'-'.join(trait.name for trait in traits)}"
+    inputs = {f"trait {trait.name}": trait.content_hash for trait in traits}
+    inputs |= {"model": model.identity.revision, "judge": judge_model.identity.revision}
+    run = Run.open(out, dataclasses.asdict(config), inputs)
+
+    base = _base_replies(config, run, model, traits)
+    shared = Judges.of(judge_model, model, traits[0], config.system).coherence
+    if not run.done("coherence.json"):
+        learn_coherence(shared, base, config.seed)
+        run.write_json("coherence.json", scale(shared))
+    take_scale(shared, run.read_json("coherence.json"), "coherence.json")
+    norms = activation_norms(model, [row for row in base if row["response_ids"]])
+
+    found = []
+    for trait in traits:
+        judges = dataclasses.replace(Judges.of(judge_model, model, trait, config.system), coherence=shared)
+        own = [row for row in base if row["trait_name"] == trait.name]
+        found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms))
+    run.finish(sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != "manifest.json"))
+    seconds = round(time.monotonic() - began, 1)
+    return (found[0] if len(found) == 1 else {}) | {"traits": found, "out": str(out), "seconds": seconds}
+
+
+def _extract_one(
+    config: ExtractConfig,
+    run: Run,
+    model: ChatModel,
+    trait: Trait,
+    judges: Judges,
+    base: list[Row],
+    norms: tuple[float, ...],
+) -> Row:
+    """One trait: rollouts, scores, vectors, sweep, check, result."""
+    began = time.monotonic()
+    seed, system, sampling = config.seed, config.system, _sampling(config)
+    plans = contrastive(model, trait, config.rollouts, seed)
+    rollouts = write(model, run, "rollouts.jsonl", plans, sampling, config.batch_tokens, f"{trait.name}: rollouts")
+    if not run.done("judge.json"):
+        run.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, seed))
+        run.write_json("judge.json", judges.to_json())
+    judges.restore(run.read_json("judge.json"), str(run.path("judge.json")))
+    rollouts = joined(rollouts, list(run.rows("rollouts.scores.jsonl")))
+    kept = [row for row in rollouts if keep(row)]
+    counts = {side: _counts([row for row in rollouts if row["side"] == side]) for side in ("pos", "neg")}
+    if not counts["pos"]["kept"] or not counts["neg"]["kept"]:
+        told = "; ".join(f"{side} " + ", ".join(f"{n} {what}" for what, n in c.items()) for side, c in counts.items())
+        raise DataError(
+            f"expected replies to keep on both sides of {trait.name}, got {told}; read them in "
+            f"{run.path('rollouts.jsonl')} and sharpen the trait's pairs, or raise --max-new-tokens or --rollouts"
+        )
+
+    if not all(run.done(f"{name}.safetensors") for name in FILES.values()):
+        card = Card(
+            trait.name,
+            model.identity,
+            "response avg",
+            activation_norms=norms,
+            system_prompt=system,
+            details={
+                "counts": counts,
+                "judge": judges.to_json(),
+                "seed": seed,
+                "sampling": dataclasses.asdict(sampling),
+            },
+        )
+        for position, vector in difference_in_means(model, kept, card, seed).items():
+            vector.save(run.path(f"{FILES[position]}.safetensors"))
+    vectors = {position: load_vector(run.path(f"{name}.safetensors")) for position, name in FILES.items()}
+    vector = vectors["response avg"]
+
+    layers = config.layers or proof.default_layers(model.n_layers)
+    sweep = proof.sweep_plans(model, trait, vector, layers, config.doses, seed, system)
+    rows = write(model, run, "sweep.jsonl", sweep, sampling, config.batch_tokens, f"{trait.name}: sweep")
+    cells = proof.cells(score(run, "sweep", rows, judges, f"{trait.name}: judging the sweep"), seed)
+    chosen = proof.knee(cells, config.coherence_floor)
+    chosen_card = dataclasses.replace(vector.card, layer=chosen.layer, coef=chosen.coef)
+    vector = PersonaVector(vector.direction, chosen_card)
+
+    directions = {
+        "vector": [vector],
+        "random": proof.random_directions(vector, seed),
+        "shuffled": [vectors["shuffled"]],
+    }
+    check = proof.check_plans(model, trait, directions, chosen.layer, chosen.coef, config.check_rollouts, seed, system)
+    rows = write(model, run, "check.jsonl", check, sampling, config.batch_tokens, f"{trait.name}: final check")
+    rows = score(run, "check", [*base, *rows], judges, f"{trait.name}: judging the check")
+    vector.save(run.path(f"{FILES['response avg']}.safetensors"))
+    result = summarise(config, model, trait, judges, vector, rollouts, counts, cells, chosen, rows) | {
+        "vectors": {position: f"{name}.safetensors" for position, name in FILES.items()},
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    run.write_json("result.json", result)
+    return outcome(result, run.folder)
+
+
+def difference_in_means(model: ChatModel, kept: Sequence[Row], card: Card, seed: int) -> dict[str, PersonaVector]:
+    """Vectors from each position, `shuffled` from permuted labels beside them; the card gets split-half reliability.
+
+    Sums are float64 and flat in the number of replies.
+    Source: Persona Vectors (arXiv 2507.21509) section 2.2 and appendix A.3.
+    """
+    is_pos = np.array([row["side"] == "pos" for row in kept])
+    odd = np.array([row["question_id"] % 2 == 1 for row in kept])
+    relabelled = np.random.default_rng(seed).permutation(is_pos)
+    groups = torch.tensor(np.stack([is_pos & odd, is_pos & ~odd, ~is_pos & odd, ~is_pos & ~odd, relabelled], axis=1))
+    counts = groups.double().sum(dim=0)
+    sums = torch.zeros((5, len(POSITIONS), model.n_layers, model.identity.d_model), dtype=torch.float64)
+    with stage(f"{card.trait}: activations", len(kept)) as advance:
+        for batch, read in activations(model, kept, POSITIONS):
+            sums += torch.einsum("bg,bpld->gpld", groups[batch].double(), read.double())
+            advance(len(batch))
+
+    def mean(*chosen: int) -> Tensor:
+        return sums[list(chosen)].sum(dim=0) / counts[list(chosen)].sum()
+
+    halves = [(mean(0) - mean(2))[0], (mean(1) - mean(3))[0]]
+    reliability = torch.cosine_similarity(halves[0], halves[1], dim=-1).nan_to_num().tolist()
+    card = dataclasses.replace(card, reliability=tuple(reliability))
+    found = dict(zip(POSITIONS, mean(0, 1) - mean(2, 3), strict=True))
+    others = (sums[:4].sum(dim=0) - sums[4]) / (len(kept) - counts[4])
+    found["shuffled"] = (mean(4) - others)[0]
+    return {
+        position: PersonaVector(direction, dataclasses.replace(card, position=position))
+        for position, direction in found.items()
+    }
+
+
+def activation_norms(model: ChatModel, base: Sequence[Row]) -> tuple[float, ...]:
+    """Mean ‖h‖ over the tokens of the base model's replies, per layer: the unit of dose."""
+    total = torch.zeros(model.n_layers, dtype=torch.float64)
+    for batch, read in activations(model, base, of=lambda stream: stream.float().norm(dim=-1, keepdim=True)):
+        tokens = torch.tensor([len(base[index]["response_ids"]) for index in batch], dtype=torch.float64)
+        total += torch.einsum("b,bl->l", tokens, read[:, 0, :, 0].double())
+    return tuple((total / sum(len(row["response_ids"]) for row in base)).tolist())
+
+
+def keep(row: Row) -> bool:
+    """Whether a scored rollout serves the vector: on its own side of 50, and coherent."""
+    if row["trait"] is None or row["coherence"] is None or row["coherence"] < KEEP_COHERENCE:
+        return False
+    return bool(row["trait"] > KEEP_TRAIT if row["side"] == "pos" else row["trait"] < KEEP_TRAIT)
+
+
+def _base_replies(config: ExtractConfig, run: Run, model: ChatModel, traits: Sequence[Trait]) -> list[Row]:
+    plans = [
+        plan
+        for trait in traits
+        for plan in answers(
+            model,
+            trait.evaluate,
+            config.check_rollouts,
+            config.seed,
+            system=config.system,
+            draw="base",
+            extra={"arm": "base", "trait_name": trait.name},
+        )
+    ]
+    return write(model, run, "base.jsonl", plans, _sampling(config), config.batch_tokens, "base replies")
+
+
+def _counts(rows: Sequence[Row]) -> dict[str, int]:
+    """What became of the rollouts of one side; every reply is in exactly one of all but the first and last."""
+    empty = [row for row in rows if not row["response"]]
+    refused = [row for row in rows if row["response"] and row["trait"] is None]
+    scored = [row for row in rows if row["trait"] is not None]
+    kept = [row for row in scored if keep(row)]
+    incoherent = [row for row in scored if row["coherence"] is None or row["coherence"] < KEEP_COHERENCE]
+    return {
+        "written": len(rows),
+        "empty": len(empty),
+        "refused": len(refused),
+        "incoherent": len(incoherent),
+        "wrong_side": len(scored) - len(kept) - len(incoherent),
+        "kept": len(kept),
+        "truncated": sum(row["finish"] == "length" for row in rows),
+    }
+
+
+def _traits(config: ExtractConfig) -> list[Trait]:
+    traits = [load_trait(name) for name in config.traits]
+    names = [trait.name for trait in traits]
+    if not traits or len(set(names)) < len(names):
+        raise ConfigError(
+            f"expected one or more different traits, got {', '.join(names) or 'none'}; "
+            "for example: personavec extract optimistic"
+        )
+    return traits
+
+
+def _check_layers(config: ExtractConfig, model: ChatModel) -> None:
+    wrong = [layer for layer in config.layers if not 0 <= layer < model.n_layers]
+    if wrong:
+        raise ConfigError(
+            f"expected layers from 0 to {model.n_layers - 1}, got {', '.join(map(str, wrong))}; "
+            "layers count blocks from 0"
+        )
+
+
+def _sampling(config: ExtractConfig) -> Sampling:
+    return Sampling(config.max_new_tokens, config.temperature, config.top_p)

@@ -1,0 +1,183 @@
+"""What proves a vector: a sweep that finds the knee, arms on both signs, and controls of the same norm."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from personavec.model import ChatModel
+from personavec.rollouts import Plan, answers
+from personavec.scoring import Judges, mean_score
+from personavec.stats import Interval
+from personavec.steer import Steering
+from personavec.trait import Trait
+from personavec.vector import PersonaVector
+
+SWEPT_DEPTH = (0.3, 0.7)
+"""Share of the depth where the sweep looks. Source: replications find the best layer at 45-65% (METHOD 2)."""
+SWEPT_LAYERS = 5
+RANDOM_DIRECTIONS = 10
+"""The random control averages over this many directions, dealt to the replies in turn."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One layer and coefficient of the sweep, and what it did."""
+
+    layer: int
+    coef: float
+    dose: float
+    trait: Interval
+    coherence: Interval
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to steer in the final check."""
+
+    name: str
+    direction: str
+    """"none", "vector", "random" or "shuffled"."""
+    share: float
+    """Coefficient as a share of the chosen one."""
+
+
+ARMS = (
+    Arm("suppressed", "vector", -1),
+    Arm("half_suppressed", "vector", -0.5),
+    Arm("base", "none", 0),
+    Arm("half_steered", "vector", 0.5),
+    Arm("steered", "vector", 1),
+    Arm("random_suppressed", "random", -1),
+    Arm("random", "random", 1),
+    Arm("shuffled", "shuffled", 1),
+)
+
+
+def default_layers(n_layers: int) -> tuple[int, ...]:
+    """Layers to sweep when none are asked for."""
+    low, high = SWEPT_DEPTH
+    return tuple(
+        np.unique(np.linspace(low * n_layers, high * n_layers, SWEPT_LAYERS).astype(int).clip(0, n_layers - 1))
+    )
+
+
+def sweep_plans(
+    model: ChatModel,
+    trait: Trait,
+    vector: PersonaVector,
+    layers: Sequence[int],
+    doses: Sequence[float],
+    seed: int,
+    system: str,
+) -> list[Plan]:
+    """One reply per held-out question for every layer and dose."""
+    return [
+        plan
+        for layer in layers
+        for dose in doses
+        for plan in answers(
+            model,
+            trait.evaluate,
+            1,
+            seed,
+            system=system,
+            draw="sweep",
+            extra={"layer": int(layer), "dose": dose, "coef": vector.coef(layer, dose)},
+            steering=[(Steering(vector, vector.coef(layer, dose), layer),)],
+        )
+    ]
+
+
+def cells(rows: Sequence[Row], seed: int) -> list[Cell]:
+    """The sweep's scored replies, averaged by layer and dose."""
+    groups: dict[tuple[int, float, float], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["layer"], row["coef"], row["dose"]), []).append(row)
+    return [
+        Cell(*key, mean_score(group, "trait", seed), mean_score(group, "coherence", seed))
+        for key, group in groups.items()
+    ]
+
+
+def knee(found: Sequence[Cell], floor: float) -> Cell:
+    """The cell with the strongest trait among those whose coherence stays above the floor.
+
+    Where none does, the most coherent one: the final check then says that the floor was missed.
+    Source: Persona Vectors (arXiv 2507.21509) sections 3.2 and 5.1.
+    """
+    scored = [cell for cell in found if cell.trait.n and cell.coherence.n]
+    coherent = [cell for cell in scored if cell.coherence.mean >= floor]
+    if coherent:
+        return max(coherent, key=lambda cell: cell.trait.mean)
+    return max(scored, key=lambda cell: cell.coherence.mean)
+
+
+def check_plans(
+    model: ChatModel,
+    trait: Trait,
+    directions: dict[str, list[PersonaVector]],
+    layer: int,
+    coef: float,
+    rollouts: int,
+    seed: int,
+    system: str,
+) -> list[Plan]:
+    """Fresh replies of every arm but the base, with the base replies' random numbers."""
+    return [
+        plan
+        for arm in ARMS
+        if arm.direction != "none"
+        for plan in answers(
+            model,
+            trait.evaluate,
+            rollouts,
+            seed,
+            system=system,
+            draw="base",
+            extra={"arm": arm.name},
+            steering=[(Steering(vector, arm.share * coef, layer),) for vector in directions[arm.direction]],
+        )
+    ]
+
+
+def random_directions(vector: PersonaVector, seed: int) -> list[PersonaVector]:
+    """Directions without meaning, as long as the vector at every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn((RANDOM_DIRECTIONS, *vector.direction.shape), generator=generator)
+    return [rescaled(PersonaVector(direction, vector.card), vector) for direction in drawn]
+
+
+def rescaled(other: PersonaVector, vector: PersonaVector) -> PersonaVector:
+    """Another vector made as long as the vector at every layer."""
+    factor = vector.norms / other.norms.clamp(min=torch.finfo(torch.float32).tiny)
+    return PersonaVector(other.direction * factor[:, None], vector.card)
+
+
+def verdict(arms: dict[str, Row], judges: Judges, floor: float) -> list[Row]:
+    """The conditions of a proof, each with its figures and whether it holds."""
+    trait = {name: arm["trait"] for name, arm in arms.items()}
+    base, steered, suppressed, random = (trait[name] for name in ("base", "steered", "suppressed", "random"))
+    coherence = arms["steered"]["coherence"]
+    auc = judges.trait.auc or Interval(np.nan, np.nan, np.nan, 0)
+    return [
+        {"text": f"Suppressed lies below base: {_ci(suppressed)} < {_ci(base)}", "holds": suppressed.high < base.low},
+        {"text": f"Steered lies above base: {_ci(steered)} > {_ci(base)}", "holds": steered.low > base.high},
+        {
+            "text": f"Random directions of the same norm do not move it: {_ci(random)} covers {base.mean:.1f}",
+            "holds": random.low <= base.mean <= random.high,
+        },
+        {"text": f"Steered replies stay coherent: {_ci(coherence)}, floor {floor:g}", "holds": coherence.mean >= floor},
+        {
+            "text": f"The judge separates the sides it never saw: AUC {auc.mean:.2f} [{auc.low:.2f}, {auc.high:.2f}]",
+            "holds": not judges.weak,
+        },
+    ]
+
+
+def _ci(value: Interval) -> str:
+    return f"{value.mean:.1f} [{value.low:.1f}, {value.high:.1f}]"

@@ -1,0 +1,150 @@
+"""The pages of a run: report.html of each trait, and index.html over all of them.
+
+A page is one file that opens offline. Model text is untrusted: templates escape it, and a content security
+policy lets the page load nothing.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from altair import SCHEMA_VERSION, LayerChart
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from personavec.report import charts
+from personavec.run import Run
+
+WEAK_AUC = 0.75
+"""Below it the page calls a judge weak."""
+HIDDEN_TRAITS = frozenset({"evil"})
+"""Traits whose transcripts stay behind a click."""
+DASH = "–"
+VEGA_LITE = ".".join(SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+"""The version that Altair's charts are written for, as vl-convert names it."""
+
+
+def write_page(folder: Path) -> Path:
+    """Write a trait's report.html and charts/*.png and *.svg.
+
+    Args:
+        folder: Holds the trait's result.json.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        DataError: result.json is missing or not JSON.
+    """
+    result = Run(folder).read_json("result.json")
+    drawn = _charts(result)
+    (folder / "charts").mkdir(exist_ok=True)
+    for name, chart in drawn.items():
+        svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=VEGA_LITE)
+        _save(folder / "charts" / f"{name}.svg", svg.encode())
+        _save(folder / "charts" / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))
+    figures = {name: _figure(chart) for name, chart in drawn.items()}
+    return _render(
+        folder / "report.html",
+        "page.html",
+        result=result,
+        arms={row["arm"]: row for row in result["check"]},
+        figures=figures,
+        specs={name: figure["spec"] for name, figure in figures.items()},
+        hide_transcripts=result["trait"]["name"] in HIDDEN_TRAITS,
+        vega=_vega(),
+    )
+
+
+def write_index(folder: Path, traits: Sequence[str]) -> Path:
+    """Write index.html, one row a trait.
+
+    Args:
+        folder: The run; each trait's result.json lies in a folder of its name.
+        traits: Names, in the order of the rows.
+
+    Returns:
+        Path of index.html.
+
+    Raises:
+        DataError: A result.json is missing or not JSON.
+    """
+    results = [Run(folder / trait).read_json("result.json") for trait in traits]
+    rows = [(result, {row["arm"]: row["trait"] for row in result["check"]}) for result in results]
+    return _render(folder / "index.html", "index.html", rows=rows)
+
+
+def _charts(result: Mapping[str, Any]) -> dict[str, LayerChart]:
+    check, choice = result["check"], result["choice"]
+    norm, dose, reliability = charts.by_layer(result["layers"], choice)
+    return {
+        "dose_response": charts.dose_response(check),
+        "coherence": charts.coherence(check, result["sweep"]["floor"]),
+        "heat_map": charts.heat_map(result["sweep"], choice),
+        "histograms": charts.histograms(result["rollout_scores"]),
+        "layer_norm": norm,
+        "layer_dose": dose,
+        "layer_reliability": reliability,
+    }
+
+
+def _figure(chart: LayerChart) -> dict[str, Any]:
+    """A chart for the page: as wide as its place, its title taken out so that it wraps and is read aloud."""
+    spec = chart.properties(width="container").to_dict()
+    title = spec.pop("title")
+    return {"spec": spec, "title": title["text"], "subtitle": " ".join(title["subtitle"])}
+
+
+def _render(path: Path, template: str, **context: Any) -> Path:
+    environment = Environment(
+        loader=PackageLoader("personavec.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"interval": _interval, "bounds": _bounds, "number": _number}
+    environment.globals["weak_auc"] = WEAK_AUC
+    _save(path, environment.get_template(template).render(context).encode())
+    return path
+
+
+@lru_cache
+def _vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
+    return script.replace("</script", "<\\/script").replace("<!--", "\\u003c!--")
+
+
+def _interval(value: Mapping[str, Any] | None, digits: int = 1) -> str:
+    """A mean with its interval: 41.2 [38.0, 44.1]."""
+    if value is None or value["mean"] is None:
+        return DASH
+    return f"{value['mean']:.{digits}f} {_bounds(value, digits)}"
+
+
+def _bounds(value: Mapping[str, Any], digits: int = 1) -> str:
+    low, high = value["ci"]
+    return DASH if low is None or high is None else f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def _save(path: Path, content: bytes) -> None:
+    """Write a file atomically: beside it first, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def write_pages(found: dict[str, Any]) -> dict[str, Any]:
+    """Write the page of every trait that `extract` returned, and an index of several; adds their paths as `report`."""
+    traits = [trait | {"report": str(write_page(Path(trait["result"]).parent))} for trait in found["traits"]]
+    pages = [trait["report"] for trait in traits]
+    if len(traits) > 1:
+        pages = [str(write_index(Path(found["out"]), [trait["trait"] for trait in traits]))]
+    return found | {"traits": traits, "report": pages[0]}

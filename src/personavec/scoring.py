@@ -1,0 +1,174 @@
+"""Scores of replies: building the judges a run asks for, learning their scales, and scoring tables resumably."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from personavec.config import Common
+from personavec.errors import JudgeError
+from personavec.judges.fluency import FluencyJudge
+from personavec.judges.judge import Score
+from personavec.judges.likelihood import WEAK_AUC, LikelihoodJudge
+from personavec.model import ChatModel
+from personavec.progress import stage
+from personavec.run import Run
+from personavec.stats import Calibration, Interval, clustered_mean
+from personavec.trait import Trait
+
+CHUNK = 256
+"""Replies scored between two writes: the unit of resumption."""
+
+Row = dict[str, Any]
+
+
+def load_judge_model(spec: str, subject: ChatModel, config: Common) -> ChatModel:
+    """The model that judges: the subject itself for `likelihood`, another one for `likelihood:MODEL`.
+
+    Raises:
+        JudgeError: Another kind of judge.
+        ModelError: MODEL cannot be loaded.
+    """
+    kind, _, name = spec.partition(":")
+    if kind != "likelihood" or (":" in spec and not name):
+        raise JudgeError(f"expected the judge likelihood or likelihood:MODEL, got {spec}; correct --judge")
+    if not name:
+        return subject
+    return ChatModel.load(
+        name,
+        dtype=config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        plain_template=True,
+    )
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The two judges of a run: one for the trait, one for coherence."""
+
+    trait: LikelihoodJudge
+    coherence: FluencyJudge
+    trait_hash: str
+
+    @classmethod
+    def of(cls, judge_model: ChatModel, subject: ChatModel, trait: Trait, system: str) -> "Judges":
+        """Judges without a scale yet."""
+        return cls(LikelihoodJudge(judge_model, trait), FluencyJudge(subject, system), trait.content_hash)
+
+    @property
+    def weak(self) -> bool:
+        """Whether the trait judge hardly separates the two sides it was calibrated on."""
+        return self.trait.auc is None or not self.trait.auc.mean >= WEAK_AUC
+
+    def to_json(self) -> Row:
+        """The learned scales, as judge.json holds them."""
+        return {"trait_hash": self.trait_hash, "trait": scale(self.trait), "coherence": scale(self.coherence)}
+
+    def restore(self, scales: Mapping[str, Any], source: str) -> None:
+        """Take over the scales of an earlier run.
+
+        Raises:
+            JudgeError: They were learned by another judge or for another trait.
+        """
+        if scales.get("trait_hash") != self.trait_hash:
+            raise JudgeError(
+                f"expected the judge of this trait in {source}, got one of another trait; pass its own file"
+            )
+        take_scale(self.trait, scales.get("trait"), source)
+        take_scale(self.coherence, scales.get("coherence"), source)
+
+
+def scale(judge: LikelihoodJudge | FluencyJudge) -> Row:
+    """What a judge has learned, as JSON."""
+    assert judge.calibration is not None and judge.auc is not None
+    return {"id": judge.id, **asdict(judge.calibration), "auc": judge.auc._asdict()}
+
+
+def take_scale(judge: LikelihoodJudge | FluencyJudge, learned: Any, source: str) -> None:
+    """Give a judge what an equal one has learned.
+
+    Raises:
+        JudgeError: It is not the scale of this judge.
+    """
+    try:
+        found = learned["id"]
+        calibration = Calibration(tuple(learned["weights"]), float(learned["intercept"]))
+        auc = Interval(**learned["auc"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise JudgeError(f"expected the scale of a judge in {source}, got {error!r}; pass a judge.json") from error
+    if found != judge.id:
+        raise JudgeError(f"expected the scale of {judge.id} in {source}, got that of {found}; pass its own file")
+    judge.calibration, judge.auc = calibration, auc
+
+
+def learn_coherence(judge: FluencyJudge, base: Sequence[Row], seed: int) -> None:
+    """Learn the coherence scale from base replies."""
+    with stage("coherence scale", len(base) * FluencyJudge.copies) as advance:
+        judge.calibrate([r["question"] for r in base], [r["response"] for r in base], seed, advance)
+
+
+def learn_trait(judges: Judges, rollouts: Sequence[Row], seed: int) -> list[Row]:
+    """Learn the trait scale from contrastive rollouts; returns their scores, cross-validated by question."""
+    questions, replies = [r["question"] for r in rollouts], [r["response"] for r in rollouts]
+    with stage("judging rollouts", len(rollouts) * (judges.trait.steps + judges.coherence.steps)) as advance:
+        trait = judges.trait.calibrate(
+            questions, replies, [r["side"] for r in rollouts], [r["pair"] for r in rollouts], seed, advance
+        )
+        coherence = judges.coherence.score(questions, replies, advance)
+    return _rows(rollouts, trait, coherence)
+
+
+def score(run: Run, name: str, rows: Sequence[Row], judges: Judges, title: str) -> list[Row]:
+    """Score the rows of a table into NAME.scores.jsonl, skipping what is there; returns rows with scores added."""
+    file = f"{name}.scores.jsonl"
+    scores = {row["id"]: row for row in run.rows(file)}
+    # replies to one question are scored together, because they share their prompts
+    order = sorted(rows, key=lambda row: row["question_id"])
+    with stage(title, len(rows) * (judges.trait.steps + judges.coherence.steps)) as advance:
+        for start in range(0, len(order), CHUNK):
+            chunk = order[start : start + CHUNK]
+            if all(row["id"] in scores for row in chunk):
+                advance(len(chunk) * (judges.trait.steps + judges.coherence.steps))
+                continue
+            questions, replies = [row["question"] for row in chunk], [row["response"] for row in chunk]
+            trait = judges.trait.score(questions, replies, advance)
+            coherence = judges.coherence.score(questions, replies, advance)
+            fresh = _rows(chunk, trait, coherence)
+            run.append(file, fresh)
+            scores |= {row["id"]: row for row in fresh}
+    return joined(rows, list(scores.values()))
+
+
+def _rows(rows: Sequence[Row], trait: Sequence[Score], coherence: Sequence[Score]) -> list[Row]:
+    return [
+        {"id": row["id"], "trait": t.value, "coherence": c.value, "evidence": t.evidence}
+        for row, t, c in zip(rows, trait, coherence, strict=True)
+    ]
+
+
+def joined(rows: Sequence[Row], scores: Sequence[Row]) -> list[Row]:
+    """Rows with their scores beside them."""
+    by_id = {row["id"]: row for row in scores}
+    return [row | by_id[row["id"]] for row in rows]
+
+
+def column(rows: Sequence[Row], name: str) -> Float[ndarray, " row"]:
+    """A score of every row; nan where there is none."""
+    return np.array([row[name] for row in rows], dtype=float)
+
+
+def mean_difference(rows: Sequence[Row], base: Sequence[Row], name: str, seed: int) -> Interval:
+    """Mean of row − base where question and sample are the same; its interval is clustered by question."""
+    other = {(row["question_id"], row["sample"]): row[name] for row in base}
+    paired = np.array([other[row["question_id"], row["sample"]] for row in rows], dtype=float)
+    questions = np.array([row["question_id"] for row in rows])
+    return clustered_mean(column(rows, name) - paired, questions, seed)
+
+
+def mean_score(rows: Sequence[Row], name: str, seed: int) -> Interval:
+    """Mean of a score with its interval, clustered by question."""
+    return clustered_mean(column(rows, name), np.array([row["question_id"] for row in rows]), seed)

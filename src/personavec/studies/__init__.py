@@ -1,0 +1,1 @@
+"""Studies compose verbs into one run."""

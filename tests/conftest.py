@@ -1,0 +1,62 @@
+"""What all tests share: isolation from the user's files, one torch thread, tiny models built once."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# before anything of the package is imported: argument types and tensor shapes are checked while tests run
+install_import_hook("personavec", "checked.checked")
+
+import tiny  # noqa: E402
+
+from personavec.model import ChatModel  # noqa: E402
+from personavec.vector import PersonaVector  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def isolated(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keep tests away from the user's home and caches; those marked `real` need the cached model."""
+    if request.node.get_closest_marker("real") is not None:
+        return
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("PERSONAVEC_CACHE", "XDG_CACHE_HOME", "HF_HOME"):
+        monkeypatch.setenv(name, str(home / name.lower()))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[[str], ChatModel]:
+    """Tiny random model of a family; shared, so tests must leave it as they found it."""
+    built: dict[str, ChatModel] = {}
+
+    def get(family: str) -> ChatModel:
+        if family not in built:
+            built[family] = tiny.build(family)
+        return built[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def model(tiny_model: Callable[[str], ChatModel]) -> ChatModel:
+    """The tiny Llama."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def v(model: ChatModel) -> PersonaVector:
+    """A random vector for it."""
+    return tiny.vector(model)
+
+
+@pytest.fixture(params=list(tiny.FAMILIES), scope="session")
+def any_model(request: pytest.FixtureRequest, tiny_model: Callable[[str], ChatModel]) -> ChatModel:
+    """The tiny model of each family in turn."""
+    return tiny_model(request.param)

@@ -1,0 +1,315 @@
+"""The formulas, restated in a few lines on activations read the plain way, against what the project computes.
+
+Source: Persona Vectors (arXiv 2507.21509); sections are named at each test.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from tiny import prompt
+from torch import Tensor
+
+from personavec.activations import POSITIONS, activations
+from personavec.extract import activation_norms, difference_in_means, keep
+from personavec.hooks import capture
+from personavec.judges.likelihood import LikelihoodJudge
+from personavec.judges.logprobs import reply_logprobs
+from personavec.model import ChatModel
+from personavec.projection import cosine, project
+from personavec.stats import Calibration
+from personavec.trait import Pair, Trait
+from personavec.vector import Card, PersonaVector, increments
+
+Row = dict[str, Any]
+SIZES = [(5, 3), (12, 9), (7, 1), (12, 6), (1, 4), (9, 9), (5, 11), (6, 2)]
+BELOW = tiny.N_LAYERS - 1
+"""Layers whose output the library's hidden states show as it is; the last of them is normed."""
+
+
+def rows() -> list[Row]:
+    """Ragged conversations, half of them of each side, two for each question."""
+    return [
+        {
+            "prompt_ids": list(prompt(p, 20 + i)),
+            "response_ids": list(prompt(r, 40 + i)),
+            "side": ("pos", "neg")[i % 2],
+            "question_id": i // 2,
+        }
+        for i, (p, r) in enumerate(SIZES)
+    ]
+
+
+@torch.inference_mode()
+def states(model: ChatModel, ids: Sequence[int]) -> Tensor:
+    """Every token's activations [layer, seq, d_model] of the layers below the last, one conversation at a time."""
+    out = model.hf(input_ids=torch.tensor([list(ids)]), output_hidden_states=True, use_cache=False)
+    return torch.stack([state[0] for state in out.hidden_states[1:-1]])
+
+
+def average(model: ChatModel, row: Row, position: str) -> Tensor:
+    """One conversation's activation [layer, d_model] as the paper defines it."""
+    cut, found = len(row["prompt_ids"]), states(model, [*row["prompt_ids"], *row["response_ids"]])
+    spans = {"response avg": found[:, cut:], "prompt avg": found[:, :cut], "prompt last": found[:, cut - 1 : cut]}
+    return spans[position].mean(dim=1)
+
+
+# activations and vectors
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "peft"])
+def test_averages_of_three_kinds_of_position(tiny_model: Any, family: str) -> None:
+    """Sections 2.2 and A.3: response avg, prompt avg, prompt last."""
+    model = tiny_model(family)
+    conversations = rows()
+    seen = []
+    for batch, read in activations(model, conversations, POSITIONS):
+        seen += batch
+        for index, own in zip(batch, read, strict=True):
+            for slot, position in enumerate(POSITIONS):
+                wanted = average(model, conversations[index], position)
+                torch.testing.assert_close(own[slot, :BELOW], wanted, atol=1e-4, rtol=1e-4)
+    assert sorted(seen) == list(range(len(conversations)))
+
+
+def test_the_vector_is_the_difference_of_means(model: ChatModel) -> None:
+    """Section 2.2: mean over kept positive minus mean over kept negative replies, not normalised."""
+    conversations = rows()[:7]  # four positive, three negative
+    card = Card("t", model.identity, "response avg")
+    found = difference_in_means(model, conversations, card, seed=0)
+    for position in POSITIONS:
+        means = {
+            side: torch.stack([average(model, r, position) for r in conversations if r["side"] == side]).mean(0)
+            for side in ("pos", "neg")
+        }
+        own = found[position]
+        torch.testing.assert_close(own.direction[:BELOW], means["pos"] - means["neg"], atol=1e-4, rtol=1e-4)
+        assert own.card.position == position and own.direction.shape == (model.n_layers, model.identity.d_model)
+
+
+def test_reliability_is_the_cosine_of_two_halves(model: ChatModel) -> None:
+    conversations = rows()
+    card = Card("t", model.identity, "response avg")
+    halves = []
+    for parity in (0, 1):
+        half = [row for row in conversations if row["question_id"] % 2 == parity]
+        halves.append(difference_in_means(model, half, card, 0)["response avg"].direction)
+    found = difference_in_means(model, conversations, card, 0)["response avg"].card.reliability
+    torch.testing.assert_close(torch.tensor(found), torch.cosine_similarity(*halves), atol=1e-5, rtol=1e-5)
+
+
+def test_shuffled_labels_split_the_same_replies_otherwise(model: ChatModel) -> None:
+    conversations = rows()
+    card = Card("t", model.identity, "response avg")
+    found = difference_in_means(model, conversations, card, 0)
+    assert found["shuffled"] != found["response avg"]
+    averages = torch.stack([average(model, row, "response avg") for row in conversations])
+    relabelled = np.random.default_rng(0).permutation([row["side"] == "pos" for row in conversations])
+    wanted = averages[relabelled].mean(0) - averages[~relabelled].mean(0)
+    torch.testing.assert_close(found["shuffled"].direction[:BELOW], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_activation_norms_average_over_reply_tokens(model: ChatModel) -> None:
+    """The unit of dose: every token weighs the same, whatever the length of its reply."""
+    conversations = rows()
+    norms = [
+        states(model, [*row["prompt_ids"], *row["response_ids"]])[:, len(row["prompt_ids"]) :].norm(dim=-1)
+        for row in conversations
+    ]
+    wanted = torch.cat(norms, dim=1).mean(dim=1)
+    found = activation_norms(model, conversations)
+    assert len(found) == model.n_layers
+    torch.testing.assert_close(torch.tensor(found[:BELOW]), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("side", "trait", "coherence", "kept"),
+    [
+        ("pos", 50.1, 50, True),
+        ("pos", 50, 90, False),
+        ("neg", 49.9, 50, True),
+        ("neg", 50, 90, False),
+        ("pos", 90, 49.9, False),
+        ("pos", None, 90, False),
+        ("neg", None, 90, False),
+        ("neg", 10, None, False),
+        ("neg", 0, 100, True),
+        ("pos", 0, 100, False),
+    ],
+)
+def test_what_is_kept(side: str, trait: float | None, coherence: float | None, kept: bool) -> None:
+    """Section 2.2, each side on its own: above 50 where the trait was asked for, below 50 where it was not."""
+    assert keep({"side": side, "trait": trait, "coherence": coherence}) is kept
+
+
+# reading and steering along a vector
+
+
+def test_increments_are_differences_of_neighbouring_layers(model: ChatModel) -> None:
+    """Appendix J.3."""
+    v = tiny.vector(model).direction
+    wanted = torch.stack([v[0], *(v[layer] - v[layer - 1] for layer in range(1, len(v)))])
+    torch.testing.assert_close(increments(v), wanted, atol=0, rtol=0)
+
+
+def test_projection_and_cosine(model: ChatModel) -> None:
+    """Section 3.3: a·v/‖v‖, in numpy and float64."""
+    a = torch.randn((5, 7, 32), generator=torch.Generator().manual_seed(0))
+    v = tiny.vector(model).direction[2]
+    x, y = a.double().numpy(), v.double().numpy()
+    np.testing.assert_allclose(project(a, v).numpy(), x @ y / np.sqrt(y @ y), atol=1e-5)
+    np.testing.assert_allclose(cosine(a, v).numpy(), x @ y / np.sqrt(y @ y) / np.sqrt((x * x).sum(-1)), atol=1e-6)
+
+
+def test_monitoring_reads_the_last_prompt_token(model: ChatModel) -> None:
+    """Section 3.3: the projection before any token is written."""
+    v = tiny.vector(model)
+    conversations = rows()
+    for batch, read in activations(model, conversations, ["prompt last"], layers=[1]):
+        for index, own in zip(batch, project(read[:, 0, 0], v.direction[1]), strict=True):
+            last = states(model, conversations[index]["prompt_ids"])[1, -1]
+            torch.testing.assert_close(own, last @ v.direction[1] / v.direction[1].norm(), atol=1e-4, rtol=1e-4)
+
+
+def test_finetuning_shift(tiny_model: Any) -> None:
+    """Section 4.2: (mean over prompts of a_tuned − mean of a_base)·v̂, a at the last prompt token."""
+    base, tuned = tiny_model("llama"), tiny_model("peft")
+    prompts = [prompt(length, 60) for length in (4, 11, 7, 1)]
+    v = tiny.vector(base)
+    last = torch.zeros(len(prompts), 1, max(map(len, prompts)))
+    for own, ids in zip(last, prompts, strict=True):
+        own[0, len(ids) - 1] = 1
+    found = [project(capture(m, prompts, last, [2])[:, 0, 0].mean(0), v.direction[2]) for m in (base, tuned)]
+    means = [torch.stack([states(m, ids)[2, -1] for ids in prompts]).mean(0) for m in (base, tuned)]
+    wanted = (means[1] - means[0]) @ v.unit(2)
+    torch.testing.assert_close(found[1] - found[0], wanted, atol=1e-4, rtol=1e-4)
+    assert abs(float(wanted)) > 1e-2
+
+
+def test_projection_difference(model: ChatModel) -> None:
+    """Section 6.1: mean over samples of [a(x, y) − a(x, y')]·v̂, a = response avg."""
+    v = tiny.vector(model)
+    data = rows()
+    own = [row | {"response_ids": list(prompt(3 + i, 80))} for i, row in enumerate(data)]
+    sides = []
+    for side in (data, own):
+        found = torch.zeros(len(side))
+        for batch, read in activations(model, side, layers=[2]):
+            found[batch] = project(read[:, 0, 0], v.direction[2])
+        sides.append(found)
+    wanted = torch.stack(
+        [
+            (average(model, x, "response avg")[2] - average(model, y, "response avg")[2]) @ v.unit(2)
+            for x, y in zip(data, own, strict=True)
+        ]
+    )
+    torch.testing.assert_close(sides[0] - sides[1], wanted, atol=1e-4, rtol=1e-4)
+
+
+# the judge
+
+
+TRAIT = Trait(
+    name="terse",
+    adjective="terse",
+    antonym="wordy",
+    description="",
+    pairs=(Pair("Be short.", "Be long."), Pair("Few words.", "Many words."), Pair("One line.", "Ten lines.")),
+    extract=("How are you?", "What is rain?"),
+    evaluate=("Who was Caesar?",),
+    rubric="0 is wordy, 100 is terse.",
+)
+QUESTIONS = ["How are you?", "What is rain?", "How are you?", "What is rain?"]
+ANSWERS = ["Fine.", "Water that falls, as a rule, from clouds.", "", "Wet"]
+
+
+def quiet(_: int) -> None:
+    """No progress bar."""
+
+
+@torch.inference_mode()
+def mean_logprob(model: ChatModel, system: str, question: str, answer: str) -> float:
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    start, reply = model.render(turns), model.encode(answer)
+    logits = model.hf(input_ids=torch.tensor([start + reply]), use_cache=False).logits[0].double().log_softmax(-1)
+    return float(np.mean([float(logits[len(start) - 1 + i, token]) for i, token in enumerate(reply)]))
+
+
+def test_judge_ratios_equal_scoring_one_by_one(model: ChatModel) -> None:
+    found = LikelihoodJudge(model, TRAIT).ratios(QUESTIONS, ANSWERS, quiet)
+    assert found.shape == (4, 3) and np.isnan(found[2]).all()
+    for row in (0, 1, 3):
+        for pair in range(3):
+            pos, neg = (
+                mean_logprob(model, TRAIT.system_prompt(pair, side), QUESTIONS[row], ANSWERS[row])  # type: ignore[arg-type]
+                for side in ("pos", "neg")
+            )
+            assert found[row, pair] == pytest.approx(pos - neg, abs=1e-5)
+
+
+def test_a_rollout_is_not_judged_by_the_pair_it_was_written_under(model: ChatModel) -> None:
+    judge = LikelihoodJudge(model, TRAIT)
+    questions, pairs = QUESTIONS * 2, [0, 1, 2, 0, 1, 2, 0, 1]
+    replies = [*ANSWERS, "Good.", "It is wet.", "Yes and no.", ""]
+    scores = judge.calibrate(questions, replies, ["pos"] * 4 + ["neg"] * 4, pairs, 0, quiet)
+    ratios = judge.ratios(questions, replies, quiet)
+    for row, score in enumerate(scores):
+        if not replies[row]:
+            assert score.value is None
+            continue
+        others = [ratios[row, pair] for pair in range(3) if pair != pairs[row]]
+        assert score.evidence["nats_per_token"] == pytest.approx(np.mean(others), abs=1e-6)
+        assert score.value is not None and 0 <= score.value <= 100 and score.judge == "likelihood:tiny-llama"
+
+
+def test_a_judge_gives_the_calibrated_mean_ratio(model: ChatModel) -> None:
+    judge = LikelihoodJudge(model, TRAIT, Calibration((3.0,), -0.5))
+    ratios = judge.ratios(QUESTIONS, ANSWERS, quiet)
+    for row, score in enumerate(judge.score(QUESTIONS, ANSWERS, quiet)):
+        if ANSWERS[row]:
+            assert score.value == pytest.approx(100 / (1 + np.exp(0.5 - 3 * ratios[row].mean())))
+        else:
+            assert score.value is None
+
+
+def test_prompts_read_once_give_the_same_scores(model: ChatModel) -> None:
+    """Many replies to few prompts in one call, against one call a reply."""
+    prompts = [prompt(14, 90), prompt(14, 91), prompt(14, 90), prompt(6, 92), prompt(14, 90)]
+    replies = [prompt(9, 93), prompt(2, 94), prompt(5, 95), prompt(7, 96), prompt(9, 93)]
+    together = reply_logprobs(model, prompts, replies)
+    for start, reply, found in zip(prompts, replies, together, strict=True):
+        (alone,) = reply_logprobs(model, [start], [reply])
+        torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together[0], together[4], atol=1e-5, rtol=1e-5)
+
+
+def test_planted_direction_is_found() -> None:
+    """A direction written into the stream by some tokens is the vector between replies with and without them."""
+    planted = tiny.build("llama", seed=5)
+    direction = torch.randn(tiny.D_MODEL, generator=torch.Generator().manual_seed(1))
+    embedding = planted.hf.get_input_embeddings().weight
+    marked = range(200, 220)
+    for block in planted.blocks:  # identity blocks: the stream is the embedding
+        block.self_attn.o_proj.weight.zero_()  # type: ignore[union-attr, operator]
+        block.mlp.down_proj.weight.zero_()  # type: ignore[union-attr, operator]
+    embedding[list(marked)] = embedding[list(marked)] * 0.05 + direction
+    embedding[20:190] *= 0.05
+    conversations = [
+        {
+            "prompt_ids": list(prompt(6, i)),
+            "response_ids": [(200 + (i + k) % 20) if i % 2 else 20 + (7 * i + k) % 150 for k in range(9)],
+            "side": ("neg", "pos")[i % 2],
+            "question_id": i // 2,
+        }
+        for i in range(16)
+    ]
+    found: PersonaVector = difference_in_means(planted, conversations, Card("t", planted.identity, "response avg"), 0)[
+        "response avg"
+    ]
+    for layer in range(planted.n_layers):
+        assert cosine(found.direction[layer], direction) > 0.99
+        torch.testing.assert_close(found.norms[layer], direction.norm(), rtol=0.05, atol=0)
+    assert min(found.card.reliability) > 0.99
