@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 
+COMMAND = ("personavec", "extract", "optimistic", "--layers", "15", "--doses", "0.4", "--check-rollouts", "1")
+
 
 def main() -> None:
     """Measure one run per argument."""
@@ -16,8 +18,7 @@ def main() -> None:
     for rollouts in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(
-                ["personavec", "extract", "optimistic", "--rollouts", rollouts, "--layers", "15", "--doses", "0.4"]
-                + ["--check-rollouts", "1", "--out", f"{folder}/run"],
+                [*COMMAND, "--rollouts", rollouts, "--out", f"{folder}/run"],
                 check=True,
                 stdout=subprocess.DEVNULL,
             )

@@ -16,7 +16,7 @@ from personavec.activations import activations
 from personavec.generate import Request, Sampling, batches, generate
 from personavec.judges.logprobs import reply_logprobs
 from personavec.model import ChatModel
-from personavec.proof import default_layers
+from personavec.proof import swept_layers
 from personavec.rollouts import answers
 from personavec.steer import Steering
 from personavec.trait import builtin_names, load_trait
@@ -106,7 +106,7 @@ def sweep(model: ChatModel) -> None:
     """The sweep of `extract` (5 layers, 4 doses, 20 questions), against as many unsteered replies."""
     vector = random_vector(model)
     questions = load_trait("optimistic").evaluate
-    cells = [(layer, coef) for layer in default_layers(model.n_layers) for coef in (0.001, 0.002, 0.003, 0.004)]
+    cells = [(layer, coef) for layer in swept_layers((), model.n_layers) for coef in (0.001, 0.002, 0.003, 0.004)]
     swept = [
         plan.request
         for layer, coef in cells

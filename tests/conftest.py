@@ -1,13 +1,13 @@
 """What all tests share: isolation from the user's files, one torch thread, tiny models built once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jaxtyping
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 # before anything of the package is imported: argument types and tensor shapes are checked while tests run
-install_import_hook("personavec", "checked.checked")
+jaxtyping.install_import_hook("personavec", "checked.checked")
 
 import tiny  # noqa: E402
 
@@ -29,6 +29,14 @@ def isolated(
     for name in ("PERSONAVEC_CACHE", "XDG_CACHE_HOME", "HF_HOME"):
         monkeypatch.setenv(name, str(home / name.lower()))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Arguments go unchecked, as in a user's process: for tests of what is said about bad ones."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

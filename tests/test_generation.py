@@ -1,6 +1,6 @@
 """Laws of generation: a reply depends on its request alone, and is steered as one full pass would be."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import tiny
@@ -88,6 +88,23 @@ def test_generation_steers_as_one_full_pass_would(any_model: ChatModel, kind: Po
         what = (Steering(v, 1.0, 2, kind, op=op, ceiling=0.3),)  # type: ignore[arg-type]
         (reply,) = generate(any_model, [Request(prompt(9), what)], Sampling(8, 0))
         assert reply.ids == uncached_greedy(any_model, prompt(9), what, 8)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "peft"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_generation_by_transformers_is_steered_alike(
+    tiny_model: Callable[[str], ChatModel], family: str, kind: Positions
+) -> None:
+    """The library's own loop, on a left-padded batch, inside the same context."""
+    model = tiny_model(family)
+    what: list[tuple[Steering, ...]] = [(Steering(tiny.vector(model), 1.5, 1, kind),), (), mixed(tiny.vector(model))[2]]
+    rows = [prompt(4), prompt(12), prompt(7)]
+    replies = generate(model, [Request(row, w) for row, w in zip(rows, what, strict=True)], Sampling(8, 0))
+    ids, mask = model.tensor(rows, left=True)
+    with steer(model, what, [len(row) for row in rows]):
+        found = model.hf.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=8)
+    for reply, tokens in zip(replies, found[:, ids.shape[1] :].tolist(), strict=True):
+        assert tuple(tokens[: len(reply.ids)]) == reply.ids
 
 
 def test_watched_projections_are_those_of_the_steered_stream(model: ChatModel, v: PersonaVector) -> None:

@@ -170,6 +170,39 @@ def test_padding_is_never_steered(model: ChatModel, v: PersonaVector) -> None:
     assert did.tokens == sum(map(len, ROWS))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_positions_follow_the_mask_when_none_are_given(model: ChatModel, v: PersonaVector, kind: Positions) -> None:
+    """Left-padded rows, whole and cut in two with a cache, called with a mask alone."""
+    ids, mask = model.tensor(ROWS, left=True)
+    own_position = torch.where(mask.bool(), mask.cumsum(-1) - 1, -1)
+    length = torch.tensor(LENGTHS)[:, None]
+    wanted = {"all": own_position >= 0, "prompt": own_position < length, "response": own_position >= length - 1}[kind]
+    wanted = (wanted & mask.bool())[..., None] * (2.0 * v.direction[0])
+    for cut in (0, 9):
+        seen: dict[bool, list[Tensor]] = {}
+        for active in (False, True):
+            seen[active] = []
+            cache = DynamicCache(config=model.hf.config)
+            read = attach(model, tiny.nothing, {0: seen[active].append})  # type: ignore[dict-item]
+            with torch.inference_mode(), read, steer(model, [(Steering(v, 2.0 * active, 0, kind),)], LENGTHS):
+                for start, end in ((0, cut), (cut, ids.shape[1])) if cut else ((0, ids.shape[1]),):
+                    model.hf(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
+        moved = torch.cat(seen[True], dim=1) - torch.cat(seen[False], dim=1)
+        torch.testing.assert_close(moved, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_whoever_reads_sees_the_steered_stream(model: ChatModel, v: PersonaVector) -> None:
+    """Hooks that were there before, the library's own among them, come after steering."""
+    row, seen = prompt(6), []
+    with attach(model, tiny.nothing, {1: seen.append}):  # type: ignore[dict-item]
+        plain = model.hf(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states
+        with steer(model, [(Steering(v, 2.0, 1, "all"),)]):
+            moved = model.hf(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(seen[1] - seen[0], (2.0 * v.direction[1]).expand(1, 6, -1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(moved[2], seen[1])
+    torch.testing.assert_close(plain[2], seen[0])
+
+
 def test_training_under_steering_has_gradients(v: PersonaVector) -> None:
     """Vectors made from captured activations may steer a backward pass; the gradient sees the steered stream."""
     subject = tiny.build("llama").hf.requires_grad_(True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from personavec.errors import ModelError
+from personavec.errors import ModelError, PersonavecError
 from personavec.generate import Sampling, draw
 
 DRAWS = 24_000
@@ -105,3 +105,10 @@ def test_logits_that_are_not_finite_are_an_error(sampling: Sampling, bad: float)
     logits[1, 7] = bad
     with pytest.raises(ModelError, match="expected finite logits"):
         draw(logits, EDGES[:3], sampling)
+
+
+@pytest.mark.parametrize("options", [(8, -0.5), (8, float("nan")), (8, 1.0, 0.0), (8, 1.0, -1.0), (0, 1.0)])
+def test_settings_that_mean_nothing_are_refused(options: tuple[int, float]) -> None:
+    """Not drawn from: top-p 0 or a negative temperature would pick the least likely token."""
+    with pytest.raises(PersonavecError, match=r"^expected .*, got"):
+        Sampling(*options)

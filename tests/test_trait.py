@@ -154,6 +154,7 @@ def test_article_follows_the_sound(word: str, article: str) -> None:
     assert prompt.startswith(f"You are {article} {word} assistant. ")
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("pair", "side"), [(2, "pos"), (-1, "pos"), (0, "positive")])
 def test_no_such_pair_or_side(pair: int, side: Any) -> None:
     with pytest.raises(TraitError) as error:

@@ -1,10 +1,8 @@
 """Laws of persona vectors: arithmetic, the file, and what is refused."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import tiny
 import torch
@@ -32,14 +30,6 @@ def assert_one_line(error: pytest.ExceptionInfo[BaseException]) -> None:
     assert "\n" not in str(error.value) and str(error.value).startswith("expected ") and ", got" in str(error.value)
 
 
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Without the shape checks of tests/conftest.py, as in a user's process."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 # arithmetic
 
 
@@ -57,7 +47,8 @@ def test_equal_vectors_have_equal_hashes() -> None:
     assert zero == -zero and hash(zero) == hash(-zero)
 
 
-def test_a_vector_is_float32_on_the_cpu_and_finite(unchecked: None) -> None:
+@pytest.mark.usefixtures("unchecked")
+def test_a_vector_is_float32_on_the_cpu_and_finite() -> None:
     assert PersonaVector(torch.ones(3, 5, dtype=torch.float64), CARD).direction.dtype == torch.float32
     for bad in (torch.ones(5), torch.ones(1, 3, 5), torch.full((3, 5), float("nan")), torch.full((3, 5), float("inf"))):
         with pytest.raises(VectorError) as error:

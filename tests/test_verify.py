@@ -1,6 +1,5 @@
 """`verify` passes on sound models, and every check of it can fail."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,24 +18,23 @@ def failed(model: ChatModel) -> set[str]:
     return {check["name"] for check in verify_model(model)["checks"] if not check["passed"]}
 
 
-def test_sound_models_pass(any_model: ChatModel) -> None:
-    before = tiny.hooks(any_model)
-    result = verify_model(any_model)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_sound_models_pass(family: str) -> None:
+    result = verify_model(tiny.build(family))
     assert result["passed"], [check for check in result["checks"] if not check["passed"]]
     assert [check["name"] for check in result["checks"]] == list(CHECKS)
     assert all(check["detail"] for check in result["checks"])
-    # transformers leaves hooks of its own behind when it is asked for hidden states
-    assert tiny.hooks(any_model) == tiny.hooks(any_model) >= before
 
 
-def test_a_given_vector_is_checked(model: ChatModel) -> None:
+def test_a_given_vector_is_checked() -> None:
+    model = tiny.build()
     result = verify_model(model, tiny.vector(model, layer=1))
     assert result["passed"] and (result["vector"], result["layer"]) == ("tiny", 1)
 
 
-def test_a_vector_of_another_model_is_refused(model: ChatModel, tiny_model: Callable[[str], ChatModel]) -> None:
+def test_a_vector_of_another_model_is_refused() -> None:
     with pytest.raises(VectorError, match="expected a vector for"):
-        verify_model(model, tiny.vector(tiny_model("gpt2")))
+        verify_model(tiny.build(), tiny.vector(tiny.build("gpt2")))
 
 
 # What may break, and the check that must see it
@@ -156,9 +154,8 @@ def test_an_exception_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None
     assert result["checks"][-1] == {"name": "no hook is left", "passed": False, "detail": "RuntimeError: two lines"}
 
 
-def test_bfloat16(model: ChatModel) -> None:
+def test_bfloat16() -> None:
     low = tiny.build()
     low.hf.to(torch.bfloat16)
-    low.identity = dataclasses.replace(low.identity, id="low")
     result = verify_model(low)
     assert result["dtype"] == "bfloat16" and result["passed"], result["checks"]

@@ -54,7 +54,7 @@ def extract(config: ExtractConfig) -> Row:
     model = ChatModel.load(
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
-    _check_layers(config, model)
+    layers = proof.swept_layers(config.layers, model.n_layers)
     judge_model = load_judge_model(config.judge, model, config)
     out = config.out or Path("runs") / f"extract-{'-'.join(trait.name for trait in traits)}"
     inputs = {f"trait {trait.name}": trait.content_hash for trait in traits}
@@ -73,7 +73,7 @@ def extract(config: ExtractConfig) -> Row:
     for trait in traits:
         judges = dataclasses.replace(Judges.of(judge_model, model, trait, config.system), coherence=shared)
         own = [row for row in base if row["trait_name"] == trait.name]
-        found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms))
+        found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms, layers))
     run.finish(sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != "manifest.json"))
     seconds = round(time.monotonic() - began, 1)
     return (found[0] if len(found) == 1 else {}) | {"traits": found, "out": str(out), "seconds": seconds}
@@ -87,6 +87,7 @@ def _extract_one(
     judges: Judges,
     base: list[Row],
     norms: tuple[float, ...],
+    layers: Sequence[int],
 ) -> Row:
     """One trait: rollouts, scores, vectors, sweep, check, result."""
     began = time.monotonic()
@@ -126,7 +127,6 @@ def _extract_one(
     vectors = {position: load_vector(run.path(f"{name}.safetensors")) for position, name in FILES.items()}
     vector = vectors["response avg"]
 
-    layers = config.layers or proof.default_layers(model.n_layers)
     sweep = proof.sweep_plans(model, trait, vector, layers, config.doses, seed, system)
     rows = write(model, run, "sweep.jsonl", sweep, sampling, config.batch_tokens, f"{trait.name}: sweep")
     cells = proof.cells(score(run, "sweep", rows, judges, f"{trait.name}: judging the sweep"), seed)
@@ -243,15 +243,6 @@ def _traits(config: ExtractConfig) -> list[Trait]:
             "for example: personavec extract optimistic"
         )
     return traits
-
-
-def _check_layers(config: ExtractConfig, model: ChatModel) -> None:
-    wrong = [layer for layer in config.layers if not 0 <= layer < model.n_layers]
-    if wrong:
-        raise ConfigError(
-            f"expected layers from 0 to {model.n_layers - 1}, got {', '.join(map(str, wrong))}; "
-            "layers count blocks from 0"
-        )
 
 
 def _sampling(config: ExtractConfig) -> Sampling:

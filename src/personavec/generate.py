@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from personavec.errors import ModelError
+from personavec.errors import ConfigError, ModelError
 from personavec.hooks import BlockFn, attach
 from personavec.model import ChatModel
 from personavec.steer import Steering, steer
@@ -31,6 +31,15 @@ class Sampling:
     """0 is greedy."""
     top_p: float = 1.0
     """Keep the smallest set of tokens that holds this probability."""
+
+    def __post_init__(self) -> None:
+        for name, good, rule in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ):
+            if not good:
+                raise ConfigError(f"expected {name} {rule}, got {getattr(self, name)}; correct it")
 
 
 @dataclass(frozen=True)

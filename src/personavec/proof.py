@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from personavec.errors import ConfigError
 from personavec.model import ChatModel
 from personavec.rollouts import Plan, answers
 from personavec.scoring import Judges, mean_score
@@ -58,12 +59,20 @@ ARMS = (
 )
 
 
-def default_layers(n_layers: int) -> tuple[int, ...]:
-    """Layers to sweep when none are asked for."""
+def swept_layers(asked: Sequence[int], n_layers: int) -> tuple[int, ...]:
+    """The layers asked for, or else five spread over the middle of the depth.
+
+    Raises:
+        ConfigError: The model has no such layer.
+    """
+    wrong = [layer for layer in asked if not 0 <= layer < n_layers]
+    if wrong:
+        raise ConfigError(
+            f"expected layers from 0 to {n_layers - 1}, got {', '.join(map(str, wrong))}; layers count blocks from 0"
+        )
     low, high = SWEPT_DEPTH
-    return tuple(
-        np.unique(np.linspace(low * n_layers, high * n_layers, SWEPT_LAYERS).astype(int).clip(0, n_layers - 1))
-    )
+    spread = np.unique(np.linspace(low * n_layers, high * n_layers, SWEPT_LAYERS).astype(int).clip(0, n_layers - 1))
+    return tuple(asked) or tuple(spread.tolist())
 
 
 def sweep_plans(

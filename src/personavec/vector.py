@@ -127,7 +127,7 @@ class PersonaVector:
             raise VectorError(f"expected a layer from 0 to {n_layers - 1}, got {layer}; layers count blocks from 0")
 
     def check_model(self, model: ModelIdentity) -> None:
-        """Raise VectorError unless the vector was extracted from this model (or a finetuning of it)."""
+        """Raise VectorError unless the vector was extracted from this model; adapters on top do not matter."""
         own = self.card.model
         if (own.n_layers, own.d_model) != (model.n_layers, model.d_model):
             raise VectorError(

@@ -1,6 +1,7 @@
 """Verify: does steering do on this machine, with this model, exactly what it says?"""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,9 +54,6 @@ class Probe:
         ):
             out = self.model.hf(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         return out.logits.float(), seen[0], steered.tokens
-
-
-BOTH = slice(2)
 
 
 def verify(config: VerifyConfig) -> dict[str, Any]:
@@ -143,8 +141,8 @@ def _moves(probe: Probe) -> Found:
 
 
 def _coef_0(probe: Probe) -> Found:
-    plain, _, _ = probe.run([()], BOTH)
-    steered, _, _ = probe.run([(replace(probe.steering, coef=0.0),)], BOTH)
+    plain, _, _ = probe.run([()], slice(2))
+    steered, _, _ = probe.run([(replace(probe.steering, coef=0.0),)], slice(2))
     return torch.equal(plain, steered), f"logits differ by {float((plain - steered).abs().max()):.1g}"
 
 
@@ -162,7 +160,7 @@ def _cached(probe: Probe) -> Found:
 
 
 def _padded(probe: Probe) -> Found:
-    both, _, tokens = probe.run([(probe.steering,)], BOTH, left=True)
+    both, _, tokens = probe.run([(probe.steering,)], slice(2), left=True)
     alone = [probe.run([(probe.steering,)], slice(index, index + 1)) for index in (0, 1)]
     distance = max(
         _distance(padded[-len(row) :], logits[0, : len(row)])
@@ -172,8 +170,8 @@ def _padded(probe: Probe) -> Found:
 
 
 def _mates(probe: Probe) -> Found:
-    plain, before, _ = probe.run([(), ()], BOTH)
-    mixed, after, _ = probe.run([(probe.steering,), ()], BOTH)
+    plain, before, _ = probe.run([(), ()], slice(2))
+    mixed, after, _ = probe.run([(probe.steering,), ()], slice(2))
     own = slice(len(probe.rows[1]))
     # in a mixture of experts a row may round differently when its batch-mates choose other experts
     distance = _distance(mixed[1, own], plain[1, own])
@@ -210,11 +208,9 @@ def _clean(probe: Probe) -> Found:
 
     before = count()
     probe.run([(probe.steering,)])
-    try:
-        with steer(probe.model, [(probe.steering,)]):
-            raise InterruptedError
-    except InterruptedError:
-        left = count() - before
+    with suppress(InterruptedError), steer(probe.model, [(probe.steering,)]):
+        raise InterruptedError
+    left = count() - before
     return left == 0, f"{left} left after a run and after an exception"
 
 

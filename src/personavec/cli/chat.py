@@ -1,6 +1,7 @@
 """A chat in the terminal, steered and watched; takes its questions from stdin when that is no terminal."""
 
 import contextlib
+import math
 import shlex
 import sys
 from collections.abc import Generator, Iterator
@@ -151,8 +152,9 @@ class Chat:
             figures = [float(f) for f in (own.mean(), own.min(), own.max())] if len(own) else []
             turn["projections"][watched.path] = {
                 "layer": watched.watch.layer,
-                "prompt_last": float(column[0]),
-                "response_avg": figures[0] if figures else None,
+                # a steering that is far too large makes them infinite, for which JSON has no word
+                "prompt_last": float(column[0]) if column[0].isfinite() else None,
+                "response_avg": figures[0] if figures and math.isfinite(figures[0]) else None,
                 "usual": watched.usual,
             }
             shown = [f"{figure:+.1f}" for figure in (float(column[0]), *figures)] + ["–"] * (3 - len(figures))
@@ -256,6 +258,6 @@ def _told(steering: tuple[Steering, ...]) -> str:
     for one in steering:
         card, where = one.vector.card, "all layers" if one.layer is None else f"layer {one.layer}"
         if one.layer is not None and card.activation_norms:
-            where += f" (dose {one.vector.dose(one.layer, one.coef):.2f})"
+            where += f" (dose {one.vector.dose(one.layer, one.coef):.2g})"
         parts.append(f"{one.coef:+.3g} {card.trait} at {where}")
     return "steered " + ", ".join(parts) if parts else "not steered"

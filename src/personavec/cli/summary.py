@@ -1,14 +1,16 @@
 """What a verb found, for people: a few lines on stdout. Scripts take `--json`."""
 
+import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from personavec.config import ChatConfig, Common, DemoConfig, EvaluateConfig, ExtractConfig, VerifyConfig
+from personavec.config import ChatConfig, DemoConfig, EvaluateConfig, ExtractConfig, VerifyConfig
 
 Json = Mapping[str, Any]
 
@@ -17,7 +19,7 @@ console = Console(highlight=False)
 
 def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
     """Each trait's verdict, scores and files, and what to do next."""
-    for trait in result.get("traits", [result]):
+    for trait in result["traits"]:
         proven = "[green]proven[/]" if trait["proven"] else "[red]not proven[/]"
         _say(f"[bold]{trait['trait']}[/] on {escape(config.model)}: {proven}")
         table = Table("arm", "trait score", "coherence", box=None, pad_edge=False)
@@ -29,11 +31,13 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
             f"layer {trait['layer']}, coef {trait['coef']:.3g}, dose {trait['dose']:.2g}; "
             f"vector from {trait['n_pos']} + {trait['n_neg']} replies; judge AUC {_estimate(trait['judge_auc'], 2)}"
         )
-        for name in ("vector", "report"):
-            if name in trait:
-                _say(f"{name}: {trait[name]}", markup=False)
-        _next(config, "chat", f"{trait['vector']}:{trait['coef']:.3g}@{trait['layer']}")
-    if "report" in result and len(result.get("traits", ())) > 1:
+        for condition in json.loads(Path(trait["result"]).read_text("utf-8"))["verdict"]:
+            if not condition["holds"]:
+                _say(f"against it: {condition['text']}", markup=False)
+        steering = shlex.quote(f"{trait['vector']}:{trait['coef']:.3g}@{trait['layer']}")
+        _say(f"vector: {trait['vector']}\nreport: {trait['report']}", markup=False)
+        _say(f"next: personavec chat --model {shlex.quote(config.model)} --steer {steering}", markup=False)
+    if len(result["traits"]) > 1:
         _say(f"all traits: {result['report']}", markup=False)
     _say(f"{result['seconds']:.0f} seconds")
 
@@ -42,14 +46,18 @@ demo = extract
 
 
 def evaluate(config: EvaluateConfig, result: Json) -> None:
-    """Trait score and coherence."""
-    how = "".join([f", adapter {config.adapter}" if config.adapter else "", *(f", {text}" for text in config.steer)])
-    _say(f"{config.trait} on {config.model}{how}", markup=False)
-    for name, value in result.items():
-        if isinstance(value, Mapping) and "mean" in value:
-            _say(f"  {name.replace('_', ' '):<16} {_estimate(value)}", markup=False)
-        elif isinstance(value, str | int | float) and not isinstance(value, bool):
-            _say(f"  {name.replace('_', ' '):<16} {value}", markup=False)
+    """Trait score and coherence, beside the plain model's where something was changed."""
+    changes = ", ".join([*([f"adapter {config.adapter}"] if config.adapter else []), *config.steer])
+    _say(f"{result['trait']} on {config.model}{changes and f' with {changes}'}", markup=False)
+    table = Table("", "trait score", "coherence", box=None, pad_edge=False)
+    table.add_row("changed" if changes else "base", _estimate(result["trait_score"]), _estimate(result["coherence"]))
+    for row in ("base", "difference") if changes else ():
+        table.add_row(row, _estimate(result[row]["trait"]), _estimate(result[row]["coherence"]))
+    console.print(table)
+    auc = "" if result["judge_auc"] is None else f", AUC {_estimate(result['judge_auc'], 2)}"
+    _say(f"judge {result['judge']}{auc}{', a weak judge' if result['weak_judge'] else ''}", markup=False)
+    _say(f"{result['replies']} replies ({result['empty']} empty): {result['table']}", markup=False)
+    _say(f"{result['seconds']:.0f} seconds")
 
 
 def chat(_config: ChatConfig, _result: Json) -> None:
@@ -66,10 +74,6 @@ def verify(config: VerifyConfig, result: Json) -> None:
     console.print(table)
     failed = sum(not check["passed"] for check in result["checks"])
     _say("[green]all checks passed[/]" if result["passed"] else f"[red]{failed} of {len(result['checks'])} failed[/]")
-
-
-def _next(config: Common, verb: str, steering: str) -> None:
-    _say(f"next: personavec {verb} --model {shlex.quote(config.model)} --steer {shlex.quote(steering)}", markup=False)
 
 
 def _say(text: str, markup: bool = True) -> None:

@@ -1,7 +1,6 @@
 """Log-probabilities of given replies, every prompt read once for all replies to it."""
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 import torch
 from jaxtyping import Float
@@ -36,12 +35,10 @@ def reply_logprobs(
     order = sorted(range(len(replies)), key=lambda i: (len(prompts[i]), prompts[i], len(replies[i])))
     out: list[Tensor] = [torch.empty(0)] * len(replies)
     batch: list[int] = []
-    groups = [list(rows) for _, rows in groupby(order, key=lambda i: prompts[i])]
-    for index, rows in enumerate(groups):
-        batch += rows
-        following = groups[index + 1] if index + 1 < len(groups) else []
-        size = (len(batch) + len(following)) * max(len(replies[i]) for i in batch + following)
-        if not following or size > batch_tokens:
+    for index, following in zip(order, [*order[1:], None], strict=True):
+        batch.append(index)
+        longest = max(len(replies[i]) for i in (*batch, *([] if following is None else [following])))
+        if following is None or (len(batch) + 1) * longest > batch_tokens:
             logprobs = _batch(model, [prompts[i] for i in batch], [replies[i] for i in batch])
             for i, logprob in zip(batch, logprobs, strict=True):
                 out[i] = logprob

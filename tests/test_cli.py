@@ -1,0 +1,405 @@
+"""The command line: help at once, one line for bad input, exit codes, one JSON object, and the chat."""
+
+import dataclasses
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+import tiny
+import tiny_chat
+import torch
+
+from personavec.cli import chat as chatting
+from personavec.cli import summary
+from personavec.cli.main import VERBS, main, parse
+from personavec.config import EvaluateConfig, ExtractConfig
+from personavec.model import ChatModel
+from personavec.steer import Steering
+from personavec.vector import load_vector
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "altair", "rich", "numpy", "peft", "personavec.model")
+ESTIMATE = {"mean": 50.0, "ci": [40.0, 60.0], "n": 20}
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folder of the tiny chatting model, and a vector for it."""
+    return tiny_chat.save(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def plain_model() -> ChatModel:
+    return tiny_chat.build()
+
+
+def python(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, *args], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths} | env
+    )
+
+
+# Help
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+def test_help_imports_nothing_heavy(args: list[str]) -> None:
+    code = f"import sys; from personavec.cli.main import main; main({args}); print(set({HEAVY}) & set(sys.modules))"
+    done = python("-c", code)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "set()", done
+
+
+def test_help_comes_at_once() -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        assert python("-m", "personavec", "--help").returncode == 0
+        seconds.append(time.perf_counter() - began)
+    print(f"personavec --help: {min(seconds):.2f} s")
+    assert min(seconds) < 1.0
+
+
+def test_overview_has_one_line_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for verb, (config, _) in VERBS.items():
+        summary_line = str(config.__doc__).splitlines()[0]
+        (line,) = [line for line in text.splitlines() if f"• {verb} " in line]
+        assert summary_line in line
+    assert main([]) == 0 and capsys.readouterr().out == text
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("personavec 0.")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    examples = [line.strip() for line in text.splitlines() if f"personavec {verb}" in line and "usage" not in line]
+    assert 2 <= len(examples) <= 4 and f"docs/{verb}.md" in text and "(default: " in text
+    for example in examples:
+        command = example.split("|")[-1].split(">")[0]
+        assert parse(shlex.split(command)[1:])[0] == verb
+
+
+def test_cli_page_equals_help() -> None:
+    done = python(str(ROOT / "scripts" / "docs"), "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    other = python(str(ROOT / "scripts" / "docs"), "--check", COLUMNS="40", TERM="xterm", FORCE_COLOR="1", LC_ALL="C")
+    assert other.returncode == 0
+
+
+# Bad input
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(args) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1, said
+    assert "Traceback" not in said.err and "│" not in said.err
+    return said.err.removeprefix("personavec: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ("extarct optimistic", "did you mean extract?"),
+        ("frobnicate", "expected a verb (demo, extract"),
+        ("--nosuch", "see personavec --help"),
+        ("extract optimistic --modle x", "did you mean --model?"),
+        ("extract optimistic --layers high", "error parsing --layers"),
+        ("extract optimistic --dtype int8", "'bfloat16'"),
+        ("chat --steer", "missing value"),
+        ("verify --vectro x", "did you mean --vector?"),
+        ("evaluate evil --rolouts 3", "did you mean --rollouts?"),
+        ("demo --trai evil", "did you mean --trait?"),
+        ("extract", "expected one or more different traits"),
+        ("extract optimisti", "did you mean optimistic"),
+        ("extract nosuch.json", "expected a trait file"),
+        ("evaluate optimisti", "did you mean optimistic"),
+        ("demo --trait optimisti", "did you mean optimistic"),
+        ("evaluate evil --model TINY --steer vector", "expected VEC:COEF[@LAYER], got vector"),
+        ("evaluate evil --model TINY --steer nosuch.safetensors:1", "no file at nosuch.safetensors"),
+        ("chat --steer vector:much", "expected VEC:COEF[@LAYER], got vector:much"),
+        ("chat --steer nosuch.safetensors:1", "no file at nosuch.safetensors"),
+        ("chat --watch nosuch.safetensors", "no file at nosuch.safetensors"),
+        ("verify --vector nosuch.safetensors", "no file at nosuch.safetensors"),
+        ("chat --model /nosuch/model", "got /nosuch/model"),
+        ("verify --device nosuch", "expected a usable device, got nosuch"),
+    ],
+)
+def test_bad_input_is_one_line_and_2(
+    args: str, told: str, saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refused(args.replace("TINY", str(saved[0])).split(), capsys)
+
+
+def test_layers_out_of_range(saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    model, vector = map(str, saved)
+    assert "layer" in refused(["extract", "optimistic", "--model", model, "--layers", "1", "4"], capsys)
+    assert "from 0 to 3, got 4" in refused(["chat", "--model", model, "--steer", f"{vector}:1@4"], capsys)
+
+
+def test_box_without_unicode(capsys: pytest.CaptureFixture[str]) -> None:
+    done = python("-m", "personavec", "extract", "--modle", "x", PYTHON_TYRO_UTF8_BOXES="False")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "personavec: unrecognized options: --modle, x; did you mean --model?\n"
+
+
+# Other endings
+
+
+@pytest.fixture
+def fake_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], Any]], None]:
+    """Put a function in the place of `extract`; its report is not drawn."""
+    from personavec.report import page
+
+    def put(function: Callable[[Any], Any]) -> None:
+        monkeypatch.setitem(sys.modules, "personavec.extract", types.SimpleNamespace(extract=function))
+        monkeypatch.setattr(page, "write_pages", lambda result: result)
+
+    return put
+
+
+def raiser(error: BaseException) -> Callable[[Any], Any]:
+    def verb(_: Any) -> Any:
+        raise error
+
+    return verb
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (RuntimeError("two\nlines"), 1, "RuntimeError: two lines; run with PERSONAVEC_DEBUG=1 for the traceback"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "out of memory; lower --batch-tokens, now 12288"),
+        (MemoryError(), 1, "out of memory; lower --batch-tokens, now 12288"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
+    ],
+)
+def test_other_endings(
+    error: BaseException, code: int, told: str, fake_verb: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_verb(raiser(error))
+    assert main(["extract", "evil", "--json"]) == code
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"personavec: {told}\n")
+
+
+def test_debug_shows_the_traceback(fake_verb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_verb(raiser(RuntimeError("two")))
+    monkeypatch.setenv("PERSONAVEC_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="two"):
+        main(["extract", "evil"])
+
+
+def test_json_is_all_there_is_on_stdout(fake_verb: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def chatty(config: ExtractConfig) -> dict[str, Any]:
+        print("noise of a library")
+        return {"vector": Path("a/b"), "traits": [], "text": "ü"}
+
+    fake_verb(chatty)
+    assert main(["extract", "evil", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"vector": "a/b", "traits": [], "text": "ü"} and said.out.count("\n") == 1
+    assert "noise" in said.err
+
+
+def test_summary_of_extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = [{"text": "It is good.", "holds": True}, {"text": "It is bad.", "holds": False}]
+    (tmp_path / "result.json").write_text(json.dumps({"verdict": verdict}))
+    arms = dict.fromkeys(("base", "steered", "suppressed"), ESTIMATE)
+    trait = {"trait": "evil", "proven": False, "vector": "runs/a long/vector.safetensors", "layer": 9, "coef": 1.5}
+    trait |= {
+        "result": str(tmp_path / "result.json"),
+        "dose": 0.4,
+        "n_pos": 80,
+        "n_neg": 90,
+        "trait_score": arms,
+        "coherence": arms,
+    }
+    trait |= {"random_control": ESTIMATE | {"mean": None}, "judge_auc": ESTIMATE, "report": "r.html"}
+    console = rich.console.Console(file=io.StringIO(), width=60, highlight=False)
+    monkeypatch.setattr(summary, "console", console)
+    summary.extract(ExtractConfig(model="a/b"), {"traits": [trait], "report": "r.html", "seconds": 61.2})
+    text = said(console)
+    assert "against it: It is bad." in text and "good" not in text
+    assert "not proven" in text and "50.0 [40.0, 60.0]" in text and "–" in text and "80 + 90 replies" in text
+    assert "--model a/b --steer 'runs/a long/vector.safetensors:1.5@9'" in text and "61 seconds" in text
+
+
+def test_summary_of_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"trait": ESTIMATE, "coherence": ESTIMATE | {"mean": 90.0}}
+    result = {"trait": "evil", "trait_score": ESTIMATE, "coherence": ESTIMATE, "base": both, "difference": both}
+    result |= {"judge": "likelihood:x", "judge_auc": None, "weak_judge": True, "replies": 60, "empty": 1}
+    console = rich.console.Console(file=io.StringIO(), width=60, highlight=False)
+    monkeypatch.setattr(summary, "console", console)
+    summary.evaluate(EvaluateConfig(steer=("v:2",)), {**result, "table": "t.jsonl", "seconds": 3.0})
+    text = said(console)
+    assert "evil on smollm2 with v:2" in text and "difference" in text and "90.0 [40.0, 60.0]" in text
+    assert "a weak judge" in text and "60 replies (1 empty): t.jsonl" in text
+
+
+# verify
+
+
+def test_verify_command(
+    saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, vector = map(str, saved)
+    args = ["verify", "--model", model, "--vector", vector]
+    assert main([*args, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["passed"] and result["vector"] == "tiny" and len(result["checks"]) == 9
+    assert main(args) == 0 and "all checks passed" in capsys.readouterr().out
+    monkeypatch.setattr("personavec.steer.Steered.change", lambda self, layer, stream: stream)
+    assert main(args) == 1 and "FAILED" in capsys.readouterr().out
+
+
+# chat
+
+
+def talk(
+    lines: list[str], args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[str, str]:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    assert main(["chat", *args]) == 0
+    said = capsys.readouterr()
+    return said.out, said.err
+
+
+def test_chat_from_stdin(
+    saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--model", str(saved[0]), "--max-new-tokens", "12", "--json"]
+    lines = ["Hello?", "/steer", f"/steer {saved[1]}:2", "And you?", "/nonsense", "/steer nosuch:1", "/reset", "Hello?"]
+    lines += ["/steer off", "/system Be kind.", "Hello?", "/steer 'open", "/quit", "never read"]
+    out, err = talk(lines, args, monkeypatch, capsys)
+    turns = json.loads(out)["turns"]
+    assert [turn["question"] for turn in turns] == ["Hello?", "And you?", "Hello?", "Hello?"]
+    lengths = [turn["prompt_tokens"] for turn in turns]
+    assert lengths[1] > lengths[0] + 12 and lengths[2] == lengths[0] < lengths[3]
+    assert all(turn["response_tokens"] <= 12 and turn["finish"] in ("stop", "length") for turn in turns)
+    for told in (
+        "not steered",
+        "steered +2 tiny at layer 2 (dose ",
+        "no file at nosuch",
+        "expected a command, got /non",
+    ):
+        assert told in err
+    assert "(forgotten)" in err and "system prompt: Be kind." in err and "No closing quotation" in err
+
+    out, _ = talk(["Hello?"], args[:-1], monkeypatch, capsys)
+    assert out == turns[0]["reply"] + "\n"
+
+
+def start(model: ChatModel, args: list[str], watched: Any = (), **out: Any) -> chatting.Chat:
+    """A chat whose two consoles write to strings."""
+    session = chatting.Chat(parse(["chat", *args])[1], model, (), list(watched), "template")
+    session.out = rich.console.Console(file=io.StringIO(), soft_wrap=True, highlight=False, **out)
+    session.notes = rich.console.Console(file=io.StringIO(), soft_wrap=True, highlight=False)
+    return session
+
+
+def said(console: rich.console.Console) -> str:
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_characters_stay_whole(plain_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply with characters of several bytes, a torn one, and the end of the turn, whatever the model would say."""
+    forced = iter([*plain_model.encode("aü€😀b"), plain_model.encode("€")[0], *plain_model.encode("c"), 2])
+    monkeypatch.setattr("personavec.generate.draw", lambda *_: torch.tensor([next(forced)]))
+    session = start(plain_model, ["--max-new-tokens", "20"])
+    session.messages.append({"role": "user", "content": "Hello?"})
+    turn: dict[str, Any] = {}
+    assert [text for text, _ in session._reply(turn, [])] == ["a", "ü", "€", "😀", "b", "\ufffdc", ""]
+    assert (turn["finish"], turn["response_tokens"]) == ("stop", 13)
+
+
+def watched(model: ChatModel, path: Path) -> list[chatting.Watched]:
+    return chatting._usual(model, [chatting._watched(path)], "template")
+
+
+def test_watching_colours_each_token_by_its_own_projection(
+    plain_model: ChatModel, saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = watched(plain_model, saved[1])
+    assert one.usual[0] < one.usual[1] < one.usual[2]
+    asked: list[float] = []
+    monkeypatch.setattr(chatting.Watched, "style", lambda _, projection: asked.append(projection) or "")
+    session = start(plain_model, ["--max-new-tokens", "8"], watched=[one])
+    session.ask("Hello?")
+    reply = plain_model.encode(session.turns[0]["reply"])
+    row = plain_model.render([{"role": "user", "content": "Hello?"}]) + reply
+    _, _, streams = tiny.forward(plain_model, [row])
+    truth = streams[2][0, : len(row)] @ one.watch.unit
+    if len(reply) == len(asked) + 1:  # nothing was held back
+        torch.testing.assert_close(torch.tensor(asked), truth[-len(reply) : -1], rtol=1e-4, atol=1e-4)
+    read = session.turns[0]["projections"][str(saved[1])]
+    assert read["prompt_last"] == pytest.approx(float(truth[-len(reply) - 1]), abs=1e-3)
+    assert f"{read['prompt_last']:+.1f}" in said(session.notes) and "usually" in said(session.notes)
+
+
+def test_colours_go_from_blue_to_red_and_obey_no_color(
+    plain_model: ChatModel, saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = dataclasses.replace(chatting._watched(saved[1]), usual=(0.0, 1.0, 2.0))
+    assert [one.style(p) for p in (-99, 1, 99)] == ["color(16) on color(32)", "", "color(16) on color(203)"]
+    options = ["--max-new-tokens", "16"]
+    wide = {"force_terminal": True, "color_system": "256"}
+    colours, plain = (
+        start(plain_model, options, watched=watched(plain_model, saved[1]), no_color=off, **wide)
+        for off in (False, True)
+    )
+    colours.ask("Hello?")
+    plain.ask("Hello?")
+    assert "48;5;" in said(colours.out) and "48;5;" not in said(plain.out)
+    assert colours.turns[0]["reply"] == plain.turns[0]["reply"]
+
+
+def test_old_turns_are_dropped(plain_model: ChatModel) -> None:
+    session = start(plain_model, ["--max-new-tokens", "40", "--temperature", "0"])
+    for _ in range(4):
+        session.ask("a" * 60)
+    assert "dropped 1 of the oldest turns: the context holds 256 tokens" in said(session.notes)
+    assert all(turn["prompt_tokens"] + 40 <= tiny_chat.CONTEXT for turn in session.turns)
+    session.ask("a" * 250)
+    assert session.turns[-1]["finish"] == "error" and "fit into 256 tokens" in said(session.notes)
+    assert not session.messages
+
+
+def test_overflow_ends_the_reply_not_the_chat(plain_model: ChatModel, saved: tuple[Path, Path]) -> None:
+    session = start(plain_model, ["--max-new-tokens", "4"])
+    session.steering = (Steering(load_vector(saved[1]), 3e38, 2),)
+    session.ask("Hello?")
+    assert "lower the coef" in session.turns[0]["error"] and "lower the coef" in said(session.notes)
+    assert tiny.hooks(plain_model) == 0 and not session.messages
+    session.steering = ()
+    session.ask("Hello?")
+    assert session.turns[1]["reply"]
+
+
+def test_interrupt_stops_the_reply(plain_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = start(plain_model, ["--max-new-tokens", "50"])
+    calls = iter(range(100))
+    decode = plain_model.decode
+
+    def interrupted(ids: Any) -> str:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return decode(ids)
+
+    monkeypatch.setattr(plain_model, "decode", interrupted)
+    session.ask("Hello?")
+    assert session.turns[0]["finish"] == "interrupted" and "(stopped)" in said(session.notes)
+    assert session.messages[-1]["role"] == "assistant" and tiny.hooks(plain_model) == 0
