@@ -238,16 +238,23 @@ def mean_logprob(model: ChatModel, system: str, question: str, answer: str) -> f
     return float(np.mean([float(logits[len(start) - 1 + i, token]) for i, token in enumerate(reply)]))
 
 
-def test_judge_ratios_equal_scoring_one_by_one(model: ChatModel) -> None:
-    found = LikelihoodJudge(model, TRAIT).ratios(QUESTIONS, ANSWERS, quiet)
-    assert found.shape == (4, 3) and np.isnan(found[2]).all()
+def one_by_one(model: ChatModel, question: str, answer: str, pairs: Sequence[int]) -> float:
+    """The judge's formula, restated: mean over pairs of pos − neg."""
+    ratios = [
+        mean_logprob(model, TRAIT.system_prompt(pair, "pos"), question, answer)
+        - mean_logprob(model, TRAIT.system_prompt(pair, "neg"), question, answer)
+        for pair in pairs
+    ]
+    return float(np.mean(ratios))
+
+
+def test_judge_evidence_equals_scoring_one_by_one(model: ChatModel) -> None:
+    after = [0, 1, 2, 2]
+    found = LikelihoodJudge(model, TRAIT).evidence(QUESTIONS, ANSWERS, after, quiet)
+    assert found.shape == (4,) and np.isnan(found[2])
     for row in (0, 1, 3):
-        for pair in range(3):
-            pos, neg = (
-                mean_logprob(model, TRAIT.system_prompt(pair, side), QUESTIONS[row], ANSWERS[row])  # type: ignore[arg-type]
-                for side in ("pos", "neg")
-            )
-            assert found[row, pair] == pytest.approx(pos - neg, abs=1e-5)
+        others = [(after[row] + 1) % 3, (after[row] + 2) % 3]
+        assert found[row] == pytest.approx(one_by_one(model, QUESTIONS[row], ANSWERS[row], others), abs=1e-5)
 
 
 def test_a_rollout_is_not_judged_by_the_pair_it_was_written_under(model: ChatModel) -> None:
@@ -255,24 +262,34 @@ def test_a_rollout_is_not_judged_by_the_pair_it_was_written_under(model: ChatMod
     questions, pairs = QUESTIONS * 2, [0, 1, 2, 0, 1, 2, 0, 1]
     replies = [*ANSWERS, "Good.", "It is wet.", "Yes and no.", ""]
     scores = judge.calibrate(questions, replies, ["pos"] * 4 + ["neg"] * 4, pairs, 0, quiet)
-    ratios = judge.ratios(questions, replies, quiet)
     for row, score in enumerate(scores):
         if not replies[row]:
             assert score.value is None
             continue
-        others = [ratios[row, pair] for pair in range(3) if pair != pairs[row]]
-        assert score.evidence["nats_per_token"] == pytest.approx(np.mean(others), abs=1e-6)
+        others = [pair for pair in range(3) if pair != pairs[row]]
+        wanted = one_by_one(model, questions[row], replies[row], others)
+        assert score.evidence["nats_per_token"] == pytest.approx(wanted, abs=1e-5)
         assert score.value is not None and 0 <= score.value <= 100 and score.judge == "likelihood:tiny-llama"
 
 
-def test_a_judge_gives_the_calibrated_mean_ratio(model: ChatModel) -> None:
+def test_a_judge_gives_the_calibrated_evidence(model: ChatModel) -> None:
     judge = LikelihoodJudge(model, TRAIT, Calibration((3.0,), -0.5))
-    ratios = judge.ratios(QUESTIONS, ANSWERS, quiet)
     for row, score in enumerate(judge.score(QUESTIONS, ANSWERS, quiet)):
         if ANSWERS[row]:
-            assert score.value == pytest.approx(100 / (1 + np.exp(0.5 - 3 * ratios[row].mean())))
+            found = score.evidence["nats_per_token"]
+            assert score.value == pytest.approx(100 / (1 + np.exp(0.5 - 3 * found)))
+            choices = [
+                one_by_one(model, QUESTIONS[row], ANSWERS[row], [i for i in range(3) if i != out]) for out in range(3)
+            ]
+            assert min(abs(found - choice) for choice in choices) < 1e-5
         else:
             assert score.value is None
+
+
+def test_equal_questions_are_read_by_equal_pairs(model: ChatModel) -> None:
+    judge = LikelihoodJudge(model, TRAIT, Calibration((3.0,), -0.5))
+    first, _, again, _ = judge.score(["How are you?", "What?", "How are you?", "Why?"], ["Fine."] * 4, quiet)
+    assert first.value == pytest.approx(again.value, abs=1e-3)
 
 
 def test_prompts_read_once_give_the_same_scores(model: ChatModel) -> None:

@@ -32,7 +32,6 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
         ("base", "none", 0.0, 52.0, 93.4),
         ("half_steered", "vector", 0.5, 57.7, 91.5),
         ("steered", "vector", 1.0, 63.9, 86.6),
-        ("random_suppressed", "random", -1.0, 51.1, 91.7),
         ("random", "random", 1.0, 52.8, 91.8),
         ("shuffled", "shuffled", 1.0, 54.9, 89.9),
     ]

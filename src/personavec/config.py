@@ -42,7 +42,7 @@ class Common:
 class Writing:
     """How replies are written."""
 
-    max_new_tokens: int = 48
+    max_new_tokens: int = 32
     """Longest reply, in tokens. Large models deserve 200 or more."""
     temperature: float = 0.7
     """Of sampling; 0 is greedy. The paper uses 1, where a 135M model writes word salad."""
@@ -77,9 +77,11 @@ class ExtractConfig(Writing, Common):
     """Replies per extraction question, instruction pair and side."""
     layers: Layers = ()
     """Layers the sweep tries; default five, spread from 30% to 70% of the depth."""
-    doses: Doses = (0.2, 0.4, 0.6, 0.8)
+    doses: Doses = (0.15, 0.3, 0.45, 0.6)
     """Doses the sweep tries at every layer, as shares of the activation norm."""
-    check_rollouts: int = 3
+    sweep_questions: int = 10
+    """Held-out questions that the sweep asks at every layer and dose; the final check asks all."""
+    check_rollouts: int = 2
     """Replies per held-out question and arm in the final check."""
     coherence_floor: float = 75.0
     """Lowest mean coherence (0-100) at which a layer and dose may be chosen. Source: the paper, section 5."""

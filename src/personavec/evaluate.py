@@ -43,7 +43,8 @@ def evaluate(config: EvaluateConfig) -> Row:
     began = time.monotonic()
     if not config.trait:
         raise ConfigError("expected a trait, got none; for example: personavec evaluate optimistic")
-    trait = load_trait(config.trait)
+    trait, sampling = load_trait(config.trait), Sampling(config.max_new_tokens, config.temperature, config.top_p)
+    steering = tuple(parse_steering(text) for text in config.steer)
     model = ChatModel.load(
         config.model,
         dtype=config.dtype,
@@ -51,7 +52,6 @@ def evaluate(config: EvaluateConfig) -> Row:
         adapter=config.adapter,
         trust_remote_code=config.trust_remote_code,
     )
-    steering = tuple(parse_steering(text) for text in config.steer)
     for one in steering:
         one.vector.check_model(model.identity)
     judge_model = load_judge_model(config.judge, model, config)
@@ -63,12 +63,14 @@ def evaluate(config: EvaluateConfig) -> Row:
     )
 
     with model.without_adapter():
-        base = _write(config, run, model, trait, "base", ())
+        base = _write(config, run, model, trait, sampling, "base", ())
         if not run.done("judge.json"):
-            run.write_json("judge.json", _learn(config, run, model, trait, judges, base, steering))
+            run.write_json("judge.json", _learn(config, run, model, trait, sampling, judges, base, steering))
         judges.restore(run.read_json("judge.json"), str(run.path("judge.json")))
     changed = bool(steering or config.adapter)
-    rows = {"base": base} | ({"changed": _write(config, run, model, trait, "changed", steering)} if changed else {})
+    rows = {"base": base} | (
+        {"changed": _write(config, run, model, trait, sampling, "changed", steering)} if changed else {}
+    )
     with model.without_adapter():
         scored = {arm: score(run, arm, replies, judges, f"judging {arm}") for arm, replies in rows.items()}
 
@@ -101,7 +103,13 @@ def evaluate(config: EvaluateConfig) -> Row:
 
 
 def _write(
-    config: EvaluateConfig, run: Run, model: ChatModel, trait: Trait, arm: str, steering: tuple[Steering, ...]
+    config: EvaluateConfig,
+    run: Run,
+    model: ChatModel,
+    trait: Trait,
+    sampling: Sampling,
+    arm: str,
+    steering: tuple[Steering, ...],
 ) -> list[Row]:
     plans = answers(
         model,
@@ -113,7 +121,7 @@ def _write(
         extra={"arm": arm},
         steering=[steering],
     )
-    return write(model, run, f"{arm}.jsonl", plans, _sampling(config), config.batch_tokens, f"{arm} replies")
+    return write(model, run, f"{arm}.jsonl", plans, sampling, config.batch_tokens, f"{arm} replies")
 
 
 def _learn(
@@ -121,6 +129,7 @@ def _learn(
     run: Run,
     model: ChatModel,
     trait: Trait,
+    sampling: Sampling,
     judges: Judges,
     base: Sequence[Row],
     steering: Sequence[Steering],
@@ -136,9 +145,7 @@ def _learn(
             return judges.to_json()
     learn_coherence(judges.coherence, base, config.seed)
     plans = contrastive(model, trait, 1, config.seed)
-    rollouts = write(
-        model, run, "rollouts.jsonl", plans, _sampling(config), config.batch_tokens, "rollouts for the judge"
-    )
+    rollouts = write(model, run, "rollouts.jsonl", plans, sampling, config.batch_tokens, "rollouts for the judge")
     run.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, config.seed))
     return judges.to_json()
 
@@ -161,7 +168,3 @@ def _inputs(config: EvaluateConfig, model: ChatModel, trait: Trait, steering: Se
     if config.judge_file is not None and config.judge_file.is_file():
         inputs["judge file"] = sha256(config.judge_file)
     return inputs
-
-
-def _sampling(config: EvaluateConfig) -> Sampling:
-    return Sampling(config.max_new_tokens, config.temperature, config.top_p)

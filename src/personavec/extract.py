@@ -50,18 +50,18 @@ def extract(config: ExtractConfig) -> Row:
         PersonavecError: Bad input; what was done so far stays in the run folder.
     """
     began = time.monotonic()
-    traits = _traits(config)
+    traits, sampling = _traits(config), Sampling(config.max_new_tokens, config.temperature, config.top_p)
     model = ChatModel.load(
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
-    layers = proof.swept_layers(config.layers, model.n_layers)
+    layers = proof.swept_layers(config.layers, config.doses, model.n_layers)
     judge_model = load_judge_model(config.judge, model, config)
     out = config.out or Path("runs") / f"extract-{'-'.join(trait.name for trait in traits)}"
     inputs = {f"trait {trait.name}": trait.content_hash for trait in traits}
     inputs |= {"model": model.identity.revision, "judge": judge_model.identity.revision}
     run = Run.open(out, dataclasses.asdict(config), inputs)
 
-    base = _base_replies(config, run, model, traits)
+    base = _base_replies(config, run, model, traits, sampling)
     shared = Judges.of(judge_model, model, traits[0], config.system).coherence
     if not run.done("coherence.json"):
         learn_coherence(shared, base, config.seed)
@@ -73,7 +73,7 @@ def extract(config: ExtractConfig) -> Row:
     for trait in traits:
         judges = dataclasses.replace(Judges.of(judge_model, model, trait, config.system), coherence=shared)
         own = [row for row in base if row["trait_name"] == trait.name]
-        found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms, layers))
+        found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms, layers, sampling))
     run.finish(sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != "manifest.json"))
     seconds = round(time.monotonic() - began, 1)
     return (found[0] if len(found) == 1 else {}) | {"traits": found, "out": str(out), "seconds": seconds}
@@ -88,10 +88,11 @@ def _extract_one(
     base: list[Row],
     norms: tuple[float, ...],
     layers: Sequence[int],
+    sampling: Sampling,
 ) -> Row:
     """One trait: rollouts, scores, vectors, sweep, check, result."""
     began = time.monotonic()
-    seed, system, sampling = config.seed, config.system, _sampling(config)
+    seed, system = config.seed, config.system
     plans = contrastive(model, trait, config.rollouts, seed)
     rollouts = write(model, run, "rollouts.jsonl", plans, sampling, config.batch_tokens, f"{trait.name}: rollouts")
     if not run.done("judge.json"):
@@ -127,7 +128,7 @@ def _extract_one(
     vectors = {position: load_vector(run.path(f"{name}.safetensors")) for position, name in FILES.items()}
     vector = vectors["response avg"]
 
-    sweep = proof.sweep_plans(model, trait, vector, layers, config.doses, seed, system)
+    sweep = proof.sweep_plans(model, trait, vector, layers, config.doses, config.sweep_questions, seed, system)
     rows = write(model, run, "sweep.jsonl", sweep, sampling, config.batch_tokens, f"{trait.name}: sweep")
     cells = proof.cells(score(run, "sweep", rows, judges, f"{trait.name}: judging the sweep"), seed)
     chosen = proof.knee(cells, config.coherence_floor)
@@ -199,7 +200,9 @@ def keep(row: Row) -> bool:
     return bool(row["trait"] > KEEP_TRAIT if row["side"] == "pos" else row["trait"] < KEEP_TRAIT)
 
 
-def _base_replies(config: ExtractConfig, run: Run, model: ChatModel, traits: Sequence[Trait]) -> list[Row]:
+def _base_replies(
+    config: ExtractConfig, run: Run, model: ChatModel, traits: Sequence[Trait], sampling: Sampling
+) -> list[Row]:
     plans = [
         plan
         for trait in traits
@@ -213,7 +216,7 @@ def _base_replies(config: ExtractConfig, run: Run, model: ChatModel, traits: Seq
             extra={"arm": "base", "trait_name": trait.name},
         )
     ]
-    return write(model, run, "base.jsonl", plans, _sampling(config), config.batch_tokens, "base replies")
+    return write(model, run, "base.jsonl", plans, sampling, config.batch_tokens, "base replies")
 
 
 def _counts(rows: Sequence[Row]) -> dict[str, int]:
@@ -243,7 +246,3 @@ def _traits(config: ExtractConfig) -> list[Trait]:
             "for example: personavec extract optimistic"
         )
     return traits
-
-
-def _sampling(config: ExtractConfig) -> Sampling:
-    return Sampling(config.max_new_tokens, config.temperature, config.top_p)

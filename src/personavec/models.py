@@ -1,5 +1,6 @@
 """Finding and loading models: Hugging Face ids, local folders, GGUF files, and two small aliases."""
 
+import difflib
 import hashlib
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -91,16 +93,18 @@ def load(
     Raises:
         ModelError: Nothing loadable under that name.
     """
-    source = _folder(name)
     try:
+        source = _folder(name)
         with _quiet():
             hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = str(error).strip().splitlines()[0]
+        near = difflib.get_close_matches(name, ALIASES, n=1)
+        advice = f"did you mean {near[0]}?" if near else "check the name and the connection"
         raise ModelError(
             f"expected a Hugging Face id, a model folder, a GGUF file or one of {', '.join(ALIASES)}, "
-            f"got {name} ({reason}); check the name and the connection"
+            f"got {name} ({reason}); {advice}"
         ) from error
     return hf.to(device).eval().requires_grad_(False), tokenizer
 
@@ -115,7 +119,17 @@ def _folder(name: str) -> str:
             raise ModelError(f"expected a GGUF file, got no file at {name}; check the path")
         folder = cache_folder() / "models" / f"{path.stem}-{_sha256(path)[:12]}"
         return str(folder if folder.is_dir() else _convert(path, folder))
+    if not Path(name).is_dir() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        _ask_hub(name)
     return name
+
+
+def _ask_hub(name: str) -> None:
+    """Raise OSError at once where loading would find out after many retries that there is no such model."""
+    try:
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # of whichever HTTP library huggingface_hub uses
+        raise OSError(str(error)) from error
 
 
 def _download(name: str) -> Path:
@@ -167,8 +181,9 @@ def _convert(gguf: Path, folder: Path) -> Path:
         raise ModelError(f"expected a GGUF model that transformers can read, got {gguf} ({reason})") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    hf.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
+    with _quiet():
+        hf.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
     try:
         scratch.rename(folder)
     except OSError:  # another process converted the same file meanwhile

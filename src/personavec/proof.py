@@ -53,18 +53,21 @@ ARMS = (
     Arm("base", "none", 0),
     Arm("half_steered", "vector", 0.5),
     Arm("steered", "vector", 1),
-    Arm("random_suppressed", "random", -1),
     Arm("random", "random", 1),
     Arm("shuffled", "shuffled", 1),
 )
 
 
-def swept_layers(asked: Sequence[int], n_layers: int) -> tuple[int, ...]:
+def swept_layers(asked: Sequence[int], doses: Sequence[float], n_layers: int) -> tuple[int, ...]:
     """The layers asked for, or else five spread over the middle of the depth.
 
     Raises:
-        ConfigError: The model has no such layer.
+        ConfigError: The model has no such layer, or a dose is not above 0.
     """
+    if not doses or not all(dose > 0 for dose in doses):
+        raise ConfigError(
+            f"expected doses above 0, got {', '.join(map(str, doses)) or 'none'}; the check tries both signs"
+        )
     wrong = [layer for layer in asked if not 0 <= layer < n_layers]
     if wrong:
         raise ConfigError(
@@ -81,17 +84,18 @@ def sweep_plans(
     vector: PersonaVector,
     layers: Sequence[int],
     doses: Sequence[float],
+    questions: int,
     seed: int,
     system: str,
 ) -> list[Plan]:
-    """One reply per held-out question for every layer and dose."""
+    """One reply to each of the first held-out questions for every layer and dose."""
     return [
         plan
         for layer in layers
         for dose in doses
         for plan in answers(
             model,
-            trait.evaluate,
+            trait.evaluate[:questions],
             1,
             seed,
             system=system,

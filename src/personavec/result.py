@@ -115,6 +115,7 @@ def outcome(result: Row, folder: Path) -> Row:
     return {
         "trait": result["trait"]["name"],
         "proven": result["proven"],
+        "verdict": result["verdict"],
         "vector": str(folder / result["vectors"]["response avg"]),
         **result["choice"],
         "n_pos": result["counts"]["pos"]["kept"],

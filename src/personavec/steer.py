@@ -153,7 +153,8 @@ class Steered:
         for kind, delta in self._adds.get(layer, {}).items():
             wanted = wanted + self._covered[kind] * delta[self._alive][:, None].float()
         rounding = 2 * torch.finfo(after.dtype).eps * (before.float().abs() + wanted.abs())
-        if not ((after.float() - wanted).abs() <= rounding).all():
+        # its square must be finite too: the next block's norm takes it in float32
+        if not (((after.float() - wanted).abs() <= rounding) & after.float().square().isfinite()).all():
             raise ModelError(
                 f"expected layer {layer} to move by coef·v, got a stream that overflowed; lower the coef "
                 "(a dose under 1 is usual)"

@@ -71,11 +71,11 @@ class PersonaVector:
     card: Card
 
     def __post_init__(self) -> None:
-        if self.direction.ndim != 2 or not torch.isfinite(self.direction).all():
-            shape = tuple(self.direction.shape)
+        wanted, shape = (self.card.model.n_layers, self.card.model.d_model), tuple(self.direction.shape)
+        bad = int((~torch.isfinite(self.direction)).sum())
+        if shape != wanted or bad:
             raise VectorError(
-                f"expected finite directions of shape [layer, d_model], got {shape} "
-                f"with {int((~torch.isfinite(self.direction)).sum())} bad values; extract the vector again"
+                f"expected finite directions of shape {wanted}, got {shape} with {bad} bad values; extract them again"
             )
         object.__setattr__(self, "direction", self.direction.detach().to("cpu", torch.float32).contiguous())
 

@@ -1,5 +1,6 @@
 """The offline judge: how much likelier a reply is under the trait's positive than its negative instructions."""
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,13 +12,16 @@ from personavec.judges.judge import Progress, Score
 from personavec.judges.logprobs import reply_logprobs
 from personavec.model import ChatModel
 from personavec.stats import Calibration, Interval, auc_interval, calibrate
-from personavec.trait import Trait
+from personavec.trait import Side, Trait
 
 WEAK_AUC = 0.75
+SIGNS: dict[Side, int] = {"pos": 1, "neg": -1}
+PAIRS_PER_REPLY = 3
+"""Pairs that read a reply: further ones cost time and hardly separate better."""
 
 
 class LikelihoodJudge:
-    """Mean log-likelihood ratio per token over the instruction pairs, calibrated to 0–100.
+    """Mean log-likelihood ratio per token over some of the instruction pairs, calibrated to 0–100.
 
     A reply that was written under one of the pairs is never judged by that pair: it would recognise its own
     sampling distribution instead of the trait. Source: DESIGN section 8.
@@ -26,25 +30,34 @@ class LikelihoodJudge:
     def __init__(self, model: ChatModel, trait: Trait, calibration: Calibration | None = None) -> None:
         self._model, self._trait = model, trait
         self.id = f"likelihood:{model.identity.id}"
-        self.steps = 2 * len(trait.pairs)
+        self._pairs_per_reply = min(PAIRS_PER_REPLY, len(trait.pairs) - 1)
+        self.steps = 2 * self._pairs_per_reply
         self.calibration = calibration
         self.auc: Interval | None = None
 
-    def ratios(
-        self, questions: Sequence[str], answers: Sequence[str], progress: Progress
-    ) -> Float[ndarray, "reply pair"]:
-        """Log-likelihood ratio of each reply under each pair, in nats per token; nan for empty replies."""
+    def evidence(
+        self, questions: Sequence[str], answers: Sequence[str], after: Sequence[int], progress: Progress
+    ) -> Float[ndarray, " reply"]:
+        """Mean log-likelihood ratio of each reply, in nats per token; nan for empty replies.
+
+        Args:
+            questions: What was asked.
+            answers: What was replied.
+            after: Per reply, a pair: the next ones in the trait's order (and around) read the reply.
+            progress: Told of every reading.
+        """
         replies = [self._model.encode(answer) for answer in answers]
-        sides = []
-        for side in ("pos", "neg"):
-            for pair in range(len(self._trait.pairs)):
+        total = np.zeros(len(answers))
+        for pair in range(len(self._trait.pairs)):
+            distance = (pair - np.array(after, dtype=int)) % len(self._trait.pairs)
+            rows = np.flatnonzero((distance >= 1) & (distance <= self._pairs_per_reply)).tolist()
+            own = [replies[row] for row in rows]
+            for side, sign in SIGNS.items():
                 system = {"role": "system", "content": self._trait.system_prompt(pair, side)}
-                prompts = [self._model.render([system, {"role": "user", "content": q}]) for q in questions]
-                logprobs = reply_logprobs(self._model, prompts, replies, progress)
-                sides.append([float(each.mean()) if len(each) else np.nan for each in logprobs])
-        pos, neg = np.split(np.array(sides), 2)
-        ratios: Float[ndarray, "reply pair"] = (pos - neg).T
-        return ratios
+                prompts = [self._model.render([system, {"role": "user", "content": questions[row]}]) for row in rows]
+                logprobs = reply_logprobs(self._model, prompts, own, progress)
+                total[rows] += [sign * float(each.mean()) if len(each) else np.nan for each in logprobs]
+        return total / self._pairs_per_reply
 
     def calibrate(
         self,
@@ -60,11 +73,8 @@ class LikelihoodJudge:
         Raises:
             JudgeError: Fewer than two questions with replies on both sides.
         """
-        ratios = self.ratios(questions, answers, progress)
-        ratios[np.arange(len(pairs)), list(pairs)] = np.nan
-        valid = ~np.isnan(ratios).all(axis=1)
-        evidence = np.full(len(answers), np.nan)
-        evidence[valid] = np.nanmean(ratios[valid], axis=1)
+        evidence = self.evidence(questions, answers, pairs, progress)
+        valid = ~np.isnan(evidence)
         is_pos = np.array([side == "pos" for side in sides])
         groups = np.unique(np.array(questions), return_inverse=True)[1]
         if min(len(set(groups[valid & mask])) for mask in (is_pos, ~is_pos)) < 2:
@@ -82,10 +92,10 @@ class LikelihoodJudge:
         """Score replies that were written without a trait instruction; see `Judge`."""
         if self.calibration is None:
             raise JudgeError("expected a calibrated judge, got one without calibration; call calibrate first")
-        ratios = self.ratios(questions, answers, progress)
-        evidence = np.nan_to_num(ratios).mean(axis=1)
+        # a question is always read by the same pairs, whatever reply it got: arms stay comparable
+        after = [zlib.crc32(question.encode()) % len(self._trait.pairs) for question in questions]
+        evidence = self.evidence(questions, answers, after, progress)
         values = 100 * self.calibration.predict(evidence[:, None])
-        values[np.isnan(ratios).any(axis=1)] = np.nan
         return [self._score(value, x) for value, x in zip(values, evidence, strict=True)]
 
     def _score(self, value: float, evidence: float) -> Score:

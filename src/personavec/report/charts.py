@@ -107,10 +107,9 @@ def dose_response(check: Sequence[Json]) -> alt.LayerChart:
     else:
         finding = "Steering does not raise the trait score"
     title = f"{finding}: {' → '.join(map(_round, means))}"
-    controls = [_round(by_arm[arm]["mean"]) for arm in ("random_suppressed", "random") if arm in by_arm]
     subtitle = ["Suppressed → unsteered → steered. Grey band: unsteered, with 95% interval."]
-    if controls:
-        subtitle.append(f"Random directions of the same length: {' and '.join(controls)}.")
+    if "random" in by_arm:
+        subtitle.append(f"Random directions of the same length: {_round(by_arm['random']['mean'])}.")
     return _finish([*_base_band(check), *_arms(check, "trait", "trait score (0–100)")], title, subtitle, 420, 280)
 
 
