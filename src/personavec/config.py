@@ -77,14 +77,14 @@ class ExtractConfig(Writing, Common):
     """Replies per extraction question, instruction pair and side."""
     layers: Layers = ()
     """Layers the sweep tries; default five, spread from 30% to 70% of the depth."""
-    doses: Doses = (0.15, 0.3, 0.45, 0.6)
+    doses: Doses = (0.1, 0.2, 0.3, 0.4)
     """Doses the sweep tries at every layer, as shares of the activation norm."""
     sweep_questions: int = 10
     """Held-out questions that the sweep asks at every layer and dose; the final check asks all."""
     check_rollouts: int = 2
     """Replies per held-out question and arm in the final check."""
-    coherence_floor: float = 75.0
-    """Lowest mean coherence (0-100) at which a layer and dose may be chosen. Source: the paper, section 5."""
+    coherence_floor: float = 85.0
+    """Lowest mean coherence (0-100) at which a layer and dose may be chosen, on the offline judge's scale."""
 
 
 @dataclass(frozen=True)
