@@ -22,7 +22,7 @@ def main() -> None:
     name, *folders = sys.argv[1:]
     model = ChatModel.load(name, plain_template=True)
     print(
-        f"| trait | the run's judge | AUC | likelihood:{name}, AUC | rank correlation of scores |\n|---|---|---|---|---|"
+        f"| trait | the run's judge | AUC | likelihood:{name}, AUC | rank correlation |\n|---|---|---|---|---|"
     )
     for folder in map(Path, folders):
         rows = [json.loads(line) for line in (folder / "rollouts.jsonl").open()]

@@ -11,19 +11,20 @@ def main() -> None:
     run = Path(sys.argv[1])
     traits = json.loads((run / "config.json").read_text())["traits"]
     print(
-        "| trait | proven | suppressed | base | steered | random | coherence of steered | judge AUC | layer, dose | kept |"
+        "| trait | proven | suppressed | base | steered | random | steered coherence | AUC | layer, dose | kept |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for trait in traits:
         result = json.loads((run / trait / "result.json").read_text())
+        choice, counts = result["choice"], result["counts"]
         arms = {arm["arm"]: arm for arm in result["check"]}
         scores = " | ".join(interval(arms[name]["trait"]) for name in ("suppressed", "base", "steered", "random"))
         kept = " + ".join(
-            f"{result['counts'][side]['kept']}/{result['counts'][side]['written']}" for side in ("pos", "neg")
+            f"{counts[side]['kept']}/{counts[side]['written']}" for side in ("pos", "neg")
         )
         print(
             f"| {trait} | {'yes' if result['proven'] else 'no'} | {scores} | {interval(arms['steered']['coherence'])} "
-            f"| {interval(result['judge']['auc'], 2)} | {result['choice']['layer']}, {result['choice']['dose']:g} | {kept} |"
+            f"| {interval(result['judge']['auc'], 2)} | {choice['layer']}, {choice['dose']:g} | {kept} |"
         )
     print()
     for trait in traits:

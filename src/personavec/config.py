@@ -83,8 +83,8 @@ class ExtractConfig(Writing, Common):
     """Held-out questions that the sweep asks at every layer and dose; the final check asks all."""
     check_rollouts: int = 2
     """Replies per held-out question and arm in the final check."""
-    coherence_floor: float = 85.0
-    """Lowest mean coherence (0-100) at which a layer and dose may be chosen, on the offline judge's scale."""
+    coherence_floor: float = 75.0
+    """Coherence (0-100) below which no layer and dose is chosen. Source: the paper, section 5."""
 
 
 @dataclass(frozen=True)

@@ -118,16 +118,21 @@ def cells(rows: Sequence[Row], seed: int) -> list[Cell]:
 
 
 def knee(found: Sequence[Cell], floor: float) -> Cell:
-    """The cell with the strongest trait among those whose coherence stays above the floor.
+    """The gentlest cell that is as strong as the strongest one, among those that surely stay coherent.
 
-    Where none does, the most coherent one: the final check then says that the floor was missed.
-    Source: Persona Vectors (arXiv 2507.21509) sections 3.2 and 5.1.
+    Surely: the interval of coherence lies above the floor. As strong: the trait score is within the interval of the
+    strongest cell, because past saturation more dose buys only damage. Where no cell is coherent, the most coherent
+    one: the final check then says that the floor was missed.
+    Source: Persona Vectors (arXiv 2507.21509) sections 3.2 and 5.1 take the strongest; the one-standard-error rule of
+    Breiman et al. (1984) for the rest.
     """
     scored = [cell for cell in found if cell.trait.n and cell.coherence.n]
-    coherent = [cell for cell in scored if cell.coherence.mean >= floor]
-    if coherent:
-        return max(coherent, key=lambda cell: cell.trait.mean)
-    return max(scored, key=lambda cell: cell.coherence.mean)
+    coherent = [cell for cell in scored if cell.coherence.low >= floor]
+    if not coherent:
+        return max(scored, key=lambda cell: cell.coherence.mean)
+    strongest = max(coherent, key=lambda cell: cell.trait.mean)
+    as_strong = [cell for cell in coherent if cell.trait.mean >= strongest.trait.low]
+    return min(as_strong, key=lambda cell: (cell.dose, -cell.trait.mean))
 
 
 def check_plans(
