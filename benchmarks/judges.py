@@ -21,9 +21,7 @@ def main() -> None:
     """Score every run's rollouts with the other model."""
     name, *folders = sys.argv[1:]
     model = ChatModel.load(name, plain_template=True)
-    print(
-        f"| trait | the run's judge | AUC | likelihood:{name}, AUC | rank correlation |\n|---|---|---|---|---|"
-    )
+    print(f"| trait | the run's judge | AUC | likelihood:{name}, AUC | rank correlation |\n|---|---|---|---|---|")
     for folder in map(Path, folders):
         rows = [json.loads(line) for line in (folder / "rollouts.jsonl").open()]
         own = {row["id"]: row["trait"] for row in map(json.loads, (folder / "rollouts.scores.jsonl").open())}

@@ -106,9 +106,7 @@ def sweep(model: ChatModel) -> None:
     """The sweep of `extract` (5 layers, 4 doses, 20 questions), against as many unsteered replies."""
     vector = random_vector(model)
     questions = load_trait("optimistic").evaluate
-    cells = [
-        (layer, coef) for layer in swept_layers((), (1.0,), model.n_layers) for coef in (0.001, 0.002, 0.003, 0.004)
-    ]
+    cells = [(layer, coef) for layer in swept_layers((), model.n_layers) for coef in (0.001, 0.002, 0.003, 0.004)]
     swept = [
         plan.request
         for layer, coef in cells

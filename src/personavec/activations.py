@@ -51,9 +51,10 @@ def activations(
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     batch: list[int] = []
     order = sorted(range(len(rows)), key=lambda index: len(ids[index]))
-    for index, following in zip(order, [*order[1:], None], strict=True):
+    for place, index in enumerate(order):
         batch.append(index)
-        if following is None or (len(batch) + 1) * len(ids[following]) > BATCH_TOKENS:
+        following = order[place + 1 : place + 2]
+        if not following or (len(batch) + 1) * len(ids[following[0]]) > BATCH_TOKENS:
             mine = [rows[i] for i in batch]
             yield batch, capture(model, [ids[i] for i in batch], weights(mine, positions), layers, of)
             batch = []

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from personavec.errors import ConfigError
+
 Steer = Annotated[
     tuple[str, ...],
     tyro.conf.arg(metavar="VEC:COEF[@LAYER]", help_behavior_hint="(repeatable)"),
@@ -18,6 +20,11 @@ Layers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="LAYER [LAYER …]", h
 Doses = Annotated[tuple[float, ...], tyro.conf.arg(metavar="DOSE [DOSE …]")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE …]", help_behavior_hint="")]
 Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
+
+COUNTS = ("max_new_tokens", "batch_tokens", "rollouts", "check_rollouts", "sweep_questions")
+LARGEST_DOSE = 10.0
+"""Ten times the activations' own length: far beyond where any model still writes text."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,13 @@ class Common:
     """Run code that the model repository ships. Off: such models are refused."""
     json: Switch = False
     """Print one JSON object on stdout; progress stays on stderr."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"expected a seed of 0 or more, got {self.seed}; correct it")
+        for name in COUNTS:
+            if getattr(self, name, 1) < 1:
+                raise ConfigError(f"expected {name} of at least 1, got {getattr(self, name)}; correct it")
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,17 @@ class ExtractConfig(Writing, Common):
     coherence_floor: float = 75.0
     """Coherence (0-100) below which no layer and dose is chosen. Source: the paper, section 5."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.doses or not all(0 < dose <= LARGEST_DOSE for dose in self.doses):
+            told = ", ".join(map(str, self.doses)) or "none"
+            raise ConfigError(
+                f"expected doses above 0 and at most {LARGEST_DOSE:g}, got {told}; the check tries both signs"
+            )
+        for name in ("layers", "doses"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ConfigError(f"expected each of {name} once, got one twice; remove it")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig(Writing, Common):
@@ -93,7 +118,7 @@ class EvaluateConfig(Writing, Common):
 
     Examples:
       personavec evaluate optimistic
-      personavec evaluate optimistic --steer runs/extract-optimistic/optimistic/vector.safetensors:0.5d
+      personavec evaluate optimistic --steer runs/extract-optimistic/optimistic/vector.safetensors:0.2d
       personavec evaluate optimistic --adapter runs/my-adapter --json
 
     More in docs/evaluate.md.
@@ -110,7 +135,7 @@ class EvaluateConfig(Writing, Common):
     adapter: Folder = None
     """PEFT adapter folder to evaluate."""
     steer: Steer = ()
-    """Steer the replies; repeat for several vectors. COEF may be a dose (0.5d); LAYER may be all."""
+    """Steer the replies; repeat for several vectors. COEF may be a dose (0.2d); LAYER may be all."""
     rollouts: int = 3
     """Replies per held-out question."""
 
@@ -120,7 +145,7 @@ class ChatConfig(Common):
     """Chat in the terminal, steered and watched.
 
     Examples:
-      personavec chat --steer runs/extract-optimistic/optimistic/vector.safetensors:0.5d
+      personavec chat --steer runs/extract-optimistic/optimistic/vector.safetensors:0.2d
       personavec chat --watch runs/extract-optimistic/optimistic/vector.safetensors
       personavec chat --steer optimistic.safetensors:2@15 --steer evil.safetensors:-1@13
       echo "How was your day?" | personavec chat --temperature 0
@@ -129,7 +154,7 @@ class ChatConfig(Common):
     """
 
     steer: Steer = ()
-    """Steer every reply; repeat for several vectors. COEF may be a dose (0.5d); LAYER may be all."""
+    """Steer every reply; repeat for several vectors. COEF may be a dose (0.2d); LAYER may be all."""
     watch: Files = ()
     """Vector files; every token is coloured by its projection on the first one."""
     adapter: Folder = None

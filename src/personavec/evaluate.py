@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def evaluate(config: EvaluateConfig) -> Row:
     judge_model = load_judge_model(config.judge, model, config)
     judges = Judges.of(judge_model, model, trait, config.system)
     run = Run.open(
-        config.out or Path("runs") / f"evaluate-{trait.name}",
+        config.out or _default_out(config, trait),
         dataclasses.asdict(config),
         _inputs(config, model, trait, steering),
     )
@@ -92,13 +93,14 @@ def evaluate(config: EvaluateConfig) -> Row:
         "weak_judge": judges.weak,
         "replies": len(subject),
         "empty": sum(not row["response"] for row in subject),
+        "unscored": sum(bool(row["response"]) and row["trait"] is None for row in subject),
         "truncated": sum(row["finish"] == "length" for row in subject),
         "table": str(run.path(f"{'changed' if changed else 'base'}.jsonl")),
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
     run.write_json("result.json", result)
-    run.finish(sorted(p.name for p in run.folder.iterdir() if p.is_file() and p.name != "manifest.json"))
+    run.finish()
     return result
 
 
@@ -140,7 +142,8 @@ def _learn(
         return judges.to_json()
     for one in steering:
         learned = one.vector.card.details.get("judge", {})
-        if learned.get("trait_hash") == trait.content_hash and learned["trait"]["id"] == judges.trait.id:
+        bases = [learned.get(name, {}).get("basis") for name in ("trait", "coherence")]
+        if learned.get("trait_hash") == trait.content_hash and bases == [judges.trait.basis, judges.coherence.basis]:
             judges.restore(learned, f"the card of {one.vector.card.trait}")
             return judges.to_json()
     learn_coherence(judges.coherence, base, config.seed)
@@ -158,6 +161,13 @@ def _read(path: Path) -> Row:
     if not isinstance(scales, dict):
         raise JudgeError(f"expected the scales of a judge in {path}, got other JSON; pass the judge.json of a run")
     return scales
+
+
+def _default_out(config: EvaluateConfig, trait: Trait) -> Path:
+    """A folder of its own for what is evaluated, so that one evaluation does not meet the run of another."""
+    what = [*config.steer, *(str(path) for path in (config.adapter, config.judge_file) if path)]
+    mark = f"-{zlib.crc32(' '.join(what).encode()):08x}" if what else ""
+    return Path("runs") / f"evaluate-{trait.name}{mark}"
 
 
 def _inputs(config: EvaluateConfig, model: ChatModel, trait: Trait, steering: Sequence[Steering]) -> dict[str, str]:

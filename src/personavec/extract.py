@@ -22,7 +22,9 @@ from personavec.rollouts import answers, contrastive, write
 from personavec.run import Run
 from personavec.scoring import (
     Judges,
+    count,
     joined,
+    keep,
     learn_coherence,
     learn_trait,
     load_judge_model,
@@ -33,8 +35,6 @@ from personavec.scoring import (
 from personavec.trait import Trait, load_trait
 from personavec.vector import Card, PersonaVector, load_vector
 
-KEEP_TRAIT, KEEP_COHERENCE = 50.0, 50.0
-"""A reply is kept when it is coherent and on its own side of 50. Source: arXiv 2507.21509, section 2.2."""
 FILES = {"response avg": "vector", "prompt avg": "prompt_avg", "prompt last": "prompt_last", "shuffled": "shuffled"}
 
 Row = dict[str, Any]
@@ -54,7 +54,7 @@ def extract(config: ExtractConfig) -> Row:
     model = ChatModel.load(
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
-    layers = proof.swept_layers(config.layers, config.doses, model.n_layers)
+    layers = proof.swept_layers(config.layers, model.n_layers)
     judge_model = load_judge_model(config.judge, model, config)
     out = config.out or Path("runs") / f"extract-{'-'.join(trait.name for trait in traits)}"
     inputs = {f"trait {trait.name}": trait.content_hash for trait in traits}
@@ -74,7 +74,7 @@ def extract(config: ExtractConfig) -> Row:
         judges = dataclasses.replace(Judges.of(judge_model, model, trait, config.system), coherence=shared)
         own = [row for row in base if row["trait_name"] == trait.name]
         found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms, layers, sampling))
-    run.finish(sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != "manifest.json"))
+    run.finish()
     seconds = round(time.monotonic() - began, 1)
     return (found[0] if len(found) == 1 else {}) | {"traits": found, "out": str(out), "seconds": seconds}
 
@@ -91,17 +91,19 @@ def _extract_one(
     sampling: Sampling,
 ) -> Row:
     """One trait: rollouts, scores, vectors, sweep, check, result."""
+    if run.done("result.json"):
+        return outcome(run.read_json("result.json"), run.folder)
     began = time.monotonic()
     seed, system = config.seed, config.system
     plans = contrastive(model, trait, config.rollouts, seed)
     rollouts = write(model, run, "rollouts.jsonl", plans, sampling, config.batch_tokens, f"{trait.name}: rollouts")
-    if not run.done("judge.json"):
+    if not (run.done("judge.json") and run.done("rollouts.scores.jsonl")):
         run.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, seed))
         run.write_json("judge.json", judges.to_json())
     judges.restore(run.read_json("judge.json"), str(run.path("judge.json")))
     rollouts = joined(rollouts, list(run.rows("rollouts.scores.jsonl")))
     kept = [row for row in rollouts if keep(row)]
-    counts = {side: _counts([row for row in rollouts if row["side"] == side]) for side in ("pos", "neg")}
+    counts = {side: count([row for row in rollouts if row["side"] == side]) for side in ("pos", "neg")}
     if not counts["pos"]["kept"] or not counts["neg"]["kept"]:
         told = "; ".join(f"{side} " + ", ".join(f"{n} {what}" for what, n in c.items()) for side, c in counts.items())
         raise DataError(
@@ -138,7 +140,7 @@ def _extract_one(
     directions = {
         "vector": [vector],
         "random": proof.random_directions(vector, seed),
-        "shuffled": [vectors["shuffled"]],
+        "shuffled": [proof.rescaled(vectors["shuffled"], vector)],
     }
     check = proof.check_plans(model, trait, directions, chosen.layer, chosen.coef, config.check_rollouts, seed, system)
     rows = write(model, run, "check.jsonl", check, sampling, config.batch_tokens, f"{trait.name}: final check")
@@ -193,13 +195,6 @@ def activation_norms(model: ChatModel, base: Sequence[Row]) -> tuple[float, ...]
     return tuple((total / sum(len(row["response_ids"]) for row in base)).tolist())
 
 
-def keep(row: Row) -> bool:
-    """Whether a scored rollout serves the vector: on its own side of 50, and coherent."""
-    if row["trait"] is None or row["coherence"] is None or row["coherence"] < KEEP_COHERENCE:
-        return False
-    return bool(row["trait"] > KEEP_TRAIT if row["side"] == "pos" else row["trait"] < KEEP_TRAIT)
-
-
 def _base_replies(
     config: ExtractConfig, run: Run, model: ChatModel, traits: Sequence[Trait], sampling: Sampling
 ) -> list[Row]:
@@ -217,24 +212,6 @@ def _base_replies(
         )
     ]
     return write(model, run, "base.jsonl", plans, sampling, config.batch_tokens, "base replies")
-
-
-def _counts(rows: Sequence[Row]) -> dict[str, int]:
-    """What became of the rollouts of one side; every reply is in exactly one of all but the first and last."""
-    empty = [row for row in rows if not row["response"]]
-    refused = [row for row in rows if row["response"] and row["trait"] is None]
-    scored = [row for row in rows if row["trait"] is not None]
-    kept = [row for row in scored if keep(row)]
-    incoherent = [row for row in scored if row["coherence"] is None or row["coherence"] < KEEP_COHERENCE]
-    return {
-        "written": len(rows),
-        "empty": len(empty),
-        "refused": len(refused),
-        "incoherent": len(incoherent),
-        "wrong_side": len(scored) - len(kept) - len(incoherent),
-        "kept": len(kept),
-        "truncated": sum(row["finish"] == "length" for row in rows),
-    }
 
 
 def _traits(config: ExtractConfig) -> list[Trait]:

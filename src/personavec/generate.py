@@ -184,7 +184,7 @@ def draw(
         top, greedy = logits.max(dim=-1)
         _check_finite(top)
         return greedy
-    mass = torch.softmax(logits / sampling.temperature, dim=-1, dtype=torch.float32)
+    mass = torch.softmax(logits.float() / sampling.temperature, dim=-1)
     if sampling.top_p >= 1:
         return _invert(mass.cumsum(-1), uniform)
     size = min(128, mass.shape[1])

@@ -132,15 +132,18 @@ class ChatModel:
         def ids(turns: Sequence[Message]) -> tuple[int, ...]:
             return tuple(self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, return_dict=False))
 
+        instructed = messages[0]["role"] == "system" and len(messages) > 1
         try:
-            return ids(messages)
+            rendered = ids(messages)
+            if not (instructed and messages[0]["content"] and rendered == ids(messages[1:])):
+                return rendered
         except TemplateError as error:
-            if messages[0]["role"] != "system" or len(messages) < 2:
+            if not instructed:
                 reason = f"{self.identity.id}'s chat template refused this conversation ({error})"
                 raise ModelError(f"expected turns that alternate and end with the user, got: {reason}") from error
-            # some families (Gemma) have no system role: the instruction then leads the first user turn
-            system, first, *rest = messages
-            return ids([{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest])
+        # some families (Gemma) have no system role, or pass over it: the instruction then leads the first user turn
+        system, first, *rest = messages
+        return ids([{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest])
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a reply that was not generated here; no special tokens."""
@@ -209,6 +212,8 @@ def _adapt(hf: Any, adapter: Path) -> Any:
     from peft import PeftModel
 
     try:
+        if not adapter.is_dir():
+            raise FileNotFoundError("no such folder")
         return PeftModel.from_pretrained(hf, str(adapter)).eval()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

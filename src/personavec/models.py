@@ -75,7 +75,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     else:
-        native = device.type != "cuda" or torch.cuda.is_bf16_supported()
+        native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else torch.float32
 
 
@@ -112,7 +112,11 @@ def load(
 def _folder(name: str) -> str:
     if name in ALIASES:
         folder = cache_folder() / "models" / f"{name}-{ALIASES[name].sha256[:12]}"
-        return str(folder if folder.is_dir() else _convert(_download(name), folder))
+        if not folder.is_dir():
+            gguf = _download(name)
+            _convert(gguf, folder)
+            gguf.unlink(missing_ok=True)
+        return str(folder)
     if name.endswith(".gguf"):
         path = Path(name)
         if not path.is_file():
@@ -188,8 +192,6 @@ def _convert(gguf: Path, folder: Path) -> Path:
         scratch.rename(folder)
     except OSError:  # another process converted the same file meanwhile
         shutil.rmtree(scratch)
-    if gguf.parent == folder.parent:
-        gguf.unlink(missing_ok=True)
     return folder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from personavec.errors import ConfigError
+from personavec.errors import ConfigError, DataError
 from personavec.model import ChatModel
 from personavec.rollouts import Plan, answers
 from personavec.scoring import Judges, mean_score
@@ -58,16 +58,12 @@ ARMS = (
 )
 
 
-def swept_layers(asked: Sequence[int], doses: Sequence[float], n_layers: int) -> tuple[int, ...]:
+def swept_layers(asked: Sequence[int], n_layers: int) -> tuple[int, ...]:
     """The layers asked for, or else five spread over the middle of the depth.
 
     Raises:
-        ConfigError: The model has no such layer, or a dose is not above 0.
+        ConfigError: The model has no such layer.
     """
-    if not doses or not all(dose > 0 for dose in doses):
-        raise ConfigError(
-            f"expected doses above 0, got {', '.join(map(str, doses)) or 'none'}; the check tries both signs"
-        )
     wrong = [layer for layer in asked if not 0 <= layer < n_layers]
     if wrong:
         raise ConfigError(
@@ -123,10 +119,16 @@ def knee(found: Sequence[Cell], floor: float) -> Cell:
     Surely: the interval of coherence lies above the floor. As strong: the trait score is within the interval of the
     strongest cell, because past saturation more dose buys only damage. Where no cell is coherent, the most coherent
     one: the final check then says that the floor was missed.
+
+    Raises:
+        DataError: No cell has a scored reply.
+
     Source: Persona Vectors (arXiv 2507.21509) sections 3.2 and 5.1 take the strongest; the one-standard-error rule of
     Breiman et al. (1984) for the rest.
     """
     scored = [cell for cell in found if cell.trait.n and cell.coherence.n]
+    if not scored:
+        raise DataError("expected steered replies in the sweep, got empty ones only; choose smaller --doses")
     coherent = [cell for cell in scored if cell.coherence.low >= floor]
     if not coherent:
         return max(scored, key=lambda cell: cell.coherence.mean)
@@ -157,7 +159,7 @@ def check_plans(
             seed,
             system=system,
             draw="base",
-            extra={"arm": arm.name},
+            extra={"arm": arm.name, "layer": layer, "coef": arm.share * coef},
             steering=[(Steering(vector, arm.share * coef, layer),) for vector in directions[arm.direction]],
         )
     ]
@@ -180,7 +182,7 @@ def verdict(arms: dict[str, Row], judges: Judges, floor: float) -> list[Row]:
     """The conditions of a proof, each with its figures and whether it holds."""
     trait = {name: arm["trait"] for name, arm in arms.items()}
     base, steered, suppressed, random = (trait[name] for name in ("base", "steered", "suppressed", "random"))
-    coherence = arms["steered"]["coherence"]
+    up, down = (arms[name]["coherence"] for name in ("steered", "suppressed"))
     auc = judges.trait.auc or Interval(np.nan, np.nan, np.nan, 0)
     return [
         {"text": f"Suppressed lies below base: {_ci(suppressed)} < {_ci(base)}", "holds": suppressed.high < base.low},
@@ -189,7 +191,10 @@ def verdict(arms: dict[str, Row], judges: Judges, floor: float) -> list[Row]:
             "text": f"Random directions of the same norm do not move it: {_ci(random)} covers {base.mean:.1f}",
             "holds": random.low <= base.mean <= random.high,
         },
-        {"text": f"Steered replies stay coherent: {_ci(coherence)}, floor {floor:g}", "holds": coherence.mean >= floor},
+        {
+            "text": f"Replies stay coherent: {_ci(up)} steered, {_ci(down)} suppressed, floor {floor:g}",
+            "holds": min(up.mean, down.mean) >= floor,
+        },
         {
             "text": f"The judge separates the sides it never saw: AUC {auc.mean:.2f} [{auc.low:.2f}, {auc.high:.2f}]",
             "holds": not judges.weak,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from personavec.errors import ConfigError
 from personavec.generate import Request, Sampling, batches, generate
 from personavec.model import ChatModel
 from personavec.progress import stage
@@ -107,6 +108,7 @@ def write(
 
     A batch is the unit of resumption: its make-up depends on the plan alone, so a resumed run writes the same.
     """
+    _check_context(model, plans, sampling)
     rows = {row["id"]: row for row in run.rows(name)}
     requests = [plan.request for plan in plans]
     with stage(title, len(plans)) as advance:
@@ -128,3 +130,13 @@ def write(
                 rows |= {row["id"]: row for row in fresh}
             advance(len(batch))
     return [rows[plan.row["id"]] for plan in plans]
+
+
+def _check_context(model: ChatModel, plans: Sequence[Plan], sampling: Sampling) -> None:
+    limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(plan.request.prompt) for plan in plans)
+    if limit is not None and longest + sampling.max_new_tokens > limit:
+        raise ConfigError(
+            f"expected prompt and reply to fit into {limit} tokens, got {longest} and --max-new-tokens "
+            f"{sampling.max_new_tokens}; lower it"
+        )

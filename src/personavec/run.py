@@ -14,8 +14,10 @@ from typing import Any
 from personavec.errors import ConfigError, DataError
 
 PACKAGES = ("personavec", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
-IRRELEVANT = {"out", "json"}
-"""Options that do not change results, and so may differ when a run is resumed."""
+IRRELEVANT = {"out", "json", "batch_tokens"}
+"""Options that change results by rounding at most, and so may differ when a run is resumed."""
+REPORT = {"report.html", "index.html", "charts"}
+"""Made from the results by whoever shows them, and so not among a run's outputs."""
 
 
 class Run:
@@ -53,10 +55,9 @@ class Run:
             raise ConfigError(
                 f"expected a folder that can be written, got {folder} ({error.strerror}); choose another --out"
             ) from error
-        manifest = run.read_json("manifest.json") if run.done("manifest.json") else {"started": _now()}
-        run.write_json(
-            "manifest.json", manifest | {"versions": versions(), "command": sys.argv[1:], "commit": commit()}
-        )
+        manifest = run.read_json("manifest.json") if run.done("manifest.json") else {"sessions": []}
+        session = {"started": _now(), "command": sys.argv[1:], "versions": versions(), "commit": commit()}
+        run.write_json("manifest.json", manifest | {"sessions": [*manifest["sessions"], session]})
         return run
 
     def _check(self, config: Mapping[str, Any]) -> None:
@@ -130,11 +131,15 @@ class Run:
                     ) from error
                 yield row
 
-    def finish(self, outputs: Sequence[str]) -> None:
-        """Note the end of the run and the sha256 of what it wrote."""
-        manifest = self.read_json("manifest.json")
-        manifest |= {"finished": _now(), "outputs": {name: sha256(self.path(name)) for name in outputs}}
-        self.write_json("manifest.json", manifest)
+    def finish(self) -> None:
+        """Note the end of the run and the sha256 of everything it wrote, reports aside."""
+        files = {path.relative_to(self.folder): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
+        outputs = {
+            str(name): sha256(path)
+            for name, path in files.items()
+            if not REPORT & set(name.parts) and name.name != "manifest.json"
+        }
+        self.write_json("manifest.json", self.read_json("manifest.json") | {"finished": _now(), "outputs": outputs})
 
     def _write(self, name: str, text: str) -> None:
         path = self.path(name)

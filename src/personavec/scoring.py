@@ -21,6 +21,8 @@ from personavec.trait import Trait
 
 CHUNK = 256
 """Replies scored between two writes: the unit of resumption."""
+KEEP_TRAIT, KEEP_COHERENCE = 50.0, 50.0
+"""A reply is kept when it is coherent and on its own side of 50. Source: arXiv 2507.21509, section 2.2."""
 
 Row = dict[str, Any]
 
@@ -85,7 +87,7 @@ class Judges:
 def scale(judge: LikelihoodJudge | FluencyJudge) -> Row:
     """What a judge has learned, as JSON."""
     assert judge.calibration is not None and judge.auc is not None
-    return {"id": judge.id, **asdict(judge.calibration), "auc": judge.auc._asdict()}
+    return {"id": judge.id, "basis": judge.basis, **asdict(judge.calibration), "auc": judge.auc._asdict()}
 
 
 def take_scale(judge: LikelihoodJudge | FluencyJudge, learned: Any, source: str) -> None:
@@ -95,13 +97,16 @@ def take_scale(judge: LikelihoodJudge | FluencyJudge, learned: Any, source: str)
         JudgeError: It is not the scale of this judge.
     """
     try:
-        found = learned["id"]
+        found = learned["basis"]
         calibration = Calibration(tuple(learned["weights"]), float(learned["intercept"]))
         auc = Interval(**learned["auc"])
     except (KeyError, TypeError, ValueError) as error:
         raise JudgeError(f"expected the scale of a judge in {source}, got {error!r}; pass a judge.json") from error
-    if found != judge.id:
-        raise JudgeError(f"expected the scale of {judge.id} in {source}, got that of {found}; pass its own file")
+    if found != judge.basis:
+        raise JudgeError(
+            f"expected the scale of {judge.id} ({judge.basis}) in {source}, got that of {learned.get('id')} ({found}); "
+            "pass its own file"
+        )
     judge.calibration, judge.auc = calibration, auc
 
 
@@ -145,7 +150,7 @@ def score(run: Run, name: str, rows: Sequence[Row], judges: Judges, title: str) 
 
 def _rows(rows: Sequence[Row], trait: Sequence[Score], coherence: Sequence[Score]) -> list[Row]:
     return [
-        {"id": row["id"], "trait": t.value, "coherence": c.value, "evidence": t.evidence}
+        {"id": row["id"], "judge": t.judge, "trait": t.value, "coherence": c.value, "evidence": t.evidence}
         for row, t, c in zip(rows, trait, coherence, strict=True)
     ]
 
@@ -154,6 +159,31 @@ def joined(rows: Sequence[Row], scores: Sequence[Row]) -> list[Row]:
     """Rows with their scores beside them."""
     by_id = {row["id"]: row for row in scores}
     return [row | by_id[row["id"]] for row in rows]
+
+
+def keep(row: Row) -> bool:
+    """Whether a scored rollout serves the vector: on its own side of 50, and coherent."""
+    if row["trait"] is None or row["coherence"] is None or row["coherence"] < KEEP_COHERENCE:
+        return False
+    return bool(row["trait"] > KEEP_TRAIT if row["side"] == "pos" else row["trait"] < KEEP_TRAIT)
+
+
+def count(rows: Sequence[Row]) -> dict[str, int]:
+    """What became of the rollouts of one side; every reply is in exactly one of all but the first and last."""
+    empty = [row for row in rows if not row["response"]]
+    refused = [row for row in rows if row["response"] and row["trait"] is None]
+    scored = [row for row in rows if row["trait"] is not None]
+    kept = [row for row in scored if keep(row)]
+    incoherent = [row for row in scored if row["coherence"] is None or row["coherence"] < KEEP_COHERENCE]
+    return {
+        "written": len(rows),
+        "empty": len(empty),
+        "refused": len(refused),
+        "incoherent": len(incoherent),
+        "wrong_side": len(scored) - len(kept) - len(incoherent),
+        "kept": len(kept),
+        "truncated": sum(row["finish"] == "length" for row in rows),
+    }
 
 
 def column(rows: Sequence[Row], name: str) -> Float[ndarray, " row"]:

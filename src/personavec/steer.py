@@ -70,7 +70,7 @@ def parse_steering(text: str) -> Steering:
     if match is None:
         raise ConfigError(
             f"expected VEC:COEF[@LAYER], got {text}; for example runs/extract/optimistic/vector.safetensors:2@15, "
-            "or :0.5d for a dose"
+            "or :0.2d for a dose"
         )
     vector = load_vector(Path(match["file"]))
     amount = float(match["amount"])

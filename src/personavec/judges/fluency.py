@@ -36,6 +36,7 @@ class FluencyJudge:
         self._model, self._system = model, system
         self.id = f"fluency:{model.identity.id}"
         self.steps = 1
+        self.basis = f"weights {model.identity.revision[:16]}, system prompt {system}"
         self.calibration = calibration
         self.auc: Interval | None = None
 

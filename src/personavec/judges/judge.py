@@ -27,6 +27,10 @@ class Judge(Protocol):
         """Name that goes beside every figure."""
 
     @property
+    def basis(self) -> str:
+        """What its scale depends on besides the trait; a scale is only taken over where this is equal."""
+
+    @property
     def steps(self) -> int:
         """How often `progress` hears of each reply: forward passes over it."""
 

@@ -32,6 +32,7 @@ class LikelihoodJudge:
         self.id = f"likelihood:{model.identity.id}"
         self._pairs_per_reply = min(PAIRS_PER_REPLY, len(trait.pairs) - 1)
         self.steps = 2 * self._pairs_per_reply
+        self.basis = f"weights {model.identity.revision[:16]}, {self._pairs_per_reply} pairs a reply"
         self.calibration = calibration
         self.auc: Interval | None = None
 
@@ -50,7 +51,7 @@ class LikelihoodJudge:
         total = np.zeros(len(answers))
         for pair in range(len(self._trait.pairs)):
             distance = (pair - np.array(after, dtype=int)) % len(self._trait.pairs)
-            rows = np.flatnonzero((distance >= 1) & (distance <= self._pairs_per_reply)).tolist()
+            rows: list[int] = np.flatnonzero((distance >= 1) & (distance <= self._pairs_per_reply)).tolist()
             own = [replies[row] for row in rows]
             for side, sign in SIGNS.items():
                 system = {"role": "system", "content": self._trait.system_prompt(pair, side)}

@@ -9,8 +9,10 @@ from transformers import DynamicCache
 
 from personavec.model import ChatModel
 
-BATCH_TOKENS = 3072
-"""Reply tokens that one forward pass may hold; their logits are the largest tensor here."""
+BATCH_LOGITS = 150_000_000
+"""Logits that one forward pass may hold; they are the largest tensor here."""
+SHORTEST = 8
+"""Tokens that a reply counts for at least, so that empty ones do not crowd a batch with prompts."""
 
 Ids = tuple[int, ...]
 
@@ -21,7 +23,6 @@ def reply_logprobs(
     prompts: Sequence[Ids],
     replies: Sequence[Ids],
     progress: Callable[[int], None] = lambda _: None,
-    batch_tokens: int = BATCH_TOKENS,
 ) -> list[Float[Tensor, " seq"]]:
     """Log-probability of each reply's tokens after its prompt, in nats.
 
@@ -30,15 +31,16 @@ def reply_logprobs(
         prompts: Prompt ids, one per reply; equal prompts are read once per batch.
         replies: Reply ids; an empty reply gives an empty tensor.
         progress: Told the number of replies done after every batch.
-        batch_tokens: Token budget of one batch.
     """
+    batch_tokens = BATCH_LOGITS // model.hf.config.get_text_config().vocab_size
     order = sorted(range(len(replies)), key=lambda i: (len(prompts[i]), prompts[i], len(replies[i])))
     out: list[Tensor] = [torch.empty(0)] * len(replies)
     batch: list[int] = []
-    for index, following in zip(order, [*order[1:], None], strict=True):
+    for place, index in enumerate(order):
         batch.append(index)
-        longest = max(len(replies[i]) for i in (*batch, *([] if following is None else [following])))
-        if following is None or (len(batch) + 1) * longest > batch_tokens:
+        following = order[place + 1 : place + 2]
+        longest = max(SHORTEST, *(len(replies[i]) for i in (*batch, *following)))
+        if not following or (len(batch) + 1) * longest > batch_tokens:
             logprobs = _batch(model, [prompts[i] for i in batch], [replies[i] for i in batch])
             for i, logprob in zip(batch, logprobs, strict=True):
                 out[i] = logprob

@@ -38,7 +38,7 @@ _SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.2~f')"
 def heat_map(sweep: Json, choice: Json) -> alt.LayerChart:
     """Trait score (colour, upper figure) and coherence (lower figure) of every layer and dose that was tried.
 
-    A cell whose coherence is below the floor is shrunk and struck through; the chosen cell is outlined.
+    A cell whose coherence may be below the floor (its interval reaches there) is shrunk and struck through; the chosen cell is outlined.
     """
     floor = sweep["floor"]
     at_layer = [cell for cell in sweep["cells"] if cell["layer"] == choice["layer"]]
@@ -53,7 +53,7 @@ def heat_map(sweep: Json, choice: Json) -> alt.LayerChart:
             "n": cell["trait"]["n"],
             "trait_text": _round(cell["trait"]["mean"]),
             "coherence_text": _round(cell["coherence"]["mean"]),
-            "low": cell["coherence"]["mean"] is not None and cell["coherence"]["mean"] < floor,
+            "low": cell["coherence"]["mean"] is not None and cell["coherence"]["ci"][0] < floor,
             "chosen": cell is chosen,
         }
         for cell in sweep["cells"]
@@ -88,7 +88,7 @@ def heat_map(sweep: Json, choice: Json) -> alt.LayerChart:
         title += f", where the sweep's trait score is {_round(chosen['trait']['mean'])}"
     subtitle = [
         "Upper figure and colour: trait score. Lower figure: coherence.",
-        f"Small cells, struck through: coherence below {floor:g}. Orange frame: chosen.",
+        f"Small cells, struck through: coherence not surely above {floor:g}. Orange frame: chosen.",
     ]
     return _finish(cells, title, subtitle, 520, alt.Step(step))
 
