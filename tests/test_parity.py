@@ -13,7 +13,7 @@ import torch
 from tiny import prompt
 from torch import Tensor
 
-from personavec.activations import POSITIONS, activations
+from personavec.activations import POSITIONS, activations, weights
 from personavec.extract import activation_norms, difference_in_means, keep
 from personavec.hooks import capture
 from personavec.judges.likelihood import LikelihoodJudge
@@ -330,3 +330,18 @@ def test_planted_direction_is_found() -> None:
         assert cosine(found.direction[layer], direction) > 0.99
         torch.testing.assert_close(found.norms[layer], direction.norm(), rtol=0.05, atol=0)
     assert min(found.card.reliability) > 0.99
+
+
+def test_reasoning_is_out_of_the_span() -> None:
+    model = tiny.build("llama", seed=6)
+    model._think = (250, 251)
+    assert model.reasoning_tokens([1, 2], [5, 6, 7]) == 0
+    assert model.reasoning_tokens([1, 2], [250, 5, 251, 7]) == 3
+    assert model.reasoning_tokens([1, 250], [5, 251, 7]) == 2, "the template opened the block"
+    assert model.reasoning_tokens([1, 250, 251], [5, 7]) == 0, "the template closed it at once"
+    assert model.reasoning_tokens([1], [250, 5, 6]) == 3, "never closed: all of it"
+    row = {"prompt_ids": [1, 2], "response_ids": [250, 5, 251, 7, 8], "reasoning_tokens": 3}
+    assert weights([row], ["response avg", "prompt avg"])[0].tolist() == [
+        [0, 0, 0, 0, 0, 0.5, 0.5],
+        [0.5, 0.5] + [0] * 5,
+    ]

@@ -24,7 +24,8 @@ def weights(rows: Sequence[Row], positions: Sequence[str]) -> Float[Tensor, "bat
     out = torch.zeros((len(rows), len(positions), width))
     for own, row in zip(out, rows, strict=True):
         prompt, total = len(row["prompt_ids"]), len(row["prompt_ids"]) + len(row["response_ids"])
-        spans = {"response avg": (prompt, total), "prompt avg": (0, prompt), "prompt last": (prompt - 1, prompt)}
+        answer = prompt + row.get("reasoning_tokens", 0)
+        spans = {"response avg": (answer, total), "prompt avg": (0, prompt), "prompt last": (prompt - 1, prompt)}
         for weight, kind in zip(own, positions, strict=True):
             start, end = spans[kind]
             weight[start:end] = 1 / (end - start)
@@ -42,7 +43,8 @@ def activations(
 
     Args:
         model: What to read.
-        rows: Conversations with `prompt_ids` and `response_ids`, neither empty.
+        rows: Conversations with `prompt_ids` and `response_ids`, neither empty; of the latter, the first
+            `reasoning_tokens` (if given) do not count.
         positions: Some of `POSITIONS`.
         layers: Which block outputs; None for all.
         of: What to average, see `capture`.

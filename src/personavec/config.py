@@ -64,6 +64,8 @@ class Writing:
     """Sample from the smallest set of tokens that holds this probability."""
     batch_tokens: int = 12288
     """Tokens in one batch, prompts and replies together; lower it when memory runs out."""
+    reasoning: Literal["out", "in"] = "out"
+    """Whether a <think> block counts as part of the reply; end-of-turn tokens never do."""
     system: str = "template"
     """System prompt where no trait instruction stands: template (the chat template's own default), none, or a text."""
 

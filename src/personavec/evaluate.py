@@ -123,7 +123,7 @@ def _write(
         extra={"arm": arm},
         steering=[steering],
     )
-    return write(model, run, f"{arm}.jsonl", plans, sampling, config.batch_tokens, f"{arm} replies")
+    return write(model, run, f"{arm}.jsonl", plans, sampling, config, f"{arm} replies")
 
 
 def _learn(
@@ -148,7 +148,7 @@ def _learn(
             return judges.to_json()
     learn_coherence(judges.coherence, base, config.seed)
     plans = contrastive(model, trait, 1, config.seed)
-    rollouts = write(model, run, "rollouts.jsonl", plans, sampling, config.batch_tokens, "rollouts for the judge")
+    rollouts = write(model, run, "rollouts.jsonl", plans, sampling, config, "rollouts for the judge")
     run.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, config.seed))
     return judges.to_json()
 

@@ -28,6 +28,7 @@ from personavec.scoring import (
     learn_coherence,
     learn_trait,
     load_judge_model,
+    mean_score,
     scale,
     score,
     take_scale,
@@ -67,7 +68,7 @@ def extract(config: ExtractConfig) -> Row:
         learn_coherence(shared, base, config.seed)
         run.write_json("coherence.json", scale(shared))
     take_scale(shared, run.read_json("coherence.json"), "coherence.json")
-    norms = activation_norms(model, [row for row in base if row["response_ids"]])
+    norms = activation_norms(model, [row for row in base if row["response"]])
 
     found = []
     for trait in traits:
@@ -96,7 +97,7 @@ def _extract_one(
     began = time.monotonic()
     seed, system = config.seed, config.system
     plans = contrastive(model, trait, config.rollouts, seed)
-    rollouts = write(model, run, "rollouts.jsonl", plans, sampling, config.batch_tokens, f"{trait.name}: rollouts")
+    rollouts = write(model, run, "rollouts.jsonl", plans, sampling, config, f"{trait.name}: rollouts")
     if not (run.done("judge.json") and run.done("rollouts.scores.jsonl")):
         run.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, seed))
         run.write_json("judge.json", judges.to_json())
@@ -131,9 +132,10 @@ def _extract_one(
     vector = vectors["response avg"]
 
     sweep = proof.sweep_plans(model, trait, vector, layers, config.doses, config.sweep_questions, seed, system)
-    rows = write(model, run, "sweep.jsonl", sweep, sampling, config.batch_tokens, f"{trait.name}: sweep")
+    rows = write(model, run, "sweep.jsonl", sweep, sampling, config, f"{trait.name}: sweep")
     cells = proof.cells(score(run, "sweep", rows, judges, f"{trait.name}: judging the sweep"), seed)
-    chosen = proof.knee(cells, config.coherence_floor)
+    base = score(run, "base", base, judges, f"{trait.name}: judging base replies")
+    chosen = proof.knee(cells, mean_score(base, "trait", seed), config.coherence_floor)
     chosen_card = dataclasses.replace(vector.card, layer=chosen.layer, coef=chosen.coef)
     vector = PersonaVector(vector.direction, chosen_card)
 
@@ -143,8 +145,8 @@ def _extract_one(
         "shuffled": [proof.rescaled(vectors["shuffled"], vector)],
     }
     check = proof.check_plans(model, trait, directions, chosen.layer, chosen.coef, config.check_rollouts, seed, system)
-    rows = write(model, run, "check.jsonl", check, sampling, config.batch_tokens, f"{trait.name}: final check")
-    rows = score(run, "check", [*base, *rows], judges, f"{trait.name}: judging the check")
+    rows = write(model, run, "check.jsonl", check, sampling, config, f"{trait.name}: final check")
+    rows = [*base, *score(run, "check", rows, judges, f"{trait.name}: judging the check")]
     vector.save(run.path(f"{FILES['response avg']}.safetensors"))
     result = summarise(config, model, trait, judges, vector, rollouts, counts, cells, chosen, rows) | {
         "vectors": {position: f"{name}.safetensors" for position, name in FILES.items()},
@@ -189,10 +191,11 @@ def difference_in_means(model: ChatModel, kept: Sequence[Row], card: Card, seed:
 def activation_norms(model: ChatModel, base: Sequence[Row]) -> tuple[float, ...]:
     """Mean ‖h‖ over the tokens of the base model's replies, per layer: the unit of dose."""
     total = torch.zeros(model.n_layers, dtype=torch.float64)
+    lengths = [len(row["response_ids"]) - row.get("reasoning_tokens", 0) for row in base]
     for batch, read in activations(model, base, of=lambda stream: stream.float().norm(dim=-1, keepdim=True)):
-        tokens = torch.tensor([len(base[index]["response_ids"]) for index in batch], dtype=torch.float64)
+        tokens = torch.tensor([lengths[index] for index in batch], dtype=torch.float64)
         total += torch.einsum("b,bl->l", tokens, read[:, 0, :, 0].double())
-    return tuple((total / sum(len(row["response_ids"]) for row in base)).tolist())
+    return tuple((total / sum(lengths)).tolist())
 
 
 def _base_replies(
@@ -211,7 +214,7 @@ def _base_replies(
             extra={"arm": "base", "trait_name": trait.name},
         )
     ]
-    return write(model, run, "base.jsonl", plans, sampling, config.batch_tokens, "base replies")
+    return write(model, run, "base.jsonl", plans, sampling, config, "base replies")
 
 
 def _traits(config: ExtractConfig) -> list[Trait]:

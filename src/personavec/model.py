@@ -49,6 +49,8 @@ class ChatModel:
         stop = hf.generation_config.eos_token_id
         stop = [stop] if isinstance(stop, int) else list(stop or [])
         self.stop_ids = sorted({*stop, tokenizer.eos_token_id} - {None})
+        vocabulary = tokenizer.get_vocab()
+        self._think = vocabulary.get("<think>"), vocabulary.get("</think>")
         self.pad_id = self.stop_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     @classmethod
@@ -144,6 +146,14 @@ class ChatModel:
         # some families (Gemma) have no system role, or pass over it: the instruction then leads the first user turn
         system, first, *rest = messages
         return ids([{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest])
+
+    def reasoning_tokens(self, prompt: Sequence[int], reply: Sequence[int]) -> int:
+        """How many tokens of a reply are reasoning: up to the last `</think>`, or all where it was never closed."""
+        opened, closed = self._think
+        if closed in reply:
+            return len(reply) - list(reply)[::-1].index(closed)
+        marks = [token for token in (*prompt, *reply) if token in self._think]
+        return len(reply) if marks and marks[-1] == opened else 0
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a reply that was not generated here; no special tokens."""

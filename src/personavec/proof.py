@@ -19,6 +19,8 @@ from personavec.vector import PersonaVector
 SWEPT_DEPTH = (0.3, 0.7)
 """Share of the depth where the sweep looks. Source: replications find the best layer at 45-65% (METHOD 2)."""
 SWEPT_LAYERS = 5
+KNEE = 0.8
+"""Share of the strongest change in the trait that the chosen cell must bring."""
 RANDOM_DIRECTIONS = 10
 """The random control averages over this many directions, dealt to the replies in turn."""
 
@@ -113,18 +115,17 @@ def cells(rows: Sequence[Row], seed: int) -> list[Cell]:
     ]
 
 
-def knee(found: Sequence[Cell], floor: float) -> Cell:
-    """The gentlest cell that is as strong as the strongest one, among those that surely stay coherent.
+def knee(found: Sequence[Cell], base: Interval, floor: float) -> Cell:
+    """The gentlest cell that brings most of the strongest cell's change, among those that surely stay coherent.
 
-    Surely: the interval of coherence lies above the floor. As strong: the trait score is within the interval of the
-    strongest cell, because past saturation more dose buys only damage. Where no cell is coherent, the most coherent
-    one: the final check then says that the floor was missed.
+    Surely: the interval of coherence lies above the floor. Most: `KNEE` of the change from base, because past
+    saturation more dose buys only damage, of the other sign too. Where no cell is coherent, the most coherent one:
+    the final check then says that the floor was missed.
 
     Raises:
         DataError: No cell has a scored reply.
 
-    Source: Persona Vectors (arXiv 2507.21509) sections 3.2 and 5.1 take the strongest; the one-standard-error rule of
-    Breiman et al. (1984) for the rest.
+    Source: Persona Vectors (arXiv 2507.21509) sections 3.2 and 5.1 take the strongest cell.
     """
     scored = [cell for cell in found if cell.trait.n and cell.coherence.n]
     if not scored:
@@ -132,9 +133,9 @@ def knee(found: Sequence[Cell], floor: float) -> Cell:
     coherent = [cell for cell in scored if cell.coherence.low >= floor]
     if not coherent:
         return max(scored, key=lambda cell: cell.coherence.mean)
-    strongest = max(coherent, key=lambda cell: cell.trait.mean)
-    as_strong = [cell for cell in coherent if cell.trait.mean >= strongest.trait.low]
-    return min(as_strong, key=lambda cell: (cell.dose, -cell.trait.mean))
+    enough = base.mean + KNEE * (max(cell.trait.mean for cell in coherent) - base.mean)
+    strong = [cell for cell in coherent if cell.trait.mean >= enough]
+    return min(strong, key=lambda cell: (cell.dose, -cell.trait.mean))
 
 
 def check_plans(

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from personavec.config import Writing
 from personavec.errors import ConfigError
-from personavec.generate import Request, Sampling, batches, generate
+from personavec.generate import Reply, Request, Sampling, batches, generate
 from personavec.model import ChatModel
 from personavec.progress import stage
 from personavec.run import Run
@@ -102,7 +103,7 @@ def answers(
 
 
 def write(
-    model: ChatModel, run: Run, name: str, plans: Sequence[Plan], sampling: Sampling, batch_tokens: int, title: str
+    model: ChatModel, run: Run, name: str, plans: Sequence[Plan], sampling: Sampling, config: Writing, title: str
 ) -> list[Row]:
     """Write the planned replies to a JSONL file of the run, skipping those that are there; returns all rows.
 
@@ -112,17 +113,11 @@ def write(
     rows = {row["id"]: row for row in run.rows(name)}
     requests = [plan.request for plan in plans]
     with stage(title, len(plans)) as advance:
-        for batch in batches(requests, sampling.max_new_tokens, batch_tokens):
+        for batch in batches(requests, sampling.max_new_tokens, config.batch_tokens):
             if any(plans[index].row["id"] not in rows for index in batch):
                 replies = generate(model, [requests[index] for index in batch], sampling)
                 fresh = [
-                    plans[index].row
-                    | {
-                        "response": model.decode(reply.ids).strip(),
-                        "finish": reply.finish,
-                        "prompt_ids": list(requests[index].prompt),
-                        "response_ids": list(reply.ids),
-                    }
+                    plans[index].row | _written(model, requests[index].prompt, reply, config.reasoning == "in")
                     for index, reply in zip(batch, replies, strict=True)
                     if plans[index].row["id"] not in rows
                 ]
@@ -130,6 +125,17 @@ def write(
                 rows |= {row["id"]: row for row in fresh}
             advance(len(batch))
     return [rows[plan.row["id"]] for plan in plans]
+
+
+def _written(model: ChatModel, prompt: tuple[int, ...], reply: Reply, keep_reasoning: bool) -> Row:
+    skipped = 0 if keep_reasoning else model.reasoning_tokens(prompt, reply.ids)
+    return {
+        "response": model.decode(reply.ids[skipped:]).strip(),
+        "finish": reply.finish,
+        "prompt_ids": list(prompt),
+        "response_ids": list(reply.ids),
+        "reasoning_tokens": skipped,
+    }
 
 
 def _check_context(model: ChatModel, plans: Sequence[Plan], sampling: Sampling) -> None:

@@ -38,7 +38,8 @@ _SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.2~f')"
 def heat_map(sweep: Json, choice: Json) -> alt.LayerChart:
     """Trait score (colour, upper figure) and coherence (lower figure) of every layer and dose that was tried.
 
-    A cell whose coherence may be below the floor (its interval reaches there) is shrunk and struck through; the chosen cell is outlined.
+    A cell whose coherence may be below the floor (its interval reaches there) is shrunk and struck
+    through; the chosen cell is outlined.
     """
     floor = sweep["floor"]
     at_layer = [cell for cell in sweep["cells"] if cell["layer"] == choice["layer"]]
