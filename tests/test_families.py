@@ -13,6 +13,7 @@ from torch import nn
 from personavec.errors import ModelError
 from personavec.generate import Request, Sampling, generate
 from personavec.hooks import capture
+from personavec.judges import logprobs
 from personavec.judges.logprobs import reply_logprobs
 from personavec.model import ChatModel, find_blocks
 from personavec.steer import Steering, steer
@@ -168,15 +169,17 @@ def test_greedy_replies_equal_those_of_transformers(any_model: ChatModel) -> Non
         assert list(reply.ids) == [token for token in wanted if token not in any_model.stop_ids]
 
 
-def test_reply_logprobs_equal_a_full_pass(any_model: ChatModel) -> None:
+def test_reply_logprobs_equal_a_full_pass(any_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts that are read once for several replies, empty replies, one-token prompts."""
     prompts = [ROWS[1], ROWS[0], ROWS[1], ROWS[3], ROWS[1], ROWS[2]]
     replies = [prompt(12, 7), prompt(4, 8), (), prompt(6, 9), prompt(3, 10), prompt(1, 11)]
     for budget in (3072, 30, 1):
-        found = reply_logprobs(any_model, prompts, replies, batch_tokens=budget)
-        for start, reply, logprobs in zip(prompts, replies, found, strict=True):
+        vocabulary = any_model.hf.config.get_text_config().vocab_size
+        monkeypatch.setattr(logprobs, "BATCH_LOGITS", budget * vocabulary)
+        found = reply_logprobs(any_model, prompts, replies)
+        for start, reply, own in zip(prompts, replies, found, strict=True):
             with torch.inference_mode():
                 logits = any_model.hf(input_ids=torch.tensor([start + reply]), use_cache=False).logits[0]
             every = logits.log_softmax(-1)[len(start) - 1 : -1]
             wanted = every[torch.arange(len(reply)), torch.tensor(reply, dtype=torch.long)]
-            torch.testing.assert_close(logprobs, wanted, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(own, wanted, atol=1e-4, rtol=1e-4)

@@ -71,6 +71,7 @@ def holds(found: dict[str, Any], weak: bool = False) -> list[bool]:
     return [condition["holds"] for condition in verdict(found, judges, 75.0)]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_every_condition_of_a_proof_can_fail() -> None:
     assert holds(arms()) == [True] * 5
     assert holds(arms(suppressed=interval(46))) == [False, True, True, True, True]

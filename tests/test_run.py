@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 import personavec.rollouts
+from personavec.config import Writing
 from personavec.errors import ConfigError, DataError
 from personavec.generate import Sampling
 from personavec.model import ChatModel
@@ -46,18 +47,20 @@ def test_a_new_run_notes_its_options(tmp_path: Path) -> None:
     config = run.read_json("config.json")
     assert config == {"seed": 0, "model": "tiny", "layers": [1, 2], "inputs": {"data": "abc"}}
     manifest = run.read_json("manifest.json")
-    assert {"started", "versions", "command", "commit"} <= manifest.keys()
-    assert manifest["versions"]["python"] and "torch" in versions()
+    (session,) = manifest["sessions"]
+    assert {"started", "versions", "command", "commit"} == session.keys()
+    assert session["versions"]["python"] and "torch" in versions()
     assert names(run.folder) == {"config.json", "manifest.json"}
 
 
 def test_the_same_options_resume(tmp_path: Path) -> None:
     first = Run.open(tmp_path / "run", CONFIG)
     first.append("rows.jsonl", [{"id": 1}])
-    started = first.read_json("manifest.json")["started"]
+    started = first.read_json("manifest.json")["sessions"][0]
     again = Run.open(tmp_path / "run", CONFIG | {"out": Path("elsewhere"), "json": True})
     assert list(again.rows("rows.jsonl")) == [{"id": 1}]
-    assert again.read_json("manifest.json")["started"] == started
+    sessions = again.read_json("manifest.json")["sessions"]
+    assert len(sessions) == 2 and sessions[0] == started
 
 
 @pytest.mark.parametrize(
@@ -167,9 +170,14 @@ def test_a_bad_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) ->
 def test_a_finished_run_has_the_hashes_of_its_outputs(tmp_path: Path) -> None:
     run = Run.open(tmp_path, CONFIG)
     run.write_json("result.json", {"n": 1})
-    run.finish(["result.json"])
+    run.part("trait").write_json("result.json", {"n": 2})
+    run.path("report.html").write_text("made from the results")
+    run.finish()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["outputs"] == {"result.json": sha256(tmp_path / "result.json")} and manifest["finished"]
+    assert manifest["outputs"] == {
+        name: sha256(tmp_path / name) for name in ("config.json", "result.json", "trait/result.json")
+    }
+    assert manifest["finished"]
 
 
 # rollouts
@@ -201,20 +209,20 @@ def test_a_killed_run_resumes_to_the_same_file(
 ) -> None:
     """Killed in the middle of a write, or between two: the file ends up the same, byte for byte."""
     plans = contrastive(model, TRAIT, rollouts=2, seed=0)
-    budget, sampling = 500, Sampling(6)
+    writing, sampling = Writing(batch_tokens=500), Sampling(6)
     whole_run = Run.open(tmp_path / "whole", CONFIG)
-    rows = write(model, whole_run, "rows.jsonl", plans, sampling, budget, "whole")
+    rows = write(model, whole_run, "rows.jsonl", plans, sampling, writing, "whole")
     whole = whole_run.path("rows.jsonl").read_bytes()
     assert [row["id"] for row in rows] == [plan.row["id"] for plan in plans]
     assert all(row["response_ids"] and row["prompt_ids"] for row in rows)
     for cut in (0, 7, len(whole) // 3, len(whole) // 2, len(whole) - 1, len(whole)):
         run = Run.open(tmp_path / f"cut{cut}", CONFIG)
         run.path("rows.jsonl").write_bytes(whole[:cut])
-        assert write(model, run, "rows.jsonl", plans, sampling, budget, "cut") == rows
+        assert write(model, run, "rows.jsonl", plans, sampling, writing, "cut") == rows
         assert run.path("rows.jsonl").read_bytes() == whole
 
     def refuse(*_: object) -> None:
         raise AssertionError("nothing is left to write")
 
     monkeypatch.setattr(personavec.rollouts, "generate", refuse)
-    assert write(model, whole_run, "rows.jsonl", plans, sampling, budget, "again") == rows
+    assert write(model, whole_run, "rows.jsonl", plans, sampling, writing, "again") == rows
