@@ -136,14 +136,8 @@ def _prefill(model: ChatModel, requests: Sequence[Request]) -> tuple[DynamicCach
     steering = [applied if len(prompt) > 1 else () for prompt, applied in distinct]
     with steer(model, steering, [len(prompt) for prompt, _ in distinct]):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        model.hf(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        # without the head: on a strided last column it would expand its weights once per row
+        model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     rows = torch.tensor([distinct[key] for key in keys], device=model.device)
     cache.batch_select_indices(rows)
     return cache, mask[rows]
