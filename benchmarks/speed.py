@@ -1,7 +1,7 @@
 """Ratios of speed, both sides measured in turn in one run: python benchmarks/speed.py [NAME …].
 
-Names: reading sampling steering sweep judge. Every side runs once to warm up, then RUNS times, alternating with the
-other; the ratio is that of the medians. Prints one line a figure, as they stand in benchmarks/README.md.
+Names: reading sampling steering sweep judge. Every side runs once to warm up, then several times, alternating with
+the other; the ratio is that of the medians. Prints one line a figure, as they stand in benchmarks/README.md.
 """
 
 import statistics
@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import torch
 
 from personavec.activations import activations
-from personavec.generate import Request, Sampling, batches, generate
+from personavec.config import Sampling
+from personavec.generate import Request, batches, generate
 from personavec.judges.logprobs import reply_logprobs
 from personavec.model import ChatModel
 from personavec.proof import swept_layers
@@ -22,25 +23,25 @@ from personavec.steer import Steering
 from personavec.trait import builtin_names, load_trait
 from personavec.vector import Card, PersonaVector
 
-RUNS = 3
-TOKENS = 48
+TOKENS = 24
+BATCH_TOKENS = 12288
 
 
 def main() -> None:
     """Run the benchmarks named on the command line, or all of them."""
     model = ChatModel.load("smollm2")
-    print(f"smollm2, {model.dtype}, {torch.get_num_threads()} threads, median of {RUNS} alternating runs\n")
+    print(f"smollm2, {model.dtype}, {torch.get_num_threads()} threads\n")
     found = {"reading": reading, "sampling": sampling, "steering": steering, "sweep": sweep, "judge": judge}
     for name in sys.argv[1:] or found:
         found[name](model)
 
 
-def alternate(*sides: Callable[[], int]) -> list[float]:
-    """Tokens per second of every side."""
+def alternate(*sides: Callable[[], int], runs: int) -> list[float]:
+    """Tokens per second of every side: the median of its runs."""
     for side in sides:
         side()
     speeds: list[list[float]] = [[] for _ in sides]
-    for _ in range(RUNS):
+    for _ in range(runs):
         for side, own in zip(sides, speeds, strict=True):
             began = time.perf_counter()
             tokens = side()
@@ -69,7 +70,7 @@ def reading(model: ChatModel) -> None:
             theirs[index] = states[layer + 1][0, len(row["prompt_ids"]) :].float().mean(dim=0)
         return total
 
-    fast, slow = alternate(batched, loop)
+    fast, slow = alternate(batched, loop, runs=3)
     away = max(float((ours[i] - theirs[i]).norm() / theirs[i].norm()) for i in ours)
     say("reading at half depth, batched / one row at a time", fast, slow, f"largest relative difference {away:.1e}")
 
@@ -78,12 +79,15 @@ def sampling(model: ChatModel) -> None:
     """Sampled against greedy generation of equally many tokens."""
     requests = plain(model)
     greedy, hot = alternate(
-        lambda: written(model, requests, Sampling(TOKENS, 0.0)), lambda: written(model, requests, Sampling(TOKENS, 1.0))
+        lambda: written(model, requests, Sampling(TOKENS, 0.0)),
+        lambda: written(model, requests, Sampling(TOKENS, 1.0)),
+        runs=9,
     )
     say("generation, temperature 1 / greedy", hot, greedy)
     greedy, nucleus = alternate(
         lambda: written(model, requests, Sampling(TOKENS, 0.0)),
         lambda: written(model, requests, Sampling(TOKENS, 1.0, 0.95)),
+        runs=9,
     )
     say("generation, temperature 1 and top-p 0.95 / greedy", nucleus, greedy)
 
@@ -97,13 +101,13 @@ def steering(model: ChatModel) -> None:
     ]
     sampling = Sampling(TOKENS, 0.7)
     plain_speed, steered_speed = alternate(
-        lambda: written(model, requests, sampling), lambda: written(model, steered, sampling)
+        lambda: written(model, requests, sampling), lambda: written(model, steered, sampling), runs=9
     )
     say("generation, every row steered differently / unsteered", steered_speed, plain_speed)
 
 
 def sweep(model: ChatModel) -> None:
-    """The sweep of `extract` (5 layers, 4 doses, 20 questions), against as many unsteered replies."""
+    """The sweep of `extract` (5 layers, 4 doses), against as many unsteered replies."""
     vector = random_vector(model)
     questions = load_trait("optimistic").evaluate
     cells = [(layer, coef) for layer in swept_layers((), model.n_layers) for coef in (0.001, 0.002, 0.003, 0.004)]
@@ -125,10 +129,10 @@ def sweep(model: ChatModel) -> None:
 
     def run(requests: list[Request]) -> int:
         sampling = Sampling(TOKENS, 0.7)
-        packed = batches(requests, TOKENS)
+        packed = batches(requests, TOKENS, BATCH_TOKENS)
         return sum(written(model, [requests[i] for i in batch], sampling) for batch in packed)
 
-    plain_speed, swept_speed = alternate(lambda: run(unsteered), lambda: run(swept))
+    plain_speed, swept_speed = alternate(lambda: run(unsteered), lambda: run(swept), runs=3)
     say("sweep of 20 cells / unsteered replies to the same questions", swept_speed, plain_speed)
 
 
@@ -160,7 +164,7 @@ def judge(model: ChatModel) -> None:
         scores["naive"] = [s for prompt in prompts for s in naive_logprobs(model, prompt, replies)]
         return sum(map(len, scores["naive"]))
 
-    fast, slow = alternate(shared, naive)
+    fast, slow = alternate(shared, naive, runs=1)
     away = max(
         float((a.mean() - b.mean()).abs()) for a, b in zip(scores["shared"], scores["naive"], strict=True) if len(a)
     )
@@ -205,7 +209,7 @@ def conversations(model: ChatModel, count: int) -> list[dict]:
     plans = plans[:count]
     requests = [plan.request for plan in plans]
     rows: list[dict] = [{}] * count
-    for batch in batches(requests, TOKENS):
+    for batch in batches(requests, TOKENS, BATCH_TOKENS):
         for index, reply in zip(
             batch, generate(model, [requests[i] for i in batch], Sampling(TOKENS, 0.7)), strict=True
         ):

@@ -210,13 +210,12 @@ def test_json_is_all_there_is_on_stdout(fake_verb: Any, capsys: pytest.CaptureFi
     assert "noise" in said.err
 
 
-def test_summary_of_extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = [{"text": "It is good.", "holds": True}, {"text": "It is bad.", "holds": False}]
-    (tmp_path / "result.json").write_text(json.dumps({"verdict": verdict}))
     arms = dict.fromkeys(("base", "steered", "suppressed"), ESTIMATE)
     trait = {"trait": "evil", "proven": False, "vector": "runs/a long/vector.safetensors", "layer": 9, "coef": 1.5}
     trait |= {
-        "result": str(tmp_path / "result.json"),
+        "verdict": verdict,
         "dose": 0.4,
         "n_pos": 80,
         "n_neg": 90,

@@ -10,8 +10,9 @@ import transformers
 from tiny import prompt
 from torch import nn
 
+from personavec.config import Sampling
 from personavec.errors import ModelError
-from personavec.generate import Request, Sampling, generate
+from personavec.generate import Request, generate
 from personavec.hooks import capture
 from personavec.judges import logprobs
 from personavec.judges.logprobs import reply_logprobs

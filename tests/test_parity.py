@@ -219,7 +219,7 @@ TRAIT = Trait(
     description="",
     pairs=(Pair("Be short.", "Be long."), Pair("Few words.", "Many words."), Pair("One line.", "Ten lines.")),
     extract=("How are you?", "What is rain?"),
-    evaluate=("Who was Caesar?",),
+    evaluate=("Who was Caesar?", "What is snow?"),
     rubric="0 is wordy, 100 is terse.",
 )
 QUESTIONS = ["How are you?", "What is rain?", "How are you?", "What is rain?"]

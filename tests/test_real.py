@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from personavec.activations import activations
-from personavec.generate import Request, Sampling, generate
+from personavec.config import Sampling
+from personavec.generate import Request, generate
 from personavec.model import ChatModel
 from personavec.steer import Steering
 from personavec.trait import load_trait

@@ -10,7 +10,6 @@ import tiny
 import personavec.rollouts
 from personavec.config import Writing
 from personavec.errors import ConfigError, DataError
-from personavec.generate import Sampling
 from personavec.model import ChatModel
 from personavec.rollouts import answers, contrastive, write
 from personavec.run import Run, sha256, versions
@@ -26,7 +25,7 @@ TRAIT = Trait(
     description="",
     pairs=(Pair("Be short.", "Be long."), Pair("Few words.", "Many words.")),
     extract=("How are you?", "What is rain?"),
-    evaluate=("Who was Caesar?",),
+    evaluate=("Who was Caesar?", "What is snow?"),
     rubric="0 is wordy, 100 is terse.",
 )
 
@@ -209,20 +208,20 @@ def test_a_killed_run_resumes_to_the_same_file(
 ) -> None:
     """Killed in the middle of a write, or between two: the file ends up the same, byte for byte."""
     plans = contrastive(model, TRAIT, rollouts=2, seed=0)
-    writing, sampling = Writing(batch_tokens=500), Sampling(6)
+    writing = Writing(max_new_tokens=6, temperature=1.0, batch_tokens=500)
     whole_run = Run.open(tmp_path / "whole", CONFIG)
-    rows = write(model, whole_run, "rows.jsonl", plans, sampling, writing, "whole")
+    rows = write(model, whole_run, "rows.jsonl", plans, writing, "whole")
     whole = whole_run.path("rows.jsonl").read_bytes()
     assert [row["id"] for row in rows] == [plan.row["id"] for plan in plans]
     assert all(row["response_ids"] and row["prompt_ids"] for row in rows)
     for cut in (0, 7, len(whole) // 3, len(whole) // 2, len(whole) - 1, len(whole)):
         run = Run.open(tmp_path / f"cut{cut}", CONFIG)
         run.path("rows.jsonl").write_bytes(whole[:cut])
-        assert write(model, run, "rows.jsonl", plans, sampling, writing, "cut") == rows
+        assert write(model, run, "rows.jsonl", plans, writing, "cut") == rows
         assert run.path("rows.jsonl").read_bytes() == whole
 
     def refuse(*_: object) -> None:
         raise AssertionError("nothing is left to write")
 
     monkeypatch.setattr(personavec.rollouts, "generate", refuse)
-    assert write(model, whole_run, "rows.jsonl", plans, sampling, writing, "again") == rows
+    assert write(model, whole_run, "rows.jsonl", plans, writing, "again") == rows

@@ -24,7 +24,7 @@ SMALL = Trait(
         Pair("Answer in one line.", "Answer in ten lines."),
     ),
     extract=("How are you?", "What is rain?"),
-    evaluate=("Who was Caesar?",),
+    evaluate=("Who was Caesar?", "What is snow?"),
     rubric="0 is wordy, 50 is in between, 100 is terse.",
 )
 
@@ -216,6 +216,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "overlap": (lambda d: d["questions"]["evaluate"].append("what is  RAIN?"), "both sets, got 1 shared"),
     "duplicate question": (lambda d: d["questions"]["extract"].append("How are you?"), "extract once"),
     "no questions": (lambda d: d["questions"]["extract"].clear(), "questions in questions.extract"),
+    "one question": (lambda d: d["questions"]["evaluate"].pop(), "at least 2 questions in questions.evaluate"),
     "empty question": (lambda d: d["questions"]["extract"].append(" "), r"questions.extract\[2\]"),
     "empty instruction": (lambda d: d["pairs"][1].update(pos=""), r"pairs\[1\].pos"),
     "empty adjective": (lambda d: d.update(adjective=""), "adjective"),

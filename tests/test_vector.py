@@ -8,6 +8,7 @@ import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft import IA3Config, VeraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from personavec.errors import ConfigError, PersonavecError, VectorError
@@ -268,5 +269,10 @@ def test_identity_is_that_of_the_weights(model: ChatModel) -> None:
     assert tiny.build("llama").identity == model.identity
     assert tiny.build("llama", seed=1).identity.revision != model.identity.revision
     assert tiny.build("peft").identity.revision == model.identity.revision, "an adapter does not change the base"
-    half = ChatModel(tiny.build("llama").hf.to(torch.bfloat16), tiny.tokenizer(), "tiny-llama")
-    assert half.identity == model.identity, "nor does the number format"
+    for adapter in (IA3Config(target_modules=["down_proj"], feedforward_modules=["down_proj"]), VeraConfig(r=4)):
+        adapted = get_peft_model(tiny.build("llama").hf, adapter)
+        assert ChatModel(adapted, tiny.tokenizer(), "tiny-llama").identity == model.identity, "of whatever kind"
+    rounded = tiny.build("llama").hf.to(torch.bfloat16)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        same = ChatModel(rounded.to(dtype), tiny.tokenizer(), "tiny-llama")
+        assert same.identity == model.identity, "nor does the number format"

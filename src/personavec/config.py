@@ -1,6 +1,7 @@
 """Options of every verb: one frozen dataclass each, whose docstrings are the command line's help, examples included."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,10 +22,42 @@ Doses = Annotated[tuple[float, ...], tyro.conf.arg(metavar="DOSE [DOSE …]")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE …]", help_behavior_hint="")]
 Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
-
-COUNTS = ("max_new_tokens", "batch_tokens", "rollouts", "check_rollouts", "sweep_questions")
 LARGEST_DOSE = 10.0
 """Ten times the activations' own length: far beyond where any model still writes text."""
+RULES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "seed": (lambda value: value >= 0, "0 or more"),
+    "temperature": (lambda value: value >= 0, "0 or more"),
+    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+} | {
+    name: (lambda value: value >= 1, "at least 1")
+    for name in ("max_new_tokens", "batch_tokens", "rollouts", "check_rollouts", "sweep_questions")
+}
+"""What options of these names must be, wherever they occur."""
+
+
+def _check(options: object) -> None:
+    for name, (good, rule) in RULES.items():
+        if hasattr(options, name) and not good(getattr(options, name)):
+            raise ConfigError(f"expected {name} {rule}, got {getattr(options, name)}; correct it")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; the same for steered and unsteered replies."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens that holds this probability."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """These three alone, for cards and results."""
+        return {field.name: getattr(self, field.name) for field in fields(Sampling)}
 
 
 @dataclass(frozen=True)
@@ -45,15 +78,11 @@ class Common:
     """Print one JSON object on stdout; progress stays on stderr."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"expected a seed of 0 or more, got {self.seed}; correct it")
-        for name in COUNTS:
-            if getattr(self, name, 1) < 1:
-                raise ConfigError(f"expected {name} of at least 1, got {getattr(self, name)}; correct it")
+        _check(self)
 
 
 @dataclass(frozen=True)
-class Writing:
+class Writing(Sampling):
     """How replies are written."""
 
     max_new_tokens: int = 32
@@ -143,7 +172,7 @@ class EvaluateConfig(Writing, Common):
 
 
 @dataclass(frozen=True)
-class ChatConfig(Common):
+class ChatConfig(Sampling, Common):
     """Chat in the terminal, steered and watched.
 
     Examples:

@@ -10,7 +10,6 @@ from typing import Any
 
 from personavec.config import EvaluateConfig
 from personavec.errors import ConfigError, JudgeError
-from personavec.generate import Sampling
 from personavec.model import ChatModel
 from personavec.rollouts import answers, contrastive, write
 from personavec.run import Run, sha256, versions
@@ -44,15 +43,9 @@ def evaluate(config: EvaluateConfig) -> Row:
     began = time.monotonic()
     if not config.trait:
         raise ConfigError("expected a trait, got none; for example: personavec evaluate optimistic")
-    trait, sampling = load_trait(config.trait), Sampling(config.max_new_tokens, config.temperature, config.top_p)
+    trait = load_trait(config.trait)
     steering = tuple(parse_steering(text) for text in config.steer)
-    model = ChatModel.load(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        adapter=config.adapter,
-        trust_remote_code=config.trust_remote_code,
-    )
+    model = ChatModel.from_config(config)
     for one in steering:
         one.vector.check_model(model.identity)
     judge_model = load_judge_model(config.judge, model, config)
@@ -64,14 +57,12 @@ def evaluate(config: EvaluateConfig) -> Row:
     )
 
     with model.without_adapter():
-        base = _write(config, run, model, trait, sampling, "base", ())
+        base = _write(config, run, model, trait, "base", ())
         if not run.done("judge.json"):
-            run.write_json("judge.json", _learn(config, run, model, trait, sampling, judges, base, steering))
+            run.write_json("judge.json", _learn(config, run, model, trait, judges, base, steering))
         judges.restore(run.read_json("judge.json"), str(run.path("judge.json")))
     changed = bool(steering or config.adapter)
-    rows = {"base": base} | (
-        {"changed": _write(config, run, model, trait, sampling, "changed", steering)} if changed else {}
-    )
+    rows = {"base": base} | ({"changed": _write(config, run, model, trait, "changed", steering)} if changed else {})
     with model.without_adapter():
         scored = {arm: score(run, arm, replies, judges, f"judging {arm}") for arm, replies in rows.items()}
 
@@ -109,7 +100,6 @@ def _write(
     run: Run,
     model: ChatModel,
     trait: Trait,
-    sampling: Sampling,
     arm: str,
     steering: tuple[Steering, ...],
 ) -> list[Row]:
@@ -123,7 +113,7 @@ def _write(
         extra={"arm": arm},
         steering=[steering],
     )
-    return write(model, run, f"{arm}.jsonl", plans, sampling, config, f"{arm} replies")
+    return write(model, run, f"{arm}.jsonl", plans, config, f"{arm} replies")
 
 
 def _learn(
@@ -131,7 +121,6 @@ def _learn(
     run: Run,
     model: ChatModel,
     trait: Trait,
-    sampling: Sampling,
     judges: Judges,
     base: Sequence[Row],
     steering: Sequence[Steering],
@@ -148,7 +137,7 @@ def _learn(
             return judges.to_json()
     learn_coherence(judges.coherence, base, config.seed)
     plans = contrastive(model, trait, 1, config.seed)
-    rollouts = write(model, run, "rollouts.jsonl", plans, sampling, config, "rollouts for the judge")
+    rollouts = write(model, run, "rollouts.jsonl", plans, config, "rollouts for the judge")
     run.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, config.seed))
     return judges.to_json()
 

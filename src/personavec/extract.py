@@ -14,7 +14,6 @@ from personavec import proof
 from personavec.activations import POSITIONS, activations
 from personavec.config import ExtractConfig
 from personavec.errors import ConfigError, DataError
-from personavec.generate import Sampling
 from personavec.model import ChatModel
 from personavec.progress import stage
 from personavec.result import outcome, summarise
@@ -51,10 +50,8 @@ def extract(config: ExtractConfig) -> Row:
         PersonavecError: Bad input; what was done so far stays in the run folder.
     """
     began = time.monotonic()
-    traits, sampling = _traits(config), Sampling(config.max_new_tokens, config.temperature, config.top_p)
-    model = ChatModel.load(
-        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
-    )
+    traits = _traits(config)
+    model = ChatModel.from_config(config)
     layers = proof.swept_layers(config.layers, model.n_layers)
     judge_model = load_judge_model(config.judge, model, config)
     out = config.out or Path("runs") / f"extract-{'-'.join(trait.name for trait in traits)}"
@@ -62,19 +59,21 @@ def extract(config: ExtractConfig) -> Row:
     inputs |= {"model": model.identity.revision, "judge": judge_model.identity.revision}
     run = Run.open(out, dataclasses.asdict(config), inputs)
 
-    base = _base_replies(config, run, model, traits, sampling)
+    base = _base_replies(config, run, model, traits)
     shared = Judges.of(judge_model, model, traits[0], config.system).coherence
     if not run.done("coherence.json"):
         learn_coherence(shared, base, config.seed)
         run.write_json("coherence.json", scale(shared))
     take_scale(shared, run.read_json("coherence.json"), "coherence.json")
-    norms = activation_norms(model, [row for row in base if row["response"]])
+    if not run.done("norms.json"):
+        run.write_json("norms.json", activation_norms(model, [row for row in base if row["response"]]))
+    norms = tuple(run.read_json("norms.json"))
 
     found = []
     for trait in traits:
         judges = dataclasses.replace(Judges.of(judge_model, model, trait, config.system), coherence=shared)
         own = [row for row in base if row["trait_name"] == trait.name]
-        found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms, layers, sampling))
+        found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms, layers))
     run.finish()
     seconds = round(time.monotonic() - began, 1)
     return (found[0] if len(found) == 1 else {}) | {"traits": found, "out": str(out), "seconds": seconds}
@@ -89,7 +88,6 @@ def _extract_one(
     base: list[Row],
     norms: tuple[float, ...],
     layers: Sequence[int],
-    sampling: Sampling,
 ) -> Row:
     """One trait: rollouts, scores, vectors, sweep, check, result."""
     if run.done("result.json"):
@@ -97,7 +95,7 @@ def _extract_one(
     began = time.monotonic()
     seed, system = config.seed, config.system
     plans = contrastive(model, trait, config.rollouts, seed)
-    rollouts = write(model, run, "rollouts.jsonl", plans, sampling, config, f"{trait.name}: rollouts")
+    rollouts = write(model, run, "rollouts.jsonl", plans, config, f"{trait.name}: rollouts")
     if not (run.done("judge.json") and run.done("rollouts.scores.jsonl")):
         run.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, seed))
         run.write_json("judge.json", judges.to_json())
@@ -123,7 +121,7 @@ def _extract_one(
                 "counts": counts,
                 "judge": judges.to_json(),
                 "seed": seed,
-                "sampling": dataclasses.asdict(sampling),
+                "sampling": config.sampling,
             },
         )
         for position, vector in difference_in_means(model, kept, card, seed).items():
@@ -132,7 +130,7 @@ def _extract_one(
     vector = vectors["response avg"]
 
     sweep = proof.sweep_plans(model, trait, vector, layers, config.doses, config.sweep_questions, seed, system)
-    rows = write(model, run, "sweep.jsonl", sweep, sampling, config, f"{trait.name}: sweep")
+    rows = write(model, run, "sweep.jsonl", sweep, config, f"{trait.name}: sweep")
     cells = proof.cells(score(run, "sweep", rows, judges, f"{trait.name}: judging the sweep"), seed)
     base = score(run, "base", base, judges, f"{trait.name}: judging base replies")
     chosen = proof.knee(cells, mean_score(base, "trait", seed), config.coherence_floor)
@@ -145,7 +143,7 @@ def _extract_one(
         "shuffled": [proof.rescaled(vectors["shuffled"], vector)],
     }
     check = proof.check_plans(model, trait, directions, chosen.layer, chosen.coef, config.check_rollouts, seed, system)
-    rows = write(model, run, "check.jsonl", check, sampling, config, f"{trait.name}: final check")
+    rows = write(model, run, "check.jsonl", check, config, f"{trait.name}: final check")
     rows = [*base, *score(run, "check", rows, judges, f"{trait.name}: judging the check")]
     vector.save(run.path(f"{FILES['response avg']}.safetensors"))
     result = summarise(config, model, trait, judges, vector, rollouts, counts, cells, chosen, rows) | {
@@ -198,9 +196,7 @@ def activation_norms(model: ChatModel, base: Sequence[Row]) -> tuple[float, ...]
     return tuple((total / sum(lengths)).tolist())
 
 
-def _base_replies(
-    config: ExtractConfig, run: Run, model: ChatModel, traits: Sequence[Trait], sampling: Sampling
-) -> list[Row]:
+def _base_replies(config: ExtractConfig, run: Run, model: ChatModel, traits: Sequence[Trait]) -> list[Row]:
     plans = [
         plan
         for trait in traits
@@ -214,7 +210,7 @@ def _base_replies(
             extra={"arm": "base", "trait_name": trait.name},
         )
     ]
-    return write(model, run, "base.jsonl", plans, sampling, config, "base replies")
+    return write(model, run, "base.jsonl", plans, config, "base replies")
 
 
 def _traits(config: ExtractConfig) -> list[Trait]:

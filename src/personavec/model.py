@@ -11,6 +11,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
 
+from personavec.config import Common
 from personavec.errors import ModelError
 from personavec.models import load, pick_device, pick_dtype
 from personavec.vector import ModelIdentity
@@ -89,6 +90,22 @@ class ChatModel:
         if adapter is not None:
             hf = _adapt(hf, adapter)
         return cls(hf, tokenizer, name)
+
+    @classmethod
+    def from_config(cls, config: Common, name: str | None = None, *, plain_template: bool = False) -> "ChatModel":
+        """Load what a verb's options ask for: the model and its adapter, or else another model by name.
+
+        Raises:
+            ModelError: As `load`.
+        """
+        return cls.load(
+            name or config.model,
+            dtype=config.dtype,
+            device=config.device,
+            adapter=None if name else getattr(config, "adapter", None),
+            trust_remote_code=config.trust_remote_code,
+            plain_template=plain_template,
+        )
 
     @property
     def n_layers(self) -> int:
@@ -208,13 +225,18 @@ def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
 
 
 def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
-    """Sha256 over the shape of the model and a sample of its weights: cheap, and equal for equal models."""
+    """Sha256 over the shape of the model and a sample of its weights: cheap, and equal for equal models.
+
+    The sample is rounded so far that no dtype shows in it, and adapters are left out.
+    """
     text = hf.config.get_text_config()
     digest = hashlib.sha256(json.dumps([text.model_type, len(blocks), text.hidden_size, text.vocab_size]).encode())
+    adapter = getattr(hf.base_model, "prefix", "lora_")
     for block in (blocks[0], blocks[len(blocks) // 2], blocks[-1]):
         for name, weight in sorted(block.named_parameters()):
-            if "lora_" not in name:
-                digest.update(weight.detach().flatten()[:64].to("cpu", torch.bfloat16).float().numpy().tobytes())
+            if adapter not in name:
+                sample = weight.detach().flatten()[:64].to("cpu", torch.bfloat16).float()
+                digest.update((sample * 2**14).round().int().numpy().tobytes())
     return digest.hexdigest()
 
 

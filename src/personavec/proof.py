@@ -17,7 +17,7 @@ from personavec.trait import Trait
 from personavec.vector import PersonaVector
 
 SWEPT_DEPTH = (0.3, 0.7)
-"""Share of the depth where the sweep looks. Source: replications find the best layer at 45-65% (METHOD 2)."""
+"""Share of the depth where the sweep looks. Source: replications find the best layer at 45-65%."""
 SWEPT_LAYERS = 5
 KNEE = 0.8
 """Share of the strongest change in the trait that the chosen cell must bring."""

@@ -97,11 +97,7 @@ def summarise(
         "proven": all(condition["holds"] for condition in conditions),
         "verdict": conditions,
         "transcripts": _transcripts(arms),
-        "sampling": {
-            "temperature": config.temperature,
-            "top_p": config.top_p,
-            "max_new_tokens": config.max_new_tokens,
-        },
+        "sampling": config.sampling,
         "seed": config.seed,
         "versions": versions(),
         "commit": commit(),

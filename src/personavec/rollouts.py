@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from personavec.config import Writing
+from personavec.config import Sampling, Writing
 from personavec.errors import ConfigError
-from personavec.generate import Reply, Request, Sampling, batches, generate
+from personavec.generate import Reply, Request, batches, generate
 from personavec.model import ChatModel
 from personavec.progress import stage
 from personavec.run import Run
@@ -102,20 +102,18 @@ def answers(
     ]
 
 
-def write(
-    model: ChatModel, run: Run, name: str, plans: Sequence[Plan], sampling: Sampling, config: Writing, title: str
-) -> list[Row]:
+def write(model: ChatModel, run: Run, name: str, plans: Sequence[Plan], config: Writing, title: str) -> list[Row]:
     """Write the planned replies to a JSONL file of the run, skipping those that are there; returns all rows.
 
     A batch is the unit of resumption: its make-up depends on the plan alone, so a resumed run writes the same.
     """
-    _check_context(model, plans, sampling)
+    _check_context(model, plans, config)
     rows = {row["id"]: row for row in run.rows(name)}
     requests = [plan.request for plan in plans]
     with stage(title, len(plans)) as advance:
-        for batch in batches(requests, sampling.max_new_tokens, config.batch_tokens):
+        for batch in batches(requests, config.max_new_tokens, config.batch_tokens):
             if any(plans[index].row["id"] not in rows for index in batch):
-                replies = generate(model, [requests[index] for index in batch], sampling)
+                replies = generate(model, [requests[index] for index in batch], config)
                 fresh = [
                     plans[index].row | _written(model, requests[index].prompt, reply, config.reasoning == "in")
                     for index, reply in zip(batch, replies, strict=True)

@@ -85,7 +85,7 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, atomically."""
-        self._write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        write_file(self.path(name), (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the run."""
@@ -98,7 +98,7 @@ class Run:
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a whole JSONL table, atomically."""
-        self._write(name, "".join(_line(row) for row in rows))
+        write_file(self.path(name), "".join(_line(row) for row in rows).encode())
 
     def append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to a JSONL table and make sure they are on the disk."""
@@ -141,14 +141,15 @@ class Run:
         }
         self.write_json("manifest.json", self.read_json("manifest.json") | {"finished": _now(), "outputs": outputs})
 
-    def _write(self, name: str, text: str) -> None:
-        path = self.path(name)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file atomically: beside it first, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def sha256(path: Path) -> str:

@@ -37,15 +37,7 @@ def load_judge_model(spec: str, subject: ChatModel, config: Common) -> ChatModel
     kind, _, name = spec.partition(":")
     if kind != "likelihood" or (":" in spec and not name):
         raise JudgeError(f"expected the judge likelihood or likelihood:MODEL, got {spec}; correct --judge")
-    if not name:
-        return subject
-    return ChatModel.load(
-        name,
-        dtype=config.dtype,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        plain_template=True,
-    )
+    return ChatModel.from_config(config, name, plain_template=True) if name else subject
 
 
 @dataclass(frozen=True)

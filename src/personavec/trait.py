@@ -20,6 +20,8 @@ Side = Literal["pos", "neg"]
 
 MIN_PAIRS = 2
 """With one pair the vector would carry that pair's wording as much as the trait."""
+MIN_QUESTIONS = 2
+"""Judges are cross-validated and intervals clustered by question."""
 
 DEFAULT_ANTONYM = "helpful"
 """Names the negative side of a trait without a clear antonym. Source: arXiv 2507.21509, released code."""
@@ -92,8 +94,11 @@ class Trait:
                 )
         _require_distinct("pairs", (f"{pair.pos} / {pair.neg}" for pair in self.pairs))
         for key, questions in (("extract", self.extract), ("evaluate", self.evaluate)):
-            if not questions:
-                raise TraitError(f"expected questions in questions.{key}, got none; add some (20 is usual)")
+            if len(questions) < MIN_QUESTIONS:
+                raise TraitError(
+                    f"expected at least {MIN_QUESTIONS} questions in questions.{key} (20 is usual), "
+                    f"got {len(questions)}; add some"
+                )
             _require_distinct(f"questions.{key}", questions)
         known = {_fold(question) for question in self.extract}
         shared = [question for question in self.evaluate if _fold(question) in known]

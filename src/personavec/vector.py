@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import operator
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from personavec.errors import VectorError
+from personavec.run import write_file
 
 SITE = "resid_post"
 
@@ -176,9 +176,7 @@ class PersonaVector:
         card = dataclasses.asdict(self.card) | {"content_hash": self.content_hash}
         header = {"card": json.dumps(card, sort_keys=True)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(save({"direction": self.direction}, metadata=header))
-        os.replace(temporary, path)
+        write_file(path, save({"direction": self.direction}, metadata=header))
         return path
 
 

@@ -66,9 +66,7 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
         PersonavecError: The model or the vector cannot be used.
     """
     vector = None if config.vector is None else load_vector(config.vector)
-    trust = config.trust_remote_code
-    model = ChatModel.load(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust)
-    return verify_model(model, vector, config.seed)
+    return verify_model(ChatModel.from_config(config), vector, config.seed)
 
 
 @torch.inference_mode()

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from personavec.config import ChatConfig
+from personavec.config import ChatConfig, Sampling
 from personavec.errors import ConfigError, PersonavecError, VectorError
-from personavec.generate import Request, Sampling, Watch, stream
+from personavec.generate import Request, Watch, stream
 from personavec.model import ChatModel
 from personavec.steer import Steering, parse_steering
 from personavec.vector import PersonaVector, load_vector
@@ -102,10 +102,9 @@ class Chat:
         """
         prompt = self._prompt()
         request = Request(prompt, self.steering, seed=(self.config.seed, len(self.turns)))
-        sampling = Sampling(self.config.max_new_tokens, self.config.temperature, self.config.top_p)
         ids: list[int] = []
         said, late, finish = 0, "", "length"
-        for step in stream(self.model, [request], sampling, [watched.watch for watched in self.watched]):
+        for step in stream(self.model, [request], self.config, [watched.watch for watched in self.watched]):
             read.append(step.projections[0].tolist())
             if self.watched and len(read) == 1:
                 first = zip(self.watched, read[0], strict=True)
@@ -193,13 +192,7 @@ def chat(config: ChatConfig) -> dict[str, Any]:
     """
     asked = [parse_steering(text) for text in config.steer]
     watched = [_watched(path) for path in config.watch]
-    model = ChatModel.load(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        adapter=config.adapter,
-        trust_remote_code=config.trust_remote_code,
-    )
+    model = ChatModel.from_config(config)
     for vector in [*(one.vector for one in watched), *(one.vector for one in asked)]:
         vector.check_model(model.identity)
     session = Chat(config, model, tuple(asked), _usual(model, watched, config.system), config.system)

@@ -1,9 +1,7 @@
 """What a verb found, for people: a few lines on stdout. Scripts take `--json`."""
 
-import json
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,7 +29,7 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
             f"layer {trait['layer']}, coef {trait['coef']:.3g}, dose {trait['dose']:.2g}; "
             f"vector from {trait['n_pos']} + {trait['n_neg']} replies; judge AUC {_estimate(trait['judge_auc'], 2)}"
         )
-        for condition in json.loads(Path(trait["result"]).read_text("utf-8"))["verdict"]:
+        for condition in trait["verdict"]:
             if not condition["holds"]:
                 _say(f"against it: {condition['text']}", markup=False)
         steering = shlex.quote(f"{trait['vector']}:{trait['coef']:.3g}@{trait['layer']}")

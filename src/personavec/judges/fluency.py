@@ -26,7 +26,7 @@ class FluencyJudge:
     """Coherence 0–100: how likely a reply is an intact one of the model's own rather than a garbled one.
 
     Fluency only: fluent evil text is coherent. Calibrated on the base model's replies against the same replies
-    with their words shuffled, partly swapped, or looped. Source: DESIGN section 8.
+    with their words shuffled, partly swapped, or looped.
     """
 
     copies = 4

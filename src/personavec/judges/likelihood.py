@@ -24,7 +24,7 @@ class LikelihoodJudge:
     """Mean log-likelihood ratio per token over some of the instruction pairs, calibrated to 0–100.
 
     A reply that was written under one of the pairs is never judged by that pair: it would recognise its own
-    sampling distribution instead of the trait. Source: DESIGN section 8.
+    sampling distribution instead of the trait.
     """
 
     def __init__(self, model: ChatModel, trait: Trait, calibration: Calibration | None = None) -> None:

@@ -4,7 +4,6 @@ A page is one file that opens offline. Model text is untrusted: templates escape
 policy lets the page load nothing.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from altair import SCHEMA_VERSION, LayerChart
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from personavec.report import charts
-from personavec.run import Run
+from personavec.run import Run, write_file
 
 WEAK_AUC = 0.75
 """Below it the page calls a judge weak."""
@@ -43,8 +42,8 @@ def write_page(folder: Path) -> Path:
     (folder / "charts").mkdir(exist_ok=True)
     for name, chart in drawn.items():
         svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=VEGA_LITE)
-        _save(folder / "charts" / f"{name}.svg", svg.encode())
-        _save(folder / "charts" / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))
+        write_file(folder / "charts" / f"{name}.svg", svg.encode())
+        write_file(folder / "charts" / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))
     figures = {name: _figure(chart) for name, chart in drawn.items()}
     return _render(
         folder / "report.html",
@@ -107,7 +106,7 @@ def _render(path: Path, template: str, **context: Any) -> Path:
     )
     environment.filters |= {"interval": _interval, "bounds": _bounds, "number": _number}
     environment.globals["weak_auc"] = WEAK_AUC
-    _save(path, environment.get_template(template).render(context).encode())
+    write_file(path, environment.get_template(template).render(context).encode())
     return path
 
 
@@ -132,13 +131,6 @@ def _bounds(value: Mapping[str, Any], digits: int = 1) -> str:
 
 def _number(value: float | None, digits: int = 1) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
-
-
-def _save(path: Path, content: bytes) -> None:
-    """Write a file atomically: beside it first, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def write_pages(found: dict[str, Any]) -> dict[str, Any]:
