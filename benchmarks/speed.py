@@ -37,15 +37,14 @@ def main() -> None:
 
 
 def alternate(*sides: Callable[[], int], runs: int) -> list[float]:
-    """Tokens per second of every side: the median of its runs."""
-    for side in sides:
-        side()
+    """Tokens per second of every side: the median of its runs, the first of which only warms up."""
     speeds: list[list[float]] = [[] for _ in sides]
-    for _ in range(runs):
+    for run in range(runs + 1):
         for side, own in zip(sides, speeds, strict=True):
             began = time.perf_counter()
             tokens = side()
-            own.append(tokens / (time.perf_counter() - began))
+            if run:
+                own.append(tokens / (time.perf_counter() - began))
     return [statistics.median(own) for own in speeds]
 
 
@@ -154,17 +153,20 @@ def judge(model: ChatModel) -> None:
         for side in ("pos", "neg")
         for pair in range(len(trait.pairs))
     ]
-    scores: dict[str, list[torch.Tensor]] = {}
+    scores: dict[str, list[torch.Tensor]] = {"shared": [], "naive": []}
 
     def shared() -> int:
-        scores["shared"] = [s for prompt in prompts for s in reply_logprobs(model, prompt, replies)]
-        return sum(map(len, scores["shared"]))
+        """The next pair and side."""
+        found = reply_logprobs(model, prompts[len(scores["shared"]) // len(rows)], replies)
+        scores["shared"] += found
+        return sum(map(len, found))
 
     def naive() -> int:
-        scores["naive"] = [s for prompt in prompts for s in naive_logprobs(model, prompt, replies)]
-        return sum(map(len, scores["naive"]))
+        found = naive_logprobs(model, prompts[len(scores["naive"]) // len(rows)], replies)
+        scores["naive"] += found
+        return sum(map(len, found))
 
-    fast, slow = alternate(shared, naive, runs=1)
+    fast, slow = alternate(shared, naive, runs=len(prompts) - 1)
     away = max(
         float((a.mean() - b.mean()).abs()) for a, b in zip(scores["shared"], scores["naive"], strict=True) if len(a)
     )

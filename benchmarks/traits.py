@@ -32,7 +32,8 @@ def main() -> None:
 
 def interval(found: dict[str, Any], digits: int = 0) -> str:
     """A mean with its 95% interval."""
-    return f"{found['mean']:.{digits}f} [{found['ci'][0]:.{digits}f}, {found['ci'][1]:.{digits}f}]"
+    mean, low, high = ("–" if value is None else f"{value:.{digits}f}" for value in (found["mean"], *found["ci"]))
+    return f"{mean} [{low}, {high}]"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What all tests share: isolation from the user's files, one torch thread, tiny models built once."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -10,6 +11,7 @@ import torch
 jaxtyping.install_import_hook("personavec", "checked.checked")
 
 import tiny  # noqa: E402
+import tiny_chat  # noqa: E402
 
 from personavec.model import ChatModel  # noqa: E402
 from personavec.vector import PersonaVector  # noqa: E402
@@ -68,3 +70,9 @@ def v(model: ChatModel) -> PersonaVector:
 def any_model(request: pytest.FixtureRequest, tiny_model: Callable[[str], ChatModel]) -> ChatModel:
     """The tiny model of each family in turn."""
     return tiny_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folder of the tiny chatting model, and a vector for it."""
+    return tiny_chat.save(tmp_path_factory.mktemp("tiny"))

@@ -1,6 +1,5 @@
-"""The command line: help at once, one line for bad input, exit codes, one JSON object, and the chat."""
+"""The command line: help at once, one line for bad input, exit codes, and one JSON object."""
 
-import dataclasses
 import io
 import json
 import os
@@ -15,32 +14,16 @@ from typing import Any
 
 import pytest
 import rich.console
-import tiny
-import tiny_chat
 import torch
+from tiny_chat import said
 
-from personavec.cli import chat as chatting
 from personavec.cli import summary
 from personavec.cli.main import VERBS, main, parse
 from personavec.config import EvaluateConfig, ExtractConfig
-from personavec.model import ChatModel
-from personavec.steer import Steering
-from personavec.vector import load_vector
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "altair", "rich", "numpy", "peft", "personavec.model")
 ESTIMATE = {"mean": 50.0, "ci": [40.0, 60.0], "n": 20}
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folder of the tiny chatting model, and a vector for it."""
-    return tiny_chat.save(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def plain_model() -> ChatModel:
-    return tiny_chat.build()
 
 
 def python(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -181,8 +164,12 @@ def fake_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     ("error", "code", "told"),
     [
         (RuntimeError("two\nlines"), 1, "RuntimeError: two lines; run with PERSONAVEC_DEBUG=1 for the traceback"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 1, "out of memory; lower --batch-tokens, now 12288"),
-        (MemoryError(), 1, "out of memory; lower --batch-tokens, now 12288"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            1,
+            "out of memory; lower --batch-tokens, now 12288, or choose a smaller --model",
+        ),
+        (MemoryError(), 1, "out of memory; lower --batch-tokens, now 12288, or choose a smaller --model"),
         (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
     ],
 )
@@ -193,6 +180,11 @@ def test_other_endings(
     assert main(["extract", "evil", "--json"]) == code
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", f"noise of a library\npersonavec: {told}\n")
+
+
+def test_a_trait_that_failed_beside_others_is_bad_input(fake_verb: Any) -> None:
+    fake_verb({"traits": [], "failed": [{"trait": "evil", "error": "no replies"}]})
+    assert main(["extract", "evil", "humorous", "--json"]) == 2
 
 
 def test_debug_shows_the_traceback(fake_verb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,8 +217,12 @@ def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
     trait |= {"random_control": ESTIMATE | {"mean": None}, "judge_auc": ESTIMATE, "report": "r.html"}
     console = rich.console.Console(file=io.StringIO(), width=60, highlight=False)
     monkeypatch.setattr(summary, "console", console)
-    summary.extract(ExtractConfig(model="a/b"), {"traits": [trait], "report": "r.html", "seconds": 61.2})
+    summary.extract(
+        ExtractConfig(model="a/b"),
+        {"traits": [trait], "failed": [{"trait": "odd", "error": "no replies"}], "report": "r.html", "seconds": 61.2},
+    )
     text = said(console)
+    assert "odd: no replies" in text
     assert "against it: It is bad." in text and "good" not in text
     assert "not proven" in text and "50.0 [40.0, 60.0]" in text and "–" in text and "80 + 90 replies" in text
     assert "--model a/b --steer 'runs/a long/vector.safetensors:1.5@9'" in text and "61 seconds" in text
@@ -235,7 +231,14 @@ def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_summary_of_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"trait": ESTIMATE, "coherence": ESTIMATE | {"mean": 90.0}}
     result = {"trait": "evil", "trait_score": ESTIMATE, "coherence": ESTIMATE, "base": both, "difference": both}
-    result |= {"judge": "likelihood:x", "judge_auc": None, "weak_judge": True, "replies": 60, "empty": 1}
+    result |= {
+        "random_control": None,
+        "judge": "likelihood:x",
+        "judge_auc": None,
+        "weak_judge": True,
+        "replies": 60,
+        "empty": 1,
+    }
     console = rich.console.Console(file=io.StringIO(), width=60, highlight=False)
     monkeypatch.setattr(summary, "console", console)
     summary.evaluate(EvaluateConfig(steer=("v:2",)), {**result, "table": "t.jsonl", "seconds": 3.0})
@@ -258,141 +261,3 @@ def test_verify_command(
     assert main(args) == 0 and "all checks passed" in capsys.readouterr().out
     monkeypatch.setattr("personavec.steer.Steered.change", lambda self, layer, stream: stream)
     assert main(args) == 1 and "FAILED" in capsys.readouterr().out
-
-
-# chat
-
-
-def talk(
-    lines: list[str], args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> tuple[str, str]:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    assert main(["chat", *args]) == 0
-    said = capsys.readouterr()
-    return said.out, said.err
-
-
-def test_chat_from_stdin(
-    saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    args = ["--model", str(saved[0]), "--max-new-tokens", "12", "--json"]
-    lines = ["Hello?", "/steer", f"/steer {saved[1]}:2", "And you?", "/nonsense", "/steer nosuch:1", "/reset", "Hello?"]
-    lines += ["/steer off", "/system Be kind.", "Hello?", "/steer 'open", "/quit", "never read"]
-    out, err = talk(lines, args, monkeypatch, capsys)
-    turns = json.loads(out)["turns"]
-    assert [turn["question"] for turn in turns] == ["Hello?", "And you?", "Hello?", "Hello?"]
-    lengths = [turn["prompt_tokens"] for turn in turns]
-    assert lengths[1] > lengths[0] + 12 and lengths[2] == lengths[0] < lengths[3]
-    assert all(turn["response_tokens"] <= 12 and turn["finish"] in ("stop", "length") for turn in turns)
-    for told in (
-        "not steered",
-        "steered +2 tiny at layer 2 (dose ",
-        "no file at nosuch",
-        "expected a command, got /non",
-    ):
-        assert told in err
-    assert "(forgotten)" in err and "system prompt: Be kind." in err and "No closing quotation" in err
-
-    out, _ = talk(["Hello?"], args[:-1], monkeypatch, capsys)
-    assert out == turns[0]["reply"] + "\n"
-
-
-def start(model: ChatModel, args: list[str], watched: Any = (), **out: Any) -> chatting.Chat:
-    """A chat whose two consoles write to strings."""
-    session = chatting.Chat(parse(["chat", *args])[1], model, (), list(watched), "template")
-    session.out = rich.console.Console(file=io.StringIO(), soft_wrap=True, highlight=False, **out)
-    session.notes = rich.console.Console(file=io.StringIO(), soft_wrap=True, highlight=False)
-    return session
-
-
-def said(console: rich.console.Console) -> str:
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
-
-
-def force(text: str, model: ChatModel, monkeypatch: pytest.MonkeyPatch, *more: int) -> tuple[int, ...]:
-    """Let the model draw these tokens, whatever its logits; returns them."""
-    ids = (*model.encode(text), *more)
-    drawn = iter(ids)
-    monkeypatch.setattr("personavec.generate.draw", lambda *_: torch.tensor([next(drawn)]))
-    return ids
-
-
-def test_characters_stay_whole(plain_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    torn, letter, stop = plain_model.encode("€")[0], plain_model.encode("c")[0], 2
-    force("aü€😀b", plain_model, monkeypatch, torn, letter, stop)
-    session = start(plain_model, ["--max-new-tokens", "20"])
-    session.messages.append({"role": "user", "content": "Hello?"})
-    turn: dict[str, Any] = {}
-    assert [text for text, _ in session._reply(turn, [])] == ["a", "ü", "€", "😀", "b", "\ufffdc", ""]
-    assert (turn["finish"], turn["response_tokens"]) == ("stop", 13)
-
-
-def test_watching_colours_each_token_by_its_own_projection(
-    plain_model: ChatModel, saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (one,) = chatting._usual(plain_model, [chatting._watched(saved[1])], "template")
-    assert one.usual[0] < one.usual[1] < one.usual[2]
-    asked: list[float] = []
-    monkeypatch.setattr(chatting.Watched, "style", lambda _, projection: asked.append(projection) or "")
-    reply = force("How nice", plain_model, monkeypatch)
-    session = start(plain_model, ["--max-new-tokens", "8"], watched=[one])
-    session.ask("Hello?")
-    row = plain_model.render([{"role": "user", "content": "Hello?"}]) + reply
-    _, _, streams = tiny.forward(plain_model, [row])
-    truth = streams[2][0, : len(row)] @ one.watch.unit
-    # the last token is drawn but never read
-    torch.testing.assert_close(torch.tensor(asked), truth[-len(reply) : -1], rtol=1e-4, atol=1e-4)
-    read = session.turns[0]["projections"][str(saved[1])]
-    assert read["prompt_last"] == pytest.approx(float(truth[-len(reply) - 1]), abs=1e-3)
-    assert f"{read['prompt_last']:+.1f}" in said(session.notes) and "usually" in said(session.notes)
-
-
-def test_colours_go_from_blue_to_red_and_obey_no_color(plain_model: ChatModel, saved: tuple[Path, Path]) -> None:
-    one = dataclasses.replace(chatting._watched(saved[1]), usual=(0.0, 1.0, 2.0))
-    assert [one.style(p) for p in (-99, 1, 99)] == ["color(16) on color(32)", "", "color(16) on color(203)"]
-    terminal = {"force_terminal": True, "color_system": "256"}
-    colours, plain = (
-        start(plain_model, ["--max-new-tokens", "16"], [one], no_color=off, **terminal) for off in (False, True)
-    )
-    colours.ask("Hello?")
-    plain.ask("Hello?")
-    assert "48;5;" in said(colours.out) and "48;5;" not in said(plain.out)
-    assert colours.turns[0]["reply"] == plain.turns[0]["reply"]
-
-
-def test_old_turns_are_dropped(plain_model: ChatModel) -> None:
-    session = start(plain_model, ["--max-new-tokens", "40", "--temperature", "0"])
-    for _ in range(4):
-        session.ask("a" * 60)
-    assert "dropped 1 of the oldest turns: the context holds 256 tokens" in said(session.notes)
-    assert all(turn["prompt_tokens"] + 40 <= tiny_chat.CONTEXT for turn in session.turns)
-    session.ask("a" * 250)
-    assert session.turns[-1]["finish"] == "error" and "fit into 256 tokens" in said(session.notes)
-    assert not session.messages
-
-
-def test_overflow_ends_the_reply_not_the_chat(plain_model: ChatModel, saved: tuple[Path, Path]) -> None:
-    session = start(plain_model, ["--max-new-tokens", "4"])
-    session.steering = (Steering(load_vector(saved[1]), 3e38, 2),)
-    session.ask("Hello?")
-    assert "lower the coef" in session.turns[0]["error"] and "lower the coef" in said(session.notes)
-    assert tiny.hooks(plain_model) == 0 and not session.messages
-    session.steering = ()
-    session.ask("Hello?")
-    assert session.turns[1]["reply"]
-
-
-def test_interrupt_stops_the_reply(plain_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = start(plain_model, ["--max-new-tokens", "50"])
-    calls = iter(range(100))
-    decode = plain_model.decode
-
-    def interrupted(ids: Any) -> str:
-        if next(calls) == 5:
-            raise KeyboardInterrupt
-        return decode(ids)
-
-    monkeypatch.setattr(plain_model, "decode", interrupted)
-    session.ask("Hello?")
-    assert session.turns[0]["finish"] == "interrupted" and "(stopped)" in said(session.notes)
-    assert session.messages[-1]["role"] == "assistant" and tiny.hooks(plain_model) == 0

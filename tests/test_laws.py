@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from personavec.config import Sampling
-from personavec.errors import ModelError, VectorError
+from personavec.errors import ConfigError, ModelError, VectorError
 from personavec.generate import Request, Watch, generate, stream
 from personavec.hooks import attach, capture
 from personavec.model import ChatModel
@@ -234,7 +234,7 @@ def fresh() -> ChatModel:
 
 def test_no_hooks_after_an_exception(fresh: ChatModel, v: PersonaVector) -> None:
     assert hooks(fresh) == 0
-    with pytest.raises(RuntimeError, match="inside"), steer(fresh, [(Steering(v, 1.0, None),)]):
+    with pytest.raises(RuntimeError, match="inside"), steer(fresh, [(Steering(v, 1.0, None),)], [3]):
         assert hooks(fresh) > 0
         raise RuntimeError("inside")
     assert hooks(fresh) == 0
@@ -281,7 +281,7 @@ def test_no_hooks_after_a_failing_or_abandoned_stream(fresh: ChatModel, v: Perso
 
 
 def test_steering_that_touches_nothing_is_an_error(model: ChatModel, v: PersonaVector) -> None:
-    with pytest.raises(ModelError, match=r"expected steering .* got none"), steer(model, [(Steering(v, 1.0, 1),)]):
+    with pytest.raises(ModelError, match=r"expected steering .* got none"), steer(model, [(Steering(v, 1.0, 1),)], [3]):
         pass
     with pytest.raises(ModelError, match="got none"):
         steered(model, [prompt(4)], [(Steering(v, 1.0, 1, "response"),)], [9])
@@ -325,6 +325,26 @@ def test_ablating_parallel_directions_removes_one_direction(model: ChatModel, v:
         model, ROWS, [tuple(Steering(x, layer=1, positions="all", op="ablate") for x in (v, 2 * v))], LENGTHS
     )
     torch.testing.assert_close(once, twice, atol=1e-4, rtol=1e-4)
+
+
+def test_edits_of_a_row_do_not_depend_on_its_mates(model: ChatModel, v: PersonaVector) -> None:
+    """The same cap in two rows, in one of them after an ablation."""
+    cap = Steering(v, layer=1, positions="all", op="cap", floor=0.5)
+    what = [(cap,), (Steering(v, layer=1, positions="all", op="ablate"), cap)]
+    rows = [prompt(5), prompt(8)]
+    together, _ = steered(model, rows, what, [3, 3])
+    for row, steering, logits in zip(rows, what, together, strict=True):
+        alone, _ = steered(model, [row], [steering], [3])
+        torch.testing.assert_close(logits[: len(row)], alone[0, : len(row)], atol=1e-4, rtol=1e-4)
+
+
+def test_prompt_and_response_need_the_prompt_length(model: ChatModel, v: PersonaVector) -> None:
+    for positions in ("prompt", "response"):
+        with (
+            pytest.raises(ConfigError, match="expected prompt_tokens"),
+            steer(model, [(Steering(v, 1.0, 1, positions),)]),  # type: ignore[arg-type]
+        ):
+            pass
 
 
 floats = st.floats(-3, 3, width=32)

@@ -14,8 +14,10 @@ from tiny import prompt
 from torch import Tensor
 
 from personavec.activations import POSITIONS, activations, weights
+from personavec.errors import JudgeError
 from personavec.extract import activation_norms, difference_in_means, keep
 from personavec.hooks import capture
+from personavec.judges.fluency import FluencyJudge, garble
 from personavec.judges.likelihood import LikelihoodJudge
 from personavec.judges.logprobs import reply_logprobs
 from personavec.model import ChatModel
@@ -209,7 +211,24 @@ def test_projection_difference(model: ChatModel) -> None:
     torch.testing.assert_close(sides[0] - sides[1], wanted, atol=1e-4, rtol=1e-4)
 
 
-# the judge
+# the judges
+
+
+def test_garbled_copies_are_garbled_as_far_as_they_can_be() -> None:
+    assert garble("Yes.", (0,)) == ("Yes.", "Yes.", "Yes.")
+    words = "one two three four five six seven eight".split()
+    shuffled, swapped, looped = garble(" ".join(words), (0,))
+    assert sorted(shuffled.split()) == sorted(swapped.split()) == sorted(words)
+    assert looped == "one two three four one two three four"
+    assert garble(" ".join(map(str, range(40))), (0,))[2].split() == [str(i % 6) for i in range(40)]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_copies_that_are_intact_do_not_teach_that_they_are_not(model: ChatModel) -> None:
+    """One-word replies cannot be damaged: the judge says so, and does not learn from noise."""
+    judge = FluencyJudge(model, "template")
+    with pytest.raises(JudgeError, match="two questions"):
+        judge.calibrate(["How are you?", "What is rain?"], ["Fine.", "Wet."], 0, quiet)
 
 
 TRAIT = Trait(

@@ -4,9 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
+import torch
 
 from personavec.errors import ConfigError, DataError
-from personavec.proof import Cell, knee, swept_layers, verdict
+from personavec.model import ChatModel
+from personavec.proof import Cell, knee, random_directions, swept_layers, verdict
 from personavec.stats import Interval
 
 BASE = Interval(40.0, 35.0, 45.0, 20)
@@ -48,6 +51,28 @@ def test_knee_falls_back_to_the_most_coherent() -> None:
         knee([Cell(9, 1.0, 0.1, Interval(float("nan"), float("nan"), float("nan"), 0), interval(9))], BASE, 75)
 
 
+def test_knee_bears_a_vector_that_does_not_work() -> None:
+    cells = [cell(9, 0.1, 30, 95), cell(9, 0.2, 35, 94), cell(12, 0.1, 20, 95)]
+    assert knee(cells, BASE, 75) is cells[1], "all below base: the check will say so"
+    empty = Interval(float("nan"), float("nan"), float("nan"), 0)
+    assert knee(cells, empty, 75) is cells[1]
+
+
+def test_random_directions_are_the_vector_turned(model: ChatModel) -> None:
+    vector = tiny.vector(model, seed=3)
+    drawn = random_directions(vector, 0)
+    assert len(drawn) == 10
+    gram = vector.direction @ vector.direction.T
+    for random in drawn:
+        torch.testing.assert_close(random.direction @ random.direction.T, gram, atol=1e-3, rtol=1e-4)
+    cosines = torch.stack([torch.cosine_similarity(r.direction, vector.direction, dim=-1) for r in drawn])
+    expected = vector.direction.shape[1] ** -0.5
+    assert 0.5 * expected < float(cosines.square().mean().sqrt()) < 2 * expected
+    many = torch.cat([torch.stack([r.unit(0) for r in random_directions(vector, seed)]) for seed in range(60)])
+    spread = (len(many) * many.shape[1]) ** -0.5
+    assert (many.mean(dim=0).abs() < 5 * spread).all(), "no side is preferred"
+
+
 def test_swept_layers() -> None:
     assert swept_layers((), 30) == (9, 12, 15, 18, 21)
     assert swept_layers((3, 1), 4) == (3, 1)
@@ -81,4 +106,7 @@ def test_every_condition_of_a_proof_can_fail() -> None:
         broken = arms()
         broken[arm]["coherence"] = interval(70)
         assert holds(broken) == [True, True, True, False, True]
+    silent = arms()
+    silent["suppressed"]["coherence"] = Interval(float("nan"), float("nan"), float("nan"), 0)
+    assert holds(silent) == [True, True, True, False, True]
     assert holds(arms(), weak=True) == [True, True, True, True, False]

@@ -103,6 +103,7 @@ def test_evaluate_takes_the_vector_and_its_scale(extracted: dict[str, Any], trai
     )
     assert found["trait_score"]["mean"] < found["base"]["trait"]["mean"]
     assert found["difference"]["trait"]["ci"][1] < 0
+    assert found["random_control"]["mean"] > found["trait_score"]["ci"][1], "random directions do not suppress it"
     # the same judge, seeds and questions as in the final check, in batches of another make-up
     assert found["base"]["trait"]["mean"] == pytest.approx(extracted["trait_score"]["base"]["mean"], abs=8)
     assert not (tmp_path / "e" / "rollouts.jsonl").exists()

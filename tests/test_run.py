@@ -1,6 +1,7 @@
 """Laws of run folders: atomic, resumable, never another run's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,5 +224,8 @@ def test_a_killed_run_resumes_to_the_same_file(
     def refuse(*_: object) -> None:
         raise AssertionError("nothing is left to write")
 
+    dated = [replace(plan, request=replace(plan.request, prompt=(5, *plan.request.prompt))) for plan in plans]
+    with pytest.raises(ConfigError, match="some chat templates contain the date"):
+        write(model, whole_run, "rows.jsonl", dated, writing, "tomorrow")
     monkeypatch.setattr(personavec.rollouts, "generate", refuse)
     assert write(model, whole_run, "rows.jsonl", plans, writing, "again") == rows

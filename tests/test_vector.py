@@ -1,5 +1,6 @@
 """Laws of persona vectors: arithmetic, the file, and what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -263,6 +264,12 @@ def test_no_direction_cannot_be_projected_on() -> None:
 
 
 # the model a vector belongs to
+
+
+def test_the_card_of_a_computed_vector_claims_nothing_of_its_parts() -> None:
+    full = dataclasses.replace(CARD, layer=1, coef=2.0, reliability=(1.0, 1.0, 1.0), details={"seed": 0})
+    for found, trait in ((2 * made(card=full), "terse"), (made(card=full) - made(1), "terse - terse")):
+        assert found.card == dataclasses.replace(full, trait=trait, coef=None, reliability=(), details={})
 
 
 def test_identity_is_that_of_the_weights(model: ChatModel) -> None:

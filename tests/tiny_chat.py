@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import rich.console
 import tiny
 import torch
 import transformers
@@ -37,3 +38,7 @@ def save(folder: Path) -> tuple[Path, Path]:
     direction = torch.randn((model.n_layers, model.identity.d_model), generator=torch.Generator().manual_seed(0))
     card = Card("tiny", model.identity, "response avg", layer=2, coef=1.0, activation_norms=(10.0,) * model.n_layers)
     return folder / "model", PersonaVector(direction, card).save(folder / "tiny.safetensors")
+
+
+def said(console: rich.console.Console) -> str:
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]

@@ -27,10 +27,11 @@ LARGEST_DOSE = 10.0
 RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "seed": (lambda value: value >= 0, "0 or more"),
     "temperature": (lambda value: value >= 0, "0 or more"),
+    "sweep_questions": (lambda value: value >= 2, "at least 2"),
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
 } | {
     name: (lambda value: value >= 1, "at least 1")
-    for name in ("max_new_tokens", "batch_tokens", "rollouts", "check_rollouts", "sweep_questions")
+    for name in ("max_new_tokens", "batch_tokens", "rollouts", "check_rollouts")
 }
 """What options of these names must be, wherever they occur."""
 
@@ -92,7 +93,7 @@ class Writing(Sampling):
     top_p: float = 1.0
     """Sample from the smallest set of tokens that holds this probability."""
     batch_tokens: int = 12288
-    """Tokens in one batch, prompts and replies together; lower it when memory runs out."""
+    """Tokens in one batch of replies being written, prompts included; lower it when memory runs out there."""
     reasoning: Literal["out", "in"] = "out"
     """Whether a <think> block counts as part of the reply; end-of-turn tokens never do."""
     system: str = "template"

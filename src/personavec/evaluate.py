@@ -11,6 +11,7 @@ from typing import Any
 from personavec.config import EvaluateConfig
 from personavec.errors import ConfigError, JudgeError
 from personavec.model import ChatModel
+from personavec.proof import random_directions
 from personavec.rollouts import answers, contrastive, write
 from personavec.run import Run, sha256, versions
 from personavec.scoring import (
@@ -35,7 +36,8 @@ def evaluate(config: EvaluateConfig) -> Row:
     model without steering and adapter, drawn with the same random numbers, so that the difference is paired.
 
     Returns:
-        `trait_score` and `coherence` of what was asked about, `base` of the plain model, their `difference`.
+        `trait_score` and `coherence` of what was asked about, `base` of the plain model, their `difference`, and
+        with steering the trait score of the `random_control`.
 
     Raises:
         PersonavecError: Bad input; what was done so far stays in the run folder.
@@ -50,6 +52,7 @@ def evaluate(config: EvaluateConfig) -> Row:
         one.vector.check_model(model.identity)
     judge_model = load_judge_model(config.judge, model, config)
     judges = Judges.of(judge_model, model, trait, config.system)
+    at_hand = _scale_at_hand(config, judges, steering)
     run = Run.open(
         config.out or _default_out(config, trait),
         dataclasses.asdict(config),
@@ -57,12 +60,16 @@ def evaluate(config: EvaluateConfig) -> Row:
     )
 
     with model.without_adapter():
-        base = _write(config, run, model, trait, "base", ())
+        base = _write(config, run, model, trait, "base")
         if not run.done("judge.json"):
-            run.write_json("judge.json", _learn(config, run, model, trait, judges, base, steering))
+            run.write_json("judge.json", at_hand or _learn(config, run, model, trait, judges, base))
         judges.restore(run.read_json("judge.json"), str(run.path("judge.json")))
     changed = bool(steering or config.adapter)
-    rows = {"base": base} | ({"changed": _write(config, run, model, trait, "changed", steering)} if changed else {})
+    rows = {"base": base}
+    if changed:
+        rows["changed"] = _write(config, run, model, trait, "changed", [steering])
+    if steering:
+        rows["random"] = _write(config, run, model, trait, "random", _randomised(steering, config.seed))
     with model.without_adapter():
         scored = {arm: score(run, arm, replies, judges, f"judging {arm}") for arm, replies in rows.items()}
 
@@ -79,6 +86,7 @@ def evaluate(config: EvaluateConfig) -> Row:
             kind: mean_difference(subject, scored["base"], kind, config.seed).to_json()
             for kind in ("trait", "coherence")
         },
+        "random_control": mean_score(scored["random"], "trait", config.seed).to_json() if steering else None,
         "judge": judges.trait.id,
         "judge_auc": judges.trait.auc.to_json() if judges.trait.auc else None,
         "weak_judge": judges.weak,
@@ -101,7 +109,7 @@ def _write(
     model: ChatModel,
     trait: Trait,
     arm: str,
-    steering: tuple[Steering, ...],
+    steering: Sequence[tuple[Steering, ...]] = ((),),
 ) -> list[Row]:
     plans = answers(
         model,
@@ -111,30 +119,38 @@ def _write(
         system=config.system,
         draw="base",
         extra={"arm": arm},
-        steering=[steering],
+        steering=steering,
     )
     return write(model, run, f"{arm}.jsonl", plans, config, f"{arm} replies")
 
 
-def _learn(
-    config: EvaluateConfig,
-    run: Run,
-    model: ChatModel,
-    trait: Trait,
-    judges: Judges,
-    base: Sequence[Row],
-    steering: Sequence[Steering],
-) -> Row:
-    """The judge's scale: from --judge-file, else from a steering vector's card, else from new rollouts."""
+def _randomised(steering: Sequence[Steering], seed: int) -> list[tuple[Steering, ...]]:
+    """The same steering along directions without meaning, as many as the random control takes."""
+    random = [random_directions(one.vector, seed + index) for index, one in enumerate(steering)]
+    return [
+        tuple(dataclasses.replace(one, vector=vector) for one, vector in zip(steering, drawn, strict=True))
+        for drawn in zip(*random, strict=True)
+    ]
+
+
+def _scale_at_hand(config: EvaluateConfig, judges: Judges, steering: Sequence[Steering]) -> Row | None:
+    """The judge's scale from --judge-file, else from a steering vector's card."""
     if config.judge_file is not None:
         judges.restore(_read(config.judge_file), str(config.judge_file))
         return judges.to_json()
     for one in steering:
         learned = one.vector.card.details.get("judge", {})
         bases = [learned.get(name, {}).get("basis") for name in ("trait", "coherence")]
-        if learned.get("trait_hash") == trait.content_hash and bases == [judges.trait.basis, judges.coherence.basis]:
+        if learned.get("trait_hash") == judges.trait_hash and bases == [judges.trait.basis, judges.coherence.basis]:
             judges.restore(learned, f"the card of {one.vector.card.trait}")
             return judges.to_json()
+    return None
+
+
+def _learn(
+    config: EvaluateConfig, run: Run, model: ChatModel, trait: Trait, judges: Judges, base: Sequence[Row]
+) -> Row:
+    """The judge's scale from new rollouts."""
     learn_coherence(judges.coherence, base, config.seed)
     plans = contrastive(model, trait, 1, config.seed)
     rollouts = write(model, run, "rollouts.jsonl", plans, config, "rollouts for the judge")
@@ -155,6 +171,7 @@ def _read(path: Path) -> Row:
 def _default_out(config: EvaluateConfig, trait: Trait) -> Path:
     """A folder of its own for what is evaluated, so that one evaluation does not meet the run of another."""
     what = [*config.steer, *(str(path) for path in (config.adapter, config.judge_file) if path)]
+    what += [config.judge] * (config.judge != EvaluateConfig.judge)
     mark = f"-{zlib.crc32(' '.join(what).encode()):08x}" if what else ""
     return Path("runs") / f"evaluate-{trait.name}{mark}"
 
@@ -164,6 +181,6 @@ def _inputs(config: EvaluateConfig, model: ChatModel, trait: Trait, steering: Se
     inputs |= {f"vector {text}": one.vector.content_hash for text, one in zip(config.steer, steering, strict=True)}
     if config.adapter is not None:
         inputs |= {f"adapter {path.name}": sha256(path) for path in sorted(config.adapter.iterdir()) if path.is_file()}
-    if config.judge_file is not None and config.judge_file.is_file():
+    if config.judge_file is not None:
         inputs["judge file"] = sha256(config.judge_file)
     return inputs

@@ -14,6 +14,8 @@ from personavec import proof
 from personavec.activations import POSITIONS, activations
 from personavec.config import ExtractConfig
 from personavec.errors import ConfigError, DataError
+from personavec.judges.fluency import FluencyJudge
+from personavec.judges.likelihood import LikelihoodJudge
 from personavec.model import ChatModel
 from personavec.progress import stage
 from personavec.result import outcome, summarise
@@ -44,7 +46,8 @@ def extract(config: ExtractConfig) -> Row:
     """Extract and prove the persona vectors of one or more traits, which share the model and the base replies.
 
     Returns:
-        One object per trait under `traits`; with a single trait its keys stand at the top as well.
+        One object per trait under `traits`; with a single trait its keys stand at the top as well. Under `failed`,
+        those of several traits whose replies could not be used, with the error.
 
     Raises:
         PersonavecError: Bad input; what was done so far stays in the run folder.
@@ -60,7 +63,7 @@ def extract(config: ExtractConfig) -> Row:
     run = Run.open(out, dataclasses.asdict(config), inputs)
 
     base = _base_replies(config, run, model, traits)
-    shared = Judges.of(judge_model, model, traits[0], config.system).coherence
+    shared = FluencyJudge(model, config.system)
     if not run.done("coherence.json"):
         learn_coherence(shared, base, config.seed)
         run.write_json("coherence.json", scale(shared))
@@ -69,14 +72,20 @@ def extract(config: ExtractConfig) -> Row:
         run.write_json("norms.json", activation_norms(model, [row for row in base if row["response"]]))
     norms = tuple(run.read_json("norms.json"))
 
-    found = []
+    found, failed = [], []
     for trait in traits:
-        judges = dataclasses.replace(Judges.of(judge_model, model, trait, config.system), coherence=shared)
+        judges = Judges(LikelihoodJudge(judge_model, trait), shared, trait.content_hash)
         own = [row for row in base if row["trait_name"] == trait.name]
-        found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms, layers))
+        try:
+            found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms, layers))
+        except DataError as error:  # of this trait alone: the others go on
+            if len(traits) == 1:
+                raise
+            failed.append({"trait": trait.name, "error": str(error)})
     run.finish()
     seconds = round(time.monotonic() - began, 1)
-    return (found[0] if len(found) == 1 else {}) | {"traits": found, "out": str(out), "seconds": seconds}
+    done = {"traits": found, "failed": failed, "out": str(out), "seconds": seconds}
+    return (found[0] if len(traits) == 1 else {}) | done
 
 
 def _extract_one(
@@ -107,7 +116,8 @@ def _extract_one(
         told = "; ".join(f"{side} " + ", ".join(f"{n} {what}" for what, n in c.items()) for side, c in counts.items())
         raise DataError(
             f"expected replies to keep on both sides of {trait.name}, got {told}; read them in "
-            f"{run.path('rollouts.jsonl')} and sharpen the trait's pairs, or raise --max-new-tokens or --rollouts"
+            f"{run.path('rollouts.jsonl')} and sharpen the trait's pairs, or try more --max-new-tokens or "
+            "--rollouts in another --out"
         )
 
     if not all(run.done(f"{name}.safetensors") for name in FILES.values()):
@@ -133,7 +143,8 @@ def _extract_one(
     rows = write(model, run, "sweep.jsonl", sweep, config, f"{trait.name}: sweep")
     cells = proof.cells(score(run, "sweep", rows, judges, f"{trait.name}: judging the sweep"), seed)
     base = score(run, "base", base, judges, f"{trait.name}: judging base replies")
-    chosen = proof.knee(cells, mean_score(base, "trait", seed), config.coherence_floor)
+    asked = [row for row in base if row["question_id"] < config.sweep_questions]
+    chosen = proof.knee(cells, mean_score(asked, "trait", seed), config.coherence_floor)
     chosen_card = dataclasses.replace(vector.card, layer=chosen.layer, coef=chosen.coef)
     vector = PersonaVector(vector.direction, chosen_card)
 
@@ -174,16 +185,14 @@ def difference_in_means(model: ChatModel, kept: Sequence[Row], card: Card, seed:
     def mean(*chosen: int) -> Tensor:
         return sums[list(chosen)].sum(dim=0) / counts[list(chosen)].sum()
 
-    halves = [(mean(0) - mean(2))[0], (mean(1) - mean(3))[0]]
-    reliability = torch.cosine_similarity(halves[0], halves[1], dim=-1).nan_to_num().tolist()
-    card = dataclasses.replace(card, reliability=tuple(reliability))
-    found = dict(zip(POSITIONS, mean(0, 1) - mean(2, 3), strict=True))
     others = (sums[:4].sum(dim=0) - sums[4]) / (len(kept) - counts[4])
-    found["shuffled"] = (mean(4) - others)[0]
-    return {
-        position: PersonaVector(direction, dataclasses.replace(card, position=position))
-        for position, direction in found.items()
-    }
+    found = {"shuffled": PersonaVector((mean(4) - others)[0], dataclasses.replace(card, position="shuffled"))}
+    halves = torch.cosine_similarity(mean(0) - mean(2), mean(1) - mean(3), dim=-1)
+    for position, direction, cosines in zip(POSITIONS, mean(0, 1) - mean(2, 3), halves, strict=True):
+        reliability = () if cosines.isnan().any() else tuple(cosines.tolist())  # a half may have no replies
+        own = dataclasses.replace(card, position=position, reliability=reliability)
+        found[position] = PersonaVector(direction, own)
+    return found
 
 
 def activation_norms(model: ChatModel, base: Sequence[Row]) -> tuple[float, ...]:

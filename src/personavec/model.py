@@ -227,7 +227,8 @@ def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
 def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
     """Sha256 over the shape of the model and a sample of its weights: cheap, and equal for equal models.
 
-    The sample is rounded so far that no dtype shows in it, and adapters are left out.
+    The sample is rounded so far that no dtype shows in it, except float16 for weights stored in float32. Adapters
+    are left out.
     """
     text = hf.config.get_text_config()
     digest = hashlib.sha256(json.dumps([text.model_type, len(blocks), text.hidden_size, text.vocab_size]).encode())

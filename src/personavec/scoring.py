@@ -134,7 +134,7 @@ def score(run: Run, name: str, rows: Sequence[Row], judges: Judges, title: str) 
             questions, replies = [row["question"] for row in chunk], [row["response"] for row in chunk]
             trait = judges.trait.score(questions, replies, advance)
             coherence = judges.coherence.score(questions, replies, advance)
-            fresh = _rows(chunk, trait, coherence)
+            fresh = [row for row in _rows(chunk, trait, coherence) if row["id"] not in scores]
             run.append(file, fresh)
             scores |= {row["id"]: row for row in fresh}
     return joined(rows, list(scores.values()))

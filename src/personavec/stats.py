@@ -21,14 +21,15 @@ class Interval(NamedTuple):
     """Number of values behind it."""
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in result files; null where there was nothing to average."""
-        if self.n == 0:
-            return {"mean": None, "ci": [None, None], "n": 0}
-        return {"mean": round(self.mean, 4), "ci": [round(self.low, 4), round(self.high, 4)], "n": self.n}
+        """As it stands in result files; null where there was too little to tell."""
+        mean, low, high = (None if np.isnan(value) else round(value, 4) for value in self[:3])
+        return {"mean": mean, "ci": [low, high], "n": self.n}
 
 
 def clustered_mean(values: Float[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0) -> Interval:
     """Mean with a 95% bootstrap interval that resamples whole clusters (questions), not single replies.
+
+    A single cluster has a mean, but no interval (nan).
 
     Args:
         values: One per reply; nan (refused, empty) is left out.
@@ -43,7 +44,9 @@ def clustered_mean(values: Float[ndarray, " n"], clusters: Int[ndarray, " n"], s
     _, index = np.unique(clusters[valid], return_inverse=True)
     sums, counts = np.bincount(index, values[valid]), np.bincount(index)
     mean = float(sums.sum() / counts.sum())
-    if len(sums) < 2 or np.ptp(sums / counts) == 0:
+    if len(sums) < 2:
+        return Interval(mean, np.nan, np.nan, int(valid.sum()))
+    if np.ptp(sums / counts) == 0:
         return Interval(mean, mean, mean, int(valid.sum()))
     found = bootstrap(
         (sums, counts),
@@ -81,7 +84,7 @@ def auc_interval(
 
     point = auc(values[is_pos], values[~is_pos])
     if len(names) < 2:
-        return Interval(point, point, point, len(values))
+        return Interval(point, np.nan, np.nan, len(values))
     found = bootstrap(
         (np.arange(len(names)),),
         resampled,

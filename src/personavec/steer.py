@@ -23,7 +23,7 @@ Edit = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Steering:
-    """One change to the residual stream; a list of them composes in order.
+    """One change to the residual stream. In a list of them all add first, then ablate, then cap.
 
     Source: Persona Vectors (arXiv 2507.21509) sections 3.2 and J.3 (add), J.4 (ablate, after CAFT); capping after
     the Assistant Axis (arXiv 2601.10387).
@@ -89,14 +89,21 @@ def parse_steering(text: str) -> Steering:
 class Steered:
     """A running `steer` context: what it changes, what it did, and which rows are still there."""
 
-    def __init__(self, model: ChatModel, rows: Sequence[Sequence[Steering]], prompt_tokens: Sequence[int]) -> None:
+    def __init__(
+        self, model: ChatModel, rows: Sequence[Sequence[Steering]], prompt_tokens: Sequence[int] | None
+    ) -> None:
         active = [[steering for steering in row if steering.active] for row in rows]
+        if prompt_tokens is None and any(s.positions != "all" for row in active for s in row):
+            raise ConfigError(
+                "expected prompt_tokens to tell prompt from response, got none; give the length of each row's prompt, "
+                'or steer positions="all"'
+            )
         for steering in {steering for row in active for steering in row}:
             steering.vector.check_model(model.identity)
             if steering.layer is not None:
                 steering.vector.check_layer(steering.layer)
         self._device, self._dtype = model.device, model.dtype
-        self._prompt = torch.tensor(prompt_tokens, device=model.device)[:, None]
+        self._prompt = torch.tensor([0] if prompt_tokens is None else prompt_tokens, device=model.device)[:, None]
         self._touched = {
             kind: torch.tensor([[any(s.positions == kind for s in row)] for row in active], device=model.device)
             for kind in sorted({s.positions for row in active for s in row})
@@ -181,24 +188,24 @@ class Steered:
     def _collect_edits(
         self, rows: Sequence[Sequence[Steering]], model: ChatModel
     ) -> dict[int, list[tuple[str, Bool[Tensor, "rows 1"], Edit]]]:
-        groups: dict[tuple[int, Positions, tuple[Steering, ...]], list[int]] = {}
+        # rows that edit a layer alike go together; every row keeps its own order, whatever its batch-mates do
+        groups: dict[tuple[int, tuple[Steering, ...]], list[int]] = {}
         for index, row in enumerate(rows):
             for layer in range(model.n_layers):
-                here = [s for s in row if s.op != "add" and s.layer in (None, layer)]
-                ablated = [s for s in here if s.op == "ablate"]
-                for kind in dict.fromkeys(s.positions for s in ablated):
-                    together = tuple(s for s in ablated if s.positions == kind)
-                    groups.setdefault((layer, kind, together), []).append(index)
-                for cap in (s for s in here if s.op == "cap"):
-                    groups.setdefault((layer, cap.positions, (cap,)), []).append(index)
+                here = tuple(s for s in row if s.op != "add" and s.layer in (None, layer))
+                if here:
+                    groups.setdefault((layer, here), []).append(index)
         edits: dict[int, list[tuple[str, Tensor, Edit]]] = {}
-        for (layer, kind, steerings), members in groups.items():
+        for (layer, here), members in groups.items():
             mask = torch.zeros((len(rows), 1), dtype=torch.bool, device=self._device)
             mask[members] = True
-            first = steerings[0]
-            directions = torch.stack([s.vector.unit(layer) for s in steerings]).to(self._device)
-            edit = ablation(directions) if first.op == "ablate" else capping(directions[0], first.floor, first.ceiling)
-            edits.setdefault(layer, []).append((kind, mask, edit))
+            ablated = [s for s in here if s.op == "ablate"]
+            for kind in dict.fromkeys(s.positions for s in ablated):
+                units = torch.stack([s.vector.unit(layer) for s in ablated if s.positions == kind])
+                edits.setdefault(layer, []).append((kind, mask, ablation(units.to(self._device))))
+            for cap in (s for s in here if s.op == "cap"):
+                edit = capping(cap.vector.unit(layer).to(self._device), cap.floor, cap.ceiling)
+                edits.setdefault(layer, []).append((cap.positions, mask, edit))
         return edits
 
 
@@ -231,16 +238,17 @@ def capping(direction: Float[Tensor, " d_model"], floor: float, ceiling: float) 
 
 @contextmanager
 def steer(
-    model: ChatModel, rows: Sequence[Sequence[Steering]], prompt_tokens: Sequence[int] = (0,)
+    model: ChatModel, rows: Sequence[Sequence[Steering]], prompt_tokens: Sequence[int] | None = None
 ) -> Iterator[Steered]:
     """Steer every forward pass inside the context.
 
     Args:
         model: The model to steer.
         rows: What to do to each row of the batch; a single entry applies to every row.
-        prompt_tokens: Length of each row's prompt, for positions "prompt" and "response"; one or as many as rows.
+        prompt_tokens: Length of each row's prompt, one or as many as rows; not needed where all positions are "all".
 
     Raises:
+        ConfigError: Positions "prompt" or "response" without `prompt_tokens`.
         VectorError: A vector of another model, or a layer that is not there.
         ModelError: No token was steered though something was asked for, or the stream overflowed.
     """

@@ -3,8 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ class ModelIdentity:
     id: str
     """Name the model was loaded under."""
     revision: str
-    """sha256 over config and first weights; equal for equal models."""
+    """sha256 over the shape and a sample of the weights; equal for equal models."""
     n_layers: int
     """Number of decoder blocks."""
     d_model: int
@@ -52,11 +50,11 @@ class Card:
     activation_norms: tuple[float, ...] = ()
     """Mean norm of the base model's response-token activations, per layer; the unit of dose."""
     reliability: tuple[float, ...] = ()
-    """Split-half cosine per layer: vectors from two disjoint halves of the questions."""
+    """Split-half cosine per layer: vectors from disjoint halves of the questions; empty where a half had no replies."""
     system_prompt: str = "none"
     """System-prompt policy of the unsteered replies."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Counts, judge, seeds, versions: everything else worth keeping."""
+    """Counts, judge, seed, sampler settings: everything else worth keeping."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,18 +139,18 @@ class PersonaVector:
                 f"{own.id} (weights {own.revision[:12]}); extract it from this model, or pass the --model it came from"
             )
 
-    def _with(self, direction: Tensor) -> "PersonaVector":
-        return PersonaVector(direction, self.card)
-
-    def _combine(self, other: "PersonaVector", op: Callable[[Tensor, Tensor], Tensor]) -> "PersonaVector":
-        other.check_model(self.card.model)
-        return self._with(op(self.direction, other.direction))
+    def _with(self, direction: Tensor, trait: str | None = None) -> "PersonaVector":
+        """A computed vector; what its card says of coef, reliability and counts was of this one alone."""
+        card = dataclasses.replace(self.card, trait=trait or self.card.trait, coef=None, reliability=(), details={})
+        return PersonaVector(direction, card)
 
     def __add__(self, other: "PersonaVector") -> "PersonaVector":
-        return self._combine(other, operator.add)
+        other.check_model(self.card.model)
+        return self._with(self.direction + other.direction, f"{self.card.trait} + {other.card.trait}")
 
     def __sub__(self, other: "PersonaVector") -> "PersonaVector":
-        return self._combine(other, operator.sub)
+        other.check_model(self.card.model)
+        return self._with(self.direction - other.direction, f"{self.card.trait} - {other.card.trait}")
 
     def __mul__(self, factor: float) -> "PersonaVector":
         return self._with(self.direction * factor)

@@ -109,6 +109,7 @@ def _probe(model: ChatModel, vector: PersonaVector) -> Probe:
     # over the reply: the first token's norm is often a thousand times the usual one
     reply = torch.zeros((1, 1, len(rows[0])))
     reply[..., len(prompts[0]) :] = 1 / (len(rows[0]) - len(prompts[0]))
+    vector.unit(layer)
     norm = capture(model, rows[:1], reply, [layer], of=lambda stream: stream.float().norm(dim=-1, keepdim=True))
     steering = Steering(vector, DOSE * float(norm) / float(vector.norms[layer]), layer)
     rounding = max(1e-5, torch.finfo(model.dtype).eps)
@@ -206,7 +207,7 @@ def _clean(probe: Probe) -> Found:
 
     before = count()
     probe.run([(probe.steering,)])
-    with suppress(InterruptedError), steer(probe.model, [(probe.steering,)]):
+    with suppress(InterruptedError), steer(probe.model, [(probe.steering,)], [1]):
         raise InterruptedError
     left = count() - before
     return left == 0, f"{left} left after a run and after an exception"

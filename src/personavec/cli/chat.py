@@ -32,7 +32,7 @@ PLAIN = ("How was your day?", "What is a good way to spend a Sunday?", "How do b
 PLAIN_TOKENS = 24
 
 PALETTE = (32, 74, 110, 153, None, 224, 217, 210, 203)
-"""Xterm colours from least to most of the trait, blue to red; a usual token stays as it is."""
+"""Xterm colours from least to most of the trait, blue to red; a token near the usual median stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -130,16 +130,17 @@ class Chat:
     def _prompt(self) -> tuple[int, ...]:
         """The rendered conversation, without its oldest turns where the model's context is too short for them."""
         limit = getattr(self.model.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-        dropped = 0
-        while len(prompt := self.model.render(self.messages, self.system)) + self.config.max_new_tokens > limit:
-            if len(self.messages) == 1:
+        messages, dropped = self.messages, 0
+        while len(prompt := self.model.render(messages, self.system)) + self.config.max_new_tokens > limit:
+            if len(messages) == 1:
                 raise ConfigError(
                     f"expected prompt and reply to fit into {limit} tokens, got {len(prompt)} and --max-new-tokens "
                     f"{self.config.max_new_tokens}; ask something shorter, or lower --max-new-tokens"
                 )
-            del self.messages[:2]
+            messages = messages[2:]
             dropped += 1
         if dropped:
+            self.messages = messages
             self.notes.print(f"(dropped {dropped} of the oldest turns: the context holds {limit} tokens)")
         return prompt
 
@@ -185,7 +186,8 @@ def chat(config: ChatConfig) -> dict[str, Any]:
     """Chat until the user leaves or stdin ends.
 
     Returns:
-        The turns. With `--json` they are printed at the end, and the replies go to stderr.
+        The turns, and whether all questions of a script were answered. With `--json` they are printed at the end,
+        and the replies go to stderr.
 
     Raises:
         PersonavecError: A vector or the model cannot be used. Later mistakes do not end the chat.
@@ -205,7 +207,8 @@ def chat(config: ChatConfig) -> dict[str, Any]:
                 (session.obey if line.startswith("/") else session.ask)(line)
         except (PersonavecError, ValueError) as error:  # ValueError: quotes that do not close
             session.notes.print(str(error), style="red")
-    return {"model": config.model, "turns": session.turns}
+    passed = sys.stdin.isatty() or all(turn["finish"] != "error" for turn in session.turns)
+    return {"model": config.model, "turns": session.turns, "passed": passed}
 
 
 def _lines() -> Iterator[str]:

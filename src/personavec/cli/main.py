@@ -39,7 +39,7 @@ Start here:
   personavec VERB --help        options and examples of one verb
   personavec --version
 
-Exit codes: 0 done, 1 failed, 2 bad input. PERSONAVEC_DEBUG=1 shows tracebacks."""
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted. PERSONAVEC_DEBUG=1 shows tracebacks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
             batch = getattr(options, "batch_tokens", None)
-            advice = f"lower --batch-tokens, now {batch}" if batch else "choose a smaller --model"
+            advice = f"lower --batch-tokens, now {batch}, or " * bool(batch) + "choose a smaller --model"
             return _tell(f"out of memory; {advice}", FAILED)
         return _tell(f"{type(error).__name__}: {error}; run with PERSONAVEC_DEBUG=1 for the traceback", FAILED)
 
@@ -86,6 +86,8 @@ def run(name: str, options: Any) -> int:
         from personavec.cli import summary
 
         getattr(summary, name)(options, result)
+    if result.get("failed"):
+        return BAD_INPUT
     return DONE if result.get("passed", True) else FAILED
 
 

@@ -35,6 +35,8 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
         steering = shlex.quote(f"{trait['vector']}:{trait['coef']:.3g}@{trait['layer']}")
         _say(f"vector: {trait['vector']}\nreport: {trait['report']}", markup=False)
         _say(f"next: personavec chat --model {shlex.quote(config.model)} --steer {steering}", markup=False)
+    for failure in result["failed"]:
+        _say(f"{failure['trait']}: {failure['error']}", markup=False)
     if len(result["traits"]) > 1:
         _say(f"all traits: {result['report']}", markup=False)
     _say(f"{result['seconds']:.0f} seconds")
@@ -51,6 +53,8 @@ def evaluate(config: EvaluateConfig, result: Json) -> None:
     table.add_row("changed" if changes else "base", _estimate(result["trait_score"]), _estimate(result["coherence"]))
     for row in ("base", "difference") if changes else ():
         table.add_row(row, _estimate(result[row]["trait"]), _estimate(result[row]["coherence"]))
+    if result["random_control"]:
+        table.add_row("random direction", _estimate(result["random_control"]), "")
     console.print(table)
     auc = "" if result["judge_auc"] is None else f", AUC {_estimate(result['judge_auc'], 2)}"
     _say(f"judge {result['judge']}{auc}{', a weak judge' if result['weak_judge'] else ''}", markup=False)
@@ -83,5 +87,5 @@ def _estimate(value: Json, digits: int = 1) -> str:
     """A mean with its interval: 41.2 [38.0, 44.1]."""
     if value["mean"] is None:
         return "–"
-    low, high = value["ci"]
-    return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    low, high = ("–" if bound is None else f"{bound:.{digits}f}" for bound in value["ci"])
+    return f"{value['mean']:.{digits}f} [{low}, {high}]"

@@ -17,7 +17,7 @@ GRAM = 3
 WORST = 0.25
 """Share of least likely tokens that are averaged: a garbled stretch must show in a fluent reply."""
 LOOP_WORDS = 6
-"""Words in a loop that the judge learns to reject."""
+"""Most words in a loop that the judge learns to reject."""
 MASKED_SHARE = 0.3
 """Share of words that are swapped in the mildest garbling the judge learns to reject."""
 
@@ -40,29 +40,28 @@ class FluencyJudge:
         self.calibration = calibration
         self.auc: Interval | None = None
 
-    def calibrate(self, questions: Sequence[str], answers: Sequence[str], seed: int, progress: Progress) -> list[Score]:
-        """Learn the 0–100 scale from the base model's replies; returns their scores, cross-validated by question.
+    def calibrate(self, questions: Sequence[str], answers: Sequence[str], seed: int, progress: Progress) -> None:
+        """Learn the 0–100 scale, and its AUC cross-validated by question, from the base model's replies.
 
         Raises:
-            JudgeError: Fewer than two questions have replies.
+            JudgeError: Fewer than two questions have replies that can be damaged.
         """
         groups = np.unique(np.array(questions), return_inverse=True)[1]
         garbled = [*zip(*(garble(answer, (seed, index)) for index, answer in enumerate(answers)), strict=True)]
-        features = self._features(
-            list(questions) * self.copies, [*answers, *(text for kind in garbled for text in kind)], progress
-        )
-        valid = ~np.isnan(features).any(axis=1)
-        intact = np.arange(len(features)) < len(answers)
+        texts = [*answers, *(text for kind in garbled for text in kind)]
+        features = self._features(list(questions) * self.copies, texts, progress)
+        intact = np.arange(len(texts)) < len(answers)
+        originals = [*answers] * self.copies
+        damaged = np.array([copy.split() != text.split() for copy, text in zip(texts, originals, strict=True)])
+        valid = (intact | damaged) & ~np.isnan(features).any(axis=1)
         groups = np.tile(groups, self.copies)
-        if len(set(groups[valid])) < 2:
+        if len(set(groups[valid & damaged])) < 2:
             raise JudgeError(
-                "expected replies to at least two questions to learn coherence from, got fewer; the rest were empty: "
+                "expected replies of several words to at least two questions to learn coherence from, got fewer; "
                 "raise --max-new-tokens or choose another model"
             )
-        held_out = np.full(len(features), np.nan)
-        self.calibration, held_out[valid] = calibrate(features[valid], intact[valid], groups[valid])
-        self.auc = auc_interval(held_out[valid], intact[valid], groups[valid], seed)
-        return self._scores(held_out[intact])
+        self.calibration, held_out = calibrate(features[valid], intact[valid], groups[valid])
+        self.auc = auc_interval(held_out, intact[valid], groups[valid], seed)
 
     def score(self, questions: Sequence[str], answers: Sequence[str], progress: Progress) -> list[Score]:
         """Score replies; see `Judge`."""
@@ -96,7 +95,7 @@ def repetition(ids: Ids) -> float:
 
 
 def garble(text: str, seed: tuple[int, ...]) -> tuple[str, str, str]:
-    """Three damaged copies of a text: words shuffled, some words swapped about, its beginning looped."""
+    """Three copies of a text: words shuffled, some swapped about, the beginning looped; a short one may stay whole."""
     rng = np.random.default_rng(seed)
     words = text.split()
     shuffled = [words[i] for i in rng.permutation(len(words))]
@@ -104,5 +103,6 @@ def garble(text: str, seed: tuple[int, ...]) -> tuple[str, str, str]:
     swapped = list(words)
     for target, source in zip(some, rng.permutation(some), strict=True):
         swapped[target] = words[source]
-    looped = [words[i % LOOP_WORDS] for i in range(len(words))] if len(words) > LOOP_WORDS else words * 4
+    period = max(1, min(LOOP_WORDS, len(words) // 2))
+    looped = [words[i % period] for i in range(len(words))]
     return " ".join(shuffled), " ".join(swapped), " ".join(looped)
