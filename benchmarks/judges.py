@@ -1,7 +1,7 @@
-"""Another model as judge of the same rollouts: python benchmarks/judges.py MODEL RUN/TRAIT [RUN/TRAIT …].
+"""Two judges of the same rollouts: python benchmarks/judges.py RUN/TRAIT OTHER_RUN/TRAIT.
 
-Prints the AUC of the run's own judge beside that of `likelihood:MODEL`, both cross-validated by question and blind to
-the pair that wrote the reply, and the rank correlation of their scores.
+The runs differ in --judge alone, so that their rollouts are the same replies. Prints what each judge made of the trait,
+and the rank correlation of their scores; the AUC is cross-validated by question and blind to the pair that wrote a reply.
 """
 
 import json
@@ -10,39 +10,34 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
-
-from personavec.judges.likelihood import LikelihoodJudge
-from personavec.model import ChatModel
-from personavec.progress import stage
-from personavec.trait import load_trait
+from traits import interval
 
 
 def main() -> None:
-    """Score every run's rollouts with the other model."""
-    name, *folders = sys.argv[1:]
-    model = ChatModel.load(name, plain_template=True)
-    print(f"| trait | the run's judge | AUC | likelihood:{name}, AUC | rank correlation |\n|---|---|---|---|---|")
-    for folder in map(Path, folders):
-        rows = [json.loads(line) for line in (folder / "rollouts.jsonl").open()]
-        own = {row["id"]: row["trait"] for row in map(json.loads, (folder / "rollouts.scores.jsonl").open())}
-        judge = LikelihoodJudge(model, load_trait(folder.name))
-        with stage(folder.name, len(rows) * judge.steps) as advance:
-            scores = judge.calibrate(
-                [row["question"] for row in rows],
-                [row["response"] for row in rows],
-                [row["side"] for row in rows],
-                [row["pair"] for row in rows],
-                0,
-                advance,
-            )
-        both = np.array([(own[row["id"]], score.value) for row, score in zip(rows, scores, strict=True)], dtype=float)
-        correlation = spearmanr(both[~np.isnan(both).any(axis=1)]).statistic
-        learned = json.loads((folder / "judge.json").read_text())["trait"]
-        assert judge.auc is not None
-        mine, theirs = (
-            f"{a['mean']:.2f} [{a['low']:.2f}, {a['high']:.2f}]" for a in (learned["auc"], judge.auc._asdict())
+    """One row a judge."""
+    folders = [Path(folder) for folder in sys.argv[1:3]]
+    print(
+        "| judge | AUC | suppressed | base | steered | random | layer, dose | proven |\n|---|---|---|---|---|---|---|---|"
+    )
+    for folder in folders:
+        result = json.loads((folder / "result.json").read_text())
+        arms = {arm["arm"]: arm["trait"] for arm in result["check"]}
+        scores = " | ".join(interval(arms[name]) for name in ("suppressed", "base", "steered", "random"))
+        print(
+            f"| {result['judge']['id']} | {interval(result['judge']['auc'], 2)} | {scores} "
+            f"| {result['choice']['layer']}, {result['choice']['dose']:g} | {'yes' if result['proven'] else 'no'} |"
         )
-        print(f"| {folder.name} | {learned['id']} | {mine} | {theirs} | {correlation:.2f} |", flush=True)
+    first, second = ({row["id"]: row for row in rows(folder / "rollouts.jsonl")} for folder in folders)
+    same = [name for name in first if first[name]["response_ids"] == second[name]["response_ids"]]
+    scores_of = [{row["id"]: row["trait"] for row in rows(folder / "rollouts.scores.jsonl")} for folder in folders]
+    both = np.array([[own[name] for own in scores_of] for name in same], dtype=float)
+    both = both[~np.isnan(both).any(axis=1)]
+    print(f"\nRank correlation of their scores of {len(both)} rollouts: {spearmanr(both).statistic:.2f}")
+
+
+def rows(path: Path) -> list[dict]:
+    """A JSONL table."""
+    return [json.loads(line) for line in path.open()]
 
 
 if __name__ == "__main__":

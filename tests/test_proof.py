@@ -60,7 +60,7 @@ def test_knee_bears_a_vector_that_does_not_work() -> None:
 
 def test_random_directions_are_the_vector_turned(model: ChatModel) -> None:
     vector = tiny.vector(model, seed=3)
-    drawn = random_directions(vector, 0)
+    drawn = random_directions(vector, 10, 0)
     assert len(drawn) == 10
     gram = vector.direction @ vector.direction.T
     for random in drawn:
@@ -68,7 +68,7 @@ def test_random_directions_are_the_vector_turned(model: ChatModel) -> None:
     cosines = torch.stack([torch.cosine_similarity(r.direction, vector.direction, dim=-1) for r in drawn])
     expected = vector.direction.shape[1] ** -0.5
     assert 0.5 * expected < float(cosines.square().mean().sqrt()) < 2 * expected
-    many = torch.cat([torch.stack([r.unit(0) for r in random_directions(vector, seed)]) for seed in range(60)])
+    many = torch.cat([torch.stack([r.unit(0) for r in random_directions(vector, 10, seed)]) for seed in range(60)])
     spread = (len(many) * many.shape[1]) ** -0.5
     assert (many.mean(dim=0).abs() < 5 * spread).all(), "no side is preferred"
 

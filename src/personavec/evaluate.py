@@ -69,7 +69,7 @@ def evaluate(config: EvaluateConfig) -> Row:
     if changed:
         rows["changed"] = _write(config, run, model, trait, "changed", [steering])
     if steering:
-        rows["random"] = _write(config, run, model, trait, "random", _randomised(steering, config.seed))
+        rows["random"] = _write(config, run, model, trait, "random", _randomised(steering, len(base), config.seed))
     with model.without_adapter():
         scored = {arm: score(run, arm, replies, judges, f"judging {arm}") for arm, replies in rows.items()}
 
@@ -124,9 +124,9 @@ def _write(
     return write(model, run, f"{arm}.jsonl", plans, config, f"{arm} replies")
 
 
-def _randomised(steering: Sequence[Steering], seed: int) -> list[tuple[Steering, ...]]:
-    """The same steering along directions without meaning, as many as the random control takes."""
-    random = [random_directions(one.vector, seed + index) for index, one in enumerate(steering)]
+def _randomised(steering: Sequence[Steering], count: int, seed: int) -> list[tuple[Steering, ...]]:
+    """The same steering along directions without meaning, as many as there are replies."""
+    random = [random_directions(one.vector, count, seed + index) for index, one in enumerate(steering)]
     return [
         tuple(dataclasses.replace(one, vector=vector) for one, vector in zip(steering, drawn, strict=True))
         for drawn in zip(*random, strict=True)

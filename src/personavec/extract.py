@@ -79,9 +79,9 @@ def extract(config: ExtractConfig) -> Row:
         try:
             found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms, layers))
         except DataError as error:  # of this trait alone: the others go on
-            if len(traits) == 1:
-                raise
             failed.append({"trait": trait.name, "error": str(error)})
+    if not found:
+        raise DataError(" – ".join(failure["error"] for failure in failed))
     run.finish()
     seconds = round(time.monotonic() - began, 1)
     done = {"traits": found, "failed": failed, "out": str(out), "seconds": seconds}
@@ -150,7 +150,7 @@ def _extract_one(
 
     directions = {
         "vector": [vector],
-        "random": proof.random_directions(vector, seed),
+        "random": proof.random_directions(vector, len(base), seed),
         "shuffled": [proof.rescaled(vectors["shuffled"], vector)],
     }
     check = proof.check_plans(model, trait, directions, chosen.layer, chosen.coef, config.check_rollouts, seed, system)

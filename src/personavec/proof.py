@@ -21,8 +21,6 @@ SWEPT_DEPTH = (0.3, 0.7)
 SWEPT_LAYERS = 5
 KNEE = 0.8
 """Share of the strongest change in the trait that the chosen cell must bring."""
-RANDOM_DIRECTIONS = 10
-"""The random control averages over this many directions, dealt to the replies in turn."""
 
 Row = dict[str, Any]
 
@@ -174,11 +172,15 @@ def check_plans(
     ]
 
 
-def random_directions(vector: PersonaVector, seed: int) -> list[PersonaVector]:
-    """The vector turned at random as a whole: without meaning, but as long at every layer and from layer to layer."""
+def random_directions(vector: PersonaVector, count: int, seed: int) -> list[PersonaVector]:
+    """The vector turned at random as a whole: without meaning, but as long at every layer and from layer to layer.
+
+    A single direction may push a trait far up or down by chance. With another one for every reply of an arm, the arm's
+    interval speaks of random directions in general.
+    """
     _, shape = torch.linalg.qr(vector.direction.T)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn((RANDOM_DIRECTIONS, vector.direction.shape[1], len(shape)), generator=generator)
+    drawn = torch.randn((count, vector.direction.shape[1], len(shape)), generator=generator)
     basis, mixed = torch.linalg.qr(drawn)
     # the signs make it uniform: the factorisation has a convention of its own
     turned = basis * mixed.diagonal(dim1=-2, dim2=-1).sign()[:, None] @ shape
