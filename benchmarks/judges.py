@@ -1,7 +1,8 @@
 """Two judges of the same rollouts: python benchmarks/judges.py RUN/TRAIT OTHER_RUN/TRAIT.
 
-The runs differ in --judge alone, so that their rollouts are the same replies. Prints what each judge made of the trait,
-and the rank correlation of their scores; the AUC is cross-validated by question and blind to the pair that wrote a reply.
+The runs differ in --judge alone, so that their rollouts are the same replies. Prints what each judge made of the
+trait, and the rank correlation of their scores; the AUC is cross-validated by question and blind to the pair that
+wrote a reply.
 """
 
 import json
@@ -16,9 +17,8 @@ from traits import interval
 def main() -> None:
     """One row a judge."""
     folders = [Path(folder) for folder in sys.argv[1:3]]
-    print(
-        "| judge | AUC | suppressed | base | steered | random | layer, dose | proven |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| judge | AUC | suppressed | base | steered | random | layer, dose | proven |")
+    print("|---|---|---|---|---|---|---|---|")
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
         arms = {arm["arm"]: arm["trait"] for arm in result["check"]}

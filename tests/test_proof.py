@@ -31,16 +31,16 @@ def test_knee_takes_the_gentlest_of_the_strong() -> None:
         cell(12, 0.4, 98, 85),
         cell(9, 0.4, 99, 50),
     ]
-    assert knee(cells, BASE, 75) is cells[2]  # 80% of 40 → 98 is 86.4; the cell at 99 is not coherent
+    assert knee(cells, BASE, 75) is cells[2]  # half of 40 → 98 is 69; the cell at 99 is not coherent
 
 
-def test_knee_is_the_strongest_where_nothing_saturates() -> None:
+def test_knee_is_half_way_where_nothing_saturates() -> None:
     cells = [cell(9, dose, 40 + 100 * dose, 95) for dose in (0.1, 0.2, 0.3, 0.4)]
-    assert knee(cells, BASE, 75) is cells[3]
+    assert knee(cells, BASE, 75) is cells[1]
 
 
 def test_knee_wants_the_whole_interval_of_coherence() -> None:
-    cells = [cell(9, 0.1, 60, 90), cell(9, 0.2, 90, 76)]
+    cells = [cell(9, 0.1, 60, 90), cell(9, 0.2, 99, 76)]
     assert knee(cells, BASE, 75) is cells[0]
 
 

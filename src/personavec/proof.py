@@ -19,8 +19,8 @@ from personavec.vector import PersonaVector
 SWEPT_DEPTH = (0.3, 0.7)
 """Share of the depth where the sweep looks. Source: replications find the best layer at 45-65%."""
 SWEPT_LAYERS = 5
-KNEE = 0.8
-"""Share of the strongest change in the trait that the chosen cell must bring."""
+KNEE = 0.5
+"""Share of the strongest change in the trait that the chosen cell must bring: the half-maximal effective dose."""
 
 Row = dict[str, Any]
 
@@ -114,10 +114,10 @@ def cells(rows: Sequence[Row], seed: int) -> list[Cell]:
 
 
 def knee(found: Sequence[Cell], base: Interval, floor: float) -> Cell:
-    """The gentlest cell that brings most of the strongest cell's change, among those that surely stay coherent.
+    """The gentlest cell that brings half of the strongest cell's change, among those that surely stay coherent.
 
-    Surely: the interval of coherence lies above the floor. Most: `KNEE` of the change from base, because past
-    saturation more dose buys only damage, of the other sign too. Where no cell is coherent, the most coherent one:
+    Surely: the interval of coherence lies above the floor. Half: past it more dose buys less and less, and damage of
+    which random directions do as much. Where no cell is coherent, the most coherent one:
     the final check then says that the floor was missed.
 
     Args:
