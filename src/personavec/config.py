@@ -127,7 +127,7 @@ class ExtractConfig(Writing, Common):
     """Doses the sweep tries at every layer, as shares of the activation norm."""
     sweep_questions: int = 10
     """Held-out questions that the sweep asks at every layer and dose; the final check asks all."""
-    check_rollouts: int = 2
+    check_rollouts: int = 4
     """Replies per held-out question and arm in the final check."""
     coherence_floor: float = 75.0
     """Coherence (0-100) below which no layer and dose is chosen. Source: the paper, section 5."""
