@@ -123,12 +123,12 @@ class ExtractConfig(Writing, Common):
     """Replies per extraction question, instruction pair and side."""
     layers: Layers = ()
     """Layers the sweep tries; default five, spread from 30% to 70% of the depth."""
-    doses: Doses = (0.1, 0.2, 0.3, 0.4)
+    doses: Doses = (0.1, 0.2, 0.3)
     """Doses the sweep tries at every layer, as shares of the activation norm."""
     sweep_questions: int = 10
     """Held-out questions that the sweep asks at every layer and dose; the final check asks all."""
     check_rollouts: int = 4
-    """Replies per held-out question and arm in the final check."""
+    """Replies per held-out question in the final check; the arms that decide nothing get half as many."""
     coherence_floor: float = 75.0
     """Coherence (0-100) below which no layer and dose is chosen. Source: the paper, section 5."""
 

@@ -45,16 +45,18 @@ class Arm:
     """"none", "vector", "random" or "shuffled"."""
     share: float
     """Coefficient as a share of the chosen one."""
+    decides: bool = True
+    """Whether the verdict asks for it; the others are there to be looked at."""
 
 
 ARMS = (
     Arm("suppressed", "vector", -1),
-    Arm("half_suppressed", "vector", -0.5),
+    Arm("half_suppressed", "vector", -0.5, decides=False),
     Arm("base", "none", 0),
-    Arm("half_steered", "vector", 0.5),
+    Arm("half_steered", "vector", 0.5, decides=False),
     Arm("steered", "vector", 1),
     Arm("random", "random", 1),
-    Arm("shuffled", "shuffled", 1),
+    Arm("shuffled", "shuffled", 1, decides=False),
 )
 
 
@@ -162,7 +164,7 @@ def check_plans(
         for plan in answers(
             model,
             trait.evaluate,
-            rollouts,
+            rollouts if arm.decides else (rollouts + 1) // 2,
             seed,
             system=system,
             draw="base",

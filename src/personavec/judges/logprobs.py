@@ -9,10 +9,10 @@ from transformers import DynamicCache
 
 from personavec.model import ChatModel
 
-BATCH_LOGITS = 150_000_000
-"""Logits that one forward pass may hold; they are the largest tensor here."""
-SHORTEST = 8
-"""Tokens that a reply counts for at least, so that empty ones do not crowd a batch with prompts."""
+BATCH_LOGITS = 75_000_000
+"""Logits that one forward pass may hold."""
+BATCH_TOKENS = 8192
+"""Tokens that its cache may hold, prompts and padding included."""
 
 Ids = tuple[int, ...]
 
@@ -32,15 +32,16 @@ def reply_logprobs(
         replies: Reply ids; an empty reply gives an empty tensor.
         progress: Told the number of replies done after every batch.
     """
-    batch_tokens = BATCH_LOGITS // model.hf.config.get_text_config().vocab_size
+    reply_tokens = BATCH_LOGITS // model.hf.config.get_text_config().vocab_size
     order = sorted(range(len(replies)), key=lambda i: (len(prompts[i]), prompts[i], len(replies[i])))
     out: list[Tensor] = [torch.empty(0)] * len(replies)
     batch: list[int] = []
     for place, index in enumerate(order):
         batch.append(index)
-        following = order[place + 1 : place + 2]
-        longest = max(SHORTEST, *(len(replies[i]) for i in (*batch, *following)))
-        if not following or (len(batch) + 1) * longest > batch_tokens:
+        next_batch = [*batch, *order[place + 1 : place + 2]]
+        rows, reply = len(next_batch), max(len(replies[i]) for i in next_batch)
+        prompt = max(len(prompts[i]) for i in next_batch)
+        if rows == len(batch) or rows * reply > reply_tokens or rows * (prompt + reply) > BATCH_TOKENS:
             logprobs = _batch(model, [prompts[i] for i in batch], [replies[i] for i in batch])
             for i, logprob in zip(batch, logprobs, strict=True):
                 out[i] = logprob
