@@ -60,8 +60,10 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
             "id": "likelihood:smollm2",
             "auc": interval(0.87, 0.04, 180),
             "weak": False,
+            "weak_below": 0.75,
             "coherence": {"id": "fluency:smollm2", "auc": interval(0.93, 0.03, 180)},
         },
+        "keep_at": 50.0,
         "counts": {"pos": counts, "neg": counts | {"kept": 84}},
         "rollout_scores": {
             side: {"trait": [min(max(rng.gauss(mean, 18), 0), 100) for _ in range(97)], "coherence": [90.0] * 97}
@@ -212,7 +214,7 @@ def test_scales_cover_all_scores(page: str) -> None:
 
 def test_histogram_counts_every_score() -> None:
     scores: dict[str, Any] = {"pos": {"trait": [0, 4.9, 5, 100]}, "neg": {"trait": []}}
-    rows = rows_of(charts.histograms(scores).to_dict())
+    rows = rows_of(charts.histograms(scores, 50).to_dict())
     counts = {row["from"]: row["replies"] for row in rows if row.get("side") == "told to show the trait"}
     assert counts[0] == 2 and counts[5] == 1 and counts[95] == 1 and sum(counts.values()) == 4 and len(counts) == 20
 

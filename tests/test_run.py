@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import tiny
+from filelock import FileLock
 
 import personavec.rollouts
 from personavec.config import Writing
 from personavec.errors import ConfigError, DataError
 from personavec.model import ChatModel
 from personavec.rollouts import answers, contrastive, write
-from personavec.run import Run, sha256, versions
+from personavec.run import LOCK, Run, sha256, versions
 from personavec.steer import Steering
 from personavec.trait import Pair, Trait
 
@@ -32,7 +33,7 @@ TRAIT = Trait(
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*")}
+    return {path.name for path in folder.rglob("*")} - {LOCK}
 
 
 def assert_one_line(error: pytest.ExceptionInfo[BaseException]) -> None:
@@ -100,6 +101,13 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="can be written") as error:
             Run.open(where, CONFIG)
         assert_one_line(error)
+
+
+def test_a_folder_in_which_another_process_works_is_refused(tmp_path: Path) -> None:
+    Run.open(tmp_path / "run", {"seed": 1})
+    with FileLock(tmp_path / "run" / LOCK), pytest.raises(ConfigError, match="another process"):
+        Run.open(tmp_path / "run", {"seed": 1})
+    Run.open(tmp_path / "run", {"seed": 1})
 
 
 def test_a_damaged_configuration_is_told(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from personavec.config import EvaluateConfig
 from personavec.errors import ConfigError, JudgeError
+from personavec.judges.fluency import FluencyJudge
+from personavec.judges.likelihood import LikelihoodJudge
 from personavec.model import ChatModel
 from personavec.proof import random_directions
 from personavec.rollouts import answers, contrastive, write
@@ -51,7 +53,7 @@ def evaluate(config: EvaluateConfig) -> Row:
     for one in steering:
         one.vector.check_model(model.identity)
     judge_model = load_judge_model(config.judge, model, config)
-    judges = Judges.of(judge_model, model, trait, config.system)
+    judges = Judges(LikelihoodJudge(judge_model, trait), FluencyJudge(model, config.system), trait.content_hash)
     at_hand = _scale_at_hand(config, judges, steering)
     run = Run.open(
         config.out or _default_out(config, trait),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -121,6 +122,11 @@ class ChatModel:
     def dtype(self) -> torch.dtype:
         """The dtype of the residual stream."""
         return self.hf.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and reply may have together, as far as the model's configuration says."""
+        return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

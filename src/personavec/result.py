@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from personavec.config import ExtractConfig
+from personavec.judges.likelihood import WEAK_AUC
 from personavec.model import ChatModel
 from personavec.proof import ARMS, Cell, verdict
 from personavec.run import commit, versions
-from personavec.scoring import Judges, mean_score
+from personavec.scoring import KEEP_TRAIT, Judges, mean_score
 from personavec.trait import Trait
 from personavec.vector import PersonaVector
 
@@ -57,9 +58,11 @@ def summarise(
             "id": judges.trait.id,
             "auc": judges.trait.auc.to_json(),
             "weak": judges.weak,
+            "weak_below": WEAK_AUC,
             "coherence": {"id": judges.coherence.id, "auc": judges.coherence.auc.to_json()},
         },
         "counts": counts,
+        "keep_at": KEEP_TRAIT,
         "rollout_scores": {
             side: {
                 kind: [round(r[kind], 2) for r in rollouts if r["side"] == side and r[kind] is not None]

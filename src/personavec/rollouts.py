@@ -149,10 +149,9 @@ def _check_prompts(run: Run, name: str, plans: Sequence[Plan], rows: dict[str, R
 
 
 def _check_context(model: ChatModel, plans: Sequence[Plan], sampling: Sampling) -> None:
-    limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
     longest = max(len(plan.request.prompt) for plan in plans)
-    if limit is not None and longest + sampling.max_new_tokens > limit:
+    if longest + sampling.max_new_tokens > model.context:
         raise ConfigError(
-            f"expected prompt and reply to fit into {limit} tokens, got {longest} and --max-new-tokens "
+            f"expected prompt and reply to fit into {model.context} tokens, got {longest} and --max-new-tokens "
             f"{sampling.max_new_tokens}; lower it"
         )

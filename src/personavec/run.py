@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from personavec.errors import ConfigError, DataError
 
 PACKAGES = ("personavec", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
@@ -20,8 +22,15 @@ REPORT = {"report.html", "index.html", "charts"}
 """Made from the results by whoever shows them, and so not among a run's outputs."""
 
 
+LOCK = ".lock"
+"""Held while a process works in the folder."""
+
+
 class Run:
     """Handle of a run folder. Writes are atomic (temporary file, then rename) or appends of whole lines."""
+
+    lock: FileLock | None = None
+    """Of the whole run, not of its parts; the operating system frees it when the process ends, however it ends."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,14 +52,21 @@ class Run:
         options = json.loads(json.dumps(options, default=str)) | {"inputs": dict(inputs or {})}
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            run.lock = FileLock(folder / LOCK, timeout=0, is_singleton=True)
+            run.lock.acquire()
             if run.done("config.json"):
                 run._check(options)
-            elif any(path.name != "config.json.tmp" for path in folder.iterdir()):
+            elif any(path.name not in ("config.json.tmp", LOCK) for path in folder.iterdir()):
                 raise ConfigError(
                     f"expected an empty folder or a run to resume, got other files in {folder}; choose another --out"
                 )
             else:
                 run.write_json("config.json", options)
+        except Timeout as error:
+            raise ConfigError(
+                f"expected {folder} to be free, got one that another process works in; wait for it, or choose "
+                "another --out"
+            ) from error
         except OSError as error:
             raise ConfigError(
                 f"expected a folder that can be written, got {folder} ({error.strerror}); choose another --out"
@@ -137,7 +153,7 @@ class Run:
         outputs = {
             str(name): sha256(path)
             for name, path in files.items()
-            if not REPORT & set(name.parts) and name.name != "manifest.json"
+            if not REPORT & set(name.parts) and name.name not in ("manifest.json", LOCK)
         }
         self.write_json("manifest.json", self.read_json("manifest.json") | {"finished": _now(), "outputs": outputs})
 

@@ -17,7 +17,6 @@ from personavec.model import ChatModel
 from personavec.progress import stage
 from personavec.run import Run
 from personavec.stats import Calibration, Interval, clustered_mean
-from personavec.trait import Trait
 
 CHUNK = 256
 """Replies scored between two writes: the unit of resumption."""
@@ -47,11 +46,6 @@ class Judges:
     trait: LikelihoodJudge
     coherence: FluencyJudge
     trait_hash: str
-
-    @classmethod
-    def of(cls, judge_model: ChatModel, subject: ChatModel, trait: Trait, system: str) -> "Judges":
-        """Judges without a scale yet."""
-        return cls(LikelihoodJudge(judge_model, trait), FluencyJudge(subject, system), trait.content_hash)
 
     @property
     def weak(self) -> bool:

@@ -129,7 +129,7 @@ class Chat:
 
     def _prompt(self) -> tuple[int, ...]:
         """The rendered conversation, without its oldest turns where the model's context is too short for them."""
-        limit = getattr(self.model.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        limit = self.model.context
         messages, dropped = self.messages, 0
         while len(prompt := self.model.render(messages, self.system)) + self.config.max_new_tokens > limit:
             if len(messages) == 1:

@@ -20,8 +20,6 @@ BIN = 5
 """Width of a histogram bar, in points of score."""
 N_BINS = MAX_SCORE // BIN
 TOLD_POS, TOLD_NEG = "told to show the trait", "told the opposite"
-KEEP = 50
-"""Rollouts are kept above this score on the positive side and below it on the negative one."""
 RELIABLE = 0.9
 """Split-half reliability from which the title says that the halves agree."""
 
@@ -129,16 +127,16 @@ def coherence(check: Sequence[Json], floor: float) -> alt.LayerChart:
     return _finish([line, *_arms(check, "coherence", "coherence (0–100)")], title, subtitle, 420, 280)
 
 
-def histograms(rollout_scores: Mapping[str, Json]) -> alt.LayerChart:
-    """Trait scores of the rollouts, under instructions for the trait and against it."""
+def histograms(rollout_scores: Mapping[str, Json], keep_at: float) -> alt.LayerChart:
+    """Trait scores of the rollouts, under instructions for the trait and against it, and where they are kept."""
     pos, neg = rollout_scores["pos"]["trait"], rollout_scores["neg"]["trait"]
     rows = []
     for side, values in ((TOLD_POS, pos), (TOLD_NEG, neg)):
         bins = [min(int(value // BIN), N_BINS - 1) for value in values]
         rows += [{"side": side, "from": BIN * i, "to": BIN * (i + 1), "replies": bins.count(i)} for i in range(N_BINS)]
     if pos and neg:
-        above, below = sum(v > KEEP for v in pos) / len(pos), sum(v < KEEP for v in neg) / len(neg)
-        title = f"{above:.0%} of “trait” replies score above {KEEP}, {below:.0%} of “opposite” replies below"
+        above, below = sum(v > keep_at for v in pos) / len(pos), sum(v < keep_at for v in neg) / len(neg)
+        title = f"{above:.0%} of “trait” replies score above {keep_at:g}, {below:.0%} of “opposite” replies below"
     else:
         title = "One side has no scored replies"
     bars = (
@@ -154,8 +152,8 @@ def histograms(rollout_scores: Mapping[str, Json]) -> alt.LayerChart:
             tooltip=["side:N", "from:Q", "to:Q", "replies:Q"],
         )
     )
-    line = alt.Chart(_data([{"keep": KEEP}])).mark_rule(color=INK, strokeDash=[4, 3]).encode(x="keep:Q")
-    subtitle = [f"Dashed line: a reply on the wrong side of {KEEP} is dropped."]
+    line = alt.Chart(_data([{"keep": keep_at}])).mark_rule(color=INK, strokeDash=[4, 3]).encode(x="keep:Q")
+    subtitle = [f"Dashed line: a reply on the wrong side of {keep_at:g} is dropped."]
     return _finish([bars, line], title, subtitle, 520, 220)
 
 

@@ -16,8 +16,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from personavec.report import charts
 from personavec.run import Run, write_file
 
-WEAK_AUC = 0.75
-"""Below it the page calls a judge weak."""
 HIDDEN_TRAITS = frozenset({"evil"})
 """Traits whose transcripts stay behind a click."""
 DASH = "–"
@@ -82,7 +80,7 @@ def _charts(result: Mapping[str, Any]) -> dict[str, LayerChart]:
         "dose_response": charts.dose_response(check),
         "coherence": charts.coherence(check, result["sweep"]["floor"]),
         "heat_map": charts.heat_map(result["sweep"], choice),
-        "histograms": charts.histograms(result["rollout_scores"]),
+        "histograms": charts.histograms(result["rollout_scores"], result["keep_at"]),
         "layer_norm": norm,
         "layer_dose": dose,
         "layer_reliability": reliability,
@@ -105,7 +103,6 @@ def _render(path: Path, template: str, **context: Any) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"interval": _interval, "bounds": _bounds, "number": _number}
-    environment.globals["weak_auc"] = WEAK_AUC
     write_file(path, environment.get_template(template).render(context).encode())
     return path
 
