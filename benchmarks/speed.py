@@ -106,7 +106,7 @@ def steering(model: ChatModel) -> None:
 
 
 def sweep(model: ChatModel) -> None:
-    """The sweep of `extract` (5 layers, 4 doses), against as many unsteered replies."""
+    """A sweep as that of `extract` (5 layers, here with 4 doses), against as many unsteered replies."""
     vector = random_vector(model)
     questions = load_trait("optimistic").evaluate
     cells = [(layer, coef) for layer in swept_layers((), model.n_layers) for coef in (0.001, 0.002, 0.003, 0.004)]

@@ -23,7 +23,7 @@ from personavec.config import EvaluateConfig, ExtractConfig
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "altair", "rich", "numpy", "peft", "personavec.model")
-ESTIMATE = {"mean": 50.0, "ci": [40.0, 60.0], "n": 20}
+ESTIMATE = {"mean": 50.0, "ci": [40.0, 60.0], "n": 20, "dropped": 0}
 
 
 def python(*args: str, **env: str) -> subprocess.CompletedProcess[str]:

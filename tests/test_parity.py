@@ -17,9 +17,9 @@ from personavec.activations import POSITIONS, activations, weights
 from personavec.errors import JudgeError
 from personavec.extract import activation_norms, difference_in_means, keep
 from personavec.hooks import capture
+from personavec.judges import logprobs
 from personavec.judges.fluency import FluencyJudge, garble
 from personavec.judges.likelihood import LikelihoodJudge
-from personavec.judges import logprobs
 from personavec.judges.logprobs import Ids, reply_logprobs
 from personavec.model import ChatModel
 from personavec.projection import cosine, project
@@ -311,13 +311,14 @@ def test_equal_questions_are_read_by_equal_pairs(model: ChatModel) -> None:
     first, _, again, _ = judge.score(["How are you?", "What?", "How are you?", "Why?"], ["Fine."] * 4, quiet)
     assert first.value == pytest.approx(again.value, abs=1e-3)
 
+
 def test_judging_holds_few_rows_at_once(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the logits nor the cache of a batch grow with the number of replies or with how short they are."""
     sizes = []
 
     def forward(_: ChatModel, prompts: Sequence[Ids], replies: Sequence[Ids]) -> list[Tensor]:
         width, longest = max(map(len, prompts)), max(map(len, replies))
-        sizes.append((len(replies), len(replies) * longest, len(replies) * (width + longest)))
+        sizes.append((len(replies), len(replies) * (longest + 1), len(replies) * (width + longest)))
         return [torch.zeros(len(reply)) for reply in replies]
 
     monkeypatch.setattr(logprobs, "_batch", forward)
@@ -327,7 +328,6 @@ def test_judging_holds_few_rows_at_once(model: ChatModel, monkeypatch: pytest.Mo
     reply_logprobs(model, [prompt(20, 1)] * 90, replies)
     rows, logits, cached = zip(*sizes, strict=True)
     assert sum(rows) == 90 and max(logits) <= 60 and max(cached) <= 200 and len(sizes) < 30
-
 
 
 def test_prompts_read_once_give_the_same_scores(model: ChatModel) -> None:

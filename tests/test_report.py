@@ -16,11 +16,11 @@ from personavec.report.page import write_index, write_page
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)> {{ 7 * 7 }}"
 SECTIONS = ("verdict", "what", "effect", "sweep", "transcripts", "rollouts", "layers", "card", "glossary")
-NOTHING = {"mean": None, "ci": [None, None], "n": 0}
+NOTHING = {"mean": None, "ci": [None, None], "n": 0, "dropped": 60}
 
 
 def interval(mean: float, half: float = 3.0, n: int = 60) -> dict[str, Any]:
-    return {"mean": mean, "ci": [mean - half, mean + half], "n": n}
+    return {"mean": mean, "ci": [mean - half, mean + half], "n": n, "dropped": 0}
 
 
 def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]:
@@ -231,6 +231,23 @@ def test_missing_figures_survive(tmp_path: Path) -> None:
     page = write(tmp_path, result)
     assert "Not proven:" in page and "Weak judge" in page
     assert "None" not in page.split("<script", 1)[0] and "nan" not in json.dumps(specs_of(page))
+
+
+def test_a_page_survives_intervals_of_one_question(tmp_path: Path) -> None:
+    """A mean without bounds: replies to a single question were scored."""
+    result = make_result(proven=False)
+    for row in [*result["check"], *result["sweep"]["cells"]]:
+        for kind in ("trait", "coherence"):
+            row[kind] = row[kind] | {"ci": [None, None], "n": 1, "dropped": 3}
+    (tmp_path / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    assert "3 dropped" in write_page(tmp_path).read_text(encoding="utf-8")
+
+
+def test_index_names_traits_that_failed(tmp_path: Path) -> None:
+    (tmp_path / "calm").mkdir()
+    (tmp_path / "calm" / "result.json").write_text(json.dumps(make_result(proven=True)), encoding="utf-8")
+    index = write_index(tmp_path, ["calm"], [{"trait": "odd", "error": "expected <b>, got"}]).read_text("utf-8")
+    assert "1 of 2 persona vectors proven" in index and "odd" in index and "expected &lt;b&gt;, got" in index
 
 
 def test_index_lists_all_traits(tmp_path: Path) -> None:

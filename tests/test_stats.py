@@ -55,11 +55,11 @@ def test_missing_values_are_left_out() -> None:
     values = np.array([1.0, NAN, 3.0, NAN, 5.0])
     clusters = np.array([0, 0, 1, 1, 2])
     found = clustered_mean(values, clusters)
-    assert (found.mean, found.n) == (3.0, 3)
-    assert found == clustered_mean(np.array([1.0, 3.0, 5.0]), np.array([0, 1, 2]))
+    assert (found.mean, found.n, found.dropped) == (3.0, 3, 2)
+    assert found._replace(dropped=0) == clustered_mean(np.array([1.0, 3.0, 5.0]), np.array([0, 1, 2]))
     nothing = clustered_mean(np.array([NAN, NAN]), np.array([0, 1]))
     assert nothing.n == 0 and np.isnan(nothing.mean)
-    assert nothing.to_json() == {"mean": None, "ci": [None, None], "n": 0}
+    assert nothing.to_json() == {"mean": None, "ci": [None, None], "n": 0, "dropped": 2}
     assert clustered_mean(np.array([]), np.array([], dtype=int)).n == 0
 
 
@@ -70,7 +70,10 @@ def test_a_mean_weighs_replies_not_clusters() -> None:
 
 def test_one_cluster_has_no_interval_to_speak_of() -> None:
     single = clustered_mean(np.array([1.0, 2.0]), np.array([4, 4]))
-    assert single.to_json() == {"mean": 1.5, "ci": [None, None], "n": 2} and not single.low <= 1.5 <= single.high
+    assert (
+        single.to_json() == {"mean": 1.5, "ci": [None, None], "n": 2, "dropped": 0}
+        and not single.low <= 1.5 <= single.high
+    )
     assert clustered_mean(np.full(6, 8.0), np.arange(6)) == Interval(8, 8, 8, 6)
 
 
@@ -85,7 +88,7 @@ def test_intervals_hold_their_mean_repeat_and_shift(values: list[float], seed: i
     assert renamed.mean == pytest.approx(found.mean)
     moved = clustered_mean(numbers + shift, clusters, seed)
     assert moved.low == pytest.approx(found.low + shift, abs=1e-6)
-    assert set(found.to_json()) == {"mean", "ci", "n"}
+    assert set(found.to_json()) == {"mean", "ci", "n", "dropped"}
 
 
 # separation
@@ -113,7 +116,7 @@ def test_auc_interval_resamples_clusters() -> None:
     whole = auc_interval(is_pos * 1.0, is_pos, clusters)
     assert whole == Interval(1, 1, 1, 200)
     single = auc_interval(values, is_pos, np.zeros(200, dtype=int))
-    assert single.to_json() == {"mean": round(single.mean, 4), "ci": [None, None], "n": 200}
+    assert single.to_json() == {"mean": round(single.mean, 4), "ci": [None, None], "n": 200, "dropped": 0}
 
 
 def test_auc_interval_bears_clusters_of_one_side() -> None:

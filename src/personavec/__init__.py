@@ -1,3 +1,3 @@
-"""Persona vectors: extract, watch, steer, prevent, screen."""
+"""Persona vectors: extract them, prove that they work, steer and watch with them."""
 
 __version__ = "0.1.0"

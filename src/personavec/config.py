@@ -27,6 +27,7 @@ LARGEST_DOSE = 10.0
 RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "seed": (lambda value: value >= 0, "0 or more"),
     "temperature": (lambda value: value >= 0, "0 or more"),
+    "coherence_floor": (lambda value: 0 <= value <= 100, "from 0 to 100"),
     "sweep_questions": (lambda value: value >= 2, "at least 2"),
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
 } | {

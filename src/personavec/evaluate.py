@@ -179,7 +179,7 @@ def _default_out(config: EvaluateConfig, trait: Trait) -> Path:
 
 
 def _inputs(config: EvaluateConfig, model: ChatModel, trait: Trait, steering: Sequence[Steering]) -> dict[str, str]:
-    inputs = {"model": model.identity.revision, f"trait {trait.name}": trait.content_hash}
+    inputs = {"model": model.identity.revision, "numbers": model.numbers, f"trait {trait.name}": trait.content_hash}
     inputs |= {f"vector {text}": one.vector.content_hash for text, one in zip(config.steer, steering, strict=True)}
     if config.adapter is not None:
         inputs |= {f"adapter {path.name}": sha256(path) for path in sorted(config.adapter.iterdir()) if path.is_file()}

@@ -13,7 +13,7 @@ from torch import Tensor
 from personavec import proof
 from personavec.activations import POSITIONS, activations
 from personavec.config import ExtractConfig
-from personavec.errors import ConfigError, DataError
+from personavec.errors import ConfigError, DataError, JudgeError, ModelError
 from personavec.judges.fluency import FluencyJudge
 from personavec.judges.likelihood import LikelihoodJudge
 from personavec.model import ChatModel
@@ -59,7 +59,7 @@ def extract(config: ExtractConfig) -> Row:
     judge_model = load_judge_model(config.judge, model, config)
     out = config.out or Path("runs") / f"extract-{'-'.join(trait.name for trait in traits)}"
     inputs = {f"trait {trait.name}": trait.content_hash for trait in traits}
-    inputs |= {"model": model.identity.revision, "judge": judge_model.identity.revision}
+    inputs |= {"model": model.identity.revision, "judge": judge_model.identity.revision, "numbers": model.numbers}
     run = Run.open(out, dataclasses.asdict(config), inputs)
 
     base = _base_replies(config, run, model, traits)
@@ -78,7 +78,7 @@ def extract(config: ExtractConfig) -> Row:
         own = [row for row in base if row["trait_name"] == trait.name]
         try:
             found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms, layers))
-        except DataError as error:  # of this trait alone: the others go on
+        except (DataError, JudgeError, ModelError) as error:  # of this trait alone: the others go on
             failed.append({"trait": trait.name, "error": str(error)})
     if not found:
         raise DataError(" – ".join(failure["error"] for failure in failed))

@@ -124,6 +124,11 @@ class ChatModel:
         return self.hf.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
 
     @property
+    def numbers(self) -> str:
+        """Number format and kind of device: a run stays on one of them."""
+        return f"{str(self.dtype).removeprefix('torch.')} on {self.device.type}"
+
+    @property
     def context(self) -> int:
         """Tokens that prompt and reply may have together, as far as the model's configuration says."""
         return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize

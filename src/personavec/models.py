@@ -8,7 +8,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,13 +181,14 @@ def _convert(gguf: Path, folder: Path) -> Path:
         raise ModelError(f"expected a GGUF model that transformers can read, got {gguf} ({reason})") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    with _quiet():
-        hf.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
     try:
-        scratch.rename(folder)
-    except OSError:  # another process converted the same file meanwhile
-        shutil.rmtree(scratch)
+        with _quiet():
+            hf.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+        with suppress(OSError):  # another process converted the same file meanwhile
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 

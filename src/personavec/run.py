@@ -52,14 +52,15 @@ class Run:
         options = json.loads(json.dumps(options, default=str)) | {"inputs": dict(inputs or {})}
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            others = {path.name for path in folder.iterdir()} - {"config.json.tmp", LOCK}
+            if others and not run.done("config.json"):
+                raise ConfigError(
+                    f"expected an empty folder or a run to resume, got other files in {folder}; choose another --out"
+                )
             run.lock = FileLock(folder / LOCK, timeout=0, is_singleton=True)
             run.lock.acquire()
             if run.done("config.json"):
                 run._check(options)
-            elif any(path.name not in ("config.json.tmp", LOCK) for path in folder.iterdir()):
-                raise ConfigError(
-                    f"expected an empty folder or a run to resume, got other files in {folder}; choose another --out"
-                )
             else:
                 run.write_json("config.json", options)
         except Timeout as error:
@@ -109,7 +110,8 @@ class Run:
             return json.loads(self.path(name).read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(
-                f"expected JSON in {self.path(name)}, got {error}; delete that file and run the same command again"
+                f"expected JSON in {self.path(name)}, got {error}; "
+                + ("choose another --out" if name == "config.json" else "delete that file and run again")
             ) from error
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

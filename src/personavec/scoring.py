@@ -1,4 +1,4 @@
-"""Scores of replies: building the judges a run asks for, learning their scales, and scoring tables resumably."""
+"""Scores of replies: the judges of a run, learning their scales, and scoring tables resumably."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -19,11 +19,13 @@ class Interval(NamedTuple):
     high: float
     n: int
     """Number of values behind it."""
+    dropped: int = 0
+    """Number of values left out: refused, empty or unscored replies."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in result files; null where there was too little to tell."""
         mean, low, high = (None if np.isnan(value) else round(value, 4) for value in self[:3])
-        return {"mean": mean, "ci": [low, high], "n": self.n}
+        return {"mean": mean, "ci": [low, high], "n": self.n, "dropped": self.dropped}
 
 
 def clustered_mean(values: Float[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0) -> Interval:
@@ -32,7 +34,7 @@ def clustered_mean(values: Float[ndarray, " n"], clusters: Int[ndarray, " n"], s
     A single cluster has a mean, but no interval (nan).
 
     Args:
-        values: One per reply; nan (refused, empty) is left out.
+        values: One per reply; nan (refused, empty) is left out and counted as dropped.
         clusters: Which question each reply answers.
         seed: Of the resampling.
     """
@@ -40,14 +42,15 @@ def clustered_mean(values: Float[ndarray, " n"], clusters: Int[ndarray, " n"], s
 
     valid = ~np.isnan(values)
     if not valid.any():
-        return Interval(np.nan, np.nan, np.nan, 0)
+        return Interval(np.nan, np.nan, np.nan, 0, len(values))
+    n, dropped = int(valid.sum()), int((~valid).sum())
     _, index = np.unique(clusters[valid], return_inverse=True)
     sums, counts = np.bincount(index, values[valid]), np.bincount(index)
     mean = float(sums.sum() / counts.sum())
     if len(sums) < 2:
-        return Interval(mean, np.nan, np.nan, int(valid.sum()))
+        return Interval(mean, np.nan, np.nan, n, dropped)
     if np.ptp(sums / counts) == 0:
-        return Interval(mean, mean, mean, int(valid.sum()))
+        return Interval(mean, mean, mean, n, dropped)
     found = bootstrap(
         (sums, counts),
         lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
@@ -58,7 +61,7 @@ def clustered_mean(values: Float[ndarray, " n"], clusters: Int[ndarray, " n"], s
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), int(valid.sum()))
+    return Interval(mean, float(found.low), float(found.high), n, dropped)
 
 
 def auc(pos: Float[ndarray, " n"], neg: Float[ndarray, " m"]) -> float:

@@ -69,8 +69,8 @@ def parse_steering(text: str) -> Steering:
     )
     if match is None:
         raise ConfigError(
-            f"expected VEC:COEF[@LAYER], got {text}; for example runs/extract/optimistic/vector.safetensors:2@15, "
-            "or :0.2d for a dose"
+            f"expected VEC:COEF[@LAYER], got {text}; for example "
+            "runs/extract-optimistic/optimistic/vector.safetensors:2@15, or :0.2d for a dose"
         )
     vector = load_vector(Path(match["file"]))
     amount = float(match["amount"])

@@ -40,7 +40,7 @@ class Card:
     trait: str
     model: ModelIdentity
     position: str
-    """Which activations were averaged: "response avg", "prompt avg" or "prompt last"."""
+    """Which activations were averaged: "response avg", "prompt avg" or "prompt last"; "shuffled" for the control."""
     site: str = SITE
     """Row i is the output of decoder block i, 0-based, before the final norm."""
     layer: int | None = None

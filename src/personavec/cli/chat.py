@@ -220,11 +220,15 @@ def _lines() -> Iterator[str]:
         import readline  # noqa: F401 - gives input() a history and editing
     while True:
         try:
-            yield input("\n> ").strip()
+            if sys.stdout.isatty():
+                yield input("\n> ").strip()
+            else:  # input() would write its prompt among the replies
+                print("\n> ", end="", file=sys.stderr, flush=True)
+                yield input().strip()
         except KeyboardInterrupt:
             print("\n(Ctrl-D leaves)", file=sys.stderr)
         except EOFError:
-            print()
+            print(file=sys.stderr)
             return
 
 

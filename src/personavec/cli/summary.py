@@ -37,7 +37,7 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
         _say(f"next: personavec chat --model {shlex.quote(config.model)} --steer {steering}", markup=False)
     for failure in result["failed"]:
         _say(f"{failure['trait']}: {failure['error']}", markup=False)
-    if len(result["traits"]) > 1:
+    if len(result["traits"]) + len(result["failed"]) > 1:
         _say(f"all traits: {result['report']}", markup=False)
     _say(f"{result['seconds']:.0f} seconds")
 
@@ -84,8 +84,9 @@ def _say(text: str, markup: bool = True) -> None:
 
 
 def _estimate(value: Json, digits: int = 1) -> str:
-    """A mean with its interval: 41.2 [38.0, 44.1]."""
+    """A mean with its interval, and what was dropped: 41.2 [38.0, 44.1], 3 dropped."""
     if value["mean"] is None:
         return "–"
     low, high = ("–" if bound is None else f"{bound:.{digits}f}" for bound in value["ci"])
-    return f"{value['mean']:.{digits}f} [{low}, {high}]"
+    dropped = f", {value['dropped']} dropped" if value["dropped"] else ""
+    return f"{value['mean']:.{digits}f} [{low}, {high}]{dropped}"

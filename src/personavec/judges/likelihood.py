@@ -86,7 +86,8 @@ class LikelihoodJudge:
             )
         held_out = np.full(len(answers), np.nan)
         self.calibration, held_out[valid] = calibrate(evidence[valid, None], is_pos[valid], groups[valid])
-        self.auc = auc_interval(held_out[valid], is_pos[valid], groups[valid], seed)
+        auc = auc_interval(held_out[valid], is_pos[valid], groups[valid], seed)
+        self.auc = auc._replace(dropped=int((~valid).sum()))
         return [self._score(100 * value, x) for value, x in zip(held_out, evidence, strict=True)]
 
     def score(self, questions: Sequence[str], answers: Sequence[str], progress: Progress) -> list[Score]:

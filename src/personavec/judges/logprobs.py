@@ -1,4 +1,4 @@
-"""Log-probabilities of given replies, every prompt read once for all replies to it."""
+"""Log-probabilities of given replies; a batch reads every prompt once for all replies to it."""
 
 from collections.abc import Callable, Sequence
 
@@ -41,7 +41,7 @@ def reply_logprobs(
         next_batch = [*batch, *order[place + 1 : place + 2]]
         rows, reply = len(next_batch), max(len(replies[i]) for i in next_batch)
         prompt = max(len(prompts[i]) for i in next_batch)
-        if rows == len(batch) or rows * reply > reply_tokens or rows * (prompt + reply) > BATCH_TOKENS:
+        if rows == len(batch) or rows * (reply + 1) > reply_tokens or rows * (prompt + reply) > BATCH_TOKENS:
             logprobs = _batch(model, [prompts[i] for i in batch], [replies[i] for i in batch])
             for i, logprob in zip(batch, logprobs, strict=True):
                 out[i] = logprob

@@ -52,7 +52,7 @@ def heat_map(sweep: Json, choice: Json) -> alt.LayerChart:
             "n": cell["trait"]["n"],
             "trait_text": _round(cell["trait"]["mean"]),
             "coherence_text": _round(cell["coherence"]["mean"]),
-            "low": cell["coherence"]["mean"] is not None and cell["coherence"]["ci"][0] < floor,
+            "low": cell["coherence"]["mean"] is not None and not _above(cell["coherence"]["ci"][0], floor),
             "chosen": cell is chosen,
         }
         for cell in sweep["cells"]
@@ -99,7 +99,7 @@ def dose_response(check: Sequence[Json]) -> alt.LayerChart:
     low, high = by_arm.get("suppressed", {}), by_arm.get("steered", {})
     if None in means:
         finding = "Not every arm has a trait score"
-    elif low["ci"][1] < high["ci"][0]:
+    elif _above(high["ci"][0], low["ci"][1]):
         finding = "Steering moves the trait score"
     elif means[2] > means[0]:
         finding = "Steering hardly moves the trait score"
@@ -308,6 +308,11 @@ def _signed_dose(row: Json) -> float:
 
 def _ratio(value: float | None, whole: float | None) -> float | None:
     return None if value is None or not whole else value / whole
+
+
+def _above(bound: float | None, other: float | None) -> bool:
+    """Whether one bound lies above or at another; an interval of a single question has none."""
+    return bound is not None and other is not None and bound >= other
 
 
 def _round(value: float | None, digits: int = 0) -> str:

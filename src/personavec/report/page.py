@@ -55,12 +55,13 @@ def write_page(folder: Path) -> Path:
     )
 
 
-def write_index(folder: Path, traits: Sequence[str]) -> Path:
+def write_index(folder: Path, traits: Sequence[str], failed: Sequence[Mapping[str, str]] = ()) -> Path:
     """Write index.html, one row a trait.
 
     Args:
         folder: The run; each trait's result.json lies in a folder of its name.
         traits: Names, in the order of the rows.
+        failed: `trait` and `error` of those that came to no result.
 
     Returns:
         Path of index.html.
@@ -70,7 +71,7 @@ def write_index(folder: Path, traits: Sequence[str]) -> Path:
     """
     results = [Run(folder / trait).read_json("result.json") for trait in traits]
     rows = [(result, {row["arm"]: row["trait"] for row in result["check"]}) for result in results]
-    return _render(folder / "index.html", "index.html", rows=rows)
+    return _render(folder / "index.html", "index.html", rows=rows, failed=failed)
 
 
 def _charts(result: Mapping[str, Any]) -> dict[str, LayerChart]:
@@ -134,6 +135,6 @@ def write_pages(found: dict[str, Any]) -> dict[str, Any]:
     """Write the page of every trait that `extract` returned, and an index of several; adds their paths as `report`."""
     traits = [trait | {"report": str(write_page(Path(trait["result"]).parent))} for trait in found["traits"]]
     pages = [trait["report"] for trait in traits]
-    if len(traits) > 1:
-        pages = [str(write_index(Path(found["out"]), [trait["trait"] for trait in traits]))]
+    if len(traits) + len(found["failed"]) > 1:
+        pages = [str(write_index(Path(found["out"]), [trait["trait"] for trait in traits], found["failed"]))]
     return found | {"traits": traits, "report": pages[0]}

@@ -8,7 +8,7 @@ from personavec.report.page import write_pages
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:
-    """Extract one built-in trait and write its report; returns what `extract` returns, with the report's path."""
+    """Extract one trait and write its report; returns what `extract` returns, with the report's path."""
     return write_pages(
         extract(
             ExtractConfig(
