@@ -25,7 +25,7 @@ def main() -> None:
         # the maximum over all children so far: it only grows if a later run needs more
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         print(
-            f"| {rollouts} | {200 * int(rollouts)} | {peak:.2f} GB | {f'{peak - before:+.2f} GB' if before else ''} |",
+            f"| {rollouts} | {200 * int(rollouts)} | {peak:.2f} GiB | {f'{peak - before:+.2f} GiB' if before else ''} |",
             flush=True,
         )
         before = peak
