@@ -24,10 +24,8 @@ def main() -> None:
             )
         # the maximum over all children so far: it only grows if a later run needs more
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-        print(
-            f"| {rollouts} | {200 * int(rollouts)} | {peak:.2f} GiB | {f'{peak - before:+.2f} GiB' if before else ''} |",
-            flush=True,
-        )
+        change = f"{peak - before:+.2f} GiB" if before else ""
+        print(f"| {rollouts} | {200 * int(rollouts)} | {peak:.2f} GiB | {change} |", flush=True)
         before = peak
 
 

@@ -70,7 +70,7 @@ def test_the_same_options_resume(tmp_path: Path) -> None:
         ({"seed": 1}, {}, "seed: 0 there, 1 here"),
         ({"model": "other"}, {}, "model: tiny there, other here"),
         ({"extra": 5}, {}, "extra: None there, 5 here"),
-        ({}, {"data": "abc"}, "inputs"),
+        ({}, {"data": "a" * 64}, "input data: None there, aaaaaaaaaaaa here"),
     ],
 )
 def test_other_options_are_refused_and_named(

@@ -78,10 +78,10 @@ class Run:
         return run
 
     def _check(self, config: Mapping[str, Any]) -> None:
-        found = self.read_json("config.json")
-        differing = sorted(key for key in {*found, *config} if found.get(key) != config.get(key))
+        there, new = (_flat(own) for own in (self.read_json("config.json"), config))
+        differing = sorted(key for key in {*there, *new} if there.get(key) != new.get(key))
         if differing:
-            told = "; ".join(f"{key}: {found.get(key)} there, {config.get(key)} here" for key in differing)
+            told = "; ".join(f"{key}: {_short(there.get(key))} there, {_short(new.get(key))} here" for key in differing)
             raise ConfigError(
                 f"expected the run in {self.folder} to have the same options, got another run ({told}); "
                 "choose another --out, or delete that folder"
@@ -202,6 +202,17 @@ def commit() -> str | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options and inputs side by side, so that an error names the one that differs."""
+    inputs = {f"input {name}": value for name, value in config.get("inputs", {}).items()}
+    return {**config, "inputs": None, **inputs}
+
+
+def _short(value: object) -> str:
+    """A value as an error shows it: of a sha256, enough to tell it from another."""
+    return str(value)[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def _line(row: Mapping[str, Any]) -> str:
