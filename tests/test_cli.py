@@ -209,6 +209,7 @@ def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
     trait |= {
         "verdict": verdict,
         "dose": 0.4,
+        "above_floor": False,
         "n_pos": 80,
         "n_neg": 90,
         "trait_score": arms,

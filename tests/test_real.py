@@ -78,7 +78,7 @@ def test_a_killed_run_resumes_to_the_same_vector(extracted: dict[str, Any], trai
         "small/rollouts.jsonl",
         "small/vector.safetensors",
         "small/sweep.jsonl",
-        "small/check.scores.jsonl",
+        "small/check.jsonl",
     ):
         process = subprocess.Popen(command(*args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 300

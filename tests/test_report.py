@@ -88,7 +88,7 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
                 for dose in (0.1, 0.2, 0.4, 0.6, 0.8)
             ],
         },
-        "choice": {"layer": 15, "coef": 2.1, "dose": 0.6},
+        "choice": {"layer": 15, "coef": 2.1, "dose": 0.6, "above_floor": True},
         "check": [
             {
                 "arm": arm,

@@ -131,7 +131,7 @@ class ExtractConfig(Writing, Common):
     check_rollouts: int = 4
     """Replies per held-out question in the final check; the arms that decide nothing get half as many."""
     coherence_floor: float = 75.0
-    """Coherence (0-100) below which no layer and dose is chosen. Source: the paper, section 5."""
+    """Coherence (0-100) that a chosen layer and dose must keep, if any does. Source: the paper, section 5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -258,7 +259,9 @@ def _adapt(hf: Any, adapter: Path) -> Any:
     try:
         if not adapter.is_dir():
             raise FileNotFoundError("no such folder")
-        return PeftModel.from_pretrained(hf, str(adapter)).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of PEFT's use of transformers; no user can act on it
+            return PeftModel.from_pretrained(hf, str(adapter)).eval()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(

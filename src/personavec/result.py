@@ -84,7 +84,12 @@ def summarise(
                 for cell in cells
             ],
         },
-        "choice": {"layer": chosen.layer, "coef": chosen.coef, "dose": chosen.dose},
+        "choice": {
+            "layer": chosen.layer,
+            "coef": chosen.coef,
+            "dose": chosen.dose,
+            "above_floor": bool(chosen.coherence.low >= config.coherence_floor),
+        },
         "check": [
             {
                 "arm": arm.name,

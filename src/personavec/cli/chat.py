@@ -198,7 +198,8 @@ def chat(config: ChatConfig) -> dict[str, Any]:
     for vector in [*(one.vector for one in watched), *(one.vector for one in asked)]:
         vector.check_model(model.identity)
     session = Chat(config, model, tuple(asked), _usual(model, watched, config.system), config.system)
-    session.notes.print(f"{config.model} on {model.device}; {_told(session.steering)}; /help for commands")
+    adapted = f" with {config.adapter}" if config.adapter else ""
+    session.notes.print(f"{config.model}{adapted} on {model.device}; {_told(session.steering)}; /help for commands")
     for line in _lines():
         try:
             if line == "/quit":
@@ -208,7 +209,12 @@ def chat(config: ChatConfig) -> dict[str, Any]:
         except (PersonavecError, ValueError) as error:  # ValueError: quotes that do not close
             session.notes.print(str(error), style="red")
     passed = sys.stdin.isatty() or all(turn["finish"] != "error" for turn in session.turns)
-    return {"model": config.model, "turns": session.turns, "passed": passed}
+    return {
+        "model": config.model,
+        "adapter": str(config.adapter) if config.adapter else None,
+        "turns": session.turns,
+        "passed": passed,
+    }
 
 
 def _lines() -> Iterator[str]:

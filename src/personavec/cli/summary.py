@@ -29,6 +29,8 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
             f"layer {trait['layer']}, coef {trait['coef']:.3g}, dose {trait['dose']:.2g}; "
             f"vector from {trait['n_pos']} + {trait['n_neg']} replies; judge AUC {_estimate(trait['judge_auc'], 2)}"
         )
+        if not trait["above_floor"]:
+            _say("no layer and dose stayed surely above the coherence floor: the most coherent one was taken")
         for condition in trait["verdict"]:
             if not condition["holds"]:
                 _say(f"against it: {condition['text']}", markup=False)
