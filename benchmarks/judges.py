@@ -32,7 +32,8 @@ def main() -> None:
     scores_of = [{row["id"]: row["trait"] for row in rows(folder / "rollouts.scores.jsonl")} for folder in folders]
     both = np.array([[own[name] for own in scores_of] for name in same], dtype=float)
     both = both[~np.isnan(both).any(axis=1)]
-    print(f"\nRank correlation of their scores of {len(both)} rollouts: {spearmanr(both).statistic:.2f}")
+    rank = spearmanr(both).statistic
+    print(f"\nRank correlation of their scores: {rank:.2f} ({len(both)} of {len(first)} rollouts, the same in both runs)")
 
 
 def rows(path: Path) -> list[dict]:
