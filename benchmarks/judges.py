@@ -33,7 +33,9 @@ def main() -> None:
     both = np.array([[own[name] for own in scores_of] for name in same], dtype=float)
     both = both[~np.isnan(both).any(axis=1)]
     rank = spearmanr(both).statistic
-    print(f"\nRank correlation of their scores: {rank:.2f} ({len(both)} of {len(first)} rollouts, the same in both runs)")
+    print(
+        f"\nRank correlation of their scores: {rank:.2f} ({len(both)} of {len(first)} rollouts, the same in both runs)"
+    )
 
 
 def rows(path: Path) -> list[dict]:
