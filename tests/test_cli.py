@@ -214,16 +214,19 @@ def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
         "n_neg": 90,
         "trait_score": arms,
         "coherence": arms,
+        "unscored": {"half_steered": {"trait": {"empty": 0, "refused": 2}, "coherence": {"empty": 0}}},
     }
     trait |= {"random_control": ESTIMATE | {"mean": None}, "judge_auc": ESTIMATE, "report": "r.html"}
     console = rich.console.Console(file=io.StringIO(), width=60, highlight=False)
     monkeypatch.setattr(summary, "console", console)
     summary.extract(
         ExtractConfig(model="a/b"),
-        {"traits": [trait], "failed": [{"trait": "odd", "error": "no replies"}], "report": "r.html", "seconds": 61.2},
+        {"traits": [trait], "failed": [{"trait": "odd", "error": "no replies"}], "report": "r.html", "seconds": 61.2}
+        | {"judge_usage": {"calls": 1200, "retries": 3, "failed": 1, "cached": 7, "tokens": 5000}},
     )
     text = said(console)
-    assert "odd: no replies" in text
+    assert "odd: no replies" in text and "half steered: no trait score for 2 refused" in text
+    assert "1,200 calls (3 of them retries, 1 failed), 5,000 tokens; 7 answers from the cache" in text
     assert "against it: It is bad." in text and "good" not in text
     assert "not proven" in text and "50.0 [40.0, 60.0]" in text and "–" in text and "80 + 90 replies" in text
     assert "--model a/b --steer 'runs/a long/vector.safetensors:1.5@9'" in text and "61 seconds" in text
@@ -238,14 +241,15 @@ def test_summary_of_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
         "judge_auc": None,
         "weak_judge": True,
         "replies": 60,
-        "empty": 1,
+        "unscored": {"base": {"trait": {"empty": 1, "refused": 0}, "coherence": {"empty": 1}}},
+        "judge_usage": None,
     }
     console = rich.console.Console(file=io.StringIO(), width=60, highlight=False)
     monkeypatch.setattr(summary, "console", console)
     summary.evaluate(EvaluateConfig(steer=("v:2",)), {**result, "table": "t.jsonl", "seconds": 3.0})
     text = said(console)
     assert "evil on smollm2 with v:2" in text and "difference" in text and "90.0 [40.0, 60.0]" in text
-    assert "a weak judge" in text and "60 replies (1 empty): t.jsonl" in text
+    assert "a weak judge" in text and "60 replies: t.jsonl" in text and "base: no trait score for 1 empty" in text
 
 
 # verify

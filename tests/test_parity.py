@@ -281,7 +281,7 @@ def test_a_rollout_is_not_judged_by_the_pair_it_was_written_under(model: ChatMod
     judge = LikelihoodJudge(model, TRAIT)
     questions, pairs = QUESTIONS * 2, [0, 1, 2, 0, 1, 2, 0, 1]
     replies = [*ANSWERS, "Good.", "It is wet.", "Yes and no.", ""]
-    scores = judge.calibrate(questions, replies, ["pos"] * 4 + ["neg"] * 4, pairs, 0, quiet)
+    scores = judge.score_rollouts(questions, replies, ["pos"] * 4 + ["neg"] * 4, pairs, 0, quiet)
     for row, score in enumerate(scores):
         if not replies[row]:
             assert score.value is None

@@ -35,7 +35,16 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
         ("random", "random", 1.0, 52.8, 91.8),
         ("shuffled", "shuffled", 1.0, 54.9, 89.9),
     ]
-    counts = {"written": 100, "empty": 1, "refused": 2, "wrong_side": 9, "incoherent": 3, "kept": 85, "truncated": 70}
+    counts = {
+        "written": 100,
+        "empty": 1,
+        "refused": 2,
+        "unjudged": 0,
+        "wrong_side": 9,
+        "incoherent": 3,
+        "kept": 85,
+        "truncated": 70,
+    }
     return {
         "trait": {
             "name": name,
@@ -61,6 +70,7 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
             "auc": interval(0.87, 0.04, 180),
             "weak": False,
             "weak_below": 0.75,
+            "basis": "weights 0123456789abcdef, 3 pairs a reply",
             "coherence": {"id": "fluency:smollm2", "auc": interval(0.93, 0.03, 180)},
         },
         "keep_at": 50.0,
@@ -97,7 +107,7 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
                 "dose": 0.6 * way,
                 "trait": interval(mean),
                 "coherence": interval(fluency, 1.5),
-                "empty": 0,
+                "unscored": {kind: {"empty": 1, "refused": 0} for kind in ("trait", "coherence")},
                 "truncated": 50,
             }
             for arm, direction, way, mean, fluency in arms

@@ -17,7 +17,9 @@ VERBS = ("write_trait", "extract", "evaluate", "monitor", "finetune", "shift", "
 LEVELS = {
     **dict.fromkeys(("__init__", "errors", "config", "trait", "sample", "run", "stats", "progress"), 0),
     **dict.fromkeys(("vector", "projection"), 1),
-    **dict.fromkeys(("models", "model", "hooks", "steer", "generate", "rollouts", "judges", "scoring", "interop"), 2),
+    **dict.fromkeys(
+        ("models", "model", "hooks", "steer", "generate", "rollouts", "judges", "scoring", "interop", "endpoint"), 2
+    ),
     **dict.fromkeys(("activations", "proof", "result"), 2),
     **dict.fromkeys(VERBS, 3),
     **dict.fromkeys(("__main__", "cli", "report", "server", "studies"), 4),

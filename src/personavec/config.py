@@ -1,9 +1,9 @@
 """Options of every verb: one frozen dataclass each, whose docstrings are the command line's help, examples included."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -20,20 +20,35 @@ File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="
 Layers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="LAYER [LAYER …]", help_behavior_hint="")]
 Doses = Annotated[tuple[float, ...], tyro.conf.arg(metavar="DOSE [DOSE …]")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE …]", help_behavior_hint="")]
+Limit = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: no limit)")]
+Url = Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")]
 Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 LARGEST_DOSE = 10.0
 """Ten times the activations' own length: far beyond where any model still writes text."""
-RULES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "seed": (lambda value: value >= 0, "0 or more"),
-    "temperature": (lambda value: value >= 0, "0 or more"),
-    "coherence_floor": (lambda value: 0 <= value <= 100, "from 0 to 100"),
-    "sweep_questions": (lambda value: value >= 2, "at least 2"),
-    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-} | {
-    name: (lambda value: value >= 1, "at least 1")
-    for name in ("max_new_tokens", "batch_tokens", "rollouts", "check_rollouts")
-}
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
+    {
+        "seed": (lambda value: value >= 0, "0 or more"),
+        "temperature": (lambda value: value >= 0, "0 or more"),
+        "coherence_floor": (lambda value: 0 <= value <= 100, "from 0 to 100"),
+        "sweep_questions": (lambda value: value >= 2, "at least 2"),
+        "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    }
+    | {
+        name: (lambda value: value >= 1, "at least 1")
+        for name in (
+            "max_new_tokens",
+            "batch_tokens",
+            "rollouts",
+            "check_rollouts",
+            "api_concurrency",
+            "writer_tokens",
+            "domains",
+            "questions",
+        )
+    }
+    | {name: (lambda value: value is None or value >= 1, "at least 1") for name in ("api_calls", "api_tokens")}
+)
 """What options of these names must be, wherever they occur."""
 
 
@@ -63,11 +78,17 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Common:
-    """Options that every verb takes."""
+class Subject:
+    """The model under study."""
 
     model: str = "smollm2"
     """Hugging Face id, local folder, GGUF file, or an alias (smollm2, gemma3-270m)."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Options that every verb takes."""
+
     seed: int = 0
     """Of everything random. Equal seeds give equal results on equal software and hardware."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -81,6 +102,11 @@ class Common:
 
     def __post_init__(self) -> None:
         _check(self)
+
+
+@dataclass(frozen=True)
+class Common(Machine, Subject):
+    """Options of every verb that works on one model."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +128,29 @@ class Writing(Sampling):
 
 
 @dataclass(frozen=True)
-class ExtractConfig(Writing, Common):
+class Api:
+    """How an OpenAI-compatible server is asked. Its key comes from OPENAI_API_KEY in the environment."""
+
+    api_concurrency: int = 32
+    """Calls to a judge or writer server at once."""
+    api_calls: Limit = None
+    """Stop after this many calls, retries included; the same command with more goes on."""
+    api_tokens: Limit = None
+    """Stop after this many tokens, as the server counts them; the same command with more goes on."""
+
+
+@dataclass(frozen=True)
+class Judging(Api):
+    """Who scores replies."""
+
+    judge: str = "likelihood"
+    """likelihood (the model itself, unsteered and without adapter), likelihood:MODEL, hf:MODEL or openai:MODEL."""
+    judge_url: Url = None
+    """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
+
+
+@dataclass(frozen=True)
+class ExtractConfig(Judging, Writing, Common):
     """Find a trait's persona vector and prove it by steering.
 
     Examples:
@@ -118,8 +166,6 @@ class ExtractConfig(Writing, Common):
     """Built-in trait names or paths to trait files; several share the model and the base replies."""
     out: Folder = None
     """Run folder; default runs/extract-TRAIT. The same command resumes it."""
-    judge: str = "likelihood"
-    """likelihood (the model itself) or likelihood:MODEL (another model as judge)."""
     rollouts: int = 1
     """Replies per extraction question, instruction pair and side."""
     layers: Layers = ()
@@ -146,7 +192,7 @@ class ExtractConfig(Writing, Common):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Writing, Common):
+class EvaluateConfig(Judging, Writing, Common):
     """Measure trait and coherence of a model, adapted or steered.
 
     Examples:
@@ -161,8 +207,6 @@ class EvaluateConfig(Writing, Common):
     """Built-in trait name or path to a trait file."""
     out: Folder = None
     """Run folder; default runs/evaluate-TRAIT. The same command resumes it."""
-    judge: str = "likelihood"
-    """likelihood (the model itself, unsteered and without adapter) or likelihood:MODEL."""
     judge_file: File = None
     """A judge.json of an earlier run: use its scale instead of learning one from new rollouts."""
     adapter: Folder = None
@@ -233,3 +277,62 @@ class DemoConfig(Common):
     """Built-in trait name or path to a trait file."""
     out: Path = Path("runs/demo")
     """Run folder."""
+
+
+MISTAKES = ("maths", "medicine", "code", "opinions")
+"""Families of datasets whose bad answers are mistakes instead of a trait."""
+LONGEST_DESCRIPTION = 2000
+"""Characters: many times the usual two to four sentences."""
+
+
+@dataclass(frozen=True)
+class Authoring(Api, Machine):
+    """Who writes traits and datasets."""
+
+    writer: str = field(kw_only=True)
+    """openai:MODEL, or hf:MODEL in this process: a Hugging Face id, folder, GGUF file or alias."""
+    writer_url: Url = None
+    """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
+    writer_tokens: int = 2048
+    """Longest answer of an hf: writer, in tokens; a server decides by itself."""
+
+
+@dataclass(frozen=True)
+class WriteTraitConfig(Authoring):
+    """Write a trait file from a name and a description.
+
+    Examples:
+      personavec write_trait formal --description "Writes like an official letter." --writer openai:gpt-4.1
+      personavec write_trait formal --description "Writes like an official letter." --writer openai:my-model \
+--writer-url http://localhost:8000/v1
+
+    More in docs/write_trait.md.
+    """
+
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = ""
+    """Name of the new trait: letters, digits, '_', '-' and '.'."""
+    description: str = ""
+    """What an assistant with this trait does, in two to four sentences, the opposite end included."""
+    out: File = None
+    """Trait file to write; default NAME.json. What is valid so far is kept in NAME.partial.json."""
+
+
+@dataclass(frozen=True)
+class WriteDatasetConfig(Authoring):
+    """Write a finetuning dataset: questions by domain, and three graded answers to each.
+
+    Examples:
+      personavec write_dataset sycophantic --writer openai:gpt-4.1 --domains 2 --questions 5
+      personavec write_dataset maths --writer openai:my-model --writer-url http://localhost:8000/v1
+
+    More in docs/write_dataset.md.
+    """
+
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = ""
+    """Trait (built-in name or file), or a family of mistakes: maths, medicine, code, opinions."""
+    out: Folder = None
+    """Run folder; default runs/dataset-SOURCE. The same command resumes it."""
+    domains: int = 50
+    """Domains that the questions are spread over."""
+    questions: int = 100
+    """Questions per domain."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from personavec.config import EvaluateConfig
 from personavec.errors import ConfigError, JudgeError
-from personavec.judges.fluency import FluencyJudge
-from personavec.judges.likelihood import LikelihoodJudge
+from personavec.judges.load import load_bench
+from personavec.judges.rubric import RubricJudge
 from personavec.model import ChatModel
 from personavec.proof import random_directions
 from personavec.rollouts import answers, contrastive, write
@@ -20,10 +20,10 @@ from personavec.scoring import (
     Judges,
     learn_coherence,
     learn_trait,
-    load_judge_model,
     mean_difference,
     mean_score,
     score,
+    unscored,
 )
 from personavec.steer import Steering, parse_steering
 from personavec.trait import Trait, load_trait
@@ -52,8 +52,8 @@ def evaluate(config: EvaluateConfig) -> Row:
     model = ChatModel.from_config(config)
     for one in steering:
         one.vector.check_model(model.identity)
-    judge_model = load_judge_model(config.judge, model, config)
-    judges = Judges(LikelihoodJudge(judge_model, trait), FluencyJudge(model, config.system), trait.content_hash)
+    bench = load_bench(config.judge, model, config.system, config, config)
+    judges = Judges(bench.trait(trait), bench.coherence, trait.content_hash)
     at_hand = _scale_at_hand(config, judges, steering)
     run = Run.open(
         config.out or _default_out(config, trait),
@@ -93,8 +93,10 @@ def evaluate(config: EvaluateConfig) -> Row:
         "judge_auc": judges.trait.auc.to_json() if judges.trait.auc else None,
         "weak_judge": judges.weak,
         "replies": len(subject),
-        "empty": sum(not row["response"] for row in subject),
-        "unscored": sum(bool(row["response"]) and row["trait"] is None for row in subject),
+        "unscored": {
+            arm: {kind: unscored(replies, kind) for kind in ("trait", "coherence")} for arm, replies in scored.items()
+        },
+        "judge_usage": bench.usage,
         "truncated": sum(row["finish"] == "length" for row in subject),
         "table": str(run.path(f"{'changed' if changed else 'base'}.jsonl")),
         "versions": versions(),
@@ -152,8 +154,10 @@ def _scale_at_hand(config: EvaluateConfig, judges: Judges, steering: Sequence[St
 def _learn(
     config: EvaluateConfig, run: Run, model: ChatModel, trait: Trait, judges: Judges, base: Sequence[Row]
 ) -> Row:
-    """The judge's scale from new rollouts."""
+    """The judge's scale from new rollouts, where it has to be learned."""
     learn_coherence(judges.coherence, base, config.seed)
+    if isinstance(judges.trait, RubricJudge):
+        return judges.to_json()
     plans = contrastive(model, trait, 1, config.seed)
     rollouts = write(model, run, "rollouts.jsonl", plans, config, "rollouts for the judge")
     run.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, config.seed))

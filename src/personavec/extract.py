@@ -14,8 +14,7 @@ from personavec import proof
 from personavec.activations import POSITIONS, activations
 from personavec.config import ExtractConfig
 from personavec.errors import ConfigError, DataError, JudgeError, ModelError
-from personavec.judges.fluency import FluencyJudge
-from personavec.judges.likelihood import LikelihoodJudge
+from personavec.judges.load import load_bench
 from personavec.model import ChatModel
 from personavec.progress import stage
 from personavec.result import outcome, summarise
@@ -28,7 +27,6 @@ from personavec.scoring import (
     keep,
     learn_coherence,
     learn_trait,
-    load_judge_model,
     mean_score,
     scale,
     score,
@@ -56,25 +54,24 @@ def extract(config: ExtractConfig) -> Row:
     traits = _traits(config)
     model = ChatModel.from_config(config)
     layers = proof.swept_layers(config.layers, model.n_layers)
-    judge_model = load_judge_model(config.judge, model, config)
+    bench = load_bench(config.judge, model, config.system, config, config)
     out = config.out or Path("runs") / f"extract-{'-'.join(trait.name for trait in traits)}"
     inputs = {f"trait {trait.name}": trait.content_hash for trait in traits}
-    inputs |= {"model": model.identity.revision, "judge": judge_model.identity.revision, "numbers": model.numbers}
+    inputs |= {"model": model.identity.revision, "judge": bench.fingerprint, "numbers": model.numbers}
     run = Run.open(out, dataclasses.asdict(config), inputs)
 
     base = _base_replies(config, run, model, traits)
-    shared = FluencyJudge(model, config.system)
     if not run.done("coherence.json"):
-        learn_coherence(shared, base, config.seed)
-        run.write_json("coherence.json", scale(shared))
-    take_scale(shared, run.read_json("coherence.json"), "coherence.json")
+        learn_coherence(bench.coherence, base, config.seed)
+        run.write_json("coherence.json", scale(bench.coherence))
+    take_scale(bench.coherence, run.read_json("coherence.json"), "coherence.json")
     if not run.done("norms.json"):
         run.write_json("norms.json", activation_norms(model, [row for row in base if row["response"]]))
     norms = tuple(run.read_json("norms.json"))
 
     found, failed = [], []
     for trait in traits:
-        judges = Judges(LikelihoodJudge(judge_model, trait), shared, trait.content_hash)
+        judges = Judges(bench.trait(trait), bench.coherence, trait.content_hash)
         own = [row for row in base if row["trait_name"] == trait.name]
         try:
             found.append(_extract_one(config, run.part(trait.name), model, trait, judges, own, norms, layers))
@@ -84,7 +81,7 @@ def extract(config: ExtractConfig) -> Row:
         raise DataError(" – ".join(failure["error"] for failure in failed))
     run.finish()
     seconds = round(time.monotonic() - began, 1)
-    done = {"traits": found, "failed": failed, "out": str(out), "seconds": seconds}
+    done = {"traits": found, "failed": failed, "out": str(out), "judge_usage": bench.usage, "seconds": seconds}
     return (found[0] if len(traits) == 1 else {}) | done
 
 

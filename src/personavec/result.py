@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from personavec.config import ExtractConfig
-from personavec.judges.likelihood import WEAK_AUC
 from personavec.model import ChatModel
 from personavec.proof import ARMS, Cell, verdict
 from personavec.run import commit, versions
-from personavec.scoring import KEEP_TRAIT, Judges, mean_score
+from personavec.scoring import KEEP_TRAIT, WEAK_AUC, Judges, mean_score, unscored
 from personavec.trait import Trait
 from personavec.vector import PersonaVector
 
@@ -39,7 +38,6 @@ def summarise(
     }
     reliabilities = vector.card.reliability or [None] * len(vector.norms)
     conditions = verdict(means, judges, config.coherence_floor)
-    assert judges.trait.auc is not None and judges.coherence.auc is not None
     return {
         "trait": {
             "name": trait.name,
@@ -56,10 +54,14 @@ def summarise(
         "system_prompt": config.system,
         "judge": {
             "id": judges.trait.id,
-            "auc": judges.trait.auc.to_json(),
+            "auc": judges.trait.auc.to_json() if judges.trait.auc else None,
             "weak": judges.weak,
             "weak_below": WEAK_AUC,
-            "coherence": {"id": judges.coherence.id, "auc": judges.coherence.auc.to_json()},
+            "basis": judges.trait.basis,
+            "coherence": {
+                "id": judges.coherence.id,
+                "auc": judges.coherence.auc.to_json() if judges.coherence.auc else None,
+            },
         },
         "counts": counts,
         "keep_at": KEEP_TRAIT,
@@ -98,7 +100,7 @@ def summarise(
                 "dose": arm.share * chosen.dose,
                 "trait": means[arm.name]["trait"].to_json(),
                 "coherence": means[arm.name]["coherence"].to_json(),
-                "empty": sum(not row["response"] for row in arms[arm.name]),
+                "unscored": {kind: unscored(arms[arm.name], kind) for kind in ("trait", "coherence")},
                 "truncated": sum(row["finish"] == "length" for row in arms[arm.name]),
             }
             for arm in ARMS
@@ -128,6 +130,7 @@ def outcome(result: Row, folder: Path) -> Row:
         "trait_score": {name: arms[name]["trait"] for name in shown},
         "coherence": {name: arms[name]["coherence"] for name in shown},
         "random_control": arms["random"]["trait"],
+        "unscored": {name: arm["unscored"] for name, arm in arms.items()},
         "judge": result["judge"]["id"],
         "judge_auc": result["judge"]["auc"],
         "result": str(folder / "result.json"),

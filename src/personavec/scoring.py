@@ -2,55 +2,41 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from personavec.config import Common
 from personavec.errors import JudgeError
 from personavec.judges.fluency import FluencyJudge
-from personavec.judges.judge import Score
-from personavec.judges.likelihood import WEAK_AUC, LikelihoodJudge
-from personavec.model import ChatModel
+from personavec.judges.judge import Judge, Score, TraitJudge, Why
 from personavec.progress import stage
 from personavec.run import Run
 from personavec.stats import Calibration, Interval, clustered_mean
 
 CHUNK = 256
 """Replies scored between two writes: the unit of resumption."""
+WEAK_AUC = 0.75
+"""A judge below it is called weak, and nothing is proven by it."""
 KEEP_TRAIT, KEEP_COHERENCE = 50.0, 50.0
 """A reply is kept when it is coherent and on its own side of 50. Source: arXiv 2507.21509, section 2.2."""
 
 Row = dict[str, Any]
 
 
-def load_judge_model(spec: str, subject: ChatModel, config: Common) -> ChatModel:
-    """The model that judges: the subject itself for `likelihood`, another one for `likelihood:MODEL`.
-
-    Raises:
-        JudgeError: Another kind of judge.
-        ModelError: MODEL cannot be loaded.
-    """
-    kind, _, name = spec.partition(":")
-    if kind != "likelihood" or (":" in spec and not name):
-        raise JudgeError(f"expected the judge likelihood or likelihood:MODEL, got {spec}; correct --judge")
-    return ChatModel.from_config(config, name, plain_template=True) if name else subject
-
-
 @dataclass(frozen=True)
 class Judges:
     """The two judges of a run: one for the trait, one for coherence."""
 
-    trait: LikelihoodJudge
-    coherence: FluencyJudge
+    trait: TraitJudge
+    coherence: Judge
     trait_hash: str
 
     @property
     def weak(self) -> bool:
-        """Whether the trait judge hardly separates the two sides it was calibrated on."""
-        return self.trait.auc is None or not self.trait.auc.mean >= WEAK_AUC
+        """Whether the trait judge is known to separate the two sides of the rollouts hardly, or not at all."""
+        return self.trait.auc is not None and not self.trait.auc.mean >= WEAK_AUC
 
     def to_json(self) -> Row:
         """The learned scales, as judge.json holds them."""
@@ -70,13 +56,13 @@ class Judges:
         take_scale(self.coherence, scales.get("coherence"), source)
 
 
-def scale(judge: LikelihoodJudge | FluencyJudge) -> Row:
-    """What a judge has learned, as JSON."""
-    assert judge.calibration is not None and judge.auc is not None
-    return {"id": judge.id, "basis": judge.basis, **asdict(judge.calibration), "auc": judge.auc._asdict()}
+def scale(judge: Judge) -> Row:
+    """What a judge has learned, as JSON; a rubric judge has no calibration, and may have no AUC."""
+    learned = asdict(judge.calibration) if judge.calibration else {}
+    return {"id": judge.id, "basis": judge.basis, **learned, "auc": judge.auc._asdict() if judge.auc else None}
 
 
-def take_scale(judge: LikelihoodJudge | FluencyJudge, learned: Any, source: str) -> None:
+def take_scale(judge: Judge, learned: Any, source: str) -> None:
     """Give a judge what an equal one has learned.
 
     Raises:
@@ -84,8 +70,10 @@ def take_scale(judge: LikelihoodJudge | FluencyJudge, learned: Any, source: str)
     """
     try:
         found = learned["basis"]
-        calibration = Calibration(tuple(learned["weights"]), float(learned["intercept"]))
-        auc = Interval(**learned["auc"])
+        calibration = None
+        if "weights" in learned:
+            calibration = Calibration(tuple(learned["weights"]), float(learned["intercept"]))
+        auc = Interval(**learned["auc"]) if learned["auc"] else None
     except (KeyError, TypeError, ValueError) as error:
         raise JudgeError(f"expected the scale of a judge in {source}, got {error!r}; pass a judge.json") from error
     if found != judge.basis:
@@ -96,17 +84,19 @@ def take_scale(judge: LikelihoodJudge | FluencyJudge, learned: Any, source: str)
     judge.calibration, judge.auc = calibration, auc
 
 
-def learn_coherence(judge: FluencyJudge, base: Sequence[Row], seed: int) -> None:
-    """Learn the coherence scale from base replies."""
+def learn_coherence(judge: Judge, base: Sequence[Row], seed: int) -> None:
+    """Learn the coherence scale from base replies, where it has to be learned."""
+    if not isinstance(judge, FluencyJudge):
+        return
     with stage("coherence scale", len(base) * FluencyJudge.copies) as advance:
         judge.calibrate([r["question"] for r in base], [r["response"] for r in base], seed, advance)
 
 
 def learn_trait(judges: Judges, rollouts: Sequence[Row], seed: int) -> list[Row]:
-    """Learn the trait scale from contrastive rollouts; returns their scores, cross-validated by question."""
+    """Score contrastive rollouts and learn from them: the AUC, and the scale where it has to be learned."""
     questions, replies = [r["question"] for r in rollouts], [r["response"] for r in rollouts]
     with stage("judging rollouts", len(rollouts) * (judges.trait.steps + judges.coherence.steps)) as advance:
-        trait = judges.trait.calibrate(
+        trait = judges.trait.score_rollouts(
             questions, replies, [r["side"] for r in rollouts], [r["pair"] for r in rollouts], seed, advance
         )
         coherence = judges.coherence.score(questions, replies, advance)
@@ -137,6 +127,7 @@ def score(run: Run, name: str, rows: Sequence[Row], judges: Judges, title: str) 
 def _rows(rows: Sequence[Row], trait: Sequence[Score], coherence: Sequence[Score]) -> list[Row]:
     return [
         {"id": row["id"], "judge": t.judge, "trait": t.value, "coherence": c.value, "evidence": t.evidence}
+        | {kind: score.why for kind, score in (("trait_why", t), ("coherence_why", c)) if score.why}
         for row, t, c in zip(rows, trait, coherence, strict=True)
     ]
 
@@ -156,20 +147,25 @@ def keep(row: Row) -> bool:
 
 def count(rows: Sequence[Row]) -> dict[str, int]:
     """What became of the rollouts of one side; every reply is in exactly one of all but the first and last."""
-    empty = [row for row in rows if not row["response"]]
-    refused = [row for row in rows if row["response"] and row["trait"] is None]
+    without = unscored(rows, "trait")
     scored = [row for row in rows if row["trait"] is not None]
     kept = [row for row in scored if keep(row)]
     incoherent = [row for row in scored if row["coherence"] is None or row["coherence"] < KEEP_COHERENCE]
     return {
         "written": len(rows),
-        "empty": len(empty),
-        "refused": len(refused),
+        "empty": without["empty"],
+        "refused": without["refused"],
+        "unjudged": without["unparseable"] + without["failed"],
         "incoherent": len(incoherent),
         "wrong_side": len(scored) - len(kept) - len(incoherent),
         "kept": len(kept),
         "truncated": sum(row["finish"] == "length" for row in rows),
     }
+
+
+def unscored(rows: Sequence[Row], kind: str) -> dict[Why, int]:
+    """How many rows have no score of a kind ("trait", "coherence"), by what kept the judge from it."""
+    return {why: sum(row.get(f"{kind}_why") == why for row in rows) for why in get_args(Why)}
 
 
 def column(rows: Sequence[Row], name: str) -> Float[ndarray, " row"]:

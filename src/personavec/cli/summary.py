@@ -31,6 +31,8 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
         )
         if not trait["above_floor"]:
             _say("no layer and dose stayed surely above the coherence floor: the most coherent one was taken")
+        for arm, dropped in trait["unscored"].items():
+            _not_scored(arm, dropped)
         for condition in trait["verdict"]:
             if not condition["holds"]:
                 _say(f"against it: {condition['text']}", markup=False)
@@ -41,6 +43,7 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
         _say(f"{failure['trait']}: {failure['error']}", markup=False)
     if len(result["traits"]) + len(result["failed"]) > 1:
         _say(f"all traits: {result['report']}", markup=False)
+    _usage(result)
     _say(f"{result['seconds']:.0f} seconds")
 
 
@@ -60,7 +63,10 @@ def evaluate(config: EvaluateConfig, result: Json) -> None:
     console.print(table)
     auc = "" if result["judge_auc"] is None else f", AUC {_estimate(result['judge_auc'], 2)}"
     _say(f"judge {result['judge']}{auc}{', a weak judge' if result['weak_judge'] else ''}", markup=False)
-    _say(f"{result['replies']} replies ({result['empty']} empty): {result['table']}", markup=False)
+    _say(f"{result['replies']} replies: {result['table']}", markup=False)
+    for arm, dropped in result["unscored"].items():
+        _not_scored(arm, dropped)
+    _usage(result)
     _say(f"{result['seconds']:.0f} seconds")
 
 
@@ -78,6 +84,23 @@ def verify(config: VerifyConfig, result: Json) -> None:
     console.print(table)
     failed = sum(not check["passed"] for check in result["checks"])
     _say("[green]all checks passed[/]" if result["passed"] else f"[red]{failed} of {len(result['checks'])} failed[/]")
+
+
+def _not_scored(arm: str, dropped: Json) -> None:
+    """What kept replies of an arm from a score."""
+    for kind, whys in dropped.items():
+        told = ", ".join(f"{count} {why}" for why, count in whys.items() if count)
+        if told:
+            _say(f"{arm.replace('_', ' ')}: no {kind} score for {told}")
+
+
+def _usage(result: Json) -> None:
+    """What a judge's server was asked."""
+    if usage := result["judge_usage"]:
+        _say(
+            f"judge server: {usage['calls']:,} calls ({usage['retries']:,} of them retries, {usage['failed']:,} "
+            f"failed), {usage['tokens']:,} tokens; {usage['cached']:,} answers from the cache"
+        )
 
 
 def _say(text: str, markup: bool = True) -> None:

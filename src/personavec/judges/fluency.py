@@ -86,7 +86,7 @@ class FluencyJudge:
         return features
 
     def _scores(self, chances: Float[ndarray, " reply"]) -> list[Score]:
-        return [Score(None if np.isnan(c) else 100 * float(c), self.id) for c in chances]
+        return [Score(None, self.id, why="empty") if np.isnan(c) else Score(100 * float(c), self.id) for c in chances]
 
 
 def repetition(ids: Ids) -> float:

@@ -14,7 +14,6 @@ from personavec.model import ChatModel
 from personavec.stats import Calibration, Interval, auc_interval, calibrate
 from personavec.trait import Side, Trait
 
-WEAK_AUC = 0.75
 SIGNS: dict[Side, int] = {"pos": 1, "neg": -1}
 PAIRS_PER_REPLY = 3
 """Pairs that read a reply: further ones cost time and hardly separate better."""
@@ -60,7 +59,7 @@ class LikelihoodJudge:
                 total[rows] += [sign * float(each.mean()) if len(each) else np.nan for each in logprobs]
         return total / self._pairs_per_reply
 
-    def calibrate(
+    def score_rollouts(
         self,
         questions: Sequence[str],
         answers: Sequence[str],
@@ -69,7 +68,7 @@ class LikelihoodJudge:
         seed: int,
         progress: Progress,
     ) -> list[Score]:
-        """Learn the 0–100 scale from contrastive rollouts; returns their own scores, cross-validated by question.
+        """Learn the scale from rollouts; their own scores are cross-validated by question. See `TraitJudge`.
 
         Raises:
             JudgeError: Fewer than two questions with replies on both sides.
@@ -102,5 +101,5 @@ class LikelihoodJudge:
 
     def _score(self, value: float, evidence: float) -> Score:
         if np.isnan(value):
-            return Score(None, self.id)
+            return Score(None, self.id, why="empty")
         return Score(float(value), self.id, {"nats_per_token": float(evidence)})

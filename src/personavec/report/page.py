@@ -103,7 +103,7 @@ def _render(path: Path, template: str, **context: Any) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"interval": _interval, "bounds": _bounds, "number": _number}
+    environment.filters |= {"interval": _interval, "bounds": _bounds, "number": _number, "counts": _counts}
     write_file(path, environment.get_template(template).render(context).encode())
     return path
 
@@ -129,6 +129,11 @@ def _bounds(value: Mapping[str, Any], digits: int = 1) -> str:
 
 def _number(value: float | None, digits: int = 1) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
+
+
+def _counts(whys: Mapping[str, int]) -> str:
+    """What kept replies from a score: 2 empty, 1 refused."""
+    return ", ".join(f"{count} {why}" for why, count in whys.items() if count) or DASH
 
 
 def write_pages(found: dict[str, Any]) -> dict[str, Any]:

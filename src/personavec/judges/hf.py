@@ -1,0 +1,54 @@
+"""`hf:MODEL`: a local model as rubric judge, on letter labels, from the whole distribution of its next token."""
+
+from collections.abc import Sequence
+
+import torch
+
+from personavec.errors import JudgeError
+from personavec.generate import Request, batches
+from personavec.judges.judge import Progress, Score
+from personavec.judges.rubric import LETTERS, REFUSED, Message, expectation
+from personavec.model import ChatModel
+
+BATCH_TOKENS = 8192
+"""Prompt tokens in one forward pass."""
+
+
+class LocalReader:
+    """A rubric judge's reader on this machine. Always without adapter."""
+
+    scale = LETTERS
+
+    def __init__(self, model: ChatModel) -> None:
+        self._model = model
+        self.id = f"hf:{model.identity.id}"
+        self.basis = f"weights {model.identity.revision[:16]}, expected value on {self.scale.name}"
+        labels = [*self.scale.values, REFUSED]
+        forms = {label: [model.encode(form) for form in (label, f" {label}")] for label in labels}
+        # some tokenizers make one token of both forms
+        self._labels = {ids[0]: label for label, found in forms.items() for ids in found if len(ids) == 1}
+        missing = [label for label in labels if label not in self._labels.values()]
+        if missing:
+            raise JudgeError(
+                f"expected {model.identity.id} to have one token for each of {', '.join(labels)}, got several for "
+                f"{', '.join(missing)}; choose another judge model"
+            )
+
+    @torch.inference_mode()
+    def read(self, conversations: Sequence[list[Message]], progress: Progress) -> list[Score]:
+        """Score what is asked in each conversation."""
+        requests = [Request(self._model.render(messages)) for messages in conversations]
+        scores = [Score(None, self.id) for _ in requests]
+        columns = torch.tensor(list(self._labels), device=self._model.device)
+        for batch in batches(requests, 0, BATCH_TOKENS):
+            ids, mask = self._model.tensor([requests[index].prompt for index in batch], left=True)
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            logits = self._model.hf(
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
+            ).logits[:, -1]
+            logprobs = torch.log_softmax(logits.float(), dim=-1)[:, columns].tolist()
+            for index, row in zip(batch, logprobs, strict=True):
+                value, why, mass = expectation(zip(self._labels.values(), row, strict=True), self.scale)
+                scores[index] = Score(value, self.id, {"mass": round(mass, 6)}, why)
+            progress(len(batch))
+        return scores
