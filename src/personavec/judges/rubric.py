@@ -121,8 +121,9 @@ def parse(text: str) -> tuple[float | None, Why | None]:
     said = text.rpartition("</think>")[2].strip()
     if re.fullmatch(rf"\W*{REFUSED}\W*", said):
         return None, "refused"
+    said = re.sub(r"<think>.*", "", said, flags=re.DOTALL)  # never finished
     said = re.sub(r"\s*(?:/|out of)\s*100\b|\s*%", "", said)
-    named = {float(number) for number in re.findall(r"(?<![\w.,-])\d+(?:\.\d+)?(?!\w|[.,]\d)", said)}
+    named = {float(number) for number in re.findall(r"(?<![\w.,])-?\d+(?:\.\d+)?(?!\w|[.,]\d)", said)}
     if len(named) != 1 or not 0 <= min(named) <= 100:
         return None, "unparseable"
     return named.pop(), None
