@@ -84,7 +84,7 @@ class Endpoint:
         if not (self.url or os.environ.get("OPENAI_BASE_URL") or os.environ.get(KEY)):
             raise ModelError(
                 f"expected a key in the environment variable {KEY}, got none; set it, or pass the address of a server "
-                "that needs none"
+                "that needs none (--judge-url, --writer-url)"
             )
         self.cache.parent.mkdir(parents=True, exist_ok=True)
 
