@@ -66,13 +66,15 @@ class Real:
 
     def __init__(self, model: ChatModel) -> None:
         self.model, self._lock = model, threading.Lock()
+        width = model.hf.get_output_embeddings().weight.shape[0]
+        self._texts = [model.tokenizer.decode([token]) for token in range(width)]
 
     def first_tokens(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
         with self._lock, torch.inference_mode():
             ids = torch.tensor([self.model.render(list(messages))])
             logprobs = self.model.hf(input_ids=ids, logits_to_keep=1).logits[0, -1].float().log_softmax(-1)
         order = logprobs.argsort(descending=True).tolist()
-        return [(self.model.tokenizer.decode([token]), float(logprobs[token])) for token in order]
+        return [(self._texts[token], logprob) for token, logprob in zip(order, logprobs[order].tolist(), strict=True)]
 
     def say(self, messages: Sequence[Mapping[str, str]], limit: int, temperature: float, seed: int) -> str:
         request = generate.Request(self.model.render(list(messages)), seed=(seed,))

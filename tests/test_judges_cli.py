@@ -105,6 +105,19 @@ def test_extract_with_a_server(
     assert judge["trait"]["auc"]["n"] > 0 and "weights" not in judge["trait"] and judge["coherence"]["auc"] is None
 
 
+def test_evaluate_with_a_local_rubric_judge(
+    trait: str, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(saved[0])
+    args = ["evaluate", trait, "--model", model, "--judge", f"hf:{model}", "--max-new-tokens", "6", "--json"]
+    assert main([*args, "--out", str(tmp_path / "run")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["judge"] == f"hf:{model}" and found["judge_usage"] is None
+    scored = [json.loads(line) for line in (tmp_path / "run/base.scores.jsonl").open()]
+    assert len(scored) == 9 and all((row["trait"] is None) == ("trait_why" in row) for row in scored)
+    assert all("mass" in row["evidence"] for row in scored if row.get("trait_why") != "empty")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

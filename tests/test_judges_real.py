@@ -37,7 +37,9 @@ def server(smollm2: ChatModel) -> Iterator[Server]:
 
 @pytest.fixture
 def endpoint(server: Server, tmp_path: Path) -> Callable[..., Endpoint]:
-    return lambda **options: Endpoint("smollm2", server.url, tmp_path / "answers.sqlite", timeout=12.0, **options)
+    return lambda **options: Endpoint(
+        "smollm2", server.url, tmp_path / "answers.sqlite", **({"timeout": 12.0} | options)
+    )
 
 
 def asked(count: int) -> list[list[Message]]:
@@ -104,4 +106,5 @@ def test_judgements_with_faults(server: Server, endpoint: Callable[..., Endpoint
 
 @pytest.mark.slow
 def test_a_thousand_judgements_with_faults(server: Server, endpoint: Callable[..., Endpoint]) -> None:
-    judgements_with_faults(server, endpoint(), 1000)
+    server.manners.hang_seconds = 70
+    judgements_with_faults(server, endpoint(timeout=60.0), 1000)
