@@ -1,4 +1,4 @@
-"""Judges behind a server, over real HTTP: how they ask, what they make of answers, that nothing is lost or paid twice."""
+"""Judges behind a server, over real HTTP: how they ask, what they make of answers, nothing lost or paid twice."""
 
 import json
 import math
@@ -75,7 +75,12 @@ def brute_force(server: Server, messages: list[dict[str, str]], values: dict[str
         (Planted(), {"logprobs": False}, f"mean of {SAMPLES} samples on 0-100", "max_tokens"),
         (Planted(), {"refused": {"logprobs"}}, f"mean of {SAMPLES} samples on 0-100", "max_tokens"),
         (Planted(), {"refused": {"max_tokens"}}, "expected value on 0-100", "max_completion_tokens"),
-        (Planted(), {"refused": {"max_tokens"}, "logprobs": False}, f"mean of {SAMPLES} samples on 0-100", "max_completion_tokens"),
+        (
+            Planted(),
+            {"refused": {"max_tokens"}, "logprobs": False},
+            f"mean of {SAMPLES} samples on 0-100",
+            "max_completion_tokens",
+        ),
         (Planted(), {"refused": {"temperature", "max_tokens"}}, "one number on 0-100", "max_tokens"),
     ],
 )  # fmt: skip

@@ -13,14 +13,42 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "personavec"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-VERBS = ("write_trait", "extract", "evaluate", "monitor", "finetune", "shift", "screen", "space", "verify")
+VERBS = (
+    "write_trait",
+    "write_dataset",
+    "extract",
+    "evaluate",
+    "monitor",
+    "finetune",
+    "shift",
+    "screen",
+    "space",
+    "verify",
+)
 LEVELS = {
     **dict.fromkeys(("__init__", "errors", "config", "trait", "sample", "run", "stats", "progress"), 0),
+    **dict.fromkeys(("wording", "draft", "families", "forms"), 0),
     **dict.fromkeys(("vector", "projection"), 1),
     **dict.fromkeys(
-        ("models", "model", "hooks", "steer", "generate", "rollouts", "judges", "scoring", "interop", "endpoint"), 2
+        (
+            "models",
+            "model",
+            "hooks",
+            "steer",
+            "generate",
+            "rollouts",
+            "judges",
+            "scoring",
+            "interop",
+            "endpoint",
+            "agreement",
+            "sheet",
+            "signals",
+        ),
+        2,
     ),
     **dict.fromkeys(("activations", "proof", "result"), 2),
+    "writer": 2,
     **dict.fromkeys(VERBS, 3),
     **dict.fromkeys(("__main__", "cli", "report", "server", "studies"), 4),
 }

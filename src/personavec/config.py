@@ -1,7 +1,7 @@
 """Options of every verb: one frozen dataclass each, whose docstrings are the command line's help, examples included."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -198,7 +198,8 @@ class EvaluateConfig(Judging, Writing, Common):
     Examples:
       personavec evaluate optimistic
       personavec evaluate optimistic --steer runs/extract-optimistic/optimistic/vector.safetensors:0.2d
-      personavec evaluate optimistic --adapter runs/my-adapter --json
+      personavec evaluate optimistic --agreement openai:gpt-4.1-mini
+      personavec evaluate --sheet runs/evaluate-optimistic/sheet.csv
 
     More in docs/evaluate.md.
     """
@@ -215,6 +216,12 @@ class EvaluateConfig(Judging, Writing, Common):
     """Steer the replies; repeat for several vectors. COEF may be a dose (0.2d); LAYER may be all."""
     rollouts: int = 3
     """Replies per held-out question."""
+    agreement: Annotated[str, tyro.conf.arg(metavar="JUDGE", help_behavior_hint="")] = ""
+    """A second judge, as --judge takes it: how far both agree on the same replies; with a sheet of pairs for people."""
+    signals: Annotated[tuple[Literal["vader", "relevance"], ...], tyro.conf.arg(help_behavior_hint="")] = ()
+    """Signals beside the scores: sentiment by VADER's word list, relevance by a small cross-encoder (extra signals)."""
+    sheet: File = None
+    """Score the sheet that people filled in, against the key beside it; nothing else is done."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +255,7 @@ class ChatConfig(Sampling, Common):
 
 @dataclass(frozen=True)
 class VerifyConfig(Common):
-    """Check on this machine that steering does exactly what it says.
+    """Check on this machine that steering does what it says.
 
     Examples:
       personavec verify
@@ -279,17 +286,11 @@ class DemoConfig(Common):
     """Run folder."""
 
 
-MISTAKES = ("maths", "medicine", "code", "opinions")
-"""Families of datasets whose bad answers are mistakes instead of a trait."""
-LONGEST_DESCRIPTION = 2000
-"""Characters: many times the usual two to four sentences."""
-
-
 @dataclass(frozen=True)
 class Authoring(Api, Machine):
     """Who writes traits and datasets."""
 
-    writer: str = field(kw_only=True)
+    writer: Annotated[str, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(required)")] = ""
     """openai:MODEL, or hf:MODEL in this process: a Hugging Face id, folder, GGUF file or alias."""
     writer_url: Url = None
     """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
@@ -319,7 +320,7 @@ class WriteTraitConfig(Authoring):
 
 @dataclass(frozen=True)
 class WriteDatasetConfig(Authoring):
-    """Write a finetuning dataset: questions by domain, and three graded answers to each.
+    """Write finetuning data: questions, three answers to each.
 
     Examples:
       personavec write_dataset sycophantic --writer openai:gpt-4.1 --domains 2 --questions 5

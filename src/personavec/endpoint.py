@@ -1,6 +1,7 @@
 """Calls to an OpenAI-compatible server: side by side, retried, answered from a disk cache, within a budget, counted."""
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from personavec.errors import ModelError
 
 RETRIES = 8
 """Of 429, 5xx, time-outs and broken connections, with exponential backoff: some forty seconds in all."""
+HASTY_RETRIES = 2
 GARBLED_RETRIES = 2
 """Of answers that are not what the protocol promises."""
 HOPELESS = 10
@@ -87,6 +89,10 @@ class Endpoint:
                 "that needs none (--judge-url, --writer-url)"
             )
         self.cache.parent.mkdir(parents=True, exist_ok=True)
+
+    def hasty(self) -> "Endpoint":
+        """The same, for finding out whether it is there at all: a wrong address is to be told at once."""
+        return dataclasses.replace(self, retries=HASTY_RETRIES)
 
     def ask(self, request: Request) -> Answer | Failure:
         """One call; see `ask_all`."""

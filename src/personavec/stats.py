@@ -1,5 +1,6 @@
 """Statistics: means with intervals clustered by question, AUC, and calibrated scores."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,30 +76,56 @@ def auc_interval(
     values: Float[ndarray, " n"], is_pos: Bool[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0
 ) -> Interval:
     """AUC with a 95% bootstrap interval that resamples whole clusters (questions)."""
+
+    def of(rows: Int[ndarray, " row"]) -> float:
+        pos, neg = values[rows][is_pos[rows]], values[rows][~is_pos[rows]]
+        return auc(pos, neg) if len(pos) and len(neg) else np.nan
+
+    return _clustered(of, clusters, seed)
+
+
+def spearman_interval(
+    one: Float[ndarray, " n"], other: Float[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0
+) -> Interval:
+    """Rank correlation with a 95% bootstrap interval that resamples whole clusters (questions).
+
+    Values that are nan on either side are left out and counted as dropped; nan where a side does not vary.
+    """
+    from scipy.stats import spearmanr
+
+    valid = ~(np.isnan(one) | np.isnan(other))
+    x, y, own = one[valid], other[valid], clusters[valid]
+
+    def of(rows: Int[ndarray, " row"]) -> float:
+        if len(rows) < 2 or np.ptp(x[rows]) == 0 or np.ptp(y[rows]) == 0:
+            return np.nan
+        return float(spearmanr(x[rows], y[rows]).statistic)
+
+    return _clustered(of, own, seed)._replace(dropped=int((~valid).sum()))
+
+
+def _clustered(of: Callable[[Int[ndarray, " row"]], float], clusters: Int[ndarray, " n"], seed: int) -> Interval:
+    """A statistic of rows, with an interval that resamples whole clusters."""
     from scipy.stats import bootstrap
 
     names = np.unique(clusters)
     members = [np.flatnonzero(clusters == name) for name in names]
-
-    def resampled(chosen: Int[ndarray, " cluster"]) -> float:
-        rows = np.concatenate([members[int(c)] for c in chosen])
-        pos, neg = values[rows][is_pos[rows]], values[rows][~is_pos[rows]]
-        return auc(pos, neg) if len(pos) and len(neg) else np.nan
-
-    point = auc(values[is_pos], values[~is_pos])
+    point = of(np.arange(len(clusters)))
     if len(names) < 2:
-        return Interval(point, np.nan, np.nan, len(values))
+        return Interval(point, np.nan, np.nan, len(clusters))
     found = bootstrap(
         (np.arange(len(names)),),
-        resampled,
+        lambda chosen: of(np.concatenate([members[int(c)] for c in chosen])),
         vectorized=False,
         n_resamples=400,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).bootstrap_distribution
+    if np.isnan(found).all():
+        return Interval(point, np.nan, np.nan, len(clusters))
     low, high = np.nanpercentile(found, [2.5, 97.5])
-    return Interval(point, float(low), float(high), len(values))
+    return Interval(point, float(low), float(high), len(clusters))
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,7 @@ class Trait:
     """Tells a judge what 0, 50 and 100 look like; plain text that is never used as a format string."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise TraitError(
-                f"expected a name of letters, digits, '_', '-' and '.', got {self.name!r}; "
-                "rename the trait (the name becomes a folder)"
-            )
+        check_name(self.name)
         texts = {"adjective": self.adjective, "rubric": self.rubric}
         texts |= {f"pairs[{i}].{side}": text for i, p in enumerate(self.pairs) for side, text in asdict(p).items()}
         texts |= {f"questions.extract[{i}]": text for i, text in enumerate(self.extract)}
@@ -152,6 +148,19 @@ class Trait:
             "questions": {"extract": list(self.extract), "evaluate": list(self.evaluate)},
             "rubric": self.rubric,
         }
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that cannot name a folder.
+
+    Raises:
+        TraitError: It is empty or has characters other than letters, digits, '_', '-' and '.'.
+    """
+    if not _NAME.fullmatch(name):
+        raise TraitError(
+            f"expected a name of letters, digits, '_', '-' and '.', got {name!r}; "
+            "rename the trait (the name becomes a folder)"
+        )
 
 
 def builtin_names() -> tuple[str, ...]:

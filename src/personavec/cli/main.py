@@ -28,6 +28,8 @@ VERBS: dict[str, tuple[type, str]] = {
     "evaluate": (config.EvaluateConfig, "personavec.evaluate"),
     "chat": (config.ChatConfig, "personavec.cli.chat"),
     "verify": (config.VerifyConfig, "personavec.verify"),
+    "write_trait": (config.WriteTraitConfig, "personavec.write_trait"),
+    "write_dataset": (config.WriteDatasetConfig, "personavec.write_dataset"),
 }
 """Options of each verb, and the module that holds the function of its name."""
 

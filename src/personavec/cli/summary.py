@@ -8,7 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from personavec.config import ChatConfig, DemoConfig, EvaluateConfig, ExtractConfig, VerifyConfig
+from personavec.config import (
+    ChatConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    VerifyConfig,
+    WriteDatasetConfig,
+    WriteTraitConfig,
+)
 
 Json = Mapping[str, Any]
 
@@ -52,6 +60,9 @@ demo = extract
 
 def evaluate(config: EvaluateConfig, result: Json) -> None:
     """Trait score and coherence, beside the plain model's where something was changed."""
+    if config.sheet is not None:
+        _sheet(result)
+        return
     changes = ", ".join([*([f"adapter {config.adapter}"] if config.adapter else []), *config.steer])
     _say(f"{result['trait']} on {config.model}{changes and f' with {changes}'}", markup=False)
     table = Table("", "trait score", "coherence", box=None, pad_edge=False)
@@ -67,7 +78,53 @@ def evaluate(config: EvaluateConfig, result: Json) -> None:
     for arm, dropped in result["unscored"].items():
         _not_scored(arm, dropped)
     _usage(result)
+    if "agreement" in result:
+        _agreement(result)
+    if "signals" in result:
+        _signals(result["signals"])
     _say(f"{result['seconds']:.0f} seconds")
+
+
+def _sheet(result: Json) -> None:
+    """How often people said what the judge had said."""
+    agreed = result["agreement"]
+    share, low, high = (f"{100 * value:.1f}" for value in (agreed["mean"], *agreed["ci"]))
+    left = [f"{agreed['dropped']} left blank"] * bool(agreed["dropped"])
+    left += [f"{result['missing']} rows missing"] * bool(result["missing"])
+    told = f" ({', '.join(left)})" if left else ""
+    _say(f"people agree with the judge on {share}% [{low}, {high}] of {agreed['n']} pairs{told}")
+
+
+def _agreement(result: Json) -> None:
+    """Two judges of the same replies, and the sheet for people."""
+    found, sheet = result["agreement"], result["sheet"]
+    trait, above = found["trait"], found["trait"]["above_50"]
+    table = Table("two judges", "AUC", box=None, pad_edge=False)
+    for judge, auc in zip(found["judges"], trait["auc"], strict=True):
+        table.add_row(escape(judge), _estimate(auc, 2))
+    console.print(table)
+    kappa = "–" if trait["kappa"] is None else f"{trait['kappa']:.2f}"
+    _say(
+        f"{trait['scored_by_both']} of {found['replies']} replies scored by both: rank correlation "
+        f"{_estimate(trait['spearman'] | {'dropped': 0}, 2)}, coherence {_estimate(found['coherence']['spearman'], 2)}"
+    )
+    _say(
+        f"above 50 to both {above['both']}, to the first alone {above['first_only']}, to the second alone "
+        f"{above['second_only']}, to neither {above['neither']}: kappa {kappa}"
+    )
+    told = (
+        f"{sheet['pairs']} pairs of replies for people: {sheet['sheet']}" if sheet["pairs"] else "no pairs for people"
+    )
+    _say(f"{told} ({sheet['questions_without_pair']} questions had none above 80 beside one below 20)", markup=False)
+
+
+def _signals(found: Json) -> None:
+    """Signals of every arm; they are no scores."""
+    table = Table("signal", *found["means"], "rank correlation with", box=None, pad_edge=False)
+    for name, agreed in found["agreement"].items():
+        means = (_estimate(arm[name], 2) for arm in found["means"].values())
+        table.add_row(name, *means, f"{agreed['with']} {_estimate(agreed['spearman'], 2)}")
+    console.print(table)
 
 
 def chat(_config: ChatConfig, _result: Json) -> None:
@@ -115,3 +172,52 @@ def _estimate(value: Json, digits: int = 1) -> str:
     low, high = ("–" if bound is None else f"{bound:.{digits}f}" for bound in value["ci"])
     dropped = f", {value['dropped']} dropped" if value["dropped"] else ""
     return f"{value['mean']:.{digits}f} [{low}, {high}]{dropped}"
+
+
+def write_trait(_config: WriteTraitConfig, result: Json) -> None:
+    """What was written and what was not taken, and what to do next."""
+    ends = f" ({result['adjective']}, {result['antonym']})" if result["adjective"] else ""
+    sets = result["questions"]
+    _say(
+        f"{result['trait']}{ends}: {result['pairs']} pairs, {sets['extract']} + {sets['evaluate']} questions, "
+        f"{'no ' * ('rubric' in result['missing'])}rubric, by {result['writer']}",
+        markup=False,
+    )
+    _counts("not taken", result["rejected_by_reason"])
+    _writer_usage(result)
+    for failure in result["failed"]:
+        _say(failure["error"], markup=False)
+    if result["file"]:
+        file = shlex.quote(result["file"])
+        _say(f"trait: {result['file']}\nnext: read it, then personavec extract {file}", markup=False)
+    _say(f"{result['seconds']:.0f} seconds")
+
+
+def write_dataset(_config: WriteDatasetConfig, result: Json) -> None:
+    """How much was written, what was dropped, and where it is."""
+    domains, questions = result["domains"], result["questions"]
+    _say(
+        f"{result['source']}: {result['rows']:,} rows a grade from {questions['written']:,} of {questions['wanted']:,} "
+        f"questions in {domains['written']:,} of {domains['wanted']:,} domains, by {result['writer']}",
+        markup=False,
+    )
+    _counts("questions not taken", result["questions_rejected"])
+    _counts("answers dropped", result["answers_dropped"])
+    _writer_usage(result)
+    for grade, file in result["files"].items():
+        _say(f"{grade}: {file}", markup=False)
+    _say(f"{result['seconds']:.0f} seconds")
+
+
+def _counts(title: str, counts: Json) -> None:
+    if counts:
+        _say(f"{title}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()), markup=False)
+
+
+def _writer_usage(result: Json) -> None:
+    """What became of the answers of a writer, and what its server was asked."""
+    usage = result["writer_usage"]
+    told = ", ".join(f"{usage[kind]:,} {kind}" for kind in ("valid", "invalid", "refused", "failed", "retried"))
+    server = usage["server"]
+    spent = f"; {server['calls']:,} calls, {server['tokens']:,} tokens" if server else ""
+    _say(f"answers: {usage['asked']:,} ({told}{spent})")

@@ -1,7 +1,7 @@
 """`openai:MODEL`: a judge behind any OpenAI-compatible server, asked in the best way that the server allows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
@@ -12,7 +12,6 @@ from personavec.judges.rubric import LETTERS, NUMBERS, Message, Scale, expectati
 
 TOP = 20
 """Log-probabilities asked for: the most that OpenAI gives."""
-PROBE_RETRIES = 2
 SAMPLES = 5
 """Answers whose mean is the score where there are no log-probabilities."""
 ANSWER_TOKENS = 16
@@ -105,9 +104,7 @@ class OpenAIReader:
     """A rubric judge's reader behind a server."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        # a wrong address is to be told at once; it is only later that a server may be waited for
-        self._mode = probe(replace(endpoint, retries=PROBE_RETRIES))
+        self._endpoint, self._mode = endpoint, probe(endpoint.hasty())
         self.id = f"openai:{endpoint.model}"
         self.scale = self._mode.scale
         self.basis = f"{endpoint.model} at {endpoint.url or 'OpenAI'}, {self._mode.name}"
