@@ -1,5 +1,6 @@
 """Statistics: means with intervals clustered by question, AUC, and calibrated scores."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -106,22 +107,23 @@ def spearman_interval(
 
 def _clustered(of: Callable[[Int[ndarray, " row"]], float], clusters: Int[ndarray, " n"], seed: int) -> Interval:
     """A statistic of rows, with an interval that resamples whole clusters."""
-    from scipy.stats import bootstrap
+    from scipy.stats import DegenerateDataWarning, bootstrap
 
     names = np.unique(clusters)
     members = [np.flatnonzero(clusters == name) for name in names]
     point = of(np.arange(len(clusters)))
     if len(names) < 2:
         return Interval(point, np.nan, np.nan, len(clusters))
-    found = bootstrap(
-        (np.arange(len(names)),),
-        lambda chosen: of(np.concatenate([members[int(c)] for c in chosen])),
-        vectorized=False,
-        n_resamples=400,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings(category=DegenerateDataWarning, action="ignore"):  # nan is dealt with below
+        found = bootstrap(
+            (np.arange(len(names)),),
+            lambda chosen: of(np.concatenate([members[int(c)] for c in chosen])),
+            vectorized=False,
+            n_resamples=400,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
     if np.isnan(found).all():
         return Interval(point, np.nan, np.nan, len(clusters))
     low, high = np.nanpercentile(found, [2.5, 97.5])
