@@ -60,6 +60,8 @@ def test_agreement_is_that_of_the_libraries() -> None:
     assert above["first_only"] == ((one > 50) & (two <= 50) & both).sum()
     assert above["second_only"] == ((one <= 50) & (two > 50) & both).sum()
     assert trait["agree"] == pytest.approx((above["both"] + above["neither"]) / both.sum(), abs=1e-4)
+    assert found["coherence"]["spearman"]["n"] == 64
+    assert agreement(("one", "two"), first, second, 0, same_coherence=True)["coherence"] is None
     assert [unscored["refused"] for unscored in trait["unscored"]] == [np.isnan(one).sum(), np.isnan(two).sum()]
 
 
@@ -224,6 +226,7 @@ def test_a_second_judge_and_signals_are_added_to_a_run(
     finally:
         server.stop()
     assert (out / "base.scores.jsonl").read_bytes() == scores and found["trait_score"] == alone["trait_score"]
+    assert found["agreement"]["coherence"]["spearman"]["mean"] == 1
     assert found["agreement"]["judges"] == ["openai:judge", "openai:twin"]
     replies = 2 * 2 * 4 + 3 * 3  # rollouts of both sides, and three replies to each held-out question
     assert found["agreement"]["replies"] == replies

@@ -43,7 +43,9 @@ def second_scores(
     return rows
 
 
-def agreement(judges: Sequence[str], first: Sequence[Row], second: Sequence[Row], seed: int) -> Row:
+def agreement(
+    judges: Sequence[str], first: Sequence[Row], second: Sequence[Row], seed: int, *, same_coherence: bool = False
+) -> Row:
     """How far two judges agree.
 
     Args:
@@ -51,11 +53,12 @@ def agreement(judges: Sequence[str], first: Sequence[Row], second: Sequence[Row]
         first: Replies with the scores of the first judge; those with a `side` are contrastive rollouts.
         second: The same replies with the scores of the second.
         seed: Of the intervals.
+        same_coherence: Both take coherence from one and the same judge, so that there is nothing to compare.
 
     Returns:
         `trait`: Spearman's rank correlation, each judge's AUC between positive and negative rollouts, how many replies
         lie above 50 to both, one or neither, the share on which they agree, and Cohen's kappa. `coherence`: the rank
-        correlation. Intervals resample whole questions.
+        correlation, or null. Intervals resample whole questions.
     """
     from sklearn.metrics import cohen_kappa_score
 
@@ -83,7 +86,9 @@ def agreement(judges: Sequence[str], first: Sequence[Row], second: Sequence[Row]
             "agree": round(float((above[0] == above[1]).mean()), 4) if both.any() else None,
             "kappa": round(float(cohen_kappa_score(*above)), 4) if varies else None,
         },
-        "coherence": {
+        "coherence": None
+        if same_coherence
+        else {
             "unscored": [unscored(rows, "coherence") for rows in (first, second)],
             "spearman": spearman_interval(
                 column(first, "coherence"), column(second, "coherence"), questions, seed

@@ -170,7 +170,9 @@ def _agree(
     judges = Judges(second.trait(trait), second.coherence, trait.content_hash)
     other = second_scores(run, config.agreement, judges, rollouts, rows, config.seed)
     ids = first[0]["judge"], judges.trait.id
-    found: Row = {"agreement": agreement(ids, first, other, config.seed), "second_judge_usage": second.usage}
+    same = (bench.coherence.id, bench.coherence.basis) == (second.coherence.id, second.coherence.basis)
+    compared = agreement(ids, first, other, config.seed, same_coherence=same)
+    found: Row = {"agreement": compared, "second_judge_usage": second.usage}
     if not run.done("sheet.json"):  # else people may have filled it in
         run.write_json("sheet.json", write_sheet(run.path("sheet.csv"), first, trait.adjective, config.seed))
     return found | {"sheet": run.read_json("sheet.json")}

@@ -104,9 +104,11 @@ def _agreement(result: Json) -> None:
         table.add_row(escape(judge), _estimate(auc, 2))
     console.print(table)
     kappa = "–" if trait["kappa"] is None else f"{trait['kappa']:.2f}"
+    coherence = found["coherence"]
+    told = f"coherence {_estimate(coherence['spearman'], 2)}" if coherence else "one judge of coherence for both"
     _say(
         f"{trait['scored_by_both']} of {found['replies']} replies scored by both: rank correlation "
-        f"{_estimate(trait['spearman'] | {'dropped': 0}, 2)}, coherence {_estimate(found['coherence']['spearman'], 2)}"
+        f"{_estimate(trait['spearman'] | {'dropped': 0}, 2)}, {told}"
     )
     _say(
         f"above 50 to both {above['both']}, to the first alone {above['first_only']}, to the second alone "
