@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import torch
 
 from personavec.activations import activations
-from personavec.config import Sampling
 from personavec.generate import Request, batches, generate
 from personavec.judges.logprobs import reply_logprobs
 from personavec.model import ChatModel
+from personavec.options import Sampling
 from personavec.proof import swept_layers
 from personavec.rollouts import answers
 from personavec.steer import Steering

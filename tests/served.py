@@ -18,8 +18,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 from personavec import generate
-from personavec.config import Sampling
 from personavec.model import ChatModel
+from personavec.options import Sampling
 
 Tokens = list[tuple[str, float]]
 """First tokens with their log-probabilities, likeliest first."""

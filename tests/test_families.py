@@ -10,13 +10,13 @@ import transformers
 from tiny import prompt
 from torch import nn
 
-from personavec.config import Sampling
 from personavec.errors import ModelError
 from personavec.generate import Request, generate
 from personavec.hooks import capture
 from personavec.judges import logprobs
 from personavec.judges.logprobs import reply_logprobs
 from personavec.model import ChatModel, find_blocks
+from personavec.options import Sampling
 from personavec.steer import Steering, steer
 
 ROWS = [prompt(5, 1), prompt(17, 2), prompt(9, 3), prompt(1, 4)]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import KINDS, Row, mixed, prompt, steered
 
-from personavec.config import Sampling
 from personavec.generate import Request, Watch, batches, generate, stream
 from personavec.model import ChatModel
+from personavec.options import Sampling
 from personavec.steer import Positions, Steering, steer
 from personavec.vector import PersonaVector
 

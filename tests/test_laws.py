@@ -12,11 +12,11 @@ from tiny import KINDS, Row, hooks, mixed, own, prompt, steered
 from torch import Tensor
 from transformers import DynamicCache
 
-from personavec.config import Sampling
 from personavec.errors import ConfigError, ModelError, VectorError
 from personavec.generate import Request, Watch, generate, stream
 from personavec.hooks import attach, capture
 from personavec.model import ChatModel
+from personavec.options import Sampling
 from personavec.steer import Positions, Steering, ablation, capping, steer
 from personavec.vector import PersonaVector, increments
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from personavec.activations import activations
-from personavec.config import Sampling
 from personavec.generate import Request, generate
 from personavec.model import ChatModel
+from personavec.options import Sampling
 from personavec.steer import Steering
 from personavec.trait import load_trait
 from personavec.vector import PersonaVector, load_vector

@@ -10,9 +10,9 @@ import tiny
 from filelock import FileLock
 
 import personavec.rollouts
-from personavec.config import Writing
 from personavec.errors import ConfigError, DataError
 from personavec.model import ChatModel
+from personavec.options import Writing
 from personavec.rollouts import answers, contrastive, write
 from personavec.run import LOCK, Run, sha256, versions
 from personavec.steer import Steering

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from personavec.config import Sampling
 from personavec.errors import ModelError, PersonavecError
 from personavec.generate import draw
+from personavec.options import Sampling
 
 DRAWS = 24_000
 EDGES = torch.tensor([0.0, 2.0**-30, 0.5, 1 - 2.0**-24])

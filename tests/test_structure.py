@@ -26,8 +26,8 @@ VERBS = (
     "verify",
 )
 LEVELS = {
-    **dict.fromkeys(("__init__", "errors", "config", "trait", "sample", "run", "stats", "progress"), 0),
-    **dict.fromkeys(("wording", "draft", "families", "forms"), 0),
+    **dict.fromkeys(("__init__", "errors", "options", "config", "trait", "sample", "run", "stats", "progress"), 0),
+    **dict.fromkeys(("wording", "draft", "families", "forms", "dataset", "flagging", "plan"), 0),
     **dict.fromkeys(("vector", "projection"), 1),
     **dict.fromkeys(
         (
@@ -44,6 +44,13 @@ LEVELS = {
             "agreement",
             "sheet",
             "signals",
+            "branches",
+            "base_replies",
+            "shards",
+            "candidates",
+            "parallel",
+            "census",
+            "table",
         ),
         2,
     ),

@@ -13,7 +13,7 @@ from personavec.model import ChatModel
 POSITIONS = ("response avg", "prompt avg", "prompt last")
 """What a conversation's activation may be: a mean over its reply, a mean over its prompt, or its last prompt token."""
 BATCH_TOKENS = 2048
-"""Tokens in one forward pass, padding included; larger passes fall out of the CPU's caches."""
+"""Larger forward passes fall out of a CPU's caches."""
 
 Row = Mapping[str, Any]
 
@@ -38,6 +38,7 @@ def activations(
     positions: Sequence[str] = POSITIONS[:1],
     layers: Sequence[int] | None = None,
     of: Callable[[Tensor], Tensor] = Tensor.float,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[tuple[list[int], Float[Tensor, "batch span layer d_model"]]]:
     """Read conversations in batches of similar length; yields their indices and averages.
 
@@ -48,6 +49,7 @@ def activations(
         positions: Some of `POSITIONS`.
         layers: Which block outputs; None for all.
         of: What to average, see `capture`.
+        batch_tokens: Tokens in one forward pass, padding included; a longer row has one of its own.
     """
     layers = range(model.n_layers) if layers is None else layers
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
@@ -56,7 +58,7 @@ def activations(
     for place, index in enumerate(order):
         batch.append(index)
         following = order[place + 1 : place + 2]
-        if not following or (len(batch) + 1) * len(ids[following[0]]) > BATCH_TOKENS:
+        if not following or (len(batch) + 1) * len(ids[following[0]]) > batch_tokens:
             mine = [rows[i] for i in batch]
             yield batch, capture(model, [ids[i] for i in batch], weights(mine, positions), layers, of)
             batch = []

@@ -1,152 +1,32 @@
 """Options of every verb: one frozen dataclass each, whose docstrings are the command line's help, examples included."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from personavec.errors import ConfigError
-
-Steer = Annotated[
-    tuple[str, ...],
-    tyro.conf.arg(metavar="VEC:COEF[@LAYER]", help_behavior_hint="(repeatable)"),
-    tyro.conf.UseAppendAction,
-]
-Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
-File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
-Layers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="LAYER [LAYER …]", help_behavior_hint="")]
-Doses = Annotated[tuple[float, ...], tyro.conf.arg(metavar="DOSE [DOSE …]")]
-Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE …]", help_behavior_hint="")]
-Limit = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: no limit)")]
-Url = Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")]
-Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+from personavec.options import (
+    Api,
+    Authoring,
+    Common,
+    Doses,
+    File,
+    Files,
+    Folder,
+    Judging,
+    Layers,
+    Sampling,
+    Steer,
+    Switch,
+    Url,
+    Writing,
+)
 
 LARGEST_DOSE = 10.0
 """Ten times the activations' own length: far beyond where any model still writes text."""
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
-    {
-        "seed": (lambda value: value >= 0, "0 or more"),
-        "temperature": (lambda value: value >= 0, "0 or more"),
-        "coherence_floor": (lambda value: 0 <= value <= 100, "from 0 to 100"),
-        "sweep_questions": (lambda value: value >= 2, "at least 2"),
-        "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    }
-    | {
-        name: (lambda value: value >= 1, "at least 1")
-        for name in (
-            "max_new_tokens",
-            "batch_tokens",
-            "rollouts",
-            "check_rollouts",
-            "api_concurrency",
-            "writer_tokens",
-            "domains",
-            "questions",
-        )
-    }
-    | {name: (lambda value: value is None or value >= 1, "at least 1") for name in ("api_calls", "api_tokens")}
-)
-"""What options of these names must be, wherever they occur."""
-
-
-def _check(options: object) -> None:
-    for name, (good, rule) in RULES.items():
-        if hasattr(options, name) and not good(getattr(options, name)):
-            raise ConfigError(f"expected {name} {rule}, got {getattr(options, name)}; correct it")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn; the same for steered and unsteered replies."""
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    """Keep the smallest set of tokens that holds this probability."""
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    @property
-    def sampling(self) -> dict[str, float]:
-        """These three alone, for cards and results."""
-        return {field.name: getattr(self, field.name) for field in fields(Sampling)}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The model under study."""
-
-    model: str = "smollm2"
-    """Hugging Face id, local folder, GGUF file, or an alias (smollm2, gemma3-270m)."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Options that every verb takes."""
-
-    seed: int = 0
-    """Of everything random. Equal seeds give equal results on equal software and hardware."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number format of the model; auto is bfloat16 where the hardware multiplies it, else float32."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
-    trust_remote_code: Switch = False
-    """Run code that the model repository ships. Off: such models are refused."""
-    json: Switch = False
-    """Print one JSON object on stdout; progress stays on stderr."""
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-
-@dataclass(frozen=True)
-class Common(Machine, Subject):
-    """Options of every verb that works on one model."""
-
-
-@dataclass(frozen=True)
-class Writing(Sampling):
-    """How replies are written."""
-
-    max_new_tokens: int = 32
-    """Longest reply, in tokens. Large models deserve 200 or more."""
-    temperature: float = 0.7
-    """Of sampling; 0 is greedy. The paper uses 1, where a 135M model writes word salad."""
-    top_p: float = 1.0
-    """Sample from the smallest set of tokens that holds this probability."""
-    batch_tokens: int = 12288
-    """Tokens in one batch of replies being written, prompts included; lower it when memory runs out there."""
-    reasoning: Literal["out", "in"] = "out"
-    """Whether a <think> block counts as part of the reply; end-of-turn tokens never do."""
-    system: str = "template"
-    """System prompt where no trait instruction stands: template (the chat template's own default), none, or a text."""
-
-
-@dataclass(frozen=True)
-class Api:
-    """How an OpenAI-compatible server is asked. Its key comes from OPENAI_API_KEY in the environment."""
-
-    api_concurrency: int = 32
-    """Calls to a judge or writer server at once."""
-    api_calls: Limit = None
-    """Stop after this many calls, retries included; the same command with more goes on."""
-    api_tokens: Limit = None
-    """Stop after this many tokens, as the server counts them; the same command with more goes on."""
-
-
-@dataclass(frozen=True)
-class Judging(Api):
-    """Who scores replies."""
-
-    judge: str = "likelihood"
-    """likelihood (the model itself, unsteered and without adapter), likelihood:MODEL, hf:MODEL or openai:MODEL."""
-    judge_url: Url = None
-    """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
 
 
 @dataclass(frozen=True)
@@ -287,18 +167,6 @@ class DemoConfig(Common):
 
 
 @dataclass(frozen=True)
-class Authoring(Api, Machine):
-    """Who writes traits and datasets."""
-
-    writer: Annotated[str, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(required)")] = ""
-    """openai:MODEL, or hf:MODEL in this process: a Hugging Face id, folder, GGUF file or alias."""
-    writer_url: Url = None
-    """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
-    writer_tokens: int = 2048
-    """Longest answer of an hf: writer, in tokens; a server decides by itself."""
-
-
-@dataclass(frozen=True)
 class WriteTraitConfig(Authoring):
     """Write a trait file from a name and a description.
 
@@ -337,3 +205,70 @@ class WriteDatasetConfig(Authoring):
     """Domains that the questions are spread over."""
     questions: int = 100
     """Questions per domain."""
+
+
+@dataclass(frozen=True)
+class ScreenConfig(Api, Common):
+    """Find out which traits a data set would train, and which rows do it.
+
+    Examples:
+      personavec screen chats.jsonl --vectors runs/demo/optimistic/vector.safetensors
+      personavec screen chats.jsonl --vectors evil.safetensors --clean benign.jsonl --keep-below 95
+      personavec screen chats.parquet --vectors evil.safetensors sycophantic.safetensors --cost sampled --json
+      personavec screen org/dataset:train --vectors evil.safetensors --plan
+
+    More in docs/screen.md.
+    """
+
+    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
+    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    vectors: Files = ()
+    """Vector files; all of them are read in one pass."""
+    cost: Literal["raw", "proxy", "sampled", "full"] = "proxy"
+    """raw: the reply alone. proxy: minus last prompt token. sampled: base replies to a random part. full: to all."""
+    layers: Layers = ()
+    """Layers to read every vector at; default the one its card recommends."""
+    out: Folder = None
+    """Run folder; default runs/screen-DATA. The same command resumes it."""
+    plan: Switch = False
+    """Only estimate what each cost takes for this data set, for a million rows and for a hundred million."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Rows that cannot be used: stop at the first before anything is computed, or skip and list them."""
+    turn: Literal["first", "last"] = "first"
+    """Which assistant turn of a conversation is screened."""
+    clean: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None
+    """A data set that you call clean: it is screened alike, and thresholds are its percentiles."""
+    keep_below: Annotated[float | None, tyro.conf.arg(metavar="P", help_behavior_hint="(95 with --clean)")] = None
+    """Write the rows below this percentile on every vector into a data set of their own."""
+    export_k: Annotated[int | None, tyro.conf.arg(metavar="K", help_behavior_hint="")] = None
+    """Write the K rows highest and lowest on every vector, and K random ones, into data sets of their own."""
+    top_k: Annotated[int | None, tyro.conf.arg(metavar="K", help_behavior_hint="")] = None
+    """With --cost sampled: base replies also to rows that can be among the K highest or lowest; those are ranked."""
+    precision: float = 0.1
+    """With --cost sampled: half-width of the interval to stop at, in standard deviations of the rows' differences."""
+    max_new_tokens: int = 64
+    """Longest base reply, in tokens. Large models deserve 200 or more."""
+    base_replies: Annotated[str, tyro.conf.arg(metavar="ENGINE")] = "hf"
+    """Who writes base replies: hf (this process), or openai:MODEL, the same model behind a server such as vLLM's."""
+    base_url: Url = None
+    """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
+    judge: Annotated[str, tyro.conf.arg(metavar="JUDGE", help_behavior_hint="")] = ""
+    """Also score every row by a rubric judge: openai:MODEL or hf:MODEL."""
+    judge_url: Url = None
+    """Server of the judge openai:MODEL."""
+    flag_by: Literal["projection", "judge", "either", "both"] = "projection"
+    """What --keep-below looks at: projections, the judge's scores, either above its threshold, or only both."""
+    batch_tokens: int = 12288
+    """Tokens in one batch of base replies being written, prompts included."""
+    read_tokens: int = 2048
+    """Tokens in one forward pass of reading; a GPU bears many more."""
+    reasoning: Literal["out", "in"] = "out"
+    """Whether a <think> block counts as part of a reply; end-of-turn tokens never do."""
+    system: str = "template"
+    """System prompt of rows that have none: template (the chat template's own default), none, or a text."""
+    ray: Switch = False
+    """Screen shards in parallel with Ray Data (extra scale)."""
+    workers: int = 1
+    """With --ray: actors, one model each; each takes a GPU where there are any, else its share of the cores."""
+    price_per_hour: Annotated[float | None, tyro.conf.arg(metavar="PRICE", help_behavior_hint="")] = None
+    """Of this machine, for the plan."""

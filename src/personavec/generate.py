@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from personavec.config import Sampling
 from personavec.errors import ModelError
 from personavec.hooks import BlockFn, attach
 from personavec.model import ChatModel
+from personavec.options import Sampling
 from personavec.steer import Steering, steer
 
 DRAW_ROWS = 8

@@ -1,7 +1,7 @@
 """The one place that registers hooks, and reading activations through them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -92,6 +92,30 @@ class _Deepest(Exception):
 
 
 @torch.inference_mode()
+def read(model: ChatModel, layers: Collection[int], fn: Callable[[int, Tensor], None], **inputs: Any) -> None:
+    """Run the decoder, hand the stream of some layers to a function, and stop after the deepest of them.
+
+    Args:
+        model: What to read.
+        layers: Which block outputs.
+        fn: Told a layer and its stream [batch, seq, d_model].
+        inputs: Of the decoder.
+    """
+    deepest = max(layers)
+
+    def at(layer: int) -> BlockFn:
+        def block(stream: Tensor) -> None:
+            fn(layer, stream)
+            if layer == deepest:
+                raise _Deepest
+
+        return block
+
+    with attach(model, lambda _: None, {layer: at(layer) for layer in set(layers)}), suppress(_Deepest):
+        model.decoder(**inputs)
+
+
+@torch.inference_mode()
 def capture(
     model: ChatModel,
     rows: Sequence[Sequence[int]],
@@ -118,20 +142,10 @@ def capture(
     spread = torch.zeros((len(rows), weights.shape[1], ids.shape[1]), device=ids.device)
     spread[:, :, : weights.shape[2]] = weights.to(ids.device)
     sums: dict[int, Tensor] = {}
-    deepest = max(layers)
 
-    def read(layer: int) -> BlockFn:
-        def fn(stream: Tensor) -> None:
-            sums[layer] = torch.bmm(spread, of(stream))
-            if layer == deepest:
-                raise _Deepest
-
-        return fn
+    def add(layer: int, stream: Tensor) -> None:
+        sums[layer] = torch.bmm(spread, of(stream))
 
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    with attach(model, lambda _: None, {layer: read(layer) for layer in set(layers)}):
-        try:
-            model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-        except _Deepest:
-            pass
+    read(model, layers, add, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     return torch.stack([sums[layer] for layer in layers], dim=2).cpu()

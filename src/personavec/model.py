@@ -13,9 +13,9 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
 
-from personavec.config import Common
 from personavec.errors import ModelError
 from personavec.models import load, pick_device, pick_dtype
+from personavec.options import Common
 from personavec.vector import ModelIdentity
 
 PLAIN_TEMPLATE = (

@@ -21,3 +21,8 @@ def stage(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total)
         yield lambda n: progress.advance(task, n)
+
+
+def tell(text: str) -> None:
+    """A line on stderr, beside the bars."""
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)

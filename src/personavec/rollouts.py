@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from personavec.config import Sampling, Writing
 from personavec.errors import ConfigError
 from personavec.generate import Reply, Request, batches, generate
 from personavec.model import ChatModel
+from personavec.options import Sampling, Writing
 from personavec.progress import stage
 from personavec.run import Run
 from personavec.steer import Steering

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,16 @@ IRRELEVANT = {
     "agreement",
     "signals",
     "sheet",
+    "clean",
+    "keep_below",
+    "export_k",
+    "top_k",
+    "precision",
+    "flag_by",
+    "plan",
+    "price_per_hour",
+    "ray",
+    "workers",
 }
 """Options that change results by rounding at most, or only add to them, and so may differ when a run is resumed."""
 REPORT = {"report.html", "index.html", "charts"}
@@ -96,6 +107,11 @@ class Run:
                 f"expected the run in {self.folder} to have the same options, got another run ({told}); "
                 "choose another --out, or delete that folder"
             )
+
+    @staticmethod
+    def digest(what: Mapping[str, str]) -> str:
+        """A short name for a set of inputs."""
+        return hashlib.sha256(json.dumps(dict(what), sort_keys=True).encode()).hexdigest()[:8]
 
     def path(self, name: str) -> Path:
         """Where a file of the run lies."""
@@ -172,12 +188,22 @@ class Run:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file atomically: beside it first, then renamed."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of the one given when the context ends well, else is removed."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sha256(path: Path) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-from personavec.config import Authoring, Sampling
 from personavec.endpoint import Answer, Endpoint, Failure, Request
 from personavec.errors import ConfigError, ModelError
 from personavec.forms import NO_JSON, F, Form, instruction, opening, read
@@ -15,6 +14,7 @@ from personavec.generate import Request as LocalRequest
 from personavec.generate import batches, generate
 from personavec.model import ChatModel
 from personavec.models import cache_folder
+from personavec.options import Authoring, Sampling
 
 ATTEMPTS = 2
 """How often an answer is asked for until it has the form, the first time included."""

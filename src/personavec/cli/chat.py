@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from personavec.config import ChatConfig, Sampling
+from personavec.config import ChatConfig
 from personavec.errors import ConfigError, PersonavecError, VectorError
 from personavec.generate import Request, Watch, stream
 from personavec.model import ChatModel
+from personavec.options import Sampling
 from personavec.steer import Steering, parse_steering
 from personavec.vector import PersonaVector, load_vector
 

@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "extract": (config.ExtractConfig, "personavec.extract"),
     "evaluate": (config.EvaluateConfig, "personavec.evaluate"),
     "chat": (config.ChatConfig, "personavec.cli.chat"),
+    "screen": (config.ScreenConfig, "personavec.screen"),
     "verify": (config.VerifyConfig, "personavec.verify"),
     "write_trait": (config.WriteTraitConfig, "personavec.write_trait"),
     "write_dataset": (config.WriteDatasetConfig, "personavec.write_dataset"),
@@ -82,6 +83,10 @@ def run(name: str, options: Any) -> int:
             from personavec.report.page import write_pages
 
             result = write_pages(result)
+        if name == "screen":
+            from personavec.report.screening import write_screening
+
+            result = write_screening(result)
     if options.json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str), flush=True)
     else:

@@ -1,7 +1,7 @@
 """What a verb found, for people: a few lines on stdout. Scripts take `--json`."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from personavec.config import (
     DemoConfig,
     EvaluateConfig,
     ExtractConfig,
+    ScreenConfig,
     VerifyConfig,
     WriteDatasetConfig,
     WriteTraitConfig,
@@ -223,3 +224,63 @@ def _writer_usage(result: Json) -> None:
     server = usage["server"]
     spent = f"; {server['calls']:,} calls, {server['tokens']:,} tokens" if server else ""
     _say(f"answers: {usage['asked']:,} ({told}{spent})")
+
+
+def screen(config: ScreenConfig, result: Json) -> None:
+    """The plan, the set's projections, what stands out, and the files."""
+    _plan(result["plan"]["estimates"])
+    if config.plan:
+        return
+    used = result["rows"] - result["skipped"]
+    _say(f"{used:,} of {result['rows']:,} rows of {config.data} screened on {config.model}", markup=False)
+    for reason, count in result["skipped_by_reason"].items():
+        _say(f"skipped {count:,}: {reason}", markup=False)
+    if result["rows_with_more_turns"]:
+        _say(f"{result['rows_with_more_turns']:,} rows have turns that were not read (--turn {config.turn})")
+    table = Table("vector", "layer", result["estimate"], "random directions", "", box=None, pad_edge=False)
+    for name, mean in result["projection_difference"].items():
+        random = result["random_control"][name]
+        verdict = "beyond random" if random["beyond"] else "not beyond random"
+        spread = f"{random['low']:.3f} to {random['high']:.3f}"
+        table.add_row(escape(name), str(result["layers"][name]), _estimate(mean, 3), spread, verdict)
+    console.print(table)
+    if config.cost == "proxy":
+        _say("a proxy ranks rows; how far it is from the projection difference only --cost sampled or full can tell")
+    if sampled := result["sampled"]:
+        _say(f"from {sampled['base_replies']:,} base replies, {sampled['base_tokens']:,} tokens")
+        if top := sampled["top_k"]:
+            told = ", ".join(f"{name} {share:.2f}" for name, share in top["expected_recall"].items())
+            _say(f"extreme rows: {top['base_replies']:,} base replies in all; expected recall {told}", markup=False)
+    if flags := result["flags"]:
+        _say(
+            f"above the {flags['percentile']:g}th percentile of {flags['of']}: {flags['dropped']:,} rows dropped, "
+            f"{flags['kept']:,} kept",
+            markup=False,
+        )
+    for name, file in result["files"].items():
+        _say(f"{name}: {file}", markup=False)
+    _say(f"table: {result['table']}\nreport: {result['report']}", markup=False)
+    speed = f", {result['rows_per_second']:.1f} rows a second" if result["rows_per_second"] else ""
+    _say(f"{result['seconds']:.0f} seconds{speed}")
+
+
+def _plan(estimates: Sequence[Json]) -> None:
+    """What every cost takes."""
+    priced = any(row["price"] is not None for row in estimates)
+    table = Table(
+        "rows", "cost", "tokens read", "tokens written", "time", *["price"] * priced, box=None, pad_edge=False
+    )
+    for row in estimates:
+        cells = [f"{row['rows']:,}", row["cost"], f"{row['tokens_read']:,}", f"{row['tokens_written']:,}"]
+        cells += [_duration(row["seconds"]), *["–" if row["price"] is None else f"{row['price']:,.2f}"] * priced]
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"

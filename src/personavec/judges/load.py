@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from personavec.config import Common, Judging
 from personavec.endpoint import Endpoint
 from personavec.errors import JudgeError
 from personavec.judges.fluency import FluencyJudge
@@ -14,6 +13,7 @@ from personavec.judges.openai import OpenAIReader
 from personavec.judges.rubric import COHERENCE, Reader, Rubric, RubricJudge
 from personavec.model import ChatModel
 from personavec.models import cache_folder
+from personavec.options import Common, Judging
 from personavec.trait import Trait
 
 FORMS = "likelihood, likelihood:MODEL, hf:MODEL or openai:MODEL"

@@ -58,7 +58,7 @@ def heat_map(sweep: Json, choice: Json) -> alt.LayerChart:
         for cell in sweep["cells"]
     ]
     step = 34 if len({row["layer"] for row in rows}) <= 12 else 27
-    base = alt.Chart(_data(rows)).encode(
+    base = alt.Chart(inline(rows)).encode(
         x=alt.X("dose:O", title="dose (length added, as a share of the activation's)", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("layer:O", title="layer (0 = first block)", sort="descending"),
         tooltip=["layer:O", "dose:Q", "coef:Q", "trait:Q", "coherence:Q", "n:Q"],
@@ -89,7 +89,7 @@ def heat_map(sweep: Json, choice: Json) -> alt.LayerChart:
         "Upper figure and colour: trait score. Lower figure: coherence.",
         f"Small cells, struck through: coherence not surely above {floor:g}. Orange frame: chosen.",
     ]
-    return _finish(cells, title, subtitle, 520, alt.Step(step))
+    return finish(cells, title, subtitle, 520, alt.Step(step))
 
 
 def dose_response(check: Sequence[Json]) -> alt.LayerChart:
@@ -109,7 +109,7 @@ def dose_response(check: Sequence[Json]) -> alt.LayerChart:
     subtitle = ["Suppressed → unsteered → steered. Grey band: unsteered, with 95% interval."]
     if "random" in by_arm:
         subtitle.append(f"Random directions of the same length: {_round(by_arm['random']['mean'])}.")
-    return _finish([*_base_band(check), *_arms(check, "trait", "trait score (0–100)")], title, subtitle, 420, 280)
+    return finish([*_base_band(check), *_arms(check, "trait", "trait score (0–100)")], title, subtitle, 420, 280)
 
 
 def coherence(check: Sequence[Json], floor: float) -> alt.LayerChart:
@@ -122,9 +122,9 @@ def coherence(check: Sequence[Json], floor: float) -> alt.LayerChart:
         title = f"Coherence falls below {floor:g} at dose {', '.join(f'{_signed_dose(row):+.2g}' for row in broken)}"
     else:
         title = f"Replies stay coherent: no mean is below {int(min(row['coherence']['mean'] for row in known))}"
-    line = alt.Chart(_data([{"floor": floor}])).mark_rule(color=INK, strokeDash=[4, 3]).encode(y="floor:Q")
+    line = alt.Chart(inline([{"floor": floor}])).mark_rule(color=INK, strokeDash=[4, 3]).encode(y="floor:Q")
     subtitle = [f"Dashed line: the floor, {floor:g}. Vertical bars: 95% intervals."]
-    return _finish([line, *_arms(check, "coherence", "coherence (0–100)")], title, subtitle, 420, 280)
+    return finish([line, *_arms(check, "coherence", "coherence (0–100)")], title, subtitle, 420, 280)
 
 
 def histograms(rollout_scores: Mapping[str, Json], keep_at: float) -> alt.LayerChart:
@@ -140,7 +140,7 @@ def histograms(rollout_scores: Mapping[str, Json], keep_at: float) -> alt.LayerC
     else:
         title = "One side has no scored replies"
     bars = (
-        alt.Chart(_data(rows))
+        alt.Chart(inline(rows))
         .mark_bar(opacity=0.55, stroke="white", strokeWidth=0.5)
         .encode(
             x=alt.X("from:Q", bin="binned", title="trait score (0–100)", scale=alt.Scale(domain=[0, MAX_SCORE])),
@@ -152,9 +152,9 @@ def histograms(rollout_scores: Mapping[str, Json], keep_at: float) -> alt.LayerC
             tooltip=["side:N", "from:Q", "to:Q", "replies:Q"],
         )
     )
-    line = alt.Chart(_data([{"keep": keep_at}])).mark_rule(color=INK, strokeDash=[4, 3]).encode(x="keep:Q")
+    line = alt.Chart(inline([{"keep": keep_at}])).mark_rule(color=INK, strokeDash=[4, 3]).encode(x="keep:Q")
     subtitle = [f"Dashed line: a reply on the wrong side of {keep_at:g} is dropped."]
-    return _finish([bars, line], title, subtitle, 520, 220)
+    return finish([bars, line], title, subtitle, 520, 220)
 
 
 def by_layer(layers: Sequence[Json], choice: Json) -> tuple[alt.LayerChart, ...]:
@@ -195,7 +195,7 @@ def _series(rows: Sequence[Json], field: str) -> list[Json]:
 
 
 def _layer_chart(rows: list[Json], axis: str, layer: int, title: str, subtitle: str) -> alt.LayerChart:
-    line = alt.Chart(_data(rows)).encode(
+    line = alt.Chart(inline(rows)).encode(
         x=alt.X(
             "layer:Q",
             title="layer (0 = first block)",
@@ -205,10 +205,10 @@ def _layer_chart(rows: list[Json], axis: str, layer: int, title: str, subtitle: 
         y=alt.Y("value:Q", title=axis),
         tooltip=["layer:Q", alt.Tooltip("value:Q", format=".3g")],
     )
-    mark = alt.Chart(_data([{"layer": layer}])).mark_rule(color=VERMILLION, strokeDash=[4, 3]).encode(x="layer:Q")
+    mark = alt.Chart(inline([{"layer": layer}])).mark_rule(color=VERMILLION, strokeDash=[4, 3]).encode(x="layer:Q")
     chosen = line.transform_filter(alt.datum.layer == layer)
     points = chosen.mark_point(filled=True, color=VERMILLION, size=70, opacity=1)
-    return _finish([mark, line.mark_line(color=BLUE), points], title, [subtitle], 340, 190)
+    return finish([mark, line.mark_line(color=BLUE), points], title, [subtitle], 340, 190)
 
 
 def _arms(check: Sequence[Json], measure: str, axis: str) -> list[alt.Chart]:
@@ -238,11 +238,11 @@ def _arms(check: Sequence[Json], measure: str, axis: str) -> list[alt.Chart]:
     tooltip = ["arm:N", "dose:Q", "coef:Q", "mean:Q", "low:Q", "high:Q", "n:Q"]
     vector = [row for row in rows if row["series"] == VECTOR]
     charts = [
-        alt.Chart(_data(vector)).mark_area(opacity=0.15, color=BLUE).encode(x=x, y=alt.Y("low:Q"), y2="high:Q"),
-        alt.Chart(_data(vector)).mark_line(color=BLUE, strokeWidth=2).encode(x=x, y=y),
+        alt.Chart(inline(vector)).mark_area(opacity=0.15, color=BLUE).encode(x=x, y=alt.Y("low:Q"), y2="high:Q"),
+        alt.Chart(inline(vector)).mark_line(color=BLUE, strokeWidth=2).encode(x=x, y=y),
     ]
     for series, nudge in _NUDGE.items():
-        points = _data([row for row in rows if row["series"] == series])
+        points = inline([row for row in rows if row["series"] == series])
         base = alt.Chart(points).encode(x=x, color=color, tooltip=tooltip)
         charts += [
             base.mark_rule(xOffset=nudge, strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2="high:Q"),
@@ -255,16 +255,17 @@ def _base_band(check: Sequence[Json]) -> list[alt.Chart]:
     base = next((row["trait"] for row in check if row["arm"] == "base" and row["trait"]["mean"] is not None), None)
     if base is None:
         return []
-    data = alt.Chart(_data([{"mean": base["mean"], "low": base["ci"][0], "high": base["ci"][1]}]))
+    data = alt.Chart(inline([{"mean": base["mean"], "low": base["ci"][0], "high": base["ci"][1]}]))
     return [
         data.mark_rect(color=GREY, opacity=0.18).encode(y="low:Q", y2="high:Q"),
         data.mark_rule(color=GREY, strokeDash=[2, 3]).encode(y="mean:Q"),
     ]
 
 
-def _finish(
+def finish(
     layers: Sequence[alt.Chart], title: str, subtitle: list[str], width: int, height: int | alt.Step
 ) -> alt.LayerChart:
+    """A chart in the look that all of them share."""
     chart = alt.LayerChart(
         layer=list(layers),
         title=alt.TitleParams(title, subtitle=subtitle),
@@ -298,7 +299,8 @@ def _finish(
     return themed
 
 
-def _data(rows: list[Any]) -> alt.InlineData:
+def inline(rows: list[Any]) -> alt.InlineData:
+    """Data that stand in the chart itself."""
     return alt.InlineData(values=rows)
 
 

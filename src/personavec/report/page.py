@@ -36,23 +36,25 @@ def write_page(folder: Path) -> Path:
         DataError: result.json is missing or not JSON.
     """
     result = Run(folder).read_json("result.json")
-    drawn = _charts(result)
-    (folder / "charts").mkdir(exist_ok=True)
-    for name, chart in drawn.items():
-        svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=VEGA_LITE)
-        write_file(folder / "charts" / f"{name}.svg", svg.encode())
-        write_file(folder / "charts" / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))
-    figures = {name: _figure(chart) for name, chart in drawn.items()}
-    return _render(
+    return render(
         folder / "report.html",
         "page.html",
         result=result,
         arms={row["arm"]: row for row in result["check"]},
-        figures=figures,
-        specs={name: figure["spec"] for name, figure in figures.items()},
         hide_transcripts=result["trait"]["name"] in HIDDEN_TRAITS,
-        vega=_vega(),
+        **drawn(folder, _charts(result)),
     )
+
+
+def drawn(folder: Path, charts: Mapping[str, LayerChart]) -> dict[str, Any]:
+    """Write charts/*.png and *.svg; returns what a template needs to show them."""
+    (folder / "charts").mkdir(exist_ok=True)
+    for name, chart in charts.items():
+        svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=VEGA_LITE)
+        write_file(folder / "charts" / f"{name}.svg", svg.encode())
+        write_file(folder / "charts" / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))
+    figures = {name: _figure(chart) for name, chart in charts.items()}
+    return {"figures": figures, "specs": {name: own["spec"] for name, own in figures.items()}, "vega": _vega()}
 
 
 def write_index(folder: Path, traits: Sequence[str], failed: Sequence[Mapping[str, str]] = ()) -> Path:
@@ -71,7 +73,7 @@ def write_index(folder: Path, traits: Sequence[str], failed: Sequence[Mapping[st
     """
     results = [Run(folder / trait).read_json("result.json") for trait in traits]
     rows = [(result, {row["arm"]: row["trait"] for row in result["check"]}) for result in results]
-    return _render(folder / "index.html", "index.html", rows=rows, failed=failed)
+    return render(folder / "index.html", "index.html", rows=rows, failed=failed)
 
 
 def _charts(result: Mapping[str, Any]) -> dict[str, LayerChart]:
@@ -95,7 +97,8 @@ def _figure(chart: LayerChart) -> dict[str, Any]:
     return {"spec": spec, "title": title["text"], "subtitle": " ".join(title["subtitle"])}
 
 
-def _render(path: Path, template: str, **context: Any) -> Path:
+def render(path: Path, template: str, **context: Any) -> Path:
+    """Fill a template in; atomic."""
     environment = Environment(
         loader=PackageLoader("personavec.report", "."),
         autoescape=True,

@@ -1,0 +1,77 @@
+"""Which rows stand out: thresholds, extremes, and what else than the trait a score goes along with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+Scores = Mapping[str, Float[ndarray, " row"]]
+FlagBy = str
+
+
+def thresholds(scores: Scores, percentile: float) -> dict[str, float]:
+    """The percentile of each score; nan where no row has one.
+
+    Source: Persona Vectors (arXiv 2507.21509) appendix K: the 95th percentile of a clean data set.
+    """
+    return {
+        name: float(np.percentile(own, percentile)) if len(own := values[~np.isnan(values)]) else np.nan
+        for name, values in scores.items()
+    }
+
+
+def above(scores: Scores, limits: Mapping[str, float]) -> Bool[ndarray, " row"]:
+    """Rows above the threshold of any of the scores."""
+    return np.asarray(np.any([scores[name] > limit for name, limit in limits.items()], axis=0))
+
+
+def flagged(
+    by: FlagBy, projection: Bool[ndarray, " row"], judge: Bool[ndarray, " row"] | None
+) -> Bool[ndarray, " row"]:
+    """Rows to drop, by the projections, by the judge, by either, or only by both."""
+    if judge is None or by == "projection":
+        return projection
+    return np.asarray({"judge": judge, "either": projection | judge, "both": projection & judge}[by])
+
+
+def extremes(values: Float[ndarray, " row"], k: int) -> tuple[Bool[ndarray, " row"], Bool[ndarray, " row"]]:
+    """The k highest and the k lowest rows, the earlier one among equals; rows without a value are in neither."""
+    found = np.flatnonzero(~np.isnan(values))
+    order = found[np.argsort(values[found], kind="stable")]
+    # stable from both ends, so that of equal values the earlier row is taken
+    down = found[np.argsort(-values[found], kind="stable")]
+    top, bottom = np.zeros((2, len(values)), dtype=bool)
+    top[down[:k]] = bottom[order[:k]] = True
+    return top, bottom
+
+
+def confounds(
+    values: Float[ndarray, " row"], tokens: Mapping[str, Float[ndarray, " row"]], kinds: Sequence[str | None]
+) -> dict[str, Any]:
+    """What a score goes along with besides the trait.
+
+    Returns:
+        Spearman's rank correlation with every count of tokens, and the share of the score's variance that lies between
+        kinds of prompts (eta squared), with the mean of each kind; null where a side does not vary.
+    """
+    from scipy.stats import spearmanr
+
+    valid = ~np.isnan(values)
+    found: dict[str, Any] = {}
+    for name, counts in tokens.items():
+        varies = valid.sum() > 2 and np.ptp(counts[valid]) > 0 and np.ptp(values[valid]) > 0
+        found[name] = round(float(spearmanr(values[valid], counts[valid]).statistic), 4) if varies else None
+    names, index = np.unique([kind or "" for kind, good in zip(kinds, valid, strict=True) if good], return_inverse=True)
+    own = values[valid].astype(float)
+    total = float(((own - own.mean()) ** 2).sum()) if len(own) else 0.0
+    counts = np.bincount(index, minlength=len(names))
+    means = np.bincount(index, own, minlength=len(names)) / np.maximum(counts, 1)
+    between = float((counts * (means - own.mean()) ** 2).sum()) if len(own) else 0.0
+    found["prompt_kind"] = round(between / total, 4) if total else None
+    found["kinds"] = {
+        str(name): {"rows": int(count), "mean": round(float(mean), 4)}
+        for name, count, mean in zip(names, counts, means, strict=True)
+    }
+    return found

@@ -1,0 +1,301 @@
+"""Screen: which traits a data set would train, by how much, and which rows do it."""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from personavec import flagging
+from personavec.base_replies import BaseReplies, open_base_replies
+from personavec.candidates import Differences, sample_differences, top_differences
+from personavec.census import Census, measure, take_census
+from personavec.config import ScreenConfig
+from personavec.dataset import Dataset, copy_rows, open_dataset
+from personavec.errors import ConfigError, DataError
+from personavec.model import ChatModel
+from personavec.parallel import screen_in_parallel
+from personavec.plan import SIZES, estimate
+from personavec.progress import stage, tell
+from personavec.run import Run, versions
+from personavec.sample import Sample
+from personavec.shards import Directions, directions, screen_shard, shards
+from personavec.stats import Interval, streamed_mean
+from personavec.table import Table
+from personavec.vector import PersonaVector, load_vector
+
+Row = dict[str, Any]
+
+BARS = 40
+"""Of a histogram."""
+SHOWN, LONGEST_EXAMPLE = 10, 600
+"""Extreme rows of each side that the report shows, and characters of each text."""
+
+
+def screen(config: ScreenConfig) -> Row:
+    """Project every row of a data set on persona vectors, and compare it with the base model's own replies.
+
+    Returns:
+        What `--json` prints: `rows`, `skipped`, `projection_difference` of the set by vector, `table` (a folder of
+        Parquet files), `rows_per_second`, `tokens`; `flags` and `files` where they were asked for.
+
+    Raises:
+        PersonavecError: Bad input; what was done so far stays in the run folder.
+    """
+    began = time.monotonic()
+    if not config.data or not config.vectors:
+        raise ConfigError(
+            "expected a data set and --vectors, got "
+            f"{'no data set' if not config.data else 'no vectors'}; for example: personavec screen chats.jsonl "
+            "--vectors runs/demo/optimistic/vector.safetensors"
+        )
+    if config.top_k and config.cost != "sampled":
+        raise ConfigError(f"expected --cost sampled with --top-k, got {config.cost}; pass --cost sampled")
+    data, clean = open_dataset(config.data), open_dataset(config.clean) if config.clean else None
+    vectors = [load_vector(path) for path in config.vectors]
+    model = ChatModel.from_config(config)
+    for vector in vectors:
+        vector.check_model(model.identity)
+    read = directions(vectors, names_of(vectors), config.layers, config.seed)
+    inputs = {"model": model.identity.revision, "numbers": model.numbers, **data.fingerprint()}
+    inputs |= {f"vector {path}": v.content_hash for path, v in zip(config.vectors, vectors, strict=True)}
+    run = Run.open(config.out or _default_out(config), dataclasses.asdict(config), inputs)
+
+    census = take_census(run, data, config)
+    base = open_base_replies(model, config)
+    rates = measure(run, census, model, read, config, base)
+    plans = {rows: estimate(rates, rows, config.precision, config.price_per_hour) for rows in (census.rows, *SIZES)}
+    for rung in plans[census.rows]:
+        tell(_foretold(rung, rung["cost"] == config.cost))
+    result: Row = {
+        "out": str(run.folder),
+        "data": config.data,
+        "cost": config.cost,
+        "rows": census.rows,
+        "skipped": census.bad,
+    }
+    result |= {"model": config.model, "vectors": [str(path) for path in config.vectors]}
+    result |= {
+        "plan": {"rates": dataclasses.asdict(rates), "estimates": [row for rows in plans.values() for row in rows]}
+    }
+    if not config.plan:
+        result |= _screened(config, run, data, clean, census, model, read, base)
+    result |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
+    run.write_json("plan.json" if config.plan else "result.json", result)
+    run.finish()
+    return result
+
+
+def _foretold(rung: Row, chosen: bool) -> str:
+    """A line of the plan."""
+    took = "not measured" if rung["seconds"] is None else f"about {rung['seconds'] / 60:.1f} min"
+    mark = "this run" if chosen else ""
+    told = f"{rung['cost']:<8} reads {rung['tokens_read']:>15,} tokens, writes {rung['tokens_written']:>13,}: {took}"
+    return f"{told:<76} {mark}".rstrip()
+
+
+def names_of(vectors: Sequence[PersonaVector]) -> list[str]:
+    """A name for each vector: its trait, with the beginning of its hash where two have one trait."""
+    times = Counter(vector.card.trait for vector in vectors)
+    names = [v.card.trait if times[v.card.trait] == 1 else f"{v.card.trait}-{v.content_hash[:6]}" for v in vectors]
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise ConfigError(f"expected different vectors, got {twice} twice; pass each once")
+    return names
+
+
+def _default_out(config: ScreenConfig) -> Path:
+    stem = Path(config.data).stem if Path(config.data).exists() else config.data.replace("/", "-").replace(":", "-")
+    return Path("runs") / f"screen-{stem}-{config.cost}"
+
+
+def _screened(
+    config: ScreenConfig,
+    run: Run,
+    data: Dataset,
+    clean: Dataset | None,
+    census: Census,
+    model: ChatModel,
+    read: Directions,
+    base: BaseReplies,
+) -> Row:
+    """Everything after the plan."""
+    began = time.monotonic()
+    fresh = _project(config, run, data, census, model, read, base)
+    seconds = time.monotonic() - began
+    table = Table(run.path("table"), read.names)
+    if not table.good.any():
+        told = ", ".join(f"{count} {reason}" for reason, count in table.reasons().most_common(3))
+        raise DataError(f"expected rows that can be screened in {config.data}, got none ({told}); correct the data set")
+    differences = None
+    if config.cost == "sampled":
+        differences = sample_differences(config, run, data, model, read, base, table)
+        if config.top_k:
+            top_differences(config, run, data, model, read, base, table, differences)
+    result: Row = {
+        "estimate": {"raw": "raw projection", "proxy": "proxy of the projection difference"}.get(
+            config.cost, "projection difference"
+        ),
+        "projection_difference": {name: _set_mean(table, name, differences).to_json() for name in read.names},
+        "random_control": _random_control(table, read, differences),
+        "layers": dict(zip(read.names, read.layers, strict=True)),
+        "skipped": int((~table.good).sum()),
+        "skipped_by_reason": dict(table.reasons().most_common(20)),
+        "rows_with_more_turns": table.rows_with_more_turns,
+        "confounds": {name: table.confounds(name) for name in read.names},
+        "sources": table.by_source(),
+        "table": str(run.path("table")),
+        "tokens": table.tokens | {"written_now": base.written_tokens, "base_replies_kept": base.kept},
+        "rows_per_second": round(fresh / seconds, 2) if fresh else None,
+    }
+    matched = {name: streamed_mean(table.column(f"{name}.matched")) for name in read.names if config.cost == "full"}
+    result["length_matched"] = {name: mean.to_json() for name, mean in matched.items()} or None
+    result["sampled"] = differences.to_json() if differences else None
+    reference = _clean_scores(config, run, clean, model, read, base) if clean else None
+    result |= {"distributions": {name: _spread(table.column(name), (reference or {}).get(name)) for name in read.names}}
+    result |= _flags(config, run, data, table, differences, reference, read.names)
+    run.write_json("examples.json", _examples(config, data, table, differences, read.names))
+    return result
+
+
+def _spread(values: Any, clean: Any | None) -> Row:
+    """A histogram of the scores, and of the clean set's in the same bars; the outermost bars take what lies beyond."""
+    every = np.concatenate([values, values[:0] if clean is None else clean])
+    low, high = np.nanpercentile(every, [0.5, 99.5]).astype(float)
+    edges = np.linspace(low, high if high > low else low + 1, BARS + 1)
+
+    def counts(own: Any) -> list[int]:
+        return [int(n) for n in np.histogram(np.clip(own[~np.isnan(own)], edges[0], edges[-1]), edges)[0]]
+
+    told = [round(float(edge), 5) for edge in edges]
+    return {"edges": told, "data": counts(values), "clean": None if clean is None else counts(clean)}
+
+
+def _examples(
+    config: ScreenConfig, data: Dataset, table: Table, differences: Differences | None, names: Sequence[str]
+) -> Row:
+    """The beginnings of the most extreme rows' texts, for the report."""
+    wanted: dict[int, list[tuple[str, str, float]]] = {}
+    for name in names:
+        ranked = differences.ranked(table, name) if differences else table.column(name)
+        for side, chosen in zip(("highest", "lowest"), flagging.extremes(ranked, SHOWN), strict=True):
+            for row in np.flatnonzero(chosen):
+                wanted.setdefault(int(row), []).append((name, side, float(ranked[row])))
+    found: Row = {name: {"highest": [], "lowest": []} for name in names}
+    for sample in data.samples(config.turn):
+        if not isinstance(sample, Sample):
+            continue
+        for name, side, score in wanted.get(sample.row, ()):
+            text = {"prompt": sample.messages[-1]["content"], "response": sample.response}
+            short = {key: value[:LONGEST_EXAMPLE] + "…" * (len(value) > LONGEST_EXAMPLE) for key, value in text.items()}
+            found[name][side].append({"row": sample.row, "where": sample.where, "score": score, **short})
+    for sides in found.values():
+        sides["highest"].sort(key=lambda row: -row["score"])
+        sides["lowest"].sort(key=lambda row: row["score"])
+    return found
+
+
+def _project(
+    config: ScreenConfig, run: Run, data: Dataset, census: Census, model: ChatModel, read: Directions, base: BaseReplies
+) -> int:
+    """Write the table, shard by shard, those that are there aside; returns the rows done now."""
+    folder = run.path("table")
+    folder.mkdir(exist_ok=True)
+    if config.ray:
+        return screen_in_parallel(config, folder, data, census.rows, read)
+    fresh = 0
+    with stage(f"rows of {data.name}", census.rows) as advance:
+        for number, shard in enumerate(shards(data.samples(config.turn))):
+            part = f"part-{number:06d}"
+            if not Table.has(folder, part):
+                Table.write(folder, part, screen_shard(model, shard, read, config, _answering(config, base)))
+                fresh += len(shard)
+            advance(len(shard))
+    return fresh
+
+
+def _answering(config: ScreenConfig, base: BaseReplies) -> BaseReplies | None:
+    return base if config.cost == "full" else None
+
+
+def _set_mean(table: Table, name: str, differences: Differences | None) -> Interval:
+    if differences is not None:
+        return differences.means[name]
+    return streamed_mean(table.column(name))
+
+
+def _random_control(table: Table, read: Directions, differences: Differences | None) -> Row:
+    """The same mean along directions without meaning: what the data set does to any direction."""
+    means = table.random_means() if differences is None else differences.random_means
+    found = {}
+    for name, layer in zip(read.names, read.layers, strict=True):
+        own = means[read.read_layers.index(layer)]
+        mean = abs(_set_mean(table, name, differences).mean)
+        found[name] = {
+            "low": round(float(own.min()), 4),
+            "high": round(float(own.max()), 4),
+            "directions": len(own),
+            "beyond": bool(mean > np.abs(own).max()),
+        }
+    return found
+
+
+def _flags(
+    config: ScreenConfig,
+    run: Run,
+    data: Dataset,
+    table: Table,
+    differences: Differences | None,
+    reference: dict[str, Any] | None,
+    names: Sequence[str],
+) -> Row:
+    """Thresholds, and the data sets that are written by them."""
+    scores = {name: table.column(name) for name in names}
+    wanted: dict[Path, Any] = {}
+    result: Row = {"flags": None, "clean": None, "files": {}}
+    if reference is not None:
+        means = {name: streamed_mean(values).to_json() for name, values in reference.items()}
+        result["clean"] = {"data": config.clean, "means": means}
+    percentile = config.keep_below if config.keep_below is not None else 95.0 if config.clean else None
+    if percentile is not None:
+        limits = flagging.thresholds(reference or scores, percentile)
+        over = flagging.above(scores, limits)
+        kept = table.good & ~over
+        result["flags"] = {
+            "percentile": percentile,
+            "of": config.clean or "the data set itself",
+            "false_positive_rate": round(1 - percentile / 100, 6) if config.clean else None,
+            "thresholds": {name: round(limit, 6) for name, limit in limits.items()},
+            "flagged": {name: int((scores[name] > limits[name]).sum()) for name in names},
+            "dropped": int((table.good & over).sum()),
+            "kept": int(kept.sum()),
+        }
+        wanted[run.path(f"kept{data.suffix}")] = kept
+    if config.export_k:
+        for name in names:
+            ranked = differences.ranked(table, name) if differences else scores[name]
+            top, bottom = flagging.extremes(ranked, config.export_k)
+            wanted[run.path(f"top-{name}{data.suffix}")] = top
+            wanted[run.path(f"bottom-{name}{data.suffix}")] = bottom
+        drawn = np.zeros(len(table.good), dtype=bool)
+        drawn[np.random.default_rng(config.seed).permutation(np.flatnonzero(table.good))[: config.export_k]] = True
+        wanted[run.path(f"random{data.suffix}")] = drawn
+    if wanted:
+        copy_rows(data, wanted)
+        result["files"] = {path.stem: str(path) for path in wanted}
+    return result
+
+
+def _clean_scores(
+    config: ScreenConfig, run: Run, clean: Dataset, model: ChatModel, read: Directions, base: BaseReplies
+) -> dict[str, Any]:
+    """The clean data set screened alike, in a folder of its own."""
+    mark = Run.digest(clean.fingerprint())
+    part = run.part(f"clean-{mark}")
+    census = take_census(part, clean, dataclasses.replace(config, on_error="skip"))
+    _project(config, part, clean, census, model, read, base)
+    table = Table(part.path("table"), read.names)
+    return {name: table.column(name)[table.good] for name in read.names}

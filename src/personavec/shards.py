@@ -1,0 +1,257 @@
+"""Screening a data set shard by shard: encode, read, project; one table row for every row of the data."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+from torch import Tensor
+
+from personavec.activations import activations
+from personavec.base_replies import BaseReplies
+from personavec.branches import branches
+from personavec.config import ScreenConfig
+from personavec.dataset import Bad
+from personavec.errors import ConfigError, ModelError
+from personavec.model import ChatModel
+from personavec.projection import unit
+from personavec.sample import Sample
+from personavec.vector import PersonaVector
+
+SHARD_ROWS, SHARD_CHARACTERS = 1000, 8_000_000
+"""A shard is what a kill may cost, and what is in memory at a time."""
+RANDOM = 20
+"""Random directions that are read beside the vectors at every layer."""
+READ = ("response", "prompt_last", "base", "matched")
+"""Projections in the table: of the reply's mean, of the last prompt token, of the base reply's mean; and the difference
+of the means over equally many tokens of both."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Directions:
+    """What a run reads: a direction for each column of its table, and random ones beside them."""
+
+    names: tuple[str, ...]
+    layers: tuple[int, ...]
+    """Of each name."""
+    units: Float[Tensor, "name d_model"]
+    seed: int = 0
+
+    @property
+    def read_layers(self) -> list[int]:
+        """Each layer once."""
+        return sorted(set(self.layers))
+
+    def random(self, layer: int) -> Float[Tensor, "direction d_model"]:
+        """Directions without meaning, of length 1."""
+        generator = torch.Generator().manual_seed(1000 * self.seed + layer)
+        return unit(torch.randn((RANDOM, self.units.shape[1]), generator=generator))
+
+    def project(self, read: Float[Tensor, "row span layer d_model"]) -> Float[ndarray, "row span name"]:
+        """Projections on every direction, from what was read at `read_layers`."""
+        at = [self.read_layers.index(layer) for layer in self.layers]
+        return torch.einsum("rsnd,nd->rsn", read[:, :, at], self.units).numpy()
+
+    def project_random(self, read: Float[Tensor, "row span layer d_model"]) -> Float[ndarray, "row span layer random"]:
+        """Projections on the random directions."""
+        units = torch.stack([self.random(layer) for layer in self.read_layers])
+        return torch.einsum("rsld,lkd->rslk", read, units).numpy()
+
+
+def directions(vectors: Sequence[PersonaVector], names: Sequence[str], layers: Sequence[int], seed: int) -> Directions:
+    """The directions of vectors, each at the layer of its card, or at all of the given layers.
+
+    Raises:
+        VectorError: A card recommends no layer, or a direction is zero.
+    """
+    chosen: list[tuple[str, int, Tensor]] = []
+    for vector, name in zip(vectors, names, strict=True):
+        own = layers or ((vector.card.layer,) if vector.card.layer is not None else ())
+        if not own:
+            raise ConfigError(f"expected a recommended layer in the card of {name}, got none; pass --layers")
+        chosen += [(f"{name}@{layer}" if len(layers) > 1 else name, layer, vector.unit(layer)) for layer in own]
+    return Directions(
+        tuple(name for name, _, _ in chosen),
+        tuple(layer for _, layer, _ in chosen),
+        torch.stack([direction for _, _, direction in chosen]),
+        seed,
+    )
+
+
+def shards(samples: Iterable[Sample | Bad]) -> Iterator[list[Sample | Bad]]:
+    """Rows in order, cut where a shard is full; depends on the data alone."""
+    shard: list[Sample | Bad] = []
+    characters = 0
+    for sample in samples:
+        shard.append(sample)
+        if isinstance(sample, Sample):
+            characters += len(sample.response) + sum(len(message["content"]) for message in sample.messages)
+        if len(shard) == SHARD_ROWS or characters >= SHARD_CHARACTERS:
+            yield shard
+            shard, characters = [], 0
+    if shard:
+        yield shard
+
+
+def screen_shard(
+    model: ChatModel,
+    samples: Sequence[Sample | Bad],
+    read: Directions,
+    config: ScreenConfig,
+    base: BaseReplies | None = None,
+) -> Any:
+    """Project every row of a shard.
+
+    Args:
+        model: The base model.
+        samples: Rows of the data set, unusable ones included.
+        read: On what.
+        config: Options of the run.
+        base: Where base replies come from; without, none are read.
+
+    Returns:
+        A pyarrow table with `row where id source kind error prompt_tokens response_tokens base_tokens more_turns`, and
+        for every name its score (see `score`), projections (`READ`) and cosine. Its metadata hold the sum over rows of
+        the score on random directions, by layer.
+    """
+    rows = [encode(model, sample, config, base is not None) for sample in samples]
+    replies = base.replies([row for row in rows if not row["error"]]) if base else []
+    for row, reply in zip((row for row in rows if not row["error"]), replies, strict=True) if base else ():
+        row["base_ids"] = reply.ids if reply else ()
+        row["base_tokens"] = len(row["base_ids"])
+        if not row["base_tokens"]:
+            row["error"] = f"expected a base reply, got {'an empty one' if reply else 'none from its server'}"
+    usable = [index for index, row in enumerate(rows) if not row["error"]]
+    good = [rows[index] for index in usable]
+    spans = len(READ) if base else 2
+    found = np.full((len(rows), spans, len(read.names)), np.nan, dtype=np.float32)
+    cosine = np.full((len(rows), len(read.names)), np.nan, dtype=np.float32)
+    random = np.zeros((spans, len(read.read_layers), RANDOM))
+    at = [read.read_layers.index(layer) for layer in read.layers]
+    for batch, own in _contrasted(model, good, read, config) if base else _read(model, good, read, config):
+        places = [usable[index] for index in batch]
+        found[places] = read.project(own)
+        norms = own[:, 0].norm(dim=-1).numpy()[:, at]
+        cosine[places] = found[places, 0] / np.where(norms > 0, norms, 1)
+        random += read.project_random(own).sum(axis=0)
+    return _table(rows, read, found, cosine, random, config)
+
+
+def score(read: Float[ndarray, "span *axes"], cost: str) -> Float[ndarray, "*axes"]:
+    """What rows are ranked by, from what was read of them (`READ`): the projection difference where base replies were.
+
+    Source: Persona Vectors (arXiv 2507.21509) section 6.1; appendix H for the raw projection, I for the proxy.
+    """
+    if len(read) == len(READ):
+        return np.asarray(read[0] - read[2])
+    return np.asarray(read[0] if cost == "raw" else read[0] - read[1])
+
+
+def encode(model: ChatModel, sample: Sample | Bad, config: ScreenConfig, answered: bool) -> Row:
+    """A row as token ids, or with the reason why it cannot be read.
+
+    Args:
+        model: Whose tokens.
+        sample: The row.
+        config: Options of the run.
+        answered: Whether a base reply is going to be written to it.
+    """
+    row: Row = {"row": sample.row, "where": sample.where, "error": ""}
+    if isinstance(sample, Bad):
+        return row | {"error": sample.reason}
+    row |= {"id": sample.id, "source": sample.source, "kind": prompt_kind(sample.messages[-1]["content"])}
+    row |= {"messages": sample.messages, "more_turns": sample.more_turns}
+    try:
+        prompt = model.render(sample.messages, config.system)
+    except ModelError as error:
+        return row | {"error": str(error)}
+    ids = model.encode(sample.response)
+    skipped = 0 if config.reasoning == "in" else model.reasoning_tokens(prompt, ids)
+    row |= {"prompt_ids": prompt, "response_ids": ids, "reasoning_tokens": skipped}
+    row |= {"prompt_tokens": len(prompt), "response_tokens": len(ids) - skipped}
+    longest = len(prompt) + max(len(ids), config.max_new_tokens if answered else 0)
+    if longest > model.context:
+        return row | {"error": f"expected prompt and reply to fit into {model.context:,} tokens, got {longest:,}"}
+    if len(ids) == skipped:
+        return row | {"error": "expected a reply after the reasoning, got none"}
+    return row
+
+
+def prompt_kind(prompt: str) -> str:
+    """What sort of prompt a text is, by its looks: what rows differ in besides the trait."""
+    text = prompt.strip()
+    foreign = sum(not character.isascii() for character in text) / len(text) if text else 0
+    if "```" in text or any(mark in text for mark in ("def ", "import ", "#include", "</", "();", "SELECT ")):
+        return "code"
+    if foreign > 0.3:
+        return "other script"
+    if len(text) > 1000:
+        return "long"
+    return "question" if text.endswith("?") else "request"
+
+
+def _read(
+    model: ChatModel, rows: Sequence[Row], read: Directions, config: ScreenConfig
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Means over replies and the last prompt tokens, in one pass."""
+    return activations(model, rows, ("response avg", "prompt last"), read.read_layers, batch_tokens=config.read_tokens)
+
+
+def _contrasted(
+    model: ChatModel, rows: Sequence[Row], read: Directions, config: ScreenConfig
+) -> Iterator[tuple[list[int], Tensor]]:
+    """The same with the base reply, the prompt read once for both: spans as `READ` names them."""
+    lengths = [max(len(row["response_ids"]), len(row["base_ids"])) + len(row["prompt_ids"]) for row in rows]
+    order = sorted(range(len(rows)), key=lambda index: lengths[index])
+    batch: list[int] = []
+    for place, index in enumerate(order):
+        batch.append(index)
+        following = order[place + 1 : place + 2]
+        if not following or 2 * (len(batch) + 1) * lengths[following[0]] > config.read_tokens:
+            yield batch, _contrast(model, [rows[i] for i in batch], read)
+            batch = []
+
+
+def _contrast(model: ChatModel, rows: Sequence[Row], read: Directions) -> Tensor:
+    replies = [row[kind] for row in rows for kind in ("response_ids", "base_ids")]
+    skipped = [skip for row in rows for skip in (row["reasoning_tokens"], 0)]
+    own = [len(reply) - skip for reply, skip in zip(replies, skipped, strict=True)]
+    shared = [min(pair) for pair in zip(own[::2], own[1::2], strict=True) for _ in range(2)]
+    weights = torch.zeros((len(replies), 3, 1 + max(map(len, replies))))
+    for weight, skip, tokens, matched in zip(weights, skipped, own, shared, strict=True):
+        weight[0, 1 + skip : 1 + skip + tokens] = 1 / tokens
+        weight[1, 0] = 1
+        weight[2, 1 + skip : 1 + skip + matched] = 1 / matched
+    owners = [row for row in range(len(rows)) for _ in range(2)]
+    mean, last, matched_mean = branches(
+        model, [row["prompt_ids"] for row in rows], replies, owners, weights, read.read_layers
+    ).unbind(dim=1)
+    return torch.stack([mean[::2], last[::2], mean[1::2], matched_mean[::2] - matched_mean[1::2]], dim=1)
+
+
+def _table(
+    rows: Sequence[Row],
+    read: Directions,
+    found: Float[ndarray, "row span name"],
+    cosine: Float[ndarray, "row name"],
+    random: Float[ndarray, "span layer random"],
+    config: ScreenConfig,
+) -> Any:
+    import pyarrow as pa
+
+    kinds = {"row": pa.int64(), **dict.fromkeys(("where", "id", "source", "kind", "error"), pa.string())}
+    kinds |= dict.fromkeys(("prompt_tokens", "response_tokens", "base_tokens", "more_turns"), pa.int32())
+    columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
+    for index, name in enumerate(read.names):
+        columns[name] = pa.array(score(found[:, :, index].T, config.cost), pa.float32(), from_pandas=True)
+        for span, values in zip(READ, found[:, :, index].T, strict=False):
+            columns[f"{name}.{span}"] = pa.array(values, pa.float32(), from_pandas=True)  # nan is null
+        columns[f"{name}.cosine"] = pa.array(cosine[:, index], pa.float32(), from_pandas=True)
+    metadata = {"random": json.dumps(score(random, config.cost).tolist())}
+    return pa.table(columns).replace_schema_metadata(metadata)

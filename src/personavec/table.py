@@ -1,0 +1,109 @@
+"""The table of a screening: Parquet files in a folder, read a column at a time."""
+
+import json
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from personavec.flagging import confounds
+from personavec.stats import streamed_mean
+
+MOST_SOURCES = 50
+
+
+class Table:
+    """Reads the parts in order; of a data set of any size it holds a few columns at the most."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+        self.folder, self.names = folder, names
+
+    @staticmethod
+    def has(folder: Path, part: str) -> bool:
+        """Whether a part was written; atomic writes make that mean complete."""
+        return (folder / f"{part}.parquet").is_file()
+
+    @staticmethod
+    def write(folder: Path, part: str, table: Any) -> None:
+        """Write a part, atomically."""
+        import pyarrow.parquet as pq
+
+        from personavec.run import replacing
+
+        with replacing(folder / f"{part}.parquet") as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    @cached_property
+    def parts(self) -> list[Path]:
+        """Files in order."""
+        return sorted(self.folder.glob("*.parquet"))
+
+    def column(self, name: str) -> Float[ndarray, " row"]:
+        """A column of numbers; nan where there is none."""
+        return np.asarray(self._read(name).to_numpy(zero_copy_only=False), dtype=np.float32)
+
+    def _read(self, name: str) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        return pa.concat_arrays(
+            [chunk for part in self.parts for chunk in pq.read_table(part, columns=[name])[name].chunks]
+        )
+
+    @cached_property
+    def good(self) -> Bool[ndarray, " row"]:
+        """Rows without error."""
+        import pyarrow.compute as pc
+
+        found: Bool[ndarray, " row"] = pc.equal(self._read("error"), "").to_numpy(zero_copy_only=False)
+        return found
+
+    def reasons(self) -> Counter[str]:
+        """Why rows were skipped, numbers and quotations left out, so that alike reasons are counted together."""
+        import re
+
+        said = self._read("error").to_pylist()
+        return Counter(re.sub(r"'[^']*'|\d[\d,]*", "…", reason)[:120] for reason in said if reason)
+
+    @property
+    def rows_with_more_turns(self) -> int:
+        """Rows of which some turns were not read."""
+        return int(np.nansum(self.column("more_turns") > 0))
+
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Tokens of the rows that were read: of prompts and replies, and of base replies."""
+        told = {}
+        for name in ("prompt_tokens", "response_tokens", "base_tokens"):
+            values = self.column(name).astype(float)[self.good]
+            told[name.removesuffix("_tokens")] = int(np.nansum(values))
+        return told
+
+    def confounds(self, name: str) -> dict[str, Any]:
+        """What else the score of a vector goes along with, see `flagging.confounds`."""
+        tokens = {kind: self.column(kind) for kind in ("prompt_tokens", "response_tokens")}
+        return confounds(self.column(name), tokens, self._read("kind").to_pylist())
+
+    def by_source(self) -> dict[str, Any]:
+        """Mean score of every source, the largest ones first; empty where rows name none."""
+        sources = np.array([source or "" for source in self._read("source").to_pylist()])
+        counts = Counter(sources[self.good].tolist())
+        if set(counts) <= {""}:
+            return {}
+        columns = {name: self.column(name) for name in self.names}
+        return {
+            source or "(none)": {"rows": count}
+            | {name: streamed_mean(columns[name][sources == source]).to_json() for name in self.names}
+            for source, count in counts.most_common(MOST_SOURCES)
+        }
+
+    def random_means(self) -> Float[ndarray, "layer random"]:
+        """Mean score on random directions over the rows without error."""
+        import pyarrow.parquet as pq
+
+        sums = [np.array(json.loads(pq.read_schema(part).metadata[b"random"])) for part in self.parts]
+        return np.asarray(sum(sums)) / max(1, int(self.good.sum()))
