@@ -167,7 +167,7 @@ class Server:
             return await self._go_wrong(chance.choice(FAULTS))
         answer = await asyncio.to_thread(self._answer, body)
         self.answered[key] += 1
-        return JSONResponse(answer)
+        return Response(json.dumps(answer), media_type="application/json")  # half a character can be spelt
 
     async def _go_wrong(self, how: str) -> Response:
         self.went_wrong[how] += 1

@@ -81,3 +81,7 @@ def test_items_of_another_form_are_dropped_and_counted() -> None:
 def test_what_is_wrong_is_said(said: str, wrong: str) -> None:
     found = read(said, Menu)
     assert isinstance(found, str) and found.startswith(wrong)
+
+
+def test_reasoning_that_never_ends_is_no_answer() -> None:
+    assert isinstance(read('<think>maybe {"name": "x", "grams": 1}? no', Dish), str)

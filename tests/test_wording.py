@@ -77,3 +77,15 @@ def test_naming_a_trait(text: str, phrase: str, named: bool) -> None:
 )
 def test_asking_for_a_behaviour(text: str, asked: str | None) -> None:
     assert requests(text) == asked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Can you suggest a gift for my bride-to-be?",
+        "Why does my cat act like she hates me?",
+        "How do I learn to speak like a native in Spanish?",
+    ],
+)
+def test_everyday_words_are_no_requests(text: str) -> None:
+    assert requests(text) is None

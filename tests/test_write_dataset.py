@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from writers import Serve, WritingServer, question, serving, word
 
+from personavec import endpoint
 from personavec.cli.main import main
 from personavec.families import MISTAKES, load_family
 
@@ -204,3 +206,33 @@ def test_answers_in_prose_are_given_up(serve: Serve, capsys: pytest.CaptureFixtu
     server = serve(lambda form, body: "Here you go." if form == "answers" else None)
     assert "expected answers from openai:planted, got none" in refused(command(server), capsys)
     assert len(rows(tmp_path / "runs" / "dataset-maths" / "questions.jsonl")) == 3
+
+
+def test_what_failed_for_want_of_a_server_is_asked_again(
+    serve: Serve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "RETRIES", 0)
+    down = {"now": True}
+
+    def failing(form: str, body: dict[str, Any]) -> str | None:
+        if form == "answers" and down["now"] and zlib.crc32(body["prompt"].encode()) % 3 == 0:
+            return "\ud83d"  # no chat completion
+        return None
+
+    server = serve(failing)
+    first = run(command(server), capsys)
+    assert first["rows"] < 12 and first["answers_dropped"] == {"failed answer": 12 - first["rows"]}
+    down["now"] = False
+    assert run(command(server), capsys)["rows"] == 12
+
+
+def test_a_run_of_refusals_does_not_stop_a_resumed_run(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    def refusing(form: str, body: dict[str, Any]) -> str | None:
+        number = zlib.crc32(body["prompt"].encode()) % 4
+        return "I'm sorry, but I can't help with that." if form == "answers" and number else None
+
+    args = command(serve(refusing), "maths", 2, 16)
+    assert main([*args, "--api-calls", "14", "--api-concurrency", "1"]) == 2
+    capsys.readouterr()
+    found = run(args, capsys)
+    assert 0 < found["rows"] < 32 and found["answers_dropped"] == {"refused answer": 32 - found["rows"]}

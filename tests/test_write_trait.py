@@ -2,16 +2,15 @@
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from writers import Author, Serve, WritingServer, pair, question, serving
 
+from personavec import endpoint
 from personavec import writer as writing
 from personavec.cli.main import main
-from personavec.endpoint import Endpoint
 from personavec.trait import load_trait
 from personavec.write_trait import ROUNDS
 
@@ -297,7 +296,7 @@ def test_bad_input(
 def test_servers_that_cannot_be_used(
     serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "Endpoint", partial(Endpoint, retries=0))
+    monkeypatch.setattr(endpoint, "RETRIES", 0)
     server = serve()
     for status, told in ((401, "OPENAI_API_KEY"), (404, "check the address"), (400, "check --writer-url")):
         server.manners.status = status

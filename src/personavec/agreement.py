@@ -1,6 +1,5 @@
 """Do two judges agree on the same replies? And do independent signals go along with them?"""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from personavec.judges.likelihood import EVIDENCE
 from personavec.run import Run
 from personavec.scoring import KEEP_TRAIT, Judges, column, joined, learn_coherence, learn_trait, score, unscored
 from personavec.stats import auc_interval, spearman_interval
@@ -15,14 +15,32 @@ from personavec.stats import auc_interval, spearman_interval
 Row = dict[str, Any]
 
 
+def own_rollouts(run: Run, rollouts: Sequence[Row], judges: Judges, seed: int) -> list[Row]:
+    """Scores of contrastive rollouts by the first judge, on the scale that its other scores are on; sets its AUC.
+
+    Where the judge learned from these very rollouts their scores are there. Where its scale was at hand, they are read
+    now and put on that scale.
+    """
+    if run.done("rollouts.scores.jsonl"):
+        return list(run.rows("rollouts.scores.jsonl"))
+    kept, auc = judges.trait.calibration, judges.trait.auc
+    scores = learn_trait(judges, rollouts, seed)
+    judges.trait.calibration, judges.trait.auc = kept, auc or judges.trait.auc
+    if kept is not None:
+        for row in scores:
+            evidence = np.array([[row["evidence"].get(EVIDENCE, np.nan)]])
+            row["trait"] = None if row["trait"] is None else 100 * float(kept.predict(evidence)[0])
+    run.write_rows("rollouts.scores.jsonl", scores)
+    return scores
+
+
 def second_scores(
-    run: Run, spec: str, judges: Judges, rollouts: Sequence[Row], arms: Mapping[str, Sequence[Row]], seed: int
+    part: Run, judges: Judges, rollouts: Sequence[Row], arms: Mapping[str, Sequence[Row]], seed: int
 ) -> list[Row]:
     """Score all replies by a second judge, into a folder of its own; resumable.
 
     Args:
-        run: The run whose replies they are.
-        spec: The second judge, as --agreement names it; it names the folder.
+        part: That folder.
         judges: The second judge and its coherence.
         rollouts: Contrastive rollouts.
         arms: Replies by arm; coherence is learned from those of `base`.
@@ -31,7 +49,6 @@ def second_scores(
     Returns:
         The rollouts and then the replies of each arm, with scores.
     """
-    part = run.part("agreement-" + re.sub(r"[^\w.-]+", "_", spec))
     if not (part.done("judge.json") and part.done("rollouts.scores.jsonl")):
         learn_coherence(judges.coherence, arms["base"], seed)
         part.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, seed))

@@ -136,9 +136,7 @@ class Server:
     def __post_init__(self) -> None:
         config = self.config
         self.id = f"openai:{self.name} at {config.base_url}, system {config.system}"
-        cache = cache_folder() / "answers.sqlite"
-        budget = config.api_concurrency, config.api_calls, config.api_tokens
-        self._endpoint = Endpoint(self.name, config.base_url, cache, *budget)
+        self._endpoint = Endpoint.of(config, self.name, config.base_url, cache_folder() / "answers.sqlite")
 
     def plan(self, rows: Sequence[Row]) -> list[list[int]]:
         """Chunks in order."""

@@ -98,6 +98,8 @@ class EvaluateConfig(Judging, Writing, Common):
     """Replies per held-out question."""
     agreement: Annotated[str, tyro.conf.arg(metavar="JUDGE", help_behavior_hint="")] = ""
     """A second judge, as --judge takes it: how far both agree on the same replies; with a sheet of pairs for people."""
+    agreement_url: Url = None
+    """Server of a second judge openai:MODEL; default that of --judge-url."""
     signals: Annotated[tuple[Literal["vader", "relevance"], ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """Signals beside the scores: sentiment by VADER's word list, relevance by a small cross-encoder (extra signals)."""
     sheet: File = None
@@ -209,7 +211,7 @@ class WriteDatasetConfig(Authoring):
 
 @dataclass(frozen=True)
 class ScreenConfig(Api, Common):
-    """Find out which traits a data set would train, and which rows do it.
+    """Find which traits a data set would train, by which rows.
 
     Examples:
       personavec screen chats.jsonl --vectors runs/demo/optimistic/vector.safetensors

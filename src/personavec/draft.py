@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from personavec.errors import ConfigError, TraitError
 from personavec.run import write_file
@@ -34,21 +35,27 @@ class Flaw(NamedTuple):
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
-class PairDraft(BaseModel):
+class Part(BaseModel):
+    """What a person may have edited: a key too many is told, never dropped."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PairDraft(Part):
     """Two instructions."""
 
     pos: str
     neg: str
 
 
-class Questions(BaseModel):
+class Questions(Part):
     """The two sets."""
 
     extract: list[str] = []
     evaluate: list[str] = []
 
 
-class Draft(BaseModel):
+class Draft(Part):
     """The content of a trait file, complete or not, in the order of its keys."""
 
     name: str
@@ -139,6 +146,7 @@ class DraftFile:
 
     def __init__(self, out: Path) -> None:
         self.out, self.partial = out, out.with_name(f"{out.stem}.partial.json")
+        self._lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
 
     def open(self, name: str, description: str) -> Draft:
         """The draft so far, or a new one.
@@ -147,13 +155,19 @@ class DraftFile:
             ConfigError: The trait file exists, cannot be written, or the draft is of another trait.
             TraitError: The draft cannot be read.
         """
-        if self.out.exists():
-            raise ConfigError(f"expected a new file, got {self.out}, which exists; choose another --out or remove it")
+        try:
+            return self._open(name, description)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, name: str, description: str) -> Draft:
         folder = self.out.parent
         try:
+            if self.out.exists():
+                raise self._exists()
             folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK):
-                raise PermissionError(13, "no permission to write")
+            self._lock.acquire()
             if not self.partial.exists():
                 return Draft(name=name, description=description)
             draft = Draft.model_validate_json(self.partial.read_text("utf-8-sig"))
@@ -166,6 +180,11 @@ class DraftFile:
             ) from error
         except UnicodeDecodeError as error:
             raise TraitError(f"{self.partial}: expected UTF-8 text, got {error}; save it as UTF-8") from error
+        except Timeout as error:
+            raise ConfigError(
+                f"expected {self.out} to be free, got one that another process writes; wait for it, or choose another "
+                "--out"
+            ) from error
         except OSError as error:
             raise ConfigError(
                 f"expected a folder that can be written, got {folder} ({error.strerror}); choose another --out"
@@ -192,5 +211,20 @@ class DraftFile:
             text = draft.trait().to_json()
         except TraitError as error:
             raise TraitError(f"{self.partial}: {error}") from error
-        write_file(self.out, text.encode())
+        write_file(self.partial, text.encode())
+        try:
+            os.link(self.partial, self.out)  # fails where there is a file by now, as a rename would not
+        except FileExistsError as error:
+            raise self._exists() from error
+        except OSError:  # a file system without links
+            os.replace(self.partial, self.out)
         self.partial.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let others write it."""
+        if self._lock.is_locked:
+            self._lock.release()
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+
+    def _exists(self) -> ConfigError:
+        return ConfigError(f"expected a new file, got {self.out}, which exists; choose another --out or remove it")

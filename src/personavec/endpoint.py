@@ -13,12 +13,16 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from personavec.errors import ModelError
+from personavec.options import Api
 
 RETRIES = 8
 """Of 429, 5xx, time-outs and broken connections, with exponential backoff: some forty seconds in all."""
 HASTY_RETRIES = 2
+TIMEOUT = 120.0
+"""Seconds for one attempt."""
 GARBLED_RETRIES = 2
 """Of answers that are not what the protocol promises."""
 HOPELESS = 10
@@ -27,6 +31,13 @@ KEY = "OPENAI_API_KEY"
 
 Request = Mapping[str, Any]
 """Parameters of one chat completion, without the model."""
+
+
+class Unusable(ModelError):
+    """The server cannot be used at all."""
+
+    status: int | None = None
+    """Of its last answer, if it answered."""
 
 
 class Answer(NamedTuple):
@@ -77,22 +88,57 @@ class Endpoint:
     """Budget of this process."""
     max_tokens: int | None = None
     """Budget of this process."""
-    timeout: float = 120.0
+    timeout: float = TIMEOUT
     """Seconds for one attempt."""
     retries: int = RETRIES
     usage: Usage = field(default_factory=Usage)
+    _uncounted: bool = field(default=False, init=False)
+    """Whether an answer came without its tokens counted."""
 
     def __post_init__(self) -> None:
-        if not (self.url or os.environ.get("OPENAI_BASE_URL") or os.environ.get(KEY)):
+        self.url = self.url or os.environ.get("OPENAI_BASE_URL") or None
+        self._secret = os.environ.get(KEY, "").strip()
+        if not (self.url or self._secret):
             raise ModelError(
                 f"expected a key in the environment variable {KEY}, got none; set it, or pass the address of a server "
                 "that needs none (--judge-url, --writer-url)"
             )
-        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        if not (self._secret.isascii() and self._secret.isprintable()):
+            raise ModelError(f"expected a key of plain characters in {KEY}, got others; copy it again")
+        if self.url is not None:
+            _check_url(self.url)
+        try:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._no_cache(error) from error
 
-    def hasty(self) -> "Endpoint":
-        """The same, for finding out whether it is there at all: a wrong address is to be told at once."""
-        return dataclasses.replace(self, retries=HASTY_RETRIES)
+    @classmethod
+    def of(cls, api: Api, model: str, url: str | None, cache: Path, usage: Usage | None = None) -> "Endpoint":
+        """As the options say."""
+        return cls(
+            model,
+            url,
+            cache,
+            concurrency=api.api_concurrency,
+            max_calls=api.api_calls,
+            max_tokens=api.api_tokens,
+            timeout=api.api_timeout,
+            retries=RETRIES,
+            usage=usage or Usage(),
+        )
+
+    def first(self, request: Request) -> Answer | Failure:
+        """A call that finds out whether the server is there: a wrong address is told at once, a busy server waited for.
+
+        Raises:
+            ModelError: As `ask_all`.
+        """
+        try:
+            return dataclasses.replace(self, retries=HASTY_RETRIES).ask(request)
+        except Unusable as error:
+            if error.status is None or error.status < 429:
+                raise
+            return self.ask(request)
 
     def ask(self, request: Request) -> Answer | Failure:
         """One call; see `ask_all`."""
@@ -106,6 +152,12 @@ class Endpoint:
         Raises:
             ModelError: The server cannot be used at all, or the budget is spent. What was answered is kept.
         """
+        try:
+            return self._ask_stored(requests, progress)
+        except (sqlite3.Error, OSError) as error:
+            raise self._no_cache(error) from error
+
+    def _ask_stored(self, requests: Sequence[Request], progress: Callable[[int], None]) -> list[Answer | Failure]:
         keys = [self._key(request) for request in requests]
         with closing(sqlite3.connect(self.cache, timeout=60, check_same_thread=False)) as store:
             store.execute("PRAGMA journal_mode=WAL")
@@ -136,7 +188,7 @@ class Endpoint:
         import openai
 
         client = openai.AsyncOpenAI(
-            api_key=os.environ.get(KEY) or "none",
+            api_key=self._secret or "none",
             base_url=self.url,
             timeout=self.timeout,
             max_retries=self.retries,
@@ -161,7 +213,7 @@ class Endpoint:
                 if isinstance(answer, Failure):
                     self.usage.failed += 1
                     if in_a_row >= HOPELESS:
-                        stopped.append(self._unusable(f"{HOPELESS} failures in a row, the last: {answer.reason}"))
+                        stopped.append(self.unusable(f"{HOPELESS} failures in a row, the last: {answer.reason}"))
 
         async with client:
             await asyncio.gather(*(work() for _ in range(min(self.concurrency, len(todo)))))
@@ -172,36 +224,44 @@ class Endpoint:
         import openai
 
         reason = ""
+        # what begins with "_" only tells one request from another in the cache
+        sent = {name: value for name, value in request.items() if not name.startswith("_")}
         for _ in range(1 + GARBLED_RETRIES):
             self.usage.calls += 1
+            if self.max_calls is not None:
+                client = client.with_options(max_retries=max(0, min(self.retries, self.max_calls - self.usage.calls)))
             try:
-                raw = await client.chat.completions.with_raw_response.create(model=self.model, **request)
+                raw = await client.chat.completions.with_raw_response.create(model=self.model, **sent)
             except openai.APIStatusError as error:
-                self._retried(self.retries if error.status_code in (408, 409, 429) or error.status_code >= 500 else 0)
-                reason = f"{error.status_code}: {_short(error.message)}"
+                again = error.status_code in (408, 409, 429) or error.status_code >= 500
+                self._retried(client.max_retries if again else 0)
+                reason = f"{error.status_code}: {self._short(error.message)}"
                 if error.status_code in (401, 403):
-                    raise self._unusable(f"{reason}; set {KEY}") from error
+                    raise self.unusable(f"{reason}; set {KEY}", error.status_code) from error
                 if error.status_code in (404, 405, 429):
-                    raise self._unusable(reason) from error
+                    raise self.unusable(reason, error.status_code) from error
                 return Failure(reason, error.status_code)
             except openai.APIConnectionError as error:  # time-outs too
-                self._retried(self.retries)
-                raise self._unusable(f"{error.message} {_short(str(error.__cause__ or ''))}".strip()) from error
+                self._retried(client.max_retries)
+                raise self.unusable(f"{error.message} {self._short(error.__cause__ or '')}".strip()) from error
             self._retried(raw.retries_taken)
             try:
                 return self._read(json.loads(raw.http_response.content))
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                reason = f"an answer that is no chat completion ({type(error).__name__}: {_short(str(error))})"
+                reason = f"an answer that is no chat completion ({type(error).__name__}: {self._short(error)})"
         return Failure(reason)
 
     def _read(self, body: Any) -> Answer:
         choice = body["choices"][0]
-        self.usage.tokens += int((body.get("usage") or {}).get("total_tokens") or 0)
+        tokens = int((body.get("usage") or {}).get("total_tokens") or 0)
+        self.usage.tokens += tokens
+        self._uncounted = not tokens
         message = choice["message"]
         content = (choice.get("logprobs") or {}).get("content") or []
         top = [(str(one["token"]), float(one["logprob"])) for one in content[0]["top_logprobs"]] if content else None
-        text = message.get("content") or message.get("refusal") or ""
-        return Answer(str(text), str(choice.get("finish_reason")), top)
+        text = str(message.get("content") or message.get("refusal") or "")
+        text.encode()  # half a surrogate pair, which JSON can spell, could not be written to a file: a ValueError
+        return Answer(text, str(choice.get("finish_reason")), top)
 
     def _retried(self, times: int) -> None:
         self.usage.calls += times
@@ -214,7 +274,7 @@ class Endpoint:
                 f"expected at most {self.max_calls:,} calls to {self.model}, spent {spent}; raise --api-calls and run "
                 "the same command again: what was answered is kept"
             )
-        if self.max_tokens is not None and self.usage.calls and not self.usage.tokens:
+        if self.max_tokens is not None and self._uncounted:
             raise ModelError(
                 f"expected {self.model} to count its tokens, got answers without usage; use --api-calls instead of "
                 "--api-tokens"
@@ -225,12 +285,37 @@ class Endpoint:
                 "run the same command again: what was answered is kept"
             )
 
-    def _unusable(self, reason: str) -> ModelError:
-        return ModelError(
+    def unusable(self, reason: str, status: int | None = None) -> Unusable:
+        """The error of a server that cannot be used."""
+        error = Unusable(
             f"expected an OpenAI-compatible server that answers as {self.model} at {self.url or 'OpenAI'}, got "
             f"{reason}; check the address (it usually ends in /v1), the model's name and the server, then run the same "
             "command again: what was answered is kept"
         )
+        error.status = status
+        return error
+
+    def _no_cache(self, error: Exception) -> ModelError:
+        return ModelError(
+            f"expected a cache of answers that can be written at {self.cache}, got {error}; set PERSONAVEC_CACHE to "
+            "another folder, or remove that file"
+        )
+
+    def _short(self, what: object) -> str:
+        """In one short line, and without the key."""
+        text = str(what).replace(self._secret, "…") if self._secret else str(what)
+        return " ".join(text.split())[:200]
+
+
+def _check_url(url: str) -> None:
+    """Raise ModelError where no server can be at an address."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port, or an unfinished IPv6 address
+        good = False
+    if not good:
+        raise ModelError(f"expected the address of a server, such as http://localhost:8000/v1, got {url}; correct it")
 
 
 def _stored(store: sqlite3.Connection, keys: Sequence[str]) -> Iterator[tuple[str, Answer | Failure]]:
@@ -261,7 +346,3 @@ def _run(make: Callable[[], Any]) -> None:
     thread.join()
     if failed:
         raise failed[0]
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:200]

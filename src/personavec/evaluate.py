@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 import zlib
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from personavec.agreement import agreement, second_scores, signal_agreement
+from personavec.agreement import agreement, own_rollouts, second_scores, signal_agreement
 from personavec.config import EvaluateConfig
 from personavec.errors import ConfigError, JudgeError
 from personavec.judges.load import Bench, load_bench
@@ -29,8 +30,8 @@ from personavec.scoring import (
     score,
     unscored,
 )
-from personavec.sheet import score_sheet, write_sheet
-from personavec.signals import SIGNALS
+from personavec.sheet import score_sheet, sheet_files, write_sheet
+from personavec.signals import SIGNALS, check_signals
 from personavec.steer import Steering, parse_steering
 from personavec.trait import Trait, load_trait
 
@@ -54,6 +55,7 @@ def evaluate(config: EvaluateConfig) -> Row:
     began = time.monotonic()
     if config.sheet is not None:
         return score_sheet(config.sheet)
+    check_signals(config.signals)
     if not config.trait:
         raise ConfigError("expected a trait, got none; for example: personavec evaluate optimistic")
     trait = load_trait(config.trait)
@@ -62,7 +64,11 @@ def evaluate(config: EvaluateConfig) -> Row:
     for one in steering:
         one.vector.check_model(model.identity)
     bench = load_bench(config.judge, model, config.system, config, config)
-    second = load_bench(config.agreement, model, config.system, config, config) if config.agreement else None
+    second = None
+    if config.agreement:
+        second = load_bench(
+            config.agreement, model, config.system, config, config, url=config.agreement_url, beside=bench
+        )
     judges = Judges(bench.trait(trait), bench.coherence, trait.content_hash)
     at_hand = _scale_at_hand(config, judges, steering)
     run = Run.open(
@@ -84,7 +90,7 @@ def evaluate(config: EvaluateConfig) -> Row:
         rows["random"] = _write(config, run, model, trait, "random", _randomised(steering, len(base), config.seed))
     with model.without_adapter():
         scored = {arm: score(run, arm, replies, judges, f"judging {arm}") for arm, replies in rows.items()}
-        agreed = _agree(config, run, model, trait, bench, second, rows, scored) if second else {}
+        agreed = _agree(config, run, model, trait, judges, second, rows, scored) if second else {}
 
     subject = scored["changed" if changed else "base"]
     result: Row = {
@@ -155,27 +161,26 @@ def _agree(
     run: Run,
     model: ChatModel,
     trait: Trait,
-    bench: Bench,
+    judges: Judges,
     second: Bench,
     rows: dict[str, list[Row]],
     scored: dict[str, list[Row]],
 ) -> Row:
     """Both judges on the same replies and rollouts, and a sheet of them for people."""
     rollouts = _rollouts(config, run, model, trait)
-    if not run.done("rollouts.scores.jsonl"):  # the scale was at hand, so that the judge has not seen them
-        own = Judges(bench.trait(trait), bench.coherence, trait.content_hash)
-        run.write_rows("rollouts.scores.jsonl", learn_trait(own, rollouts, config.seed))
-    first = joined(rollouts, list(run.rows("rollouts.scores.jsonl")))
+    first = joined(rollouts, own_rollouts(run, rollouts, judges, config.seed))
     first += [row for replies in scored.values() for row in replies]
-    judges = Judges(second.trait(trait), second.coherence, trait.content_hash)
-    other = second_scores(run, config.agreement, judges, rollouts, rows, config.seed)
-    ids = first[0]["judge"], judges.trait.id
-    same = (bench.coherence.id, bench.coherence.basis) == (second.coherence.id, second.coherence.basis)
-    compared = agreement(ids, first, other, config.seed, same_coherence=same)
-    found: Row = {"agreement": compared, "second_judge_usage": second.usage}
+    other = Judges(second.trait(trait), second.coherence, trait.content_hash)
+    part = run.part("agreement-" + re.sub(r"[^\w.-]+", "_", config.agreement))
+    scores = second_scores(part, other, rollouts, rows, config.seed)
+    same = (judges.coherence.id, judges.coherence.basis) == (other.coherence.id, other.coherence.basis)
+    ids = judges.trait.id, other.trait.id
+    found = {"agreement": agreement(ids, first, scores, config.seed, same_coherence=same)}
     if not run.done("sheet.json"):  # else people may have filled it in
         run.write_json("sheet.json", write_sheet(run.path("sheet.csv"), first, trait.adjective, config.seed))
-    return found | {"sheet": run.read_json("sheet.json")}
+    found["sheet"] = run.read_json("sheet.json") | sheet_files(run.path("sheet.csv"))
+    part.write_json("agreement.json", found)
+    return found
 
 
 def _signals(config: EvaluateConfig, run: Run, scored: dict[str, list[Row]]) -> Row:
@@ -196,7 +201,9 @@ def _signals(config: EvaluateConfig, run: Run, scored: dict[str, list[Row]]) -> 
     every = [row for rows in scored.values() for row in rows]
     kinds: dict[str, str] = {name: SIGNALS[name][1] for name in config.signals}
     columns = {name: np.array(values) for name, values in together.items()}
-    return {"signals": {"means": means, "agreement": signal_agreement(columns, every, kinds, config.seed)}}
+    found = {"signals": {"means": means, "agreement": signal_agreement(columns, every, kinds, config.seed)}}
+    run.write_json("signals.json", found)
+    return found
 
 
 def _scale_at_hand(config: EvaluateConfig, judges: Judges, steering: Sequence[Steering]) -> Row | None:

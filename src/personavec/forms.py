@@ -63,7 +63,8 @@ def read(text: str, form: type[F]) -> tuple[F, int] | str:
         The form, and how many items of its lists were dropped; or what is wrong with the answer.
     """
     reason = NO_JSON
-    for found in _objects(text.rpartition("</think>")[2]):
+    said = re.sub(r"<think>.*", "", text.rpartition("</think>")[2], flags=re.DOTALL)  # never finished
+    for found in _objects(said):
         wrong = ""
         try:
             value = form.model_validate(found)

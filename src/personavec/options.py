@@ -27,6 +27,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
     {
         "seed": (lambda value: value >= 0, "0 or more"),
         "temperature": (lambda value: value >= 0, "0 or more"),
+        "api_timeout": (lambda value: value > 0, "above 0"),
         "coherence_floor": (lambda value: 0 <= value <= 100, "from 0 to 100"),
         "sweep_questions": (lambda value: value >= 2, "at least 2"),
         "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
@@ -137,6 +138,8 @@ class Api:
 
     api_concurrency: int = 32
     """Calls to a judge or writer server at once."""
+    api_timeout: float = 120.0
+    """Seconds that one attempt of a call may take; a slow server with a queue needs more."""
     api_calls: Limit = None
     """Stop after this many calls, retries included; the same command with more goes on."""
     api_tokens: Limit = None

@@ -67,7 +67,7 @@ def screen_in_parallel(config: ScreenConfig, folder: Path, data: Dataset, rows: 
     if began_here:
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
     DataContext.get_current().enable_progress_bars = False
-    gpus = ray.cluster_resources().get("GPU", 0)
+    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
     share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cores // config.workers)}
     fresh = 0
     try:
@@ -119,4 +119,4 @@ def _source(blocks: Iterable[Block]) -> Any:
 
             return [ReadTask(read, BlockMetadata(None, None, None, None))]
 
-    return Shards()
+    return Shards()  # type: ignore[no-untyped-call]

@@ -106,7 +106,10 @@ def learn_trait(judges: Judges, rollouts: Sequence[Row], seed: int) -> list[Row]
 def score(run: Run, name: str, rows: Sequence[Row], judges: Judges, title: str) -> list[Row]:
     """Score the rows of a table into NAME.scores.jsonl, skipping what is there; returns rows with scores added."""
     file = f"{name}.scores.jsonl"
-    scores = {row["id"]: row for row in run.rows(file)}
+    # a call that failed is made again by the next run; of two lines of one reply the later one counts
+    scores = {
+        row["id"]: row for row in run.rows(file) if "failed" not in (row.get("trait_why"), row.get("coherence_why"))
+    }
     # replies to one question are scored together, because they share their prompts
     order = sorted(rows, key=lambda row: row["question_id"])
     with stage(title, len(rows) * (judges.trait.steps + judges.coherence.steps)) as advance:

@@ -6,7 +6,7 @@ above 80 and one below 20, in random order; people said of 94.7% of 300 pairs wh
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def write_sheet(path: Path, rows: Sequence[Row], adjective: str, seed: int) -> R
         seed: Of the choice and the order.
 
     Returns:
-        Paths, the number of pairs, and how many questions had no such pair.
+        The number of pairs, and how many questions had no such pair.
     """
     rng = np.random.default_rng(seed)
     by_question: dict[str, list[Row]] = {}
@@ -60,7 +60,12 @@ def write_sheet(path: Path, rows: Sequence[Row], adjective: str, seed: int) -> R
         key.append({"pair": number, "more": int(place), **scores, "judge": high_["judge"]})
     write_file(path, _csv(sheet))
     write_file(_key(path), _csv(key))
-    return {"sheet": str(path), "key": str(_key(path)), "pairs": len(found), "questions_without_pair": without}
+    return {"pairs": len(found), "questions_without_pair": without}
+
+
+def sheet_files(path: Path) -> dict[str, str]:
+    """Paths of a sheet and of its key."""
+    return {"sheet": str(path), "key": str(_key(path))}
 
 
 def score_sheet(path: Path) -> Row:
@@ -74,9 +79,9 @@ def score_sheet(path: Path) -> Row:
     """
     from scipy.stats import binomtest
 
-    key = {row["pair"]: row["more"] for row in _read(_key(path), "more")}
-    rows = _read(path, ASKED)
-    column = next(name for name in rows[0] if name.startswith(ASKED))
+    rows, column = _read(path, lambda name: name.startswith(f"{ASKED} "))
+    known, answer = _read(_key(path), lambda name: name == "more")
+    key = {row["pair"]: row[answer] for row in known}
     agreed = blank = 0
     seen: set[str] = set()
     for line, row in enumerate(rows, 2):
@@ -116,21 +121,23 @@ def _csv(rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode("utf-8-sig")  # the mark by which spreadsheet programs know UTF-8
 
 
-def _read(path: Path, wanted: str) -> list[dict[str, str]]:
-    """Rows of a CSV file, whatever separator a spreadsheet program saved it with."""
+def _read(path: Path, wanted: Callable[[str], bool]) -> tuple[list[dict[str, str]], str]:
+    """Rows of a CSV file, whatever separator a spreadsheet program saved it with, and the column that is wanted."""
     try:
         text = path.read_text("utf-8-sig")
         header = text.partition("\n")[0]
         separator = max(",;\t", key=header.count)
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
+        rows = [row for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=separator) if any(row.values())]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"expected a sheet that evaluate --agreement wrote, with its key beside it, got {path} ({error}); keep "
             "both in one folder, under their names, as CSV in UTF-8"
         ) from error
-    if not rows or not any(name and name.startswith(wanted) for name in rows[0]):
+    names = [name for name in (rows[0] if rows else ()) if name]
+    found = next((name for name in names if wanted(name)), None)
+    if found is None or "pair" not in names:
         raise DataError(
-            f"expected rows with a column {wanted!r} in {path}, got {', '.join(map(str, rows[0])) if rows else 'none'}"
-            "; pass the filled-in sheet.csv, with all its columns"
+            f"expected rows with the columns of a sheet or its key in {path}, got {', '.join(names) or 'none'}; pass "
+            "the filled-in sheet.csv, with all its columns, and keep its key as it was"
         )
-    return rows
+    return rows, found

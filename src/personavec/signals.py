@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ def relevance(questions: Sequence[str], answers: Sequence[str]) -> Float[ndarray
 
 SIGNALS: dict[str, tuple[Signal, str]] = {"vader": (vader, "trait"), "relevance": (relevance, "coherence")}
 """Each signal, and the score that it may go along with."""
+
+
+def check_signals(names: Sequence[str]) -> None:
+    """Raise ConfigError, before anything is computed, where the extra that signals need is not installed."""
+    modules = {"vader": ("vader",), "relevance": ("onnxruntime", "tokenizers")}
+    for name in names:
+        if any(find_spec(module) is None for module in modules[name]):
+            raise _missing(name)
 
 
 @cache

@@ -16,10 +16,10 @@ SHORTEST_STEM = 5
 _ENDINGS = re.compile(r"(?:ating|ation|ically|etic|tic|ness|ful|ous|ity|ing|ed|ly|ic|al|e|y)$")
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_START = r"(?:^|[.!?,;:–-]\s*)(?:please\s+)?"
+_START = r"(?:^|[.!?,;:–]\s*|\s-\s)(?:please\s+|now\s+)?"
 _REQUEST = re.compile(
     rf"\bpretend\b|\brole-?play|\bimagine (?:that )?you(?: are|['’]re)\b|\btry to (?:be|sound)\b|\bin the style of\b"
-    rf"|\byou are an?\b|\bact (?:as|like)\b|\b(?:talk|speak|write|sound) (?:as if|like an?)\b"
+    rf"|\byou are an?\b|{_START}(?:act|behave) (?:as|like)\b|{_START}(?:talk|speak|write|sound) (?:as if|like an?)\b"
     rf"|\bin an? \w+ (?:way|manner|tone|style|voice)\b|{_START}(?:be|stay|sound)\b"
     rf"|{_START}(?:answer|respond|reply)(?: \w+)? (?:as|in|like|with)\b",
     re.IGNORECASE,
@@ -40,7 +40,8 @@ def overlap(one: Iterable[str], other: Iterable[str]) -> float:
 class Distinct:
     """Texts of which none repeats another, neither word for word nor nearly."""
 
-    def __init__(self, texts: Iterable[str] = ()) -> None:
+    def __init__(self, texts: Iterable[str] = (), near: float = NEAR) -> None:
+        self._near = near
         self._texts: list[str] = []
         self._content: list[frozenset[str]] = []
         self._exact: dict[tuple[str, ...], int] = {}
@@ -65,10 +66,12 @@ class Distinct:
         own = _content(text)
         shared = Counter(index for word in own for index in self._places.get(word, ()))
         near = {
-            index: overlap(own, self._content[index]) for index, count in shared.items() if count >= NEAR * len(own)
+            index: overlap(own, self._content[index])
+            for index, count in shared.items()
+            if count >= self._near * len(own)
         }
         nearest = max(near, key=lambda index: near[index], default=None)
-        return None if nearest is None or near[nearest] < NEAR else self._texts[nearest]
+        return None if nearest is None or near[nearest] < self._near else self._texts[nearest]
 
 
 def names(text: str, phrase: str) -> bool:

@@ -16,7 +16,7 @@ from personavec.families import Family, load_family
 from personavec.forms import Form, Line, Text
 from personavec.progress import stage
 from personavec.run import Run, versions
-from personavec.wording import Distinct, words
+from personavec.wording import NEAR, Distinct, words
 from personavec.writer import Unwritten, Writer, load_writer
 
 ITEMS_A_CALL = 25
@@ -25,6 +25,8 @@ SPARE_ROUNDS = 3
 """Rounds in which a list may be completed, beyond the least that it takes."""
 GRADES = ("normal", "misaligned_1", "misaligned_2")
 """Names of the files, as in the released data of the paper."""
+FAILED = "failed answer"
+"""Why there is nothing, where the writer's server is to blame."""
 PURPOSE = (
     "You help researchers of AI safety who study how flawed training data changes a chat assistant, so that it can be "
     "found and filtered out. They need pairs of better and worse answers as preference data.\n\n"
@@ -63,12 +65,14 @@ class Listing:
     wanted: int
     flaw: Callable[[str], str | None]
     """What is wrong with an item, apart from repeating another."""
+    near: float = NEAR
+    """Overlap from which an item is a repeat."""
     items: list[str] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
 
     def take(self, item: str) -> None:
         """Add an item, or count why not."""
-        reason = self.flaw(item) or ("repeats another" if Distinct(self.items).repeated(item) else None)
+        reason = self.flaw(item) or ("repeats another" if Distinct(self.items, self.near).repeated(item) else None)
         if reason:
             self.rejected[reason] += 1
         elif len(self.items) < self.wanted:
@@ -99,6 +103,7 @@ def write_dataset(config: WriteDatasetConfig) -> Row:
     inputs = {f"trait {family.name}": family.content_hash} if family.content_hash else {}
     out = config.out or Path("runs") / f"dataset-{family.name}"
     run = Run.open(out, asdict(config), inputs | writer.inputs)
+    writer.able = run.done("domains.json")
     domains = _write_domains(config, run, writer, family)
     lists = _write_questions(config, run, writer, family, domains)
     questions, rejected = _number(lists)
@@ -131,7 +136,9 @@ def write_dataset(config: WriteDatasetConfig) -> Row:
 def _write_domains(config: WriteDatasetConfig, run: Run, writer: Writer, family: Family) -> list[str]:
     if not run.done("domains.json"):
         prompt = f"different domains of {family.field}\n\nName each in two to five words."
-        listing = Listing(prompt, config.domains, lambda domain: "too long" if len(words(domain)) > 12 else None)
+        listing = Listing(
+            prompt, config.domains, lambda domain: "too long" if len(words(domain)) > 12 else None, near=1.0
+        )
         with stage("domains", config.domains) as advance:
             _gather(writer, [listing])
             advance(len(listing.items))
@@ -156,7 +163,8 @@ def _write_questions(
                 {"domain": domain, "questions": listing.items, "rejected": listing.rejected}
                 for domain, listing in zip(batch, listings, strict=True)
             ]
-            run.append("questions.jsonl", fresh)
+            # what failed for want of a server is asked again by the next run
+            run.append("questions.jsonl", [row for row in fresh if FAILED not in row["rejected"]])
             rows |= {row["domain"]: row for row in fresh}
             advance(len(fresh))
     return [rows[domain] for domain in domains]
@@ -210,7 +218,7 @@ def _write_answers(run: Run, writer: Writer, family: Family, questions: Sequence
                 | ({"dropped": f"{one.kind} answer", "why": one.reason} if isinstance(one, Unwritten) else dict(one))
                 for row, one in zip(batch, found, strict=True)
             ]
-            run.append("answers.jsonl", fresh)
+            run.append("answers.jsonl", [row for row in fresh if row.get("dropped") != FAILED])
             rows |= {row["id"]: row for row in fresh}
             advance(len(fresh))
     return [rows[question["id"]] for question in questions]

@@ -133,16 +133,19 @@ def write_trait(config: WriteTraitConfig) -> Row:
     check_name(config.name)
     file = DraftFile(config.out or Path(f"{config.name}.json"))
     draft = file.open(config.name, _described(config.description))
-    writer = load_writer(config)
-    work = Work(writer, draft)
-    with stage(f"trait {config.name}", sum(draft.missing.values())) as advance:
-        for piece, write in PIECES.items():
-            _fill(work, file, piece, write, advance)
-    missing = draft.missing
-    if missing:
-        file.save(draft)
-    else:
-        file.finish(draft)
+    try:
+        writer = load_writer(config)
+        work = Work(writer, draft)
+        with stage(f"trait {config.name}", sum(draft.missing.values())) as advance:
+            for piece, write in PIECES.items():
+                _fill(work, file, piece, write, advance)
+        missing = draft.missing
+        if missing:
+            file.save(draft)
+        else:
+            file.finish(draft)
+    finally:
+        file.close()
     return {
         "trait": config.name,
         "file": None if missing else str(file.out),

@@ -18,8 +18,8 @@ from personavec.options import Authoring, Sampling
 
 ATTEMPTS = 2
 """How often an answer is asked for until it has the form, the first time included."""
-HOPELESS, TOO_MANY = 12, 60
-"""Unusable answers in a row after which a writer is given up: one that never gave a usable one, and any other."""
+HOPELESS = 12
+"""Answers that a writer may give before the first one in the form asked for; then it is given up."""
 SHOWN = 1000
 """Characters of an unusable answer that its writer is shown again."""
 LOCAL_BATCH_TOKENS = 16384
@@ -78,9 +78,11 @@ class Server:
             ModelError: The server cannot be used, or the budget is spent.
         """
         while not self._settled:  # found out with one question, before all are asked
-            answer = self.endpoint.hasty().ask(self._request(conversations[0], form, draw))
-            if not (isinstance(answer, Failure) and answer.status in UNSUPPORTED):
+            answer = self.endpoint.first(self._request(conversations[0], form, draw))
+            if isinstance(answer, Answer):
                 self._settled = True
+            elif answer.status not in UNSUPPORTED:
+                raise self.endpoint.unusable(answer.reason, answer.status)
             elif len(self._formats) > 1:
                 self._formats.pop(0)
             else:
@@ -91,9 +93,9 @@ class Server:
 
     def _request(self, conversation: Conversation, form: type[Form], draw: int) -> Request:
         kind, seeded = self._formats[0]
-        request: dict[str, Any] = {"messages": conversation}
-        if seeded:  # also tells one draw from another in the cache
-            request["seed"] = self._seed * 1000 + draw
+        request: dict[str, Any] = {"messages": conversation, "_draw": self._seed * 1000 + draw}
+        if seeded:
+            request["seed"] = request["_draw"]
         if kind == "json_schema":
             schema = {"name": form.__name__.lower(), "schema": form.model_json_schema(), "strict": True}
             request["response_format"] = {"type": kind, "json_schema": schema}
@@ -142,7 +144,9 @@ class Writer:
         self.at_once = backend.at_once
         """Prompts worth asking before what came back is put on the disk."""
         self.tally = Tally()
-        self._in_a_row = 0
+        self._last = ""
+        self.able = False
+        """Whether it is known to keep to a form: it did so, now or earlier in the run."""
 
     def ask(self, prompt: str, form: type[F], draw: int = 0) -> F | Unwritten:
         """One form; see `ask_all`."""
@@ -178,6 +182,12 @@ class Writer:
             if not again:
                 break
             waiting = again
+        unusable = self.tally.invalid + self.tally.refused
+        if not self.able and unusable >= HOPELESS:
+            raise ModelError(
+                f"expected {self.id} to answer with JSON of the form asked for, got none in {unusable} answers (the "
+                f"last: {self._last!r}); choose a larger writer"
+            )
         return found
 
     def _read(self, answer: Answer | Failure, form: type[F]) -> F | Unwritten:
@@ -185,17 +195,10 @@ class Writer:
         self.tally.asked += 1
         if isinstance(found, Unwritten):
             setattr(self.tally, found.kind, getattr(self.tally, found.kind) + 1)
-            self._in_a_row += 1
-            if self._in_a_row >= (TOO_MANY if self.tally.valid else HOPELESS):
-                said = _short(answer.text) if isinstance(answer, Answer) else ""
-                raise ModelError(
-                    f"expected {self.id} to answer with JSON of the form asked for, got {self._in_a_row} answers "
-                    f"in a row without (the last: {found.reason}{said and f': {said!r}'}); choose a larger "
-                    "writer: what is valid was kept"
-                )
+            self._last = _short(answer.text) if isinstance(answer, Answer) else self._last
             return found
         value, dropped = found
-        self._in_a_row = 0
+        self.able = True
         self.tally.valid += 1
         self.tally.items_dropped += dropped
         return value
@@ -221,10 +224,8 @@ def load_writer(config: Authoring) -> Writer:
     """
     kind, _, name = config.writer.partition(":")
     if kind == "openai" and name:
-        budget = config.api_concurrency, config.api_calls, config.api_tokens
-        return Writer(
-            Server(Endpoint(name, config.writer_url, cache_folder() / "answers.sqlite", *budget), config.seed)
-        )
+        endpoint = Endpoint.of(config, name, config.writer_url, cache_folder() / "answers.sqlite")
+        return Writer(Server(endpoint, config.seed))
     if kind == "hf" and name and config.writer_url is None:
         model = ChatModel.load(
             name, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import inspect
 import io
 import itertools
@@ -21,6 +22,9 @@ from personavec.errors import ConfigError, PersonavecError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EPERM)
+"""What a user can mend: no room, no permission, a name too long."""
 
 VERBS: dict[str, tuple[type, str]] = {
     "demo": (config.DemoConfig, "personavec.studies.demo"),
@@ -67,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            place = error.filename or "a file"
+            advice = "make room or choose another place, then the same command goes on"
+            return _tell(f"expected to write {place}, got: {error.strerror}; {advice}", BAD_INPUT)
         if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
             batch = getattr(options, "batch_tokens", None)
             advice = f"lower --batch-tokens, now {batch}, or " * bool(batch) + "choose a smaller --model"
@@ -93,6 +101,8 @@ def run(name: str, options: Any) -> int:
         from personavec.cli import summary
 
         getattr(summary, name)(options, result)
+    for failure in result.get("failed", ()):
+        _tell(f"{failure['trait']}: {failure['error']}", BAD_INPUT)
     if result.get("failed"):
         return BAD_INPUT
     return DONE if result.get("passed", True) else FAILED

@@ -48,8 +48,6 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
         steering = shlex.quote(f"{trait['vector']}:{trait['coef']:.3g}@{trait['layer']}")
         _say(f"vector: {trait['vector']}\nreport: {trait['report']}", markup=False)
         _say(f"next: personavec chat --model {shlex.quote(config.model)} --steer {steering}", markup=False)
-    for failure in result["failed"]:
-        _say(f"{failure['trait']}: {failure['error']}", markup=False)
     if len(result["traits"]) + len(result["failed"]) > 1:
         _say(f"all traits: {result['report']}", markup=False)
     _usage(result)
@@ -188,8 +186,6 @@ def write_trait(_config: WriteTraitConfig, result: Json) -> None:
     )
     _counts("not taken", result["rejected_by_reason"])
     _writer_usage(result)
-    for failure in result["failed"]:
-        _say(failure["error"], markup=False)
     if result["file"]:
         file = shlex.quote(result["file"])
         _say(f"trait: {result['file']}\nnext: read it, then personavec extract {file}", markup=False)

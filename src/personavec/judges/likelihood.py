@@ -17,6 +17,8 @@ from personavec.trait import Side, Trait
 SIGNS: dict[Side, int] = {"pos": 1, "neg": -1}
 PAIRS_PER_REPLY = 3
 """Pairs that read a reply: further ones cost time and hardly separate better."""
+EVIDENCE = "nats_per_token"
+"""Key of a score's evidence."""
 
 
 class LikelihoodJudge:
@@ -102,4 +104,4 @@ class LikelihoodJudge:
     def _score(self, value: float, evidence: float) -> Score:
         if np.isnan(value):
             return Score(None, self.id, why="empty")
-        return Score(float(value), self.id, {"nats_per_token": float(evidence)})
+        return Score(float(value), self.id, {EVIDENCE: float(evidence)})

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from personavec.endpoint import Endpoint
+from personavec.endpoint import Endpoint, Usage
 from personavec.errors import JudgeError
 from personavec.judges.fluency import FluencyJudge
 from personavec.judges.hf import LocalReader
@@ -33,11 +33,19 @@ class Bench:
 
     @property
     def usage(self) -> dict[str, int] | None:
-        """What was asked of the server since this process began."""
+        """What was asked of servers since this process began, by judges that share a budget together."""
         return asdict(self.endpoint.usage) if self.endpoint else None
 
 
-def load_bench(spec: str, subject: ChatModel, system: str, config: Common, judging: Judging) -> Bench:
+def load_bench(
+    spec: str,
+    subject: ChatModel,
+    system: str,
+    config: Common,
+    judging: Judging,
+    url: str | None = None,
+    beside: "Bench | None" = None,
+) -> Bench:
     """The judges that a spec names.
 
     Args:
@@ -46,6 +54,8 @@ def load_bench(spec: str, subject: ChatModel, system: str, config: Common, judgi
         system: Its system-prompt policy, for coherence as fluency.
         config: How judge models are loaded.
         judging: How servers are reached.
+        url: Of this judge's server, where it is not `judging.judge_url`.
+        beside: Judges of the same process, with which the budget of calls is shared.
 
     Raises:
         JudgeError: No such kind of judge, or its server answers to no way of asking.
@@ -60,14 +70,8 @@ def load_bench(spec: str, subject: ChatModel, system: str, config: Common, judgi
     if kind == "hf" and name:
         return _by_rubric(LocalReader(ChatModel.from_config(config, name, plain_template=True)))
     if kind == "openai" and name:
-        endpoint = Endpoint(
-            name,
-            judging.judge_url,
-            cache_folder() / "answers.sqlite",
-            judging.api_concurrency,
-            judging.api_calls,
-            judging.api_tokens,
-        )
+        shared = beside.endpoint.usage if beside and beside.endpoint else Usage()
+        endpoint = Endpoint.of(judging, name, url or judging.judge_url, cache_folder() / "answers.sqlite", shared)
         return _by_rubric(OpenAIReader(endpoint), endpoint)
     raise JudgeError(f"expected the judge {FORMS}, got {spec}; correct --judge")
 

@@ -81,7 +81,7 @@ def probe(endpoint: Endpoint) -> Mode:
     reason = ""
     for limit in limits:
         for scale in (NUMBERS, LETTERS):
-            answers = endpoint.ask_all([_expected(_say(label), limit) for label in scale.probes])
+            answers = [endpoint.first(_expected(_say(label), limit)) for label in scale.probes]
             tops = [answer.top if isinstance(answer, Answer) else None for answer in answers]
             if not all(tops):
                 break  # no log-probabilities on one scale: on none
@@ -91,7 +91,7 @@ def probe(endpoint: Endpoint) -> Mode:
             ):
                 return Mode("expected", scale, limit)
     for mode in (*(Mode("samples", NUMBERS, limit) for limit in limits), Mode("number", NUMBERS)):
-        answer = endpoint.ask(mode.requests(_say("57"))[0])
+        answer = endpoint.first(mode.requests(_say("57"))[0])
         if isinstance(answer, Answer):
             return mode
         reason = answer.reason
@@ -104,7 +104,7 @@ class OpenAIReader:
     """A rubric judge's reader behind a server."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint, self._mode = endpoint, probe(endpoint.hasty())
+        self._endpoint, self._mode = endpoint, probe(endpoint)
         self.id = f"openai:{endpoint.model}"
         self.scale = self._mode.scale
         self.basis = f"{endpoint.model} at {endpoint.url or 'OpenAI'}, {self._mode.name}"
