@@ -51,6 +51,7 @@ LEVELS = {
             "parallel",
             "census",
             "table",
+            "judged",
         ),
         2,
     ),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +26,7 @@ Ids = tuple[int, ...]
 Row = Mapping[str, Any]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What writes base replies."""
 

@@ -26,7 +26,7 @@ SPARE = 1.3
 """Rows that may be drawn, as a multiple of what would be enough were the proxy worth nothing."""
 CHUNK = 256
 """Candidates whose base replies are read together."""
-RECALL = 0.98
+RECALL = 0.96
 """Share of the extreme rows that is to be among the candidates, as the sample's residuals tell it."""
 
 Row = dict[str, Any]
@@ -94,7 +94,6 @@ def sample_differences(
         if (place := places.get(sample.row)) is not None and isinstance(sample, Sample):
             drawn[place] = sample
     known = {name: features(table, name, read.names) for name in read.names}
-    means = {name: values[usable].mean(axis=0) for name, values in known.items()}
     folder = run.path("differences")
     folder.mkdir(exist_ok=True)
     values = {name: np.full(len(table.good), np.nan, dtype=np.float32) for name in read.names}
@@ -104,8 +103,7 @@ def sample_differences(
             _add(config, folder, f"sample-{start:06d}", drawn[start : start + STEP], model, read, base, values)
             taken = min(start + STEP, most)
             advance(taken - start)
-            found = _estimate(order[:taken], values, known, means, len(usable), config.precision)
-            if found and taken >= min(FEWEST, most):
+            if taken >= min(FEWEST, most) and narrow_enough(order[:taken], values, known, usable, config.precision):
                 break
     rows = order[:taken]
     own = {name: column[rows] for name, column in values.items()}
@@ -113,7 +111,7 @@ def sample_differences(
     sampled = Table(folder, read.names)
     sampled.parts = sorted(folder.glob("sample-*.parquet"))[: -(-taken // STEP)]
     return Differences(
-        means={name: _mean(rows, values[name], known[name], means[name], len(usable)) for name in read.names},
+        means={name: estimated_mean(rows, values[name], known[name], usable) for name in read.names},
         sd={name: float(np.nanstd(column, ddof=1)) for name, column in own.items()},
         uncontrolled={
             name: controlled_mean(
@@ -128,32 +126,31 @@ def sample_differences(
     )
 
 
-def _estimate(
+def narrow_enough(
     rows: Int[ndarray, " drawn"],
     values: dict[str, Float[ndarray, " row"]],
     known: dict[str, Float[ndarray, "row feature"]],
-    means: dict[str, Float[ndarray, " feature"]],
-    total: int,
+    usable: Int[ndarray, " usable"],
     precision: float,
 ) -> bool:
-    """Whether every interval is narrow enough."""
+    """Whether the interval of every mean, from the rows drawn so far, is as narrow as asked."""
     for name, column in values.items():
-        mean = _mean(rows, column, known[name], means[name], total)
+        mean = estimated_mean(rows, column, known[name], usable)
         if not (mean.high - mean.low) / 2 <= precision * np.nanstd(column[rows], ddof=1):
             return False
     return True
 
 
-def _mean(
+def estimated_mean(
     rows: Int[ndarray, " drawn"],
     column: Float[ndarray, " row"],
     known: Float[ndarray, "row feature"],
-    mean: Float[ndarray, " feature"],
-    total: int,
+    usable: Int[ndarray, " usable"],
 ) -> Interval:
+    """Mean of a column over the usable rows, from those drawn, with what is known of all as control variates."""
     own = column[rows].astype(float)
     answered = ~np.isnan(own)
-    found = controlled_mean(own[answered], known[rows][answered], mean, total)
+    found = controlled_mean(own[answered], known[rows][answered], known[usable].mean(axis=0), len(usable))
     return found._replace(dropped=int((~answered).sum()))
 
 

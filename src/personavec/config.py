@@ -9,7 +9,6 @@ from tyro.conf import Positional
 
 from personavec.errors import ConfigError
 from personavec.options import (
-    Api,
     Authoring,
     Common,
     Doses,
@@ -210,7 +209,7 @@ class WriteDatasetConfig(Authoring):
 
 
 @dataclass(frozen=True)
-class ScreenConfig(Api, Common):
+class ScreenConfig(Judging, Common):
     """Find which traits a data set would train, by which rows.
 
     Examples:
@@ -255,9 +254,9 @@ class ScreenConfig(Api, Common):
     base_url: Url = None
     """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
     judge: Annotated[str, tyro.conf.arg(metavar="JUDGE", help_behavior_hint="")] = ""
-    """Also score every row by a rubric judge: openai:MODEL or hf:MODEL."""
-    judge_url: Url = None
-    """Server of the judge openai:MODEL."""
+    """Also score every row by a judge: openai:MODEL, hf:MODEL, or likelihood with the scale in the vector's card."""
+    traits: Files = ()
+    """With --judge: trait files of vectors whose trait is not built in."""
     flag_by: Literal["projection", "judge", "either", "both"] = "projection"
     """What --keep-below looks at: projections, the judge's scores, either above its threshold, or only both."""
     batch_tokens: int = 12288

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool
 from numpy import ndarray
@@ -242,6 +242,7 @@ READERS: dict[str, Callable[[Path], Iterator[Raw]]] = {
 }
 
 
+@runtime_checkable
 class Subset(Protocol):
     """A file that takes rows in the form of their data set."""
 

@@ -16,6 +16,8 @@ from personavec.census import Census, measure, take_census
 from personavec.config import ScreenConfig
 from personavec.dataset import Dataset, copy_rows, open_dataset
 from personavec.errors import ConfigError, DataError
+from personavec.judged import judge_rows, load_judges
+from personavec.judges.judge import TraitJudge
 from personavec.model import ChatModel
 from personavec.parallel import screen_in_parallel
 from personavec.plan import SIZES, estimate
@@ -23,7 +25,7 @@ from personavec.progress import stage, tell
 from personavec.run import Run, versions
 from personavec.sample import Sample
 from personavec.shards import Directions, directions, screen_shard, shards
-from personavec.stats import Interval, streamed_mean
+from personavec.stats import Interval, spearman_rows, streamed_mean
 from personavec.table import Table
 from personavec.vector import PersonaVector, load_vector
 
@@ -62,6 +64,9 @@ def screen(config: ScreenConfig) -> Row:
     read = directions(vectors, names_of(vectors), config.layers, config.seed)
     inputs = {"model": model.identity.revision, "numbers": model.numbers, **data.fingerprint()}
     inputs |= {f"vector {path}": v.content_hash for path, v in zip(config.vectors, vectors, strict=True)}
+    bench, judges = load_judges(config, model, vectors, names_of(vectors)) if config.judge else (None, {})
+    if config.flag_by != "projection" and not judges:
+        raise ConfigError(f"expected a --judge with --flag-by {config.flag_by}, got none; pass one")
     run = Run.open(config.out or _default_out(config), dataclasses.asdict(config), inputs)
 
     census = take_census(run, data, config)
@@ -82,7 +87,8 @@ def screen(config: ScreenConfig) -> Row:
         "plan": {"rates": dataclasses.asdict(rates), "estimates": [row for rows in plans.values() for row in rows]}
     }
     if not config.plan:
-        result |= _screened(config, run, data, clean, census, model, read, base)
+        result |= _screened(config, run, data, clean, census, model, read, base, judges)
+        result["judge_usage"] = bench.usage if bench else None
     result |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
     run.write_json("plan.json" if config.plan else "result.json", result)
     run.finish()
@@ -121,6 +127,7 @@ def _screened(
     model: ChatModel,
     read: Directions,
     base: BaseReplies,
+    judges: dict[str, TraitJudge],
 ) -> Row:
     """Everything after the plan."""
     began = time.monotonic()
@@ -154,9 +161,11 @@ def _screened(
     matched = {name: streamed_mean(table.column(f"{name}.matched")) for name in read.names if config.cost == "full"}
     result["length_matched"] = {name: mean.to_json() for name, mean in matched.items()} or None
     result["sampled"] = differences.to_json() if differences else None
-    reference = _clean_scores(config, run, clean, model, read, base) if clean else None
+    judged, whys = judge_rows(config, run, data, table, judges) if judges else ({}, {})
+    result["judge"] = _judge_told(config, table, judged, whys) if judges else None
+    reference, clean_judged = _clean_scores(config, run, clean, model, read, base, judges) if clean else (None, None)
     result |= {"distributions": {name: _spread(table.column(name), (reference or {}).get(name)) for name in read.names}}
-    result |= _flags(config, run, data, table, differences, reference, read.names)
+    result |= _flags(config, run, data, table, differences, reference, read.names, judged, clean_judged)
     run.write_json("examples.json", _examples(config, data, table, differences, read.names))
     return result
 
@@ -251,6 +260,8 @@ def _flags(
     differences: Differences | None,
     reference: dict[str, Any] | None,
     names: Sequence[str],
+    judged: dict[str, Any],
+    clean_judged: dict[str, Any] | None,
 ) -> Row:
     """Thresholds, and the data sets that are written by them."""
     scores = {name: table.column(name) for name in names}
@@ -262,13 +273,18 @@ def _flags(
     percentile = config.keep_below if config.keep_below is not None else 95.0 if config.clean else None
     if percentile is not None:
         limits = flagging.thresholds(reference or scores, percentile)
-        over = flagging.above(scores, limits)
+        judge_limits = flagging.thresholds(clean_judged or judged, percentile)
+        by_judge = flagging.above(judged, judge_limits) if judged else None
+        over = flagging.flagged(config.flag_by, flagging.above(scores, limits), by_judge)
         kept = table.good & ~over
         result["flags"] = {
             "percentile": percentile,
             "of": config.clean or "the data set itself",
             "false_positive_rate": round(1 - percentile / 100, 6) if config.clean else None,
             "thresholds": {name: round(limit, 6) for name, limit in limits.items()},
+            "by": config.flag_by,
+            "judge_thresholds": {name: round(limit, 6) for name, limit in judge_limits.items()},
+            "flagged_by_judge": None if by_judge is None else int((table.good & by_judge).sum()),
             "flagged": {name: int((scores[name] > limits[name]).sum()) for name in names},
             "dropped": int((table.good & over).sum()),
             "kept": int(kept.sum()),
@@ -290,12 +306,33 @@ def _flags(
 
 
 def _clean_scores(
-    config: ScreenConfig, run: Run, clean: Dataset, model: ChatModel, read: Directions, base: BaseReplies
-) -> dict[str, Any]:
-    """The clean data set screened alike, in a folder of its own."""
-    mark = Run.digest(clean.fingerprint())
-    part = run.part(f"clean-{mark}")
-    census = take_census(part, clean, dataclasses.replace(config, on_error="skip"))
-    _project(config, part, clean, census, model, read, base)
+    config: ScreenConfig,
+    run: Run,
+    clean: Dataset,
+    model: ChatModel,
+    read: Directions,
+    base: BaseReplies,
+    judges: dict[str, TraitJudge],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The clean data set screened and judged alike, in a folder of its own; its scores, and those of the judge."""
+    part = run.part(f"clean-{Run.digest(clean.fingerprint())}")
+    lenient = dataclasses.replace(config, on_error="skip")
+    census = take_census(part, clean, lenient)
+    _project(lenient, part, clean, census, model, read, base)
     table = Table(part.path("table"), read.names)
-    return {name: table.column(name)[table.good] for name in read.names}
+    judged = judge_rows(lenient, part, clean, table, judges)[0] if judges else {}
+    return {name: table.column(name)[table.good] for name in read.names}, judged
+
+
+def _judge_told(config: ScreenConfig, table: Table, judged: dict[str, Any], whys: Row) -> Row:
+    """What the judge said of the set, and how far it goes along with the projections."""
+    return {
+        "id": config.judge,
+        "means": {name: streamed_mean(values).to_json() for name, values in judged.items()},
+        "unscored": whys,
+        "spearman_with_projection": {
+            name: spearman_rows(table.column(name), values).to_json()
+            for name, values in judged.items()
+            if name in table.names
+        },
+    }

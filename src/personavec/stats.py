@@ -118,6 +118,22 @@ def spearman_interval(
     return _clustered(of, own, seed)._replace(dropped=int((~valid).sum()))
 
 
+def spearman_rows(one: Float[ndarray, " n"], other: Float[ndarray, " n"]) -> Interval:
+    """Rank correlation of any number of rows, each drawn by itself; nan values are left out, nan where a side is flat.
+
+    Source: the 95% interval is Bonett and Wright's (2000): Fisher's z with variance (1 + r²/2) / (n − 3).
+    """
+    from scipy.stats import spearmanr
+
+    valid = ~(np.isnan(one) | np.isnan(other))
+    n, dropped = int(valid.sum()), int((~valid).sum())
+    if n < 4 or np.ptp(one[valid]) == 0 or np.ptp(other[valid]) == 0:
+        return Interval(np.nan, np.nan, np.nan, n, dropped)
+    found = float(spearmanr(one[valid], other[valid]).statistic)
+    z, half = np.arctanh(np.clip(found, -1 + 1e-12, 1 - 1e-12)), 1.96 * np.sqrt((1 + found**2 / 2) / (n - 3))
+    return Interval(found, float(np.tanh(z - half)), float(np.tanh(z + half)), n, dropped)
+
+
 def _clustered(of: Callable[[Int[ndarray, " row"]], float], clusters: Int[ndarray, " n"], seed: int) -> Interval:
     """A statistic of rows, with an interval that resamples whole clusters."""
     from scipy.stats import DegenerateDataWarning, bootstrap

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from personavec.flagging import confounds
@@ -45,6 +45,11 @@ class Table:
     def column(self, name: str) -> Float[ndarray, " row"]:
         """A column of numbers; nan where there is none."""
         return np.asarray(self._read(name).to_numpy(zero_copy_only=False), dtype=np.float32)
+
+    @property
+    def rows(self) -> Int[ndarray, " row"]:
+        """Places of the rows in their data set."""
+        return np.asarray(self._read("row").to_numpy())
 
     def _read(self, name: str) -> Any:
         import pyarrow as pa
