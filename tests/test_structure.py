@@ -45,6 +45,7 @@ LEVELS = {
             "sheet",
             "signals",
             "branches",
+            "cache",
             "base_replies",
             "shards",
             "candidates",

@@ -90,8 +90,10 @@ def measure(
         read_rate = tokens / (time.perf_counter() - began)
         advance(1)
         answers = config.plan or config.cost in ("sampled", "full")
+        some = rows[:ANSWERED] if answers else []
         began = time.perf_counter()
-        replies = [reply for reply in base.engine.write(rows[:ANSWERED]) if reply] if answers else []
+        batches = [[some[index] for index in batch] for batch in base.engine.plan(some)]
+        replies = [reply for batch in batches for reply in base.engine.write(batch) if reply]
         written = sum(len(reply.ids) for reply in replies)
         written_rate = written / (time.perf_counter() - began) if written else None
         advance(1)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from personavec.cache import make_room
 from personavec.errors import ModelError
 from personavec.hooks import BlockFn, attach
 from personavec.model import ChatModel
@@ -75,6 +76,7 @@ def stream(
     uniforms = torch.stack([_uniforms(request.seed, sampling.max_new_tokens) for request in requests]).to(model.device)
     stop = torch.tensor(model.stop_ids, device=model.device)
     cache, mask = _prefill(model, requests)
+    make_room(cache, sampling.max_new_tokens)
     tokens = torch.tensor([request.prompt[-1:] for request in requests], device=model.device)
     positions = torch.tensor(lengths, device=model.device)[:, None] - 1
     alive = torch.arange(len(requests), device=model.device)

@@ -215,19 +215,23 @@ def _project(
     folder.mkdir(exist_ok=True)
     if config.ray:
         return screen_in_parallel(config, folder, data, census.rows, read)
+    answering = base if config.cost == "full" else None
+    steps = 2 if answering else 1  # rows are answered, then read
     fresh = 0
-    with stage(f"rows of {data.name}", census.rows) as advance:
+    with stage(f"rows of {data.name}{', answered and read' * (steps > 1)}", steps * census.rows) as advance:
         for number, shard in enumerate(shards(data.samples(config.turn))):
-            part = f"part-{number:06d}"
+            part, told = f"part-{number:06d}", 0
+
+            def tell_more(rows: int) -> None:
+                nonlocal told
+                told += rows
+                advance(rows)
+
             if not Table.has(folder, part):
-                Table.write(folder, part, screen_shard(model, shard, read, config, _answering(config, base)))
+                Table.write(folder, part, screen_shard(model, shard, read, config, answering, tell_more))
                 fresh += len(shard)
-            advance(len(shard))
+            advance(steps * len(shard) - told)
     return fresh
-
-
-def _answering(config: ScreenConfig, base: BaseReplies) -> BaseReplies | None:
-    return base if config.cost == "full" else None
 
 
 def _set_mean(table: Table, name: str, differences: Differences | None) -> Interval:

@@ -1,7 +1,7 @@
 """Screening a data set shard by shard: encode, read, project; one table row for every row of the data."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,7 @@ def screen_shard(
     read: Directions,
     config: ScreenConfig,
     base: BaseReplies | None = None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Any:
     """Project every row of a shard.
 
@@ -114,6 +115,7 @@ def screen_shard(
         read: On what.
         config: Options of the run.
         base: Where base replies come from; without, none are read.
+        advance: Told of rows answered, and of rows read.
 
     Returns:
         A pyarrow table with `row where id source kind error prompt_tokens response_tokens base_tokens more_turns`, and
@@ -121,7 +123,7 @@ def screen_shard(
         the score on random directions, by layer.
     """
     rows = [encode(model, sample, config, base is not None) for sample in samples]
-    replies = base.replies([row for row in rows if not row["error"]]) if base else []
+    replies = base.replies([row for row in rows if not row["error"]], advance) if base else []
     for row, reply in zip((row for row in rows if not row["error"]), replies, strict=True) if base else ():
         row["base_ids"] = reply.ids if reply else ()
         row["base_tokens"] = len(row["base_ids"])
@@ -140,6 +142,7 @@ def screen_shard(
         norms = own[:, 0].norm(dim=-1).numpy()[:, at]
         cosine[places] = found[places, 0] / np.where(norms > 0, norms, 1)
         random += read.project_random(own).sum(axis=0)
+        advance(len(batch))
     return _table(rows, read, found, cosine, random, config)
 
 
