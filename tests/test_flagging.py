@@ -108,7 +108,7 @@ def test_controlled_means_cover_the_truth_and_are_narrower(r: float) -> None:
 def test_drawing_all_is_exact() -> None:
     values, known = population(100, 0.5, 1)
     found = controlled_mean(values, known, known.mean(axis=0), 100)
-    assert found.low == pytest.approx(found.high) and found.mean == pytest.approx(values.mean(), abs=0.02)
+    assert found.low == pytest.approx(found.high) and found.mean == pytest.approx(values.mean())
 
 
 def test_stopping_when_narrow_keeps_its_promise() -> None:
@@ -138,7 +138,7 @@ def test_candidates_hold_the_extremes() -> None:
         chosen, expected = candidates(drawn, known, good, 200)
         best = np.argsort(-np.where(good, values, -np.inf))[:200]
         recalls.append(chosen[best].mean())
-        assert expected >= RECALL and not chosen[:10].any() and chosen.mean() < 0.5
+        assert expected >= RECALL and not chosen[:10].any() and chosen.mean() < 0.6
     assert np.mean(recalls) > 0.95
 
 

@@ -233,7 +233,7 @@ def test_the_report_escapes_what_the_data_say(run: Run, tmp_path: Path) -> None:
 def test_a_plan_computes_nothing_else(run: Run, data: Path, tmp_path: Path) -> None:
     found = run(data, "--plan", "--price-per-hour", "2")
     assert {row["rows"] for row in found["plan"]["estimates"]} == {40, 1_000_000, 100_000_000}
-    assert all(row["seconds"] > 0 and row["price"] is not None for row in found["plan"]["estimates"])
+    assert all(row["seconds"] is not None and row["price"] is not None for row in found["plan"]["estimates"])
     assert not (tmp_path / "run" / "table").exists() and Path(found["report"]).name == "plan.html"
 
 

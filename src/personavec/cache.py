@@ -8,14 +8,14 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, at the front of tensors that are long enough for all that will be written.
 
     The values are those of a `DynamicLayer`, which concatenates, and so copies everything at every step.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self._stores = _roomy(keys, room), _roomy(values, room)
         self._show(keys.shape[-2])

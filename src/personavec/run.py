@@ -30,6 +30,7 @@ IRRELEVANT = {
     "agreement",
     "signals",
     "sheet",
+    "on_error",
     "clean",
     "keep_below",
     "export_k",

@@ -16,7 +16,7 @@ from personavec.base_replies import BaseReplies
 from personavec.branches import branches
 from personavec.config import ScreenConfig
 from personavec.dataset import Bad
-from personavec.errors import ConfigError, ModelError
+from personavec.errors import ConfigError, DataError, ModelError
 from personavec.model import ChatModel
 from personavec.projection import unit
 from personavec.sample import Sample
@@ -117,12 +117,18 @@ def screen_shard(
         base: Where base replies come from; without, none are read.
         advance: Told of rows answered, and of rows read.
 
+    Raises:
+        DataError: A row cannot be read, and `on_error` is "stop".
+
     Returns:
         A pyarrow table with `row where id source kind error prompt_tokens response_tokens base_tokens more_turns`, and
         for every name its score (see `score`), projections (`READ`) and cosine. Its metadata hold the sum over rows of
         the score on random directions, by layer.
     """
     rows = [encode(model, sample, config, base is not None) for sample in samples]
+    bad = next((row for row in rows if row["error"]), None)
+    if bad and config.on_error == "stop":
+        raise DataError(f"{bad['where']}: {bad['error']}; correct that row, or pass --on-error skip")
     replies = base.replies([row for row in rows if not row["error"]], advance) if base else []
     for row, reply in zip((row for row in rows if not row["error"]), replies, strict=True) if base else ():
         row["base_ids"] = reply.ids if reply else ()

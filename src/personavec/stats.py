@@ -200,9 +200,9 @@ def controlled_mean(
 ) -> Interval:
     """Mean of a population from a random part of it, with what is known of every member as control variates.
 
-    A regression of the values on the controls, fitted without the tenth of the sample that it corrects, takes out what
-    the controls explain. So the estimate is unbiased whatever they are worth, up to terms of the order 1/total; they
-    only narrow the interval.
+    A tenth of the sample at a time is a random part of what the other nine tenths leave of the population, and is
+    corrected by a regression on the controls that was fitted to those nine tenths. So the estimate is unbiased whatever
+    the controls are worth, and exact when all are drawn; what the controls explain only narrows the interval.
 
     Args:
         values: Of the members drawn, without replacement and with equal chances.
@@ -220,15 +220,20 @@ def controlled_mean(
     n = len(values)
     if n < 3:
         return Interval(float(values.mean()) if n else np.nan, np.nan, np.nan, n)
-    centred = controls - known
-    corrected = values.astype(float)
-    if n >= 4 * (controls.shape[1] + 1):
-        folds = np.arange(n) % 10
-        for fold in range(10):
-            out = folds == fold
-            design = np.column_stack([np.ones((~out).sum()), centred[~out]])
-            beta = np.linalg.lstsq(design, values[~out], rcond=None)[0][1:]
-            corrected[out] -= centred[out] @ beta
-    half = t.ppf((1 + CONFIDENCE) / 2, n - 1) * corrected.std(ddof=1) / np.sqrt(n) * np.sqrt(1 - n / total)
-    mean = float(corrected.mean())
+    fitted = n >= 4 * (controls.shape[1] + 1)
+    folds = np.arange(n) % 10
+    estimates, residuals = [], np.empty(n)
+    for fold in range(min(10, n)):
+        own, others = folds == fold, folds != fold
+        beta = np.zeros(controls.shape[1])
+        if fitted:
+            design = np.column_stack([np.ones(others.sum()), controls[others]])
+            beta = np.linalg.lstsq(design, values[others], rcond=None)[0][1:]
+        left = total - int(others.sum())
+        known_left = (total * known - controls[others].sum(axis=0)) / left
+        mean_left = values[own].mean() - (controls[own].mean(axis=0) - known_left) @ beta
+        estimates.append((values[others].sum() + left * mean_left) / total)
+        residuals[own] = values[own] - values[others].mean() - (controls[own] - controls[others].mean(axis=0)) @ beta
+    mean = float(np.average(estimates, weights=np.bincount(folds)))
+    half = t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.sqrt((residuals**2).mean() / n * (1 - n / total))
     return Interval(mean, mean - half, mean + half, n)
