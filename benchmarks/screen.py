@@ -34,8 +34,14 @@ RESAMPLINGS = 200
 def reading() -> None:
     """`raw` at half depth, against one row at a time, and against the arithmetic of the model's own products."""
     model = ChatModel.load("smollm2")
+    for longest in (400, 2000):
+        read_chats(model, longest)
+
+
+def read_chats(model: ChatModel, longest: int) -> None:
+    """200 chats of at most so many characters."""
     layer = model.n_layers // 2 - 1
-    samples = [s for s in open_dataset(str(first_chats(200))).samples("first") if isinstance(s, Sample)]
+    samples = [s for s in open_dataset(str(first_chats(200, longest))).samples("first") if isinstance(s, Sample)]
     rows = [encode(model, sample, ScreenConfig(), False) for sample in samples]
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     tokens = sum(map(len, ids))
@@ -43,7 +49,9 @@ def reading() -> None:
     theirs: dict[int, torch.Tensor] = {}
 
     def batched() -> None:
-        for batch, read in activations(model, rows, ("response avg", "prompt last"), [layer]):
+        for batch, read in activations(
+            model, rows, ("response avg", "prompt last"), [layer], batch_tokens=ScreenConfig.read_tokens
+        ):
             ours.update(zip(batch, read[:, 0, 0], strict=True))
 
     @torch.no_grad()
@@ -65,11 +73,11 @@ def reading() -> None:
     rate, peak = flops * tokens / fast, flops * 2048 / product
     away = max(float((ours[i] - theirs[i]).norm() / theirs[i].norm()) for i in ours)
     print(
-        f"| raw at half depth / one row at a time | {tokens / fast:,.0f} / {tokens / slow:,.0f} tokens/s "
+        f"| raw at half depth / one row at a time, {tokens / len(rows):.0f} tokens a row | {tokens / fast:,.0f} / {tokens / slow:,.0f} tokens/s "
         f"| {slow / fast:.2f} | largest relative difference {away:.1e} |"
     )
     print(
-        f"| raw, arithmetic of its matrix products / those products alone | {rate / 1e12:.3f} / {peak / 1e12:.3f} "
+        f"| raw, arithmetic of its products / those alone, {tokens / len(rows):.0f} tokens a row | {rate / 1e12:.3f} / {peak / 1e12:.3f} "
         f"TFLOP/s | {rate / peak:.2f} | {tokens / len(rows):.0f} tokens a row |"
     )
 
@@ -147,7 +155,7 @@ def memory() -> None:
 def slope() -> None:
     """Time of `proxy` by tokens."""
     tokens, seconds = [], []
-    for rows in (250, 500, 1000, 2000):
+    for rows in (125, 250, 500, 1000):
         with tempfile.TemporaryDirectory() as folder:
             found = screened(folder, str(first_chats(rows)), "--cost", "proxy")["found"]
             tokens.append(found["tokens"]["prompt"] + found["tokens"]["response"])
@@ -160,7 +168,7 @@ def slope() -> None:
 
 def ray() -> None:
     """Two actors against one process that has both cores, in turn."""
-    path, speeds = str(first_chats(2000)), {"one process": [], "two actors": []}
+    path, speeds = str(first_chats(500)), {"one process": [], "two actors": []}
     for _ in range(2):
         for name, more in (("one process", ()), ("two actors", ("--ray", "--workers", "2"))):
             with tempfile.TemporaryDirectory() as folder:

@@ -261,7 +261,7 @@ class ScreenConfig(Judging, Common):
     """What --keep-below looks at: projections, the judge's scores, either above its threshold, or only both."""
     batch_tokens: int = 12288
     """Tokens in one batch of base replies being written, prompts included."""
-    read_tokens: int = 2048
+    read_tokens: int = 1024
     """Tokens in one forward pass of reading; a GPU bears many more."""
     reasoning: Literal["out", "in"] = "out"
     """Whether a <think> block counts as part of a reply; end-of-turn tokens never do."""
