@@ -72,13 +72,14 @@ def read_chats(model: ChatModel, longest: int) -> None:
     flops = 2 * sum(m.weight.numel() for m in linear)
     rate, peak = flops * tokens / fast, flops * 2048 / product
     away = max(float((ours[i] - theirs[i]).norm() / theirs[i].norm()) for i in ours)
+    size = f"{tokens / len(rows):.0f} tokens a row"
     print(
-        f"| raw at half depth / one row at a time, {tokens / len(rows):.0f} tokens a row | {tokens / fast:,.0f} / {tokens / slow:,.0f} tokens/s "
+        f"| raw at half depth / one row at a time, {size} | {tokens / fast:,.0f} / {tokens / slow:,.0f} tokens/s "
         f"| {slow / fast:.2f} | largest relative difference {away:.1e} |"
     )
     print(
-        f"| raw, arithmetic of its products / those alone, {tokens / len(rows):.0f} tokens a row | {rate / 1e12:.3f} / {peak / 1e12:.3f} "
-        f"TFLOP/s | {rate / peak:.2f} | {tokens / len(rows):.0f} tokens a row |"
+        f"| raw, arithmetic of its matrix products / those alone, {size} "
+        f"| {rate / 1e12:.3f} / {peak / 1e12:.3f} TFLOP/s | {rate / peak:.2f} | |"
     )
 
 

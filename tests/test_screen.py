@@ -270,23 +270,21 @@ def test_another_vector_set_is_another_run(run: Run, data: Path, saved: tuple[Pa
 
 
 def test_ray_actors_write_the_same_table(run: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_ROWS", 9)
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    alone = run(data, "--cost", "full", out="alone")
-    together = run(data, "--cost", "full", "--ray", "--workers", "2", out="ray")
+    data.write_text("".join(json.dumps({"prompt": f"{n}?", "response": f"{n}."}) + "\n" for n in range(2100)))
+    alone = run(data, out="alone")
+    together = run(data, "--ray", "--workers", "2", out="ray")
     names = sorted(path.name for path in Path(alone["table"]).iterdir())
-    assert len(names) == 5 and names == sorted(path.name for path in Path(together["table"]).iterdir())
-    for name in names:
-        one, two = (pq.read_table(Path(found["table"], name)) for found in (alone, together))
-        assert one.drop_columns(["tiny", "tiny.cosine"]).schema == two.drop_columns(["tiny", "tiny.cosine"]).schema
-        for column in one.column_names:
-            if one[column].type == "float":
-                np.testing.assert_allclose(one[column].to_numpy(), two[column].to_numpy(), atol=1e-5)
-            else:
-                assert one[column].equals(two[column])
+    assert len(names) == 3 and names == sorted(path.name for path in Path(together["table"]).iterdir())
+    one, two = (pq.read_table(found["table"]) for found in (alone, together))
+    for column in one.column_names:
+        if one[column].type == "float":
+            np.testing.assert_allclose(one[column].to_numpy(), two[column].to_numpy(), atol=1e-5)
+        else:
+            assert one[column].equals(two[column])
     assert together["projection_difference"]["tiny"]["mean"] == pytest.approx(
         alone["projection_difference"]["tiny"]["mean"], abs=1e-4
     )
     bad = json.dumps({"prompt": "Hi?", "response": "word " * tiny_chat.CONTEXT})
-    data.write_text(data.read_text() + bad + "\n")
-    assert "line 41: expected prompt and reply to fit" in run(data, "--ray", out="bad", code=2)["said"]
+    data.write_text(json.dumps(ROWS[0]) + "\n" + bad + "\n")
+    assert "line 2: expected prompt and reply to fit" in run(data, "--ray", out="bad", code=2)["said"]

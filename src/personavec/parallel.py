@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def screen_in_parallel(config: ScreenConfig, folder: Path, data: Dataset, rows: 
             "expected the extra that --ray needs, got none; install it: pip install -e '.[scale]' in a clone, or pip "
             "install 'personavec[scale]'"
         ) from error
-    waiting = _waiting(config, folder, data)
+    waiting = partial(_waiting, config, folder.resolve(), data)
     cores = os.cpu_count() or 1
     began_here = not ray.is_initialized()
     if began_here:
@@ -71,7 +72,7 @@ def screen_in_parallel(config: ScreenConfig, folder: Path, data: Dataset, rows: 
     share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cores // config.workers)}
     fresh = 0
     try:
-        done = ray.data.read_datasource(_source(waiting), override_num_blocks=1).map_batches(
+        done = ray.data.read_datasource(_source(waiting), override_num_blocks=1, num_cpus=0).map_batches(
             Screener,
             fn_constructor_args=(config, str(folder.resolve()), read, max(1, cores // config.workers)),
             batch_size=1,
@@ -90,22 +91,23 @@ def screen_in_parallel(config: ScreenConfig, folder: Path, data: Dataset, rows: 
     return fresh
 
 
-def _waiting(config: ScreenConfig, folder: Path, data: Dataset) -> Iterator[Block]:
-    """Shards that are not in the table yet, as text that any machine can read."""
+def _waiting(config: ScreenConfig, folder: Path, data: Dataset) -> Iterator[Any]:
+    """Shards that are not in the table yet, as text that any machine can read; a block each."""
+    import pyarrow as pa
+
     for number, shard in enumerate(shards(data.samples(config.turn))):
         part = f"part-{number:06d}"
         if not Table.has(folder, part):
             rows = [{"bad": sample._asdict()} if isinstance(sample, Bad) else asdict(sample) for sample in shard]
-            yield {"part": [part], "rows": [json.dumps(rows)]}
+            yield pa.table({"part": [part], "rows": [json.dumps(rows)]})
 
 
 def _sample(row: Block) -> Sample | Bad:
     return Bad(**row["bad"]) if "bad" in row else Sample(**row | {"messages": tuple(row["messages"])})
 
 
-def _source(blocks: Iterable[Block]) -> Any:
+def _source(read: Callable[[], Iterator[Any]]) -> Any:
     """A Ray data source that reads the data set once, as a stream."""
-    import pyarrow as pa
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
@@ -114,9 +116,6 @@ def _source(blocks: Iterable[Block]) -> Any:
             return None
 
         def get_read_tasks(self, *_: Any, **__: Any) -> list[Any]:
-            def read() -> Iterator[Any]:
-                yield from (pa.table(block) for block in blocks)
-
             return [ReadTask(read, BlockMetadata(None, None, None, None))]
 
     return Shards()  # type: ignore[no-untyped-call]
