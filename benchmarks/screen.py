@@ -39,9 +39,9 @@ def reading() -> None:
 
 
 def read_chats(model: ChatModel, longest: int) -> None:
-    """200 chats of at most so many characters."""
+    """100 chats of at most so many characters."""
     layer = model.n_layers // 2 - 1
-    samples = [s for s in open_dataset(str(first_chats(200, longest))).samples("first") if isinstance(s, Sample)]
+    samples = [s for s in open_dataset(str(first_chats(100, longest))).samples("first") if isinstance(s, Sample)]
     rows = [encode(model, sample, ScreenConfig(), False) for sample in samples]
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     tokens = sum(map(len, ids))
@@ -169,8 +169,8 @@ def slope() -> None:
 
 def ray() -> None:
     """Two actors against one process that has both cores, in turn."""
-    path, speeds = str(first_chats(500)), {"one process": [], "two actors": []}
-    for _ in range(2):
+    path, speeds = str(first_chats(2000, 1000)), {"one process": [], "two actors": []}
+    for _ in range(1):
         for name, more in (("one process", ()), ("two actors", ("--ray", "--workers", "2"))):
             with tempfile.TemporaryDirectory() as folder:
                 found = screened(folder, path, "--cost", "proxy", *more)["found"]

@@ -22,7 +22,7 @@ from personavec.projection import unit
 from personavec.sample import Sample
 from personavec.vector import PersonaVector
 
-SHARD_ROWS, SHARD_CHARACTERS = 1000, 8_000_000
+SHARD_ROWS, SHARD_CHARACTERS = 500, 4_000_000
 """A shard is what a kill may cost, and what is in memory at a time."""
 RANDOM = 20
 """Random directions that are read beside the vectors at every layer."""

@@ -79,22 +79,23 @@ def means(result: Json) -> alt.LayerChart:
 def distribution(result: Json, name: str) -> alt.LayerChart:
     """How the rows' scores are spread, beside the clean set's, with the threshold."""
     found = result["distributions"][name]
+    every = {label: counts for label, counts in ((DATA, found["data"]), (CLEAN, found["clean"])) if counts}
     rows = [
-        {"set": label, "from": low, "to": high, "share": count / max(1, sum(counts))}
-        for label, counts in ((DATA, found["data"]), (CLEAN, found["clean"]))
-        if counts
+        {"set": label, "from": low, "to": high, "share": count / max(1, sum(counts)), "floor": 0}
+        for label, counts in every.items()
         for low, high, count in zip(found["edges"], found["edges"][1:], counts, strict=False)
     ]
-    colour = alt.Color("set:N", title=None, scale=alt.Scale(domain=[DATA, CLEAN], range=[BLUE, GREY]))
+    colour = alt.Color("set:N", title=None, scale=alt.Scale(domain=list(every), range=[BLUE, GREY]))
     layers = [
         alt.Chart(inline(rows))
-        .mark_bar(opacity=0.55, binSpacing=0)
+        .mark_rect(opacity=0.55)
         .encode(
             x=alt.X(
                 "from:Q", title=f"{name}: score of a row (activation units)", scale=alt.Scale(zero=False, nice=False)
             ),
             x2="to:Q",
-            y=alt.Y("share:Q", title="share of rows", stack=None, axis=alt.Axis(format="%")),
+            y=alt.Y("share:Q", title="share of rows", axis=alt.Axis(format="%"), scale=alt.Scale(zero=True)),
+            y2="floor:Q",
             color=colour,
             tooltip=["set:N", "from:Q", "to:Q", alt.Tooltip("share:Q", format=".2%")],
         )
