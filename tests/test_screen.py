@@ -1,5 +1,6 @@
 """Screening on a tiny chatting model: right numbers, planted rows first, bad rows told, resumable, nothing lost."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -265,6 +266,11 @@ def test_another_vector_set_is_another_run(run: Run, data: Path, saved: tuple[Pa
     assert len(names) == 2 and all(name.startswith("tiny-") for name in names)
     values = columns(both)
     np.testing.assert_allclose(values[names[0]], -values[names[1]], atol=1e-5)
+    named = dataclasses.replace(other.card, trait="row")
+    column = PersonaVector(other.direction, named).save(tmp_path / "row.safetensors")
+    assert (
+        "not named like a column of the table, got row" in run(data, "--vectors", str(column), out="c", code=2)["said"]
+    )
     layers = run(data, "--layers", "1", "3", out="layers")
     assert list(layers["projection_difference"]) == ["tiny@1", "tiny@3"]
 

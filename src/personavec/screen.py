@@ -24,7 +24,7 @@ from personavec.plan import SIZES, estimate
 from personavec.progress import stage, tell
 from personavec.run import Run, versions
 from personavec.sample import Sample
-from personavec.shards import Directions, directions, screen_shard, shards
+from personavec.shards import COLUMNS, Directions, directions, screen_shard, shards
 from personavec.stats import Interval, spearman_rows, streamed_mean
 from personavec.table import Table
 from personavec.vector import PersonaVector, load_vector
@@ -107,6 +107,11 @@ def names_of(vectors: Sequence[PersonaVector]) -> list[str]:
     """A name for each vector: its trait, with the beginning of its hash where two have one trait."""
     times = Counter(vector.card.trait for vector in vectors)
     names = [v.card.trait if times[v.card.trait] == 1 else f"{v.card.trait}-{v.content_hash[:6]}" for v in vectors]
+    if taken := sorted(set(names) & COLUMNS.keys()):
+        raise ConfigError(
+            f"expected traits that are not named like a column of the table, got {taken[0]}; rename the trait in its "
+            "file and extract it again"
+        )
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise ConfigError(f"expected different vectors, got {twice} twice; pass each once")

@@ -30,6 +30,10 @@ READ = ("response", "prompt_last", "base", "matched")
 """Projections in the table: of the reply's mean, of the last prompt token, of the base reply's mean; and the difference
 of the means over equally many tokens of both."""
 
+COLUMNS = {"row": "int64", **dict.fromkeys(("where", "id", "source", "kind", "error"), "string")}
+COLUMNS |= dict.fromkeys(("prompt_tokens", "response_tokens", "base_tokens", "more_turns"), "int32")
+"""Of the table, with their Arrow types, beside those of the vectors."""
+
 Row = dict[str, Any]
 
 
@@ -254,9 +258,7 @@ def _table(
 ) -> Any:
     import pyarrow as pa
 
-    kinds = {"row": pa.int64(), **dict.fromkeys(("where", "id", "source", "kind", "error"), pa.string())}
-    kinds |= dict.fromkeys(("prompt_tokens", "response_tokens", "base_tokens", "more_turns"), pa.int32())
-    columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
+    columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in COLUMNS.items()}
     for index, name in enumerate(read.names):
         columns[name] = pa.array(score(found[:, :, index].T, config.cost), pa.float32(), from_pandas=True)
         for span, values in zip(READ, found[:, :, index].T, strict=False):
