@@ -2,9 +2,8 @@
 
 import tiny
 import torch
-from transformers import DynamicCache
 
-from personavec.cache import RoomyLayer, make_room
+from personavec.cache import RoomyLayer, empty, make_room, using
 from personavec.model import ChatModel
 
 
@@ -12,13 +11,11 @@ def test_room_changes_nothing(any_model: ChatModel) -> None:
     ids, mask = any_model.tensor([tiny.prompt(9), tiny.prompt(14), tiny.prompt(5)], left=True)
     outs = []
     for room in (None, 12, 3):  # the last one has to grow on the way
-        cache = DynamicCache(config=any_model.hf.config.get_text_config())
+        cache = empty(any_model)
         own, logits = mask, []
         positions = (own.cumsum(-1) - 1).clamp(min=0)
         with torch.inference_mode():
-            any_model.decoder(
-                input_ids=ids, attention_mask=own, position_ids=positions, past_key_values=cache, use_cache=True
-            )
+            any_model.decoder(input_ids=ids, attention_mask=own, position_ids=positions, **using(any_model, cache))
             if room is not None:
                 make_room(cache, room)
             tokens, last = torch.tensor([[40], [50], [60]]), positions[:, -1:] + 1
@@ -28,9 +25,7 @@ def test_room_changes_nothing(any_model: ChatModel) -> None:
                     cache.batch_select_indices(kept)
                     own, tokens, last = own[kept], tokens[kept], last[kept]
                 own = torch.cat([own, own.new_ones((len(own), 1))], dim=1)
-                out = any_model.hf(
-                    input_ids=tokens, attention_mask=own, position_ids=last, past_key_values=cache, use_cache=True
-                )
+                out = any_model.hf(input_ids=tokens, attention_mask=own, position_ids=last, **using(any_model, cache))
                 logits.append(out.logits)
                 tokens, last = out.logits[:, -1].argmax(-1, keepdim=True), last + 1
         outs.append(logits)

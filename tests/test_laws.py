@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import KINDS, Row, hooks, mixed, own, prompt, steered
 from torch import Tensor
-from transformers import DynamicCache
 
+from personavec.cache import empty, using
 from personavec.errors import ConfigError, ModelError, VectorError
 from personavec.generate import Request, Watch, generate, stream
 from personavec.hooks import attach, capture
@@ -122,12 +122,12 @@ def test_cached_equals_uncached(tiny_model: Callable[[str], ChatModel], family: 
 @torch.inference_mode()
 def in_chunks(model: ChatModel, row: Row, cuts: tuple[int, ...], what: Sequence[Steering], length: int) -> Tensor:
     """Logits of a row fed with a cache, cut at the given positions, without telling the model its positions."""
-    cache = DynamicCache(config=model.hf.config.get_text_config())
+    cache = empty(model)
     logits = []
     with steer(model, [what], [length]):
         for start, end in pairwise((0, *cuts)):
             ids = torch.tensor([row[start:end]])
-            logits.append(model.hf(input_ids=ids, past_key_values=cache, use_cache=True).logits[0])
+            logits.append(model.hf(input_ids=ids, **using(model, cache)).logits[0])
     return torch.cat(logits)
 
 
@@ -183,11 +183,11 @@ def test_positions_follow_the_mask_when_none_are_given(model: ChatModel, v: Pers
         seen: dict[bool, list[Tensor]] = {}
         for active in (False, True):
             seen[active] = []
-            cache = DynamicCache(config=model.hf.config)
+            cache = empty(model)
             read = attach(model, tiny.nothing, {0: seen[active].append})  # type: ignore[dict-item]
             with torch.inference_mode(), read, steer(model, [(Steering(v, 2.0 * active, 0, kind),)], LENGTHS):
                 for start, end in ((0, cut), (cut, ids.shape[1])) if cut else ((0, ids.shape[1]),):
-                    model.hf(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
+                    model.hf(ids[:, start:end], attention_mask=mask[:, :end], **using(model, cache))
         moved = torch.cat(seen[True], dim=1) - torch.cat(seen[False], dim=1)
         torch.testing.assert_close(moved, wanted, atol=1e-5, rtol=1e-5)
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
 
+from personavec.cache import empty, using
 from personavec.hooks import read
 from personavec.model import ChatModel
 
@@ -35,9 +35,9 @@ def branches(
         layers: Which block outputs to read.
     """
     ids, mask = model.tensor([prompt[:-1] for prompt in prompts], left=True)
-    cache = DynamicCache(config=model.hf.config.get_text_config())
+    cache = empty(model)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    inputs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+    inputs = {"attention_mask": mask, "position_ids": positions, **using(model, cache)}
     read(model, [max(layers)], lambda *_: None, input_ids=ids, **inputs)
     rows = torch.tensor(owners, device=model.device)
     cache.batch_select_indices(rows)
@@ -60,7 +60,6 @@ def branches(
         input_ids=ids,
         attention_mask=torch.cat([mask[rows], tail_mask], dim=1),
         position_ids=start + torch.arange(ids.shape[1], device=ids.device),
-        past_key_values=cache,
-        use_cache=True,
+        **using(model, cache),
     )
     return torch.stack([sums[layer] for layer in layers], dim=2).cpu()

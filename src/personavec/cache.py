@@ -1,11 +1,31 @@
 """A key-value cache with room in it: writing a token copies that token, not the whole cache."""
 
+from functools import cache as once
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from personavec.model import ChatModel
+
+
+def empty(model: ChatModel) -> DynamicCache:
+    """A cache of this model with nothing in it."""
+    return DynamicCache(config=model.hf.config.get_text_config())
+
+
+def using(model: ChatModel, cache: DynamicCache) -> dict[str, Any]:
+    """The arguments that make a forward pass read a cache and write to it."""
+    return {_name(type(model.decoder)): cache, "use_cache": True}
+
+
+@once
+def _name(decoder: type[nn.Module]) -> str:
+    """transformers 5.24 renamed `past_key_values`."""
+    return "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from personavec.cache import make_room
+from personavec.cache import empty, make_room, using
 from personavec.errors import ModelError
 from personavec.hooks import BlockFn, attach
 from personavec.model import ChatModel
@@ -88,9 +88,8 @@ def stream(
                 input_ids=tokens,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
                 logits_to_keep=1,
+                **using(model, cache),
             )
             drawn = draw(out.logits[:, -1], uniforms[alive, step], sampling)
             projections = torch.stack(seen, dim=1) if watch else drawn.new_zeros((len(alive), 0), dtype=torch.float)
@@ -115,12 +114,12 @@ def _prefill(model: ChatModel, requests: Sequence[Request]) -> tuple[DynamicCach
     ]
     distinct = {key: index for index, key in enumerate(dict.fromkeys(keys))}
     ids, mask = model.tensor([prompt[:-1] for prompt, _ in distinct], left=True)
-    cache = DynamicCache(config=model.hf.config.get_text_config())
+    cache = empty(model)
     steering = [applied if len(prompt) > 1 else () for prompt, applied in distinct]
     with steer(model, steering, [len(prompt) for prompt, _ in distinct]):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         # without the head: on a strided last column it would expand its weights once per row
-        model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, **using(model, cache))
     rows = torch.tensor([distinct[key] for key in keys], device=model.device)
     cache.batch_select_indices(rows)
     return cache, mask[rows]

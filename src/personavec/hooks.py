@@ -81,7 +81,7 @@ def _forward(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
     if positions is None and padded:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -seq:]
     elif positions is None:
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its name since transformers 5.24, and before
         past = 0 if cache is None else cache.get_seq_length()
         positions = torch.arange(past, past + seq, device=inputs.device)[None]
     return Forward(positions.expand(rows, seq), real)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from personavec.cache import empty, using
 from personavec.config import VerifyConfig
 from personavec.hooks import attach, capture
 from personavec.model import ChatModel
@@ -149,11 +149,11 @@ def _cached(probe: Probe) -> Found:
     row, length, model = probe.rows[0], probe.lengths[0], probe.model
     full, _, wanted = probe.run([(probe.steering,)])
     ids = torch.tensor([row], device=model.device)
-    cache, logits = DynamicCache(config=model.hf.config.get_text_config()), []
+    cache, logits = empty(model), []
     with steer(model, [(probe.steering,)], [length]) as steered:
         for start, end in [(0, length - 1), *((i, i + 1) for i in range(length - 1, len(row)))]:
             positions = torch.arange(start, end, device=model.device)[None]
-            out = model.hf(input_ids=ids[:, start:end], position_ids=positions, past_key_values=cache, use_cache=True)
+            out = model.hf(input_ids=ids[:, start:end], position_ids=positions, **using(model, cache))
             logits.append(out.logits[0].float())
     return _agree(probe, _distance(torch.cat(logits), full[0, : len(row)]), steered.tokens, wanted)
 

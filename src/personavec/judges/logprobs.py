@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
 
+from personavec.cache import empty, using
 from personavec.model import ChatModel
 
 BATCH_LOGITS = 75_000_000
@@ -53,9 +53,9 @@ def reply_logprobs(
 def _batch(model: ChatModel, prompts: Sequence[Ids], replies: Sequence[Ids]) -> list[Tensor]:
     distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
     ids, mask = model.tensor([prompt[:-1] for prompt in distinct], left=True)
-    cache = DynamicCache(config=model.hf.config.get_text_config())
+    cache = empty(model)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, **using(model, cache))
     rows = torch.tensor([distinct[prompt] for prompt in prompts], device=model.device)
     cache.batch_select_indices(rows)
     # the last prompt token goes with the reply: its output predicts the reply's first token
@@ -66,8 +66,7 @@ def _batch(model: ChatModel, prompts: Sequence[Ids], replies: Sequence[Ids]) -> 
         input_ids=tail_ids,
         attention_mask=torch.cat([mask[rows], tail_mask], dim=1),
         position_ids=start + torch.arange(tail_ids.shape[1], device=model.device),
-        past_key_values=cache,
-        use_cache=True,
+        **using(model, cache),
     ).logits
     out = []
     for row, reply in zip(logits, replies, strict=True):
