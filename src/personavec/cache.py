@@ -24,7 +24,7 @@ def using(model: ChatModel, cache: DynamicCache) -> dict[str, Any]:
 
 @once
 def _name(decoder: type[nn.Module]) -> str:
-    """transformers 5.24 renamed `past_key_values`."""
+    """Transformers 5.24 renamed `past_key_values`."""
     return "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
 
 
