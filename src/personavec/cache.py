@@ -1,11 +1,10 @@
 """A key-value cache with room in it: writing a token copies that token, not the whole cache."""
 
-from functools import cache as once
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -18,14 +17,9 @@ def empty(model: ChatModel) -> DynamicCache:
 
 
 def using(model: ChatModel, cache: DynamicCache) -> dict[str, Any]:
-    """The arguments that make a forward pass read a cache and write to it."""
-    return {_name(type(model.decoder)): cache, "use_cache": True}
-
-
-@once
-def _name(decoder: type[nn.Module]) -> str:
-    """Transformers 5.24 renamed `past_key_values`."""
-    return "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
+    """The arguments that make a forward pass read a cache and write to it; transformers 5.24 renamed the first."""
+    name = "cache" if "cache" in signature(model.decoder.forward).parameters else "past_key_values"
+    return {name: cache, "use_cache": True}
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
