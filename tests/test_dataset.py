@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from personavec import dataset
-from personavec.dataset import Bad, copy_rows, open_dataset
+from personavec import readers
+from personavec.dataset import Bad, open_dataset
 from personavec.errors import DataError
 from personavec.sample import Sample, to_sample
+from personavec.subset import copy_rows
 
 CHAT = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]}
 PAIRS = [{"prompt": f"Question {n}?", "response": f"Answer, “{n}”\nand more."} for n in range(5)]
@@ -38,7 +40,7 @@ def samples(path: Path, turn: Any = "first") -> list[Sample | Bad]:
     return list(open_dataset(str(path)).samples(turn))
 
 
-@pytest.mark.parametrize("suffix", dataset.SUFFIXES)
+@pytest.mark.parametrize("suffix", list(readers.READERS))
 def test_every_form_is_read_and_its_subset_has_the_same_form(suffix: str, tmp_path: Path) -> None:
     path = write(tmp_path / f"data{suffix}", PAIRS)
     found = samples(path)
@@ -124,7 +126,7 @@ def test_bad_rows_say_what_is_wrong(row: Any, told: str) -> None:
 
 
 def test_bad_lines_are_told_and_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "LONGEST_ROW", 1000)
+    monkeypatch.setattr(readers, "LONGEST_ROW", 1000)
     path = tmp_path / "data.jsonl"
     good = json.dumps(PAIRS[0] | {"id": "one"}).encode()
     lines = [
@@ -181,7 +183,7 @@ def test_what_is_no_data_set_is_told(name: str, content: bytes | None, told: str
 
 
 def test_a_row_too_long_in_a_json_file_stops_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "LONGEST_ROW", 300_000)
+    monkeypatch.setattr(readers, "LONGEST_ROW", 300_000)
     rows = [PAIRS[0], {"prompt": "Hi?", "response": "x" * 1_000_000}, PAIRS[1]]
     found = samples(write(tmp_path / "data.json", rows))
     assert isinstance(found[0], Sample) and isinstance(found[-1], Bad) and "more than 300,000 bytes" in found[-1].reason
@@ -201,3 +203,45 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_labels_that_are_no_labels(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    rows: list[dict[str, Any]] = [PAIRS[0] | {"id": "x" * 2000}, PAIRS[0] | {"source": "long " * 100}]
+    rows += [PAIRS[0] | {"id": "\ud800"}, {"\ud800": 1}]
+    deep = b'{"prompt": "Hi?", "response": ' + b"[" * 600 + b"]" * 600 + b"}"
+    path.write_bytes(b"\n".join([*(json.dumps(row).encode() for row in rows), deep]))
+    long, cut, half, keys, nested = samples(path)
+    assert isinstance(long, Bad) and "an id of at most 1,000 characters, got 2,000" in long.reason
+    assert isinstance(cut, Sample) and cut.source == ("long " * 100)[:200]
+    assert isinstance(half, Bad) and "expected text in id, got half a character" in half.reason
+    assert isinstance(keys, Bad) and isinstance(nested, Bad)
+    assert "".join(bad.reason for bad in (keys, nested)).isprintable()
+
+
+def test_an_open_quote_tells_what_it_swallowed(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text('prompt,response\nHi?,Yes.\nWho?,"Me.\n' + "What?,That.\n" * 5)
+    good, bad = samples(path)
+    assert isinstance(good, Sample) and isinstance(bad, Bad)
+    assert "line 3" in bad.where and "and the 5 lines after it were read as part of it" in bad.reason
+
+
+def test_tables_of_one_folder_have_the_same_columns(tmp_path: Path) -> None:
+    for suffix, told in ((".csv", "source in only one of them"), (".parquet", "source (string) in only one of them")):
+        folder = tmp_path / suffix[1:]
+        folder.mkdir()
+        for name, rows in (("a", PAIRS), ("b", [row | {"source": "web"} for row in PAIRS])):
+            write(folder / f"{name}{suffix}", rows)
+        with pytest.raises(DataError, match=re.escape(told)):
+            open_dataset(str(folder))
+
+
+def test_long_rows_of_parquet_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "LONGEST_ROW", 1000)
+    monkeypatch.setattr(readers, "PARQUET_BYTES", 4000)
+    path = tmp_path / "data.parquet"
+    write(path, [PAIRS[0], {"prompt": "Hi?", "response": "x" * 5000}, PAIRS[0]])
+    found = samples(path)
+    assert [isinstance(sample, Bad) for sample in found] == [False, True, False]
+    assert isinstance(found[1], Bad) and "expected a row of at most 1,000 bytes, got 5,0" in found[1].reason

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personavec.candidates import RECALL, candidates, estimated_mean, narrow_enough
+from personavec.candidates import RECALL, candidates, estimated_mean, narrow_enough, regression
 from personavec.flagging import above, confounds, extremes, flagged, thresholds
 from personavec.plan import Rates, estimate, sample_size
 from personavec.shards import prompt_kind
@@ -117,29 +117,50 @@ def test_stopping_when_narrow_keeps_its_promise() -> None:
     covered = 0
     for seed in range(200):
         order = np.random.default_rng(seed).permutation(usable)
-        taken = 128
-        while not narrow_enough(order[:taken], {"v": column}, {"v": known}, usable, 0.1):
+        taken = 64
+        narrow = False
+        while not narrow:
             taken += 64
-        found = estimated_mean(order[:taken], column, known, usable)
+            drawn = column[order[:taken]]
+            found = estimated_mean(drawn, known[order[:taken]], known.mean(axis=0), len(usable))
+            narrow = narrow_enough({"v": found}, {"v": drawn}, 0.1)
         covered += found.low <= values.mean() <= found.high
         assert taken < 600
     assert covered >= 186
 
 
-def test_candidates_hold_the_extremes() -> None:
-    values, known = population(4000, 0.9, 3)
-    recalls = []
+@pytest.mark.parametrize(
+    ("drawn", "k", "r", "features"), [(400, 200, 0.9, 1), (192, 10, 0.6, 1), (400, 100, 0.3, 1), (128, 50, 0.6, 153)]
+)
+def test_candidates_hold_what_they_promise(drawn: int, k: int, r: float, features: int) -> None:
+    good = np.ones(4000, dtype=bool)
+    good[:10] = False
+    recalls, promised, shares = [], [], []
     for seed in range(20):
-        rows = np.random.default_rng(seed).permutation(4000)[:400]
-        drawn = np.full(4000, np.nan)
-        drawn[rows] = values[rows]
-        good = np.ones(4000, dtype=bool)
-        good[:10] = False
-        chosen, expected = candidates(drawn, known, good, 200)
-        best = np.argsort(-np.where(good, values, -np.inf))[:200]
+        values, known = population(4000, r, seed % 5)
+        known = np.column_stack([known, np.random.default_rng(9).normal(size=(4000, features - 1))])
+        rows = 10 + np.random.default_rng(seed).permutation(3990)[:drawn]
+        told = np.full(4000, np.nan)
+        told[rows] = values[rows]
+        weights, errors = regression(told[rows], known[rows])
+        chosen, expected = candidates(told, weights[0] + known @ weights[1:], errors, good, k)
+        best = np.argsort(-np.where(good, values, -np.inf))[:k]
         recalls.append(chosen[best].mean())
-        assert expected >= RECALL and not chosen[:10].any() and chosen.mean() < 0.6
-    assert np.mean(recalls) > 0.95
+        promised.append(expected)
+        shares.append(chosen.mean())
+        assert not chosen[:10].any()
+    # ten of 4,000 lie beyond what 192 drawn rows can tell of the tail
+    assert min(promised) >= RECALL and np.mean(recalls) > RECALL - (0.08 if k == 10 else 0.02)
+    assert np.mean(shares) < (0.5 if r == 0.9 else 1.01)
+
+
+def test_too_few_rows_tell_nothing_of_candidates() -> None:
+    told = np.array([1.0, np.nan, 2.0, np.nan])
+    weights, errors = regression(told[[0, 2]], np.zeros((2, 1)))
+    chosen, expected = candidates(told, np.full(4, weights[0]), errors, np.array([True, True, True, False]), 1)
+    assert (
+        weights.tolist() == pytest.approx([1.5, 0]) and chosen.tolist() == [True, True, True, False] and expected == 1
+    )
 
 
 @settings(max_examples=30)

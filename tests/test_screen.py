@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ import torch
 
 from personavec import shards
 from personavec.cli.main import main
+from personavec.generate import Request, generate
 from personavec.hooks import capture
 from personavec.model import ChatModel
+from personavec.options import Sampling
 from personavec.table import Table
 from personavec.vector import PersonaVector, load_vector
 
@@ -148,7 +149,6 @@ def test_a_killed_run_ends_with_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_ROWS", 7)
     whole = run(data, "--cost", "full", out="whole")
-    shutil.rmtree(Path(whole["table"]).parents[1] / "nothing", ignore_errors=True)
     write, left = Table.write, {"parts": 2}
 
     def dying(folder: Path, part: str, table: Any) -> None:
@@ -158,14 +158,13 @@ def test_a_killed_run_ends_with_the_same_bytes(
         write(folder, part, table)
 
     monkeypatch.setattr(Table, "write", staticmethod(dying))
-    args = ["screen", str(data), "--model", "", "--vectors", ""]
     for _ in range(2):
         left["parts"] = 2
         with pytest.raises(AssertionError):  # exit 130
             run(data, "--cost", "full", out="killed")
     monkeypatch.setattr(Table, "write", staticmethod(write))
     resumed = run(data, "--cost", "full", out="killed")
-    assert args and resumed["projection_difference"] == whole["projection_difference"]
+    assert resumed["projection_difference"] == whole["projection_difference"]
     names = sorted(path.name for path in Path(whole["table"]).iterdir())
     assert len(names) == 6 and names == sorted(path.name for path in Path(resumed["table"]).iterdir())
     for name in names:
@@ -189,6 +188,73 @@ def test_bad_rows_stop_before_anything_is_computed(run: Run, data: Path, tmp_pat
     assert [row["row"] for row in listed] == [40, 41, 42, 43]
 
 
+def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_found_unusable_late_are_listed_and_stop_a_run_that_is_to_stop(
+    run: Run, data: Path, tmp_path: Path
+) -> None:
+    """Too long for the model, or without room for a base reply: known only once the model reads the rows."""
+    long = {"prompt": "Say " + "rain " * 36, "response": "No."}
+    lines(data, [*ROWS[:10], long, {"prompt": "Hi?", "response": ""}])
+    assert run(data, "--on-error", "skip")["skipped"] == 1, "with proxy no base reply needs room"
+    found = run(data, "--on-error", "skip", "--cost", "sampled", "--max-new-tokens", "200", out="sampled")
+    assert found["skipped"] == 2
+    listed = [json.loads(line) for line in (tmp_path / "sampled" / "skipped.jsonl").open()]
+    assert [row["row"] for row in listed] == [10, 11] and "fit into 256 tokens" in listed[0]["reason"]
+    told = run(data, "--cost", "sampled", "--max-new-tokens", "200", out="sampled", code=2)["said"]
+    assert "line 11: expected prompt and reply to fit" in told
+
+
+def test_another_k_in_the_same_folder_is_another_search(run: Run, data: Path) -> None:
+    lines(data, [{"prompt": f"Say {n}.", "response": f"{WORDS[n % 10]} {n * n}"} for n in range(400)])
+    sampled = ["--cost", "sampled", "--precision", "5"]
+    run(data, *sampled, "--top-k", "4", "--export-k", "4")
+    again = run(data, *sampled, "--top-k", "40", "--export-k", "40")
+    fresh = run(data, *sampled, "--top-k", "40", "--export-k", "40", out="fresh")
+    assert again["sampled"] == fresh["sampled"]
+    for name, path in again["files"].items():
+        assert Path(path).read_text() == Path(fresh["files"][name]).read_text()
+    assert "raise --top-k" in run(data, *sampled, "--top-k", "4", "--export-k", "5", out="five", code=2)["said"]
+
+
+def test_a_data_set_of_one_or_two_rows(run: Run, data: Path) -> None:
+    for rows in (1, 2):
+        lines(data, ROWS[:rows])
+        found = run(data, "--cost", "sampled", "--top-k", "1", out=f"rows-{rows}")
+        assert found["projection_difference"]["tiny"]["n"] == rows
+        assert "NaN" not in json.dumps(found)
+
+
+def test_the_reasoning_of_a_base_reply_is_no_reply(
+    run: Run, data: Path, monkeypatch: pytest.MonkeyPatch, chat: ChatModel, saved: tuple[Path, Path]
+) -> None:
+    """As if the first two tokens of every base reply were a <think> block."""
+    lines(data, ROWS[:3])
+    monkeypatch.setattr(ChatModel, "reasoning_tokens", lambda self, prompt, reply: 2 * (len(reply) == 6))
+    found = run(data, "--cost", "full")
+    prompt = chat.render([{"role": "user", "content": ROWS[1]["prompt"]}])
+    reply = generate(chat, [Request(prompt)], Sampling(6, temperature=0.0))[0].ids
+    assert len(reply) == 6
+    weights = torch.zeros((1, 1, len(prompt) + 6))
+    weights[0, 0, len(prompt) + 2 :] = 1 / 4
+    read = capture(chat, [[*prompt, *reply]], weights, [LAYER])[0, 0, 0]
+    own = columns(found)
+    assert own["tiny.base"][1] == pytest.approx(float(read @ load_vector(saved[1]).unit(LAYER)), abs=2e-4)
+    assert own["base_tokens"][1] == 4
+    monkeypatch.setattr(ChatModel, "reasoning_tokens", lambda self, prompt, reply: len(reply) * (len(reply) == 6))
+    told = run(data, "--cost", "full", out="thought", code=2)["said"]
+    assert "3 expected a base reply after its reasoning, got none within … tokens" in told
+
+
+def test_a_base_reply_store_that_cannot_be_used_is_told(run: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONAVEC_CACHE", str(data))
+    told = run(data, "--cost", "full", code=2)["said"]
+    assert "expected a store of base replies that can be written" in told and "PERSONAVEC_CACHE" in told
+
+
 def test_rows_beyond_the_context_are_told(run: Run, data: Path) -> None:
     long = json.dumps({"prompt": "Hi?", "response": "word " * tiny_chat.CONTEXT})
     data.write_text(data.read_text() + long + "\n")
@@ -209,6 +275,24 @@ def test_thresholds_come_from_the_clean_set(run: Run, data: Path, tmp_path: Path
     assert kept == [row for row, value in zip(ROWS, values, strict=True) if value <= limit]
     assert found["flags"]["kept"] == len(kept) and found["flags"]["dropped"] == 40 - len(kept)
     assert "clean data set" in Path(found["report"]).read_text()
+
+
+def test_the_rate_of_false_alarms_is_that_of_the_whole_rule(
+    run: Run, data: Path, tmp_path: Path, saved: tuple[Path, Path]
+) -> None:
+    """Two opposite vectors flag both tails of the clean set."""
+    own = load_vector(saved[1])
+    other = PersonaVector(-own.direction, own.card).save(tmp_path / "other.safetensors")
+    clean = lines(tmp_path / "clean.jsonl", ROWS[:20])
+    args = ["--clean", str(clean), "--keep-below", "90", "--vectors", str(saved[1]), str(other)]
+    found = run(data, *args)
+    assert found["flags"]["false_positive_rate"] == pytest.approx(0.2)
+    assert found["clean"]["rows"] == 20 and found["clean"]["skipped"] == 0
+    lines(clean, [*ROWS[:5], {"prompt": "Hi?", "response": ""}])
+    assert "clean.jsonl line 6: expected a reply" in run(data, *args, out="bad", code=2)["said"]
+    assert run(data, *args, "--on-error", "skip", out="bad")["clean"]["skipped"] == 1
+    lines(clean, [])
+    assert "expected rows that can be screened" in run(data, *args, out="none", code=2)["said"]
 
 
 def test_sampled_differences_and_extremes(run: Run, data: Path) -> None:
@@ -243,6 +327,8 @@ def test_a_plan_computes_nothing_else(run: Run, data: Path, tmp_path: Path) -> N
     [
         (["--top-k", "3"], "expected --cost sampled with --top-k"),
         (["--layers", "9"], "expected a layer from 0 to 3, got 9"),
+        (["--layers", "1", "1"], "expected layers each once, got (1, 1)"),
+        (["--price-per-hour", "-1"], "expected price_per_hour at least 0"),
         (["--base-replies", "gpt"], "expected base replies by hf or openai:MODEL, got gpt"),
         (["--flag-by", "both"], "expected a --judge with --flag-by both"),
         (["--keep-below", "100"], "expected keep_below between 0 and 100"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from personavec.config import ScreenConfig
 from personavec.endpoint import Endpoint, Failure
-from personavec.errors import ConfigError
+from personavec.errors import ConfigError, DataError
 from personavec.generate import Reply, Request, batches, generate
 from personavec.model import ChatModel
 from personavec.models import cache_folder
@@ -35,8 +35,8 @@ class Engine(Protocol):
     def plan(self, rows: Sequence[Row]) -> list[list[int]]:
         """Which rows to write together: a batch is kept as a whole, or written again."""
 
-    def write(self, rows: Sequence[Row]) -> list[Reply | None]:
-        """Greedy replies to rows with `prompt_ids` and `messages`; None where there is none."""
+    def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
+        """Greedy replies to rows with `prompt_ids` and `messages`."""
 
 
 @dataclass
@@ -50,20 +50,33 @@ class BaseReplies:
     """Since this process began."""
     kept: int = 0
     """Replies that were there already."""
-    failed: int = 0
 
-    def replies(self, rows: Sequence[Row], advance: Callable[[int], None] = lambda _: None) -> list[Reply | None]:
+    def replies(self, rows: Sequence[Row], advance: Callable[[int], None] = lambda _: None) -> list[Reply | Failure]:
         """Base replies to rows with `prompt_ids` and `messages`; equal prompts are answered once.
 
         What is written together depends on the rows alone, so that a resumed run writes the same.
+
+        Raises:
+            DataError: The store cannot be used.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return self._replies(rows, advance)
+        except (sqlite3.Error, OSError) as error:
+            raise DataError(
+                f"expected a store of base replies that can be written, got {self.path} ({error}); make room, delete "
+                "that file, or set PERSONAVEC_CACHE to another folder"
+            ) from error
+
+    def _replies(self, rows: Sequence[Row], advance: Callable[[int], None]) -> list[Reply | Failure]:
         distinct = {_key(row["prompt_ids"]): row for row in rows}
         with closing(sqlite3.connect(self.path, timeout=60)) as store:
             store.execute("PRAGMA journal_mode=WAL")
             store.execute("PRAGMA synchronous=NORMAL")
             store.execute("CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, ids BLOB, finish TEXT)")
-            found = {key: reply for key in distinct if (reply := _stored(store, key)) is not None}
+            found: dict[bytes, Reply | Failure] = {
+                key: reply for key in distinct if (reply := _stored(store, key)) is not None
+            }
             self.kept += len(found)
             keys, todo = list(distinct), list(distinct.values())
             for batch in self.engine.plan(todo):
@@ -72,18 +85,18 @@ class BaseReplies:
                     fresh = {
                         keys[index]: reply
                         for index, reply in zip(batch, written, strict=True)
-                        if keys[index] not in found and reply is not None
+                        if keys[index] not in found
                     }
-                    self.failed += sum(reply is None for reply in written)
-                    self.written_tokens += sum(len(reply.ids) for reply in fresh.values())
+                    kept = {key: reply for key, reply in fresh.items() if isinstance(reply, Reply)}
+                    self.written_tokens += sum(len(reply.ids) for reply in kept.values())
                     with store:
                         store.executemany(
                             "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
-                            [(key, _pack(reply.ids), reply.finish) for key, reply in fresh.items()],
+                            [(key, _pack(reply.ids), reply.finish) for key, reply in kept.items()],
                         )
                     found |= fresh
                 advance(len(batch))
-        return [found.get(_key(row["prompt_ids"])) for row in rows]
+        return [found[_key(row["prompt_ids"])] for row in rows]
 
 
 def open_base_replies(model: ChatModel, config: ScreenConfig) -> BaseReplies:
@@ -120,7 +133,7 @@ class InProcess:
         requests = [Request(tuple(row["prompt_ids"])) for row in rows]
         return batches(requests, self.sampling.max_new_tokens, self.batch_tokens)
 
-    def write(self, rows: Sequence[Row]) -> list[Reply | None]:
+    def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
         """Greedy replies to one batch."""
         return [*generate(self.model, [Request(tuple(row["prompt_ids"])) for row in rows], self.sampling)]
 
@@ -143,7 +156,7 @@ class Server:
         """Chunks in order."""
         return [list(range(start, min(start + CHUNK, len(rows)))) for start in range(0, len(rows), CHUNK)]
 
-    def write(self, rows: Sequence[Row]) -> list[Reply | None]:
+    def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
         """Replies as the server says them; their text is encoded here."""
         answers = self._endpoint.ask_all(
             [
@@ -156,7 +169,7 @@ class Server:
             ]
         )
         return [
-            None
+            answer
             if isinstance(answer, Failure)
             else Reply(self.model.encode(answer.text), "length" if answer.finish == "length" else "stop")
             for answer in answers

@@ -1,6 +1,6 @@
 """Base replies where they tell the most: to a random part, for the set's mean, and to rows that can be extreme."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,12 @@ class Differences:
     random_means: Float[ndarray, "layer random"]
     values: dict[str, Float[ndarray, " row"]]
     """Difference of every row of the data set that has a base reply; nan for the others."""
+    rows: Int[ndarray, " drawn"]
+    """Drawn at random."""
+    features: dict[str, Float[ndarray, "drawn feature"]]
+    """What is known of them besides."""
+    missing: list[Row]
+    """Rows that were to get a base reply and have none, with the reason."""
     top: Row = field(default_factory=dict)
     """What the search for extreme rows took."""
 
@@ -57,25 +63,60 @@ class Differences:
 
     def to_json(self) -> Row:
         """For result.json."""
+
+        def told(value: float) -> float | None:
+            return None if np.isnan(value) else round(value, 4)
+
         return {
             "base_replies": self.drawn,
             "base_tokens": self.tokens,
-            "sd": {name: round(value, 4) for name, value in self.sd.items()},
-            "half_width_in_sd": {name: round(self._half(name), 4) for name in self.means},
+            "without_base_reply": len(self.missing),
+            "sd": {name: told(value) for name, value in self.sd.items()},
+            "half_width_in_sd": {
+                name: told(half_width(mean) / (self.sd[name] or np.nan)) for name, mean in self.means.items()
+            },
             "without_control_variates": {name: mean.to_json() for name, mean in self.uncontrolled.items()},
             "top_k": self.top or None,
         }
 
-    def _half(self, name: str) -> float:
-        return (self.means[name].high - self.means[name].low) / 2 / self.sd[name] if self.sd[name] else np.nan
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of every row without a base reply, and may tell its projection difference; read part by part."""
 
-def features(table: Table, name: str, names: Sequence[str]) -> Float[ndarray, "row feature"]:
-    """What is known of every row without a base reply, and may tell its projection difference."""
-    own = [table.column(f"{name}.response"), table.column(f"{name}.prompt_last")]
-    others = [table.column(f"{other}.prompt_last") for other in names if other != name]
-    lengths = [np.log(np.maximum(table.column(kind), 1)) for kind in ("prompt_tokens", "response_tokens")]
-    return np.column_stack([*own, *others, *lengths]).astype(float)
+    table: Table
+    name: str
+
+    def _blocks(self) -> Iterator[Float[ndarray, "row feature"]]:
+        own = [f"{self.name}.response", f"{self.name}.prompt_last"]
+        others = [f"{other}.prompt_last" for other in self.table.names if other != self.name]
+        for block in self.table.blocks([*own, *others, "prompt_tokens", "response_tokens"]):
+            block[:, -2:] = np.log(np.maximum(block[:, -2:], 1))
+            yield block
+
+    def of(self, rows: Int[ndarray, " drawn"]) -> Float[ndarray, "drawn feature"]:
+        """Of some rows, in their order."""
+        order, start, found = np.argsort(rows), 0, []
+        ordered = rows[order]
+        for block in self._blocks():
+            inside = ordered[np.searchsorted(ordered, start) : np.searchsorted(ordered, start + len(block))]
+            found.append(block[inside - start])
+            start += len(block)
+        features = np.concatenate(found)
+        features[order] = features.copy()
+        return features
+
+    def mean(self, good: Bool[ndarray, " row"]) -> Float[ndarray, " feature"]:
+        """Over all usable rows."""
+        total, start = 0.0, 0
+        for block in self._blocks():
+            total = total + block[good[start : start + len(block)]].sum(axis=0)
+            start += len(block)
+        return np.asarray(total / good.sum())
+
+    def weighed(self, weights: Float[ndarray, " feature"]) -> Float[ndarray, " row"]:
+        """The weighed sum of every row's features."""
+        return np.concatenate([block @ weights for block in self._blocks()])
 
 
 def sample_differences(
@@ -83,7 +124,7 @@ def sample_differences(
 ) -> Differences:
     """Draw rows at random until every vector's interval is as narrow as asked.
 
-    The means are unbiased estimates over all usable rows; what is known of every row serves as control variates.
+    The means estimate those of all usable rows; what is known of every row serves as control variates.
     """
     usable = np.flatnonzero(table.good)
     most = min(len(usable), int(SPARE * sample_size(len(usable), config.precision)) + FEWEST)
@@ -93,26 +134,35 @@ def sample_differences(
     for sample in data.samples(config.turn):
         if (place := places.get(sample.row)) is not None and isinstance(sample, Sample):
             drawn[place] = sample
-    known = {name: features(table, name, read.names) for name in read.names}
+    known = {name: Known(table, name) for name in read.names}
+    of_drawn = {name: own.of(order) for name, own in known.items()}
+    of_all = {name: own.mean(table.good) for name, own in known.items()}
     folder = run.path("differences")
     folder.mkdir(exist_ok=True)
     values = {name: np.full(len(table.good), np.nan, dtype=np.float32) for name in read.names}
     taken = 0
+
+    def means() -> dict[str, Interval]:
+        """From the rows drawn so far."""
+        return {
+            name: estimated_mean(column[order[:taken]], of_drawn[name][:taken], of_all[name], len(usable))
+            for name, column in values.items()
+        }
+
     with stage("base replies to random rows", most) as advance:
         for start in range(0, most, STEP):
             _add(config, folder, f"sample-{start:06d}", drawn[start : start + STEP], model, read, base, values)
             taken = min(start + STEP, most)
             advance(taken - start)
-            if taken >= min(FEWEST, most) and narrow_enough(order[:taken], values, known, usable, config.precision):
+            own = {name: column[order[:taken]] for name, column in values.items()}
+            if taken >= min(FEWEST, most) and narrow_enough(means(), own, config.precision):
                 break
-    rows = order[:taken]
-    own = {name: column[rows] for name, column in values.items()}
     answered = ~np.isnan(own[read.names[0]])
     sampled = Table(folder, read.names)
     sampled.parts = sorted(folder.glob("sample-*.parquet"))[: -(-taken // STEP)]
     return Differences(
-        means={name: estimated_mean(rows, values[name], known[name], usable) for name in read.names},
-        sd={name: float(np.nanstd(column, ddof=1)) for name, column in own.items()},
+        means=means(),
+        sd={name: _sd(column) for name, column in own.items()},
         uncontrolled={
             name: controlled_mean(
                 column[answered].astype(float), np.zeros((answered.sum(), 0)), np.zeros(0), len(usable)
@@ -123,34 +173,39 @@ def sample_differences(
         tokens=sampled.tokens["base"],
         random_means=sampled.random_means(),
         values=values,
+        missing=[*sampled.errors()],
+        rows=order[:taken],
+        features={name: features[:taken] for name, features in of_drawn.items()},
     )
 
 
 def narrow_enough(
-    rows: Int[ndarray, " drawn"],
-    values: dict[str, Float[ndarray, " row"]],
-    known: dict[str, Float[ndarray, "row feature"]],
-    usable: Int[ndarray, " usable"],
-    precision: float,
+    means: Mapping[str, Interval], drawn: Mapping[str, Float[ndarray, " drawn"]], precision: float
 ) -> bool:
-    """Whether the interval of every mean, from the rows drawn so far, is as narrow as asked."""
-    for name, column in values.items():
-        mean = estimated_mean(rows, column, known[name], usable)
-        if not (mean.high - mean.low) / 2 <= precision * np.nanstd(column[rows], ddof=1):
-            return False
-    return True
+    """Whether the interval of every mean is as narrow as asked, in standard deviations of the rows drawn."""
+    return all(half_width(mean) <= precision * _sd(drawn[name]) for name, mean in means.items())
+
+
+def half_width(mean: Interval) -> float:
+    """Of an interval."""
+    return (mean.high - mean.low) / 2
+
+
+def _sd(values: Float[ndarray, " n"]) -> float:
+    """Standard deviation of the known values; nan below two."""
+    own = values[~np.isnan(values)]
+    return float(own.std(ddof=1)) if len(own) > 1 else np.nan
 
 
 def estimated_mean(
-    rows: Int[ndarray, " drawn"],
-    column: Float[ndarray, " row"],
-    known: Float[ndarray, "row feature"],
-    usable: Int[ndarray, " usable"],
+    drawn: Float[ndarray, " drawn"],
+    features: Float[ndarray, "drawn feature"],
+    of_all: Float[ndarray, " feature"],
+    usable: int,
 ) -> Interval:
-    """Mean of a column over the usable rows, from those drawn, with what is known of all as control variates."""
-    own = column[rows].astype(float)
-    answered = ~np.isnan(own)
-    found = controlled_mean(own[answered], known[rows][answered], known[usable].mean(axis=0), len(usable))
+    """Mean over the usable rows from those drawn, with features as control variates whose mean over all is known."""
+    answered = ~np.isnan(drawn)
+    found = controlled_mean(drawn[answered].astype(float), features[answered], of_all, usable)
     return found._replace(dropped=int((~answered).sum()))
 
 
@@ -168,17 +223,23 @@ def top_differences(
     k = config.top_k or 0
     chosen = np.zeros(len(table.good), dtype=bool)
     expected = {}
-    for name in read.names:
-        known = features(table, name, read.names)
+    for name, column in found.values.items():
+        beta, errors = regression(column[found.rows], found.features[name])
+        predicted = beta[0] + Known(table, name).weighed(beta[1:])
         for sign, side in ((1, "top"), (-1, "bottom")):
-            own, recall = candidates(sign * found.values[name], known, table.good, k)
+            own, recall = candidates(sign * column, sign * predicted, sign * errors, table.good, k)
             chosen |= own
             expected[f"{name} {side}"] = round(recall, 4)
-    waiting = chosen & np.isnan(found.values[read.names[0]])
+    tried = np.zeros(len(table.good), dtype=bool)
+    tried[found.rows] = True
+    waiting = chosen & ~tried
     folder = run.path("differences")
     with stage("base replies to candidates", int(waiting.sum())) as advance:
-        for start, samples in _picked(data.samples(config.turn), waiting, CHUNK):
-            _add(config, folder, f"candidates-{start:08d}", samples, model, read, base, found.values)
+        for samples in _picked(data.samples(config.turn), waiting, CHUNK):
+            # named by its rows: another k, another choice of rows
+            part = f"candidates-{Run.digest({'rows': str([sample.row for sample in samples])})}"
+            _add(config, folder, part, samples, model, read, base, found.values)
+            found.missing += Table.errors_of(folder, part)
             advance(len(samples))
     found.top = {
         "k": k,
@@ -188,49 +249,79 @@ def top_differences(
     }
 
 
-def candidates(
-    values: Float[ndarray, " row"], known: Float[ndarray, "row feature"], good: Bool[ndarray, " row"], k: int
-) -> tuple[Bool[ndarray, " row"], float]:
-    """The fewest rows that hold a share `RECALL` of the k highest values, as far as the known values tell.
+def regression(
+    values: Float[ndarray, " drawn"], features: Float[ndarray, "drawn feature"]
+) -> tuple[Float[ndarray, " weight"], Float[ndarray, " drawn"]]:
+    """Least squares of the known values on features; of few values (under four a feature) their mean alone.
 
-    The values are predicted from what is known of every row, by a regression on those with a value. With its residuals
-    as the error of each prediction, every row has a chance to lie above the k-th highest value, and the rows of the
-    highest chances are taken.
+    Returns:
+        The weights, that of 1 first, and the error of every value as the other nine tenths foretell it.
+    """
+    answered = ~np.isnan(values)
+    own, design = values[answered].astype(float), np.column_stack([np.ones(answered.sum()), features[answered]])
+    width = design.shape[1] if len(own) >= 4 * design.shape[1] else 1
+    folds = np.arange(len(own)) % 10
+    errors = np.zeros(len(own))
+    for fold in np.unique(folds):
+        held, rest = folds == fold, folds != fold
+        beta = np.linalg.lstsq(design[rest, :width], own[rest], rcond=None)[0]
+        errors[held] = own[held] - design[held, :width] @ beta
+    weights = np.zeros(design.shape[1])
+    weights[:width] = np.linalg.lstsq(design[:, :width], own, rcond=None)[0]
+    return weights, errors
+
+
+def candidates(
+    values: Float[ndarray, " row"],
+    predicted: Float[ndarray, " row"],
+    errors: Float[ndarray, " drawn"],
+    good: Bool[ndarray, " row"],
+    k: int,
+) -> tuple[Bool[ndarray, " row"], float]:
+    """The fewest rows that hold a share `RECALL` of the k highest values, as far as a prediction tells.
+
+    A row's value, where it is not known, is its prediction with an error of Student's t, fitted to the errors of known
+    values that took no part in their own prediction. So every row has a chance to lie above the k-th highest value, and
+    the rows of the highest chances are taken.
 
     Args:
         values: Known for a random part of the rows, nan for the others.
-        known: Features of every row.
+        predicted: For every row.
+        errors: Of the prediction.
         good: Rows that count.
         k: How many are wanted.
 
     Returns:
         The candidates, and the share of the k highest that they are expected to hold.
     """
-    drawn = np.flatnonzero(~np.isnan(values) & good)
-    design = np.column_stack([np.ones(len(values)), known])
-    beta = np.linalg.lstsq(design[drawn], values[drawn].astype(float), rcond=None)[0]
-    freedom = max(1, len(drawn) - design.shape[1])
-    predicted = design @ beta
-    residuals = np.sort((values[drawn] - predicted[drawn]) * np.sqrt(len(drawn) / freedom))
+    from scipy.stats import t
+
     rows = np.flatnonzero(good)
-    chances = np.zeros(len(values))
+    known = ~np.isnan(values[rows])
+    if len(errors) < FEWEST / 4:  # too few to tell how good the prediction is
+        return good.copy(), 1.0
+    freedom, middle_error, scale = t.fit(errors)
 
     def chance(bound: float) -> Float[ndarray, " row"]:
         """Of every row to lie above a bound."""
-        above = 1 - np.searchsorted(residuals, bound - predicted[rows], side="right") / len(residuals)
-        return np.asarray(above, dtype=float)
+        guessed = t.sf((bound - predicted[rows] - middle_error) / scale, freedom)
+        return np.where(known, values[rows] > bound, guessed)
 
-    low, high = float(predicted[rows].min() + residuals[0]), float(predicted[rows].max() + residuals[-1])
-    for _ in range(50):  # the bound that k rows are expected to lie above
+    reach = scale * t.isf(1e-9, freedom)
+    low, high = (
+        float(predicted[rows].min() - reach),
+        float(max(predicted[rows].max() + reach, values[rows][known].max())),
+    )
+    for _ in range(60):  # the bound that k rows are expected to lie above
         middle = (low + high) / 2
         low, high = (middle, high) if chance(middle).sum() > k else (low, middle)
-    chances[rows] = chance(high)
+    chances = chance(low)
     order = np.argsort(-chances, kind="stable")
     held = np.cumsum(chances[order]) / max(chances.sum(), 1e-12)
     count = min(len(rows), int(np.searchsorted(held, RECALL)) + 1)
     chosen = np.zeros(len(values), dtype=bool)
-    chosen[order[:count]] = True
-    return chosen & good, float(held[count - 1])
+    chosen[rows[order[:count]]] = True
+    return chosen, float(held[count - 1])
 
 
 def _add(
@@ -254,16 +345,14 @@ def _add(
         column[rows] = found[name].to_numpy()
 
 
-def _picked(
-    samples: Iterator[Sample | Bad], wanted: Bool[ndarray, " row"], size: int
-) -> Iterator[tuple[int, list[Sample]]]:
-    """Wanted rows in order, in chunks, with the place of each chunk's first row."""
+def _picked(samples: Iterator[Sample | Bad], wanted: Bool[ndarray, " row"], size: int) -> Iterator[list[Sample]]:
+    """Wanted rows in order, in chunks."""
     chunk: list[Sample] = []
     for sample in samples:
         if isinstance(sample, Sample) and wanted[sample.row]:
             chunk.append(sample)
             if len(chunk) == size:
-                yield chunk[0].row, chunk
+                yield chunk
                 chunk = []
     if chunk:
-        yield chunk[0].row, chunk
+        yield chunk

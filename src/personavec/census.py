@@ -1,6 +1,5 @@
 """A first look at a data set: how many rows, which of them are unusable, and what screening them will cost."""
 
-import json
 import time
 from dataclasses import asdict, dataclass
 
@@ -11,15 +10,16 @@ from personavec.base_replies import BaseReplies
 from personavec.config import ScreenConfig
 from personavec.dataset import Bad, Dataset
 from personavec.errors import DataError
+from personavec.generate import Reply
 from personavec.model import ChatModel
 from personavec.plan import Rates
 from personavec.progress import stage
-from personavec.run import Run, replacing
+from personavec.run import Run
 from personavec.sample import Sample
-from personavec.shards import Directions, encode
+from personavec.shards import WITH_BASE, Directions, encode
 
-MEASURED, ANSWERED = 64, 32
-"""Random rows that are read, and those of them that get a base reply, to measure rates."""
+MEASURED = 64
+"""Random rows that are read, and answered where that is asked for, to measure rates."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,16 @@ def take_census(run: Run, data: Dataset, config: ScreenConfig) -> Census:
     rng = np.random.default_rng(config.seed)
     rows = bad = 0
     drawn: list[Sample] = []
-    with replacing(run.path("skipped.jsonl")) as temporary, temporary.open("w", encoding="utf-8") as skipped:
-        for sample in data.samples(config.turn):
-            rows += 1
-            if isinstance(sample, Bad):
-                bad += 1
-                if config.on_error == "stop":
-                    raise DataError(f"{sample.where}: {sample.reason}; correct that row, or pass --on-error skip")
-                skipped.write(json.dumps(sample._asdict(), ensure_ascii=False) + "\n")
-            elif len(drawn) < MEASURED:
-                drawn.append(sample)
-            elif (place := int(rng.integers(0, rows - bad))) < MEASURED:  # each row with the same chance
-                drawn[place] = sample
+    for sample in data.samples(config.turn):
+        rows += 1
+        if isinstance(sample, Bad):
+            bad += 1
+            if config.on_error == "stop":
+                raise DataError(f"{sample.where}: {sample.reason}; correct that row, or pass --on-error skip")
+        elif len(drawn) < MEASURED:
+            drawn.append(sample)
+        elif (place := int(rng.integers(0, rows - bad))) < MEASURED:  # each row with the same chance
+            drawn[place] = sample
     census = Census(rows, bad, tuple(drawn))
     run.write_json("data.json", {"rows": rows, "bad": bad, "drawn": [asdict(sample) for sample in drawn]})
     return census
@@ -75,9 +73,12 @@ def measure(
     Raises:
         DataError: None of them can be read.
     """
+    answers = config.plan or config.cost in WITH_BASE
     if run.done("rates.json"):
-        return Rates(**run.read_json("rates.json"))
-    encoded = [encode(model, sample, config, True) for sample in census.drawn]
+        rates = Rates(**run.read_json("rates.json"))
+        if rates.written_per_second or not answers:
+            return rates
+    encoded = [encode(model, sample, config, config.cost in WITH_BASE) for sample in census.drawn]
     rows = [row for row in encoded if not row["error"]]
     if not rows:
         told = encoded[0]["error"] if encoded else f"{census.rows:,} rows, none of them usable"
@@ -89,11 +90,11 @@ def measure(
         tokens = sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
         read_rate = tokens / (time.perf_counter() - began)
         advance(1)
-        answers = config.plan or config.cost in ("sampled", "full")
-        some = rows[:ANSWERED] if answers else []
+        room = model.context - config.max_new_tokens
+        some = [row for row in rows if answers and len(row["prompt_ids"]) <= room]
         began = time.perf_counter()
         batches = [[some[index] for index in batch] for batch in base.engine.plan(some)]
-        replies = [reply for batch in batches for reply in base.engine.write(batch) if reply]
+        replies = [reply for batch in batches for reply in base.engine.write(batch) if isinstance(reply, Reply)]
         written = sum(len(reply.ids) for reply in replies)
         written_rate = written / (time.perf_counter() - began) if written else None
         advance(1)

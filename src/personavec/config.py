@@ -230,7 +230,7 @@ class ScreenConfig(Judging, Common):
     layers: Layers = ()
     """Layers to read every vector at; default the one its card recommends."""
     out: Folder = None
-    """Run folder; default runs/screen-DATA. The same command resumes it."""
+    """Run folder; default runs/screen-DATA-COST. The same command resumes it."""
     plan: Switch = False
     """Only estimate what each cost takes for this data set, for a million rows and for a hundred million."""
     on_error: Literal["stop", "skip"] = "stop"

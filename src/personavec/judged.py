@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from personavec.config import ScreenConfig
 from personavec.dataset import Dataset
-from personavec.errors import ConfigError, TraitError
+from personavec.errors import ConfigError, JudgeError, TraitError
 from personavec.judges.judge import TraitJudge
 from personavec.judges.load import Bench, load_bench
 from personavec.model import ChatModel
@@ -76,7 +76,7 @@ def judge_rows(
             part = f"part-{number:06d}"
             if not Table.has(folder, part):
                 good = [s for s in shard if isinstance(s, Sample) and table.good[s.row]]
-                Table.write(folder, part, _judged(good, judges))
+                Table.write(folder, part, _judged(good, judges, config.on_error == "stop"))
             for name, counts in whys.items():
                 counts.update(_whys(folder / f"{part}.parquet", name))
             advance(len(shard))
@@ -87,7 +87,7 @@ def judge_rows(
     return columns, {name: dict(counts) for name, counts in whys.items()}
 
 
-def _judged(samples: Sequence[Sample], judges: dict[str, TraitJudge]) -> Any:
+def _judged(samples: Sequence[Sample], judges: dict[str, TraitJudge], stop: bool) -> Any:
     import pyarrow as pa
 
     questions = [sample.messages[-1]["content"] for sample in samples]
@@ -95,6 +95,12 @@ def _judged(samples: Sequence[Sample], judges: dict[str, TraitJudge]) -> Any:
     columns = {"row": pa.array([sample.row for sample in samples], pa.int64())}
     for name, judge in judges.items():
         found = judge.score(questions, replies, lambda _: None)
+        failed = [score for score in found if score.why == "failed"]
+        if failed and stop:  # what was answered is in the judge's own cache
+            raise JudgeError(
+                f"expected a score of every row for {name}, got {len(failed)} failed calls of {len(found)} "
+                f"({failed[0].evidence.get('error')}); run the same command again, or pass --on-error skip"
+            )
         columns[name] = pa.array([score.value for score in found], pa.float32())
         columns[f"{name}.why"] = pa.array([score.why for score in found], pa.string())
     return pa.table(columns)

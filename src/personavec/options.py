@@ -53,6 +53,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
     }
     | {"keep_below": (lambda value: value is None or 0 < value < 100, "between 0 and 100")}
     | {"precision": (lambda value: value > 0, "above 0")}
+    | {"price_per_hour": (lambda value: value is None or value >= 0, "at least 0")}
+    | {"layers": (lambda value: len(set(value)) == len(value), "each once")}
 )
 """What options of these names must be, wherever they occur."""
 

@@ -9,6 +9,9 @@ from personavec.errors import DataError
 Turn = Literal["first", "last"]
 Message = dict[str, str]
 
+LONGEST_ID, LONGEST_SOURCE = 1000, 200
+"""Characters: of an id, which is refused beyond, and of a source, which is cut."""
+
 SHAPES: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "conversations": ("conversations",),
@@ -49,7 +52,7 @@ def shape_of(row: Any) -> str:
         for shape, keys in SHAPES.items():
             if all(key in row for key in keys):
                 return shape
-    got = f"the keys {', '.join(map(str, list(row)[:8]))}" if isinstance(row, Mapping) else type(row).__name__
+    got = f"the keys {', '.join(map(_told, list(row)[:8]))}" if isinstance(row, Mapping) else type(row).__name__
     raise DataError(f"expected {' or '.join(SHAPES)}, got {got}")
 
 
@@ -76,8 +79,8 @@ def to_sample(row: Any, place: int, where: str, turn: Turn = "first", shape: str
         where,
         tuple(turns[:end]),
         turns[end]["content"],
-        _label(row, "id"),
-        _label(row, "source"),
+        _id(row),
+        _label(row, "source")[:LONGEST_SOURCE] or None,
         len(turns) - end - 1,
     )
 
@@ -144,9 +147,16 @@ def _text(content: Any, where: str) -> str:
     return content
 
 
-def _label(row: Mapping[str, Any], key: str) -> str | None:
+def _label(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    return _text(str(value), key) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def _id(row: Mapping[str, Any]) -> str | None:
+    name = _label(row, "id")
+    if len(name) > LONGEST_ID:
+        raise DataError(f"expected an id of at most {LONGEST_ID:,} characters, got {len(name):,}")
+    return name or None
 
 
 def _told(value: Any) -> str:

@@ -14,7 +14,7 @@ from personavec.base_replies import BaseReplies, open_base_replies
 from personavec.candidates import Differences, sample_differences, top_differences
 from personavec.census import Census, measure, take_census
 from personavec.config import ScreenConfig
-from personavec.dataset import Dataset, copy_rows, open_dataset
+from personavec.dataset import Dataset, open_dataset
 from personavec.errors import ConfigError, DataError
 from personavec.judged import judge_rows, load_judges
 from personavec.judges.judge import TraitJudge
@@ -22,10 +22,11 @@ from personavec.model import ChatModel
 from personavec.parallel import screen_in_parallel
 from personavec.plan import SIZES, estimate
 from personavec.progress import stage, tell
-from personavec.run import Run, versions
+from personavec.run import Run, sha256, versions
 from personavec.sample import Sample
-from personavec.shards import COLUMNS, Directions, directions, screen_shard, shards
+from personavec.shards import COLUMNS, NO_BASE_REPLY, SHARD_ROWS, Directions, directions, screen_shard, shards
 from personavec.stats import Interval, spearman_rows, streamed_mean
+from personavec.subset import copy_rows
 from personavec.table import Table
 from personavec.vector import PersonaVector, load_vector
 
@@ -56,6 +57,11 @@ def screen(config: ScreenConfig) -> Row:
         )
     if config.top_k and config.cost != "sampled":
         raise ConfigError(f"expected --cost sampled with --top-k, got {config.cost}; pass --cost sampled")
+    if config.top_k and (config.export_k or 0) > config.top_k:
+        raise ConfigError(
+            f"expected --export-k of at most --top-k, {config.top_k}, got {config.export_k}; rows beyond those are not "
+            "searched for, so raise --top-k"
+        )
     data, clean = open_dataset(config.data), open_dataset(config.clean) if config.clean else None
     vectors = [load_vector(path) for path in config.vectors]
     model = ChatModel.from_config(config)
@@ -63,6 +69,7 @@ def screen(config: ScreenConfig) -> Row:
         vector.check_model(model.identity)
     read = directions(vectors, names_of(vectors), config.layers, config.seed)
     inputs = {"model": model.identity.revision, "numbers": model.numbers, **data.fingerprint()}
+    inputs |= {"rows in a part": str(SHARD_ROWS), **{f"trait {path}": sha256(path) for path in config.traits}}
     inputs |= {f"vector {path}": v.content_hash for path, v in zip(config.vectors, vectors, strict=True)}
     bench, judges = load_judges(config, model, vectors, names_of(vectors)) if config.judge else (None, {})
     if config.flag_by != "projection" and not judges:
@@ -138,15 +145,13 @@ def _screened(
     began = time.monotonic()
     fresh = _project(config, run, data, census, model, read, base)
     seconds = time.monotonic() - began
-    table = Table(run.path("table"), read.names)
-    if not table.good.any():
-        told = ", ".join(f"{count} {reason}" for reason, count in table.reasons().most_common(3))
-        raise DataError(f"expected rows that can be screened in {config.data}, got none ({told}); correct the data set")
+    table = _checked(config, run, data, census, read)
     differences = None
     if config.cost == "sampled":
         differences = sample_differences(config, run, data, model, read, base, table)
         if config.top_k:
             top_differences(config, run, data, model, read, base, table, differences)
+    run.write_rows("skipped.jsonl", [*table.errors(), *(differences.missing if differences else ())])
     result: Row = {
         "estimate": {"raw": "raw projection", "proxy": "proxy of the projection difference"}.get(
             config.cost, "projection difference"
@@ -168,11 +173,35 @@ def _screened(
     result["sampled"] = differences.to_json() if differences else None
     judged, whys = judge_rows(config, run, data, table, judges) if judges else ({}, {})
     result["judge"] = _judge_told(config, table, judged, whys) if judges else None
-    reference, clean_judged = _clean_scores(config, run, clean, model, read, base, judges) if clean else (None, None)
-    result |= {"distributions": {name: _spread(table.column(name), (reference or {}).get(name)) for name in read.names}}
-    result |= _flags(config, run, data, table, differences, reference, read.names, judged, clean_judged)
+    reference = _clean_scores(config, run, clean, model, read, base, judges) if clean else None
+    clean_scores = reference.scores if reference else {}
+    result |= {"distributions": {name: _spread(table.column(name), clean_scores.get(name)) for name in read.names}}
+    result |= _flags(config, run, data, table, differences, reference, read.names, judged)
     run.write_json("examples.json", _examples(config, data, table, differences, read.names))
     return result
+
+
+def _checked(config: ScreenConfig, run: Run, data: Dataset, census: Census, read: Directions) -> Table:
+    """The table of a data set, after a look at whether it is whole.
+
+    Raises:
+        DataError: It has other rows than the data set, none that can be used, or one that is to stop the run.
+    """
+    table = Table(run.path("table"), read.names)
+    if not census.rows:
+        raise DataError(f"expected rows that can be screened in {data.name}, got an empty data set; correct it")
+    if not np.array_equal(table.rows, np.arange(census.rows)):
+        raise DataError(
+            f"expected {census.rows:,} rows in order in {table.folder}, got {len(table.rows):,}, or other ones; delete "
+            "that folder and run again"
+        )
+    faults = (row for row in table.errors() if not row["reason"].startswith(NO_BASE_REPLY))
+    if config.on_error == "stop" and (fault := next(faults, None)):
+        raise DataError(f"{fault['where']}: {fault['reason']}; correct that row, or pass --on-error skip")
+    if not table.good.any():
+        told = ", ".join(f"{count} {reason}" for reason, count in table.reasons().most_common(3))
+        raise DataError(f"expected rows that can be screened in {data.name}, got none ({told}); correct the data set")
+    return table
 
 
 def _spread(values: Any, clean: Any | None) -> Row:
@@ -193,9 +222,10 @@ def _examples(
 ) -> Row:
     """The beginnings of the most extreme rows' texts, for the report."""
     wanted: dict[int, list[tuple[str, str, float]]] = {}
+    shown = min(SHOWN, config.top_k or SHOWN)  # no more than were searched for
     for name in names:
         ranked = differences.ranked(table, name) if differences else table.column(name)
-        for side, chosen in zip(("highest", "lowest"), flagging.extremes(ranked, SHOWN), strict=True):
+        for side, chosen in zip(("highest", "lowest"), flagging.extremes(ranked, shown), strict=True):
             for row in np.flatnonzero(chosen):
                 wanted.setdefault(int(row), []).append((name, side, float(ranked[row])))
     found: Row = {name: {"highest": [], "lowest": []} for name in names}
@@ -267,29 +297,35 @@ def _flags(
     data: Dataset,
     table: Table,
     differences: Differences | None,
-    reference: dict[str, Any] | None,
+    reference: "Reference | None",
     names: Sequence[str],
     judged: dict[str, Any],
-    clean_judged: dict[str, Any] | None,
 ) -> Row:
     """Thresholds, and the data sets that are written by them."""
     scores = {name: table.column(name) for name in names}
     wanted: dict[Path, Any] = {}
     result: Row = {"flags": None, "clean": None, "files": {}}
     if reference is not None:
-        means = {name: streamed_mean(values).to_json() for name, values in reference.items()}
-        result["clean"] = {"data": config.clean, "means": means}
+        means = {name: streamed_mean(values).to_json() for name, values in reference.scores.items()}
+        result["clean"] = {"data": config.clean, "means": means} | reference.told
     percentile = config.keep_below if config.keep_below is not None else 95.0 if config.clean else None
     if percentile is not None:
-        limits = flagging.thresholds(reference or scores, percentile)
-        judge_limits = flagging.thresholds(clean_judged or judged, percentile)
+        limits = flagging.thresholds(reference.scores if reference else scores, percentile)
+        judge_limits = flagging.thresholds(reference.judged if reference else judged, percentile)
+
+        def flag(own: dict[str, Any], own_judged: dict[str, Any]) -> Any:
+            """Rows to drop of a set."""
+            by_judge = flagging.above(own_judged, judge_limits) if own_judged else None
+            return flagging.flagged(config.flag_by, flagging.above(own, limits), by_judge)
+
+        over = flag(scores, judged)
+        false_alarms = round(float(flag(reference.scores, reference.judged).mean()), 6) if reference else None
         by_judge = flagging.above(judged, judge_limits) if judged else None
-        over = flagging.flagged(config.flag_by, flagging.above(scores, limits), by_judge)
         kept = table.good & ~over
         result["flags"] = {
             "percentile": percentile,
             "of": config.clean or "the data set itself",
-            "false_positive_rate": round(1 - percentile / 100, 6) if config.clean else None,
+            "false_positive_rate": false_alarms,
             "thresholds": {name: round(limit, 6) for name, limit in limits.items()},
             "by": config.flag_by,
             "judge_thresholds": {name: round(limit, 6) for name, limit in judge_limits.items()},
@@ -314,6 +350,16 @@ def _flags(
     return result
 
 
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What the usable rows of the clean data set are like."""
+
+    scores: dict[str, Any]
+    judged: dict[str, Any]
+    told: Row
+    """Of the rows that were left out."""
+
+
 def _clean_scores(
     config: ScreenConfig,
     run: Run,
@@ -322,15 +368,23 @@ def _clean_scores(
     read: Directions,
     base: BaseReplies,
     judges: dict[str, TraitJudge],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The clean data set screened and judged alike, in a folder of its own; its scores, and those of the judge."""
+) -> Reference:
+    """The clean data set screened and judged alike, in a folder of its own."""
     part = run.part(f"clean-{Run.digest(clean.fingerprint())}")
-    lenient = dataclasses.replace(config, on_error="skip")
-    census = take_census(part, clean, lenient)
-    _project(lenient, part, clean, census, model, read, base)
-    table = Table(part.path("table"), read.names)
-    judged = judge_rows(lenient, part, clean, table, judges)[0] if judges else {}
-    return {name: table.column(name)[table.good] for name in read.names}, judged
+    census = take_census(part, clean, config)
+    _project(config, part, clean, census, model, read, base)
+    table = _checked(config, part, clean, census, read)
+    part.write_rows("skipped.jsonl", [*table.errors()])
+    judged = judge_rows(config, part, clean, table, judges)[0] if judges else {}
+    return Reference(
+        {name: table.column(name)[table.good] for name in read.names},
+        {name: column[table.good] for name, column in judged.items()},
+        {
+            "rows": census.rows,
+            "skipped": int((~table.good).sum()),
+            "skipped_by_reason": dict(table.reasons().most_common(20)),
+        },
+    )
 
 
 def _judge_told(config: ScreenConfig, table: Table, judged: dict[str, Any], whys: Row) -> Row:
@@ -340,8 +394,6 @@ def _judge_told(config: ScreenConfig, table: Table, judged: dict[str, Any], whys
         "means": {name: streamed_mean(values).to_json() for name, values in judged.items()},
         "unscored": whys,
         "spearman_with_projection": {
-            name: spearman_rows(table.column(name), values).to_json()
-            for name, values in judged.items()
-            if name in table.names
+            name: spearman_rows(table.column(name), judged[name.split("@")[0]]).to_json() for name in table.names
         },
     }

@@ -16,7 +16,9 @@ from personavec.base_replies import BaseReplies
 from personavec.branches import branches
 from personavec.config import ScreenConfig
 from personavec.dataset import Bad
+from personavec.endpoint import Failure
 from personavec.errors import ConfigError, DataError, ModelError
+from personavec.generate import Reply
 from personavec.model import ChatModel
 from personavec.projection import unit
 from personavec.sample import Sample
@@ -26,6 +28,10 @@ SHARD_ROWS, SHARD_CHARACTERS = 500, 4_000_000
 """A shard is what a kill may cost, and what is in memory at a time."""
 RANDOM = 20
 """Random directions that are read beside the vectors at every layer."""
+WITH_BASE = ("sampled", "full")
+"""Costs at which base replies are written, and so must fit into the context."""
+NO_BASE_REPLY = "expected a base reply"
+"""How the errors begin of rows that cannot be faulted: their base reply was empty, cut short or not given."""
 READ = ("response", "prompt_last", "base", "matched")
 """Projections in the table: of the reply's mean, of the last prompt token, of the base reply's mean; and the difference
 of the means over equally many tokens of both."""
@@ -122,23 +128,21 @@ def screen_shard(
         advance: Told of rows answered, and of rows read.
 
     Raises:
-        DataError: A row cannot be read, and `on_error` is "stop".
+        DataError: A row cannot be read, or the server gave it no base reply, and `on_error` is "stop".
 
     Returns:
         A pyarrow table with `row where id source kind error prompt_tokens response_tokens base_tokens more_turns`, and
         for every name its score (see `score`), projections (`READ`) and cosine. Its metadata hold the sum over rows of
         the score on random directions, by layer.
     """
-    rows = [encode(model, sample, config, base is not None) for sample in samples]
+    rows = [encode(model, sample, config, config.cost in WITH_BASE) for sample in samples]
     bad = next((row for row in rows if row["error"]), None)
     if bad and config.on_error == "stop":
         raise DataError(f"{bad['where']}: {bad['error']}; correct that row, or pass --on-error skip")
-    replies = base.replies([row for row in rows if not row["error"]], advance) if base else []
-    for row, reply in zip((row for row in rows if not row["error"]), replies, strict=True) if base else ():
-        row["base_ids"] = reply.ids if reply else ()
-        row["base_tokens"] = len(row["base_ids"])
-        if not row["base_tokens"]:
-            row["error"] = f"expected a base reply, got {'an empty one' if reply else 'none from its server'}"
+    if base:
+        readable = [row for row in rows if not row["error"]]
+        for row, reply in zip(readable, base.replies(readable, advance), strict=True):
+            _answer(model, row, reply, config)
     usable = [index for index, row in enumerate(rows) if not row["error"]]
     good = [rows[index] for index in usable]
     spans = len(READ) if base else 2
@@ -154,6 +158,21 @@ def screen_shard(
         random += read.project_random(own).sum(axis=0)
         advance(len(batch))
     return _table(rows, read, found, cosine, random, config)
+
+
+def _answer(model: ChatModel, row: Row, reply: Reply | Failure, config: ScreenConfig) -> None:
+    """Add its base reply to a row, or why it has none."""
+    if isinstance(reply, Failure):
+        row["error"] = f"{NO_BASE_REPLY}, got none from its server ({reply.reason})"
+        if config.on_error == "stop":
+            raise DataError(f"{row['where']}: {row['error']}; run the same command again, or pass --on-error skip")
+        return
+    skipped = 0 if config.reasoning == "in" else model.reasoning_tokens(row["prompt_ids"], reply.ids)
+    row |= {"base_ids": reply.ids, "base_reasoning": skipped, "base_tokens": len(reply.ids) - skipped}
+    if not reply.ids:
+        row["error"] = f"{NO_BASE_REPLY}, got an empty one"
+    elif not row["base_tokens"]:
+        row["error"] = f"{NO_BASE_REPLY} after its reasoning, got none within {config.max_new_tokens} tokens"
 
 
 def score(read: Float[ndarray, "span *axes"], cost: str) -> Float[ndarray, "*axes"]:
@@ -173,7 +192,7 @@ def encode(model: ChatModel, sample: Sample | Bad, config: ScreenConfig, answere
         model: Whose tokens.
         sample: The row.
         config: Options of the run.
-        answered: Whether a base reply is going to be written to it.
+        answered: Whether a base reply may be written to it, which needs room in the context.
     """
     row: Row = {"row": sample.row, "where": sample.where, "error": ""}
     if isinstance(sample, Bad):
@@ -233,7 +252,7 @@ def _contrasted(
 
 def _contrast(model: ChatModel, rows: Sequence[Row], read: Directions) -> Tensor:
     replies = [row[kind] for row in rows for kind in ("response_ids", "base_ids")]
-    skipped = [skip for row in rows for skip in (row["reasoning_tokens"], 0)]
+    skipped = [row[kind] for row in rows for kind in ("reasoning_tokens", "base_reasoning")]
     own = [len(reply) - skip for reply, skip in zip(replies, skipped, strict=True)]
     shared = [min(pair) for pair in zip(own[::2], own[1::2], strict=True) for _ in range(2)]
     weights = torch.zeros((len(replies), 3, 1 + max(map(len, replies))))

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,30 @@ class Table:
 
         found: Bool[ndarray, " row"] = pc.equal(self._read("error"), "").to_numpy(zero_copy_only=False)
         return found
+
+    def blocks(self, names: Sequence[str]) -> Iterator[Float[ndarray, "row name"]]:
+        """Columns of numbers side by side, a part at a time."""
+        import pyarrow.parquet as pq
+
+        for part in self.parts:
+            read = pq.read_table(part, columns=[*names])
+            yield np.column_stack([read[name].to_numpy().astype(np.float64) for name in names])
+
+    def errors(self) -> Iterator[dict[str, Any]]:
+        """Rows with an error, in the order of the parts: `row`, `where` and `reason`."""
+        for part in self.parts:
+            yield from self.errors_of(self.folder, part.stem)
+
+    @staticmethod
+    def errors_of(folder: Path, part: str) -> list[dict[str, Any]]:
+        """The same, of one part."""
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        found = pq.read_table(folder / f"{part}.parquet", columns=["row", "where", "error"])
+        return list(
+            found.filter(pc.not_equal(found["error"], "")).rename_columns(["row", "where", "reason"]).to_pylist()
+        )
 
     def reasons(self) -> Counter[str]:
         """Why rows were skipped, numbers and quotations left out, so that alike reasons are counted together."""
