@@ -67,7 +67,9 @@ def screen_in_parallel(config: ScreenConfig, folder: Path, data: Dataset, rows: 
     began_here = not ray.is_initialized()
     if began_here:
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # a shard is a block, else one actor would get them all
     gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
     share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cores // config.workers)}
     fresh = 0
