@@ -18,7 +18,7 @@ from chats import first_chats
 from scipy.stats import spearmanr
 
 from personavec.activations import activations
-from personavec.candidates import FEWEST, SPARE, STEP, candidates, estimated_mean, features, narrow_enough
+from personavec.candidates import FEWEST, SPARE, STEP, Known, candidates, estimated_mean, narrow_enough, regression
 from personavec.config import ScreenConfig
 from personavec.dataset import open_dataset
 from personavec.model import ChatModel
@@ -90,7 +90,8 @@ def rungs(folder: str) -> None:
     table = Table(Path(folder, "table"), names)
     usable = np.flatnonzero(table.good)
     full = {name: table.column(name) for name in names}
-    known = {name: features(table, name, names) for name in names}
+    known = {name: Known(table, name).of(np.arange(len(table.good))) for name in names}
+    of_all = {name: own[usable].mean(axis=0) for name, own in known.items()}
     print(f"{len(usable)} rows")
     for name in names:
         raw, last = table.column(f"{name}.response"), table.column(f"{name}.prompt_last")
@@ -107,12 +108,17 @@ def rungs(folder: str) -> None:
     for seed in range(RESAMPLINGS):
         most = min(len(usable), int(SPARE * sample_size(len(usable), PRECISION)) + FEWEST)
         order = np.random.default_rng(1000 + seed).permutation(usable)[:most]
-        taken = FEWEST
-        while taken < most and not narrow_enough(order[:taken], full, known, usable, PRECISION):
+        taken, narrow = FEWEST - STEP, False
+        while taken < most and not narrow:
             taken = min(most, taken + STEP)
-        answered.append(float(base_tokens[order[:taken]].sum() / base_tokens[usable].sum()))
-        for name in names:
-            mean = estimated_mean(order[:taken], full[name], known[name], usable)
+            rows = order[:taken]
+            drawn = {name: own[rows] for name, own in full.items()}
+            means = {
+                name: estimated_mean(drawn[name], known[name][rows], of_all[name], len(usable)) for name in names
+            }
+            narrow = narrow_enough(means, drawn, PRECISION)
+        answered.append(float(base_tokens[rows].sum() / base_tokens[usable].sum()))
+        for name, mean in means.items():
             covered[name] += mean.low <= full[name][usable].astype(float).mean() <= mean.high
             widths[name].append((mean.high - mean.low) / 2 / full[name][usable].std())
     for name in names:
@@ -129,7 +135,8 @@ def rungs(folder: str) -> None:
                 drawn = np.random.default_rng(2000 + seed).permutation(usable)[:400]
                 values = np.full(len(table.good), np.nan)
                 values[drawn] = sign * full[name][drawn]
-                chosen, _ = candidates(values, known[name], table.good, k)
+                weights, errors = regression(values[drawn], known[name][drawn])
+                chosen, _ = candidates(values, weights[0] + known[name] @ weights[1:], errors, table.good, k)
                 chosen[drawn] = True
                 best = usable[np.argsort(-sign * full[name][usable])[:k]]
                 recalls.append(chosen[best].mean())
