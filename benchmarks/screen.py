@@ -113,9 +113,7 @@ def rungs(folder: str) -> None:
             taken = min(most, taken + STEP)
             rows = order[:taken]
             drawn = {name: own[rows] for name, own in full.items()}
-            means = {
-                name: estimated_mean(drawn[name], known[name][rows], of_all[name], len(usable)) for name in names
-            }
+            means = {name: estimated_mean(drawn[name], known[name][rows], of_all[name], len(usable)) for name in names}
             narrow = narrow_enough(means, drawn, PRECISION)
         answered.append(float(base_tokens[rows].sum() / base_tokens[usable].sum()))
         for name, mean in means.items():

@@ -57,7 +57,19 @@ def train(data: Path, out: Path) -> None:
 
 def evaluated(trait: str, out: Path, *more: str) -> dict[str, Any]:
     """What `personavec evaluate` finds."""
-    command = [sys.executable, "-m", "personavec", "evaluate", trait, "--rollouts", "4", "--out", str(out), *more, "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "personavec",
+        "evaluate",
+        trait,
+        "--rollouts",
+        "4",
+        "--out",
+        str(out),
+        *more,
+        "--json",
+    ]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

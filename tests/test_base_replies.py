@@ -42,9 +42,7 @@ def server(failing: set[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
 
 
 @pytest.fixture
-def screen(
-    server: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Screen:
+def screen(server: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Screen:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
 
