@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_chat
 from scipy.stats import spearmanr
 from served import Manners, Planted, Server
 from sklearn.metrics import roc_auc_score
@@ -202,22 +203,11 @@ def test_the_cross_encoder_knows_answers_from_gibberish() -> None:
     assert values[:3] == pytest.approx(alone, abs=0.6)
 
 
-TRAIT = {
-    "name": "warm",
-    "adjective": "warm",
-    "antonym": "cold",
-    "description": "Kind to people.",
-    "pairs": [{"pos": "Be kind.", "neg": "Be curt."}, {"pos": "Greet.", "neg": "Do not greet."}],
-    "questions": {"extract": ["Hi?", "Who?", "Why?", "How?"], "evaluate": ["Now?", "When?", "Where?"]},
-    "rubric": "0 is cold and 100 is warm.",
-}
-
-
 def test_a_second_judge_and_signals_are_added_to_a_run(
     saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trait, out = tmp_path / "warm.json", tmp_path / "run"
-    trait.write_text(json.dumps(TRAIT))
+    trait.write_text(json.dumps(tiny_chat.WARM))
     server = Server(Planted(), Manners()).start()
     args = ["evaluate", str(trait), "--model", str(saved[0]), "--max-new-tokens", "6", "--out", str(out)]
     args += ["--judge", "openai:judge", "--judge-url", server.url, "--json"]

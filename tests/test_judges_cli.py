@@ -5,25 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_chat
 from served import Manners, Planted, Server
 
 from personavec.cli.main import main
-
-TRAIT = {
-    "name": "warm",
-    "adjective": "warm",
-    "antonym": "cold",
-    "description": "Kind to people.",
-    "pairs": [{"pos": "Be kind.", "neg": "Be curt."}, {"pos": "Greet.", "neg": "Do not greet."}],
-    "questions": {"extract": ["Hi?", "Who?", "Why?", "How?"], "evaluate": ["Now?", "When?", "Where?"]},
-    "rubric": "0 is cold {and} 100 is warm.",
-}
 
 
 @pytest.fixture
 def trait(tmp_path: Path) -> str:
     path = tmp_path / "warm.json"
-    path.write_text(json.dumps(TRAIT))
+    path.write_text(json.dumps(tiny_chat.WARM))
     return str(path)
 
 

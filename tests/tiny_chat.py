@@ -12,6 +12,16 @@ from personavec.model import ChatModel
 from personavec.vector import Card, PersonaVector
 
 CONTEXT = 256
+WARM = {
+    "name": "warm",
+    "adjective": "warm",
+    "antonym": "cold",
+    "description": "Kind to people.",
+    "pairs": [{"pos": "Be kind.", "neg": "Be curt."}, {"pos": "Greet.", "neg": "Do not greet."}],
+    "questions": {"extract": ["Hi?", "Who?", "Why?", "How?"], "evaluate": ["Now?", "When?", "Where?"]},
+    "rubric": "0 is cold {and} 100 is warm.",
+}
+"""A small trait; the braces in its rubric are no mistake."""
 
 
 def build() -> ChatModel:
