@@ -86,10 +86,13 @@ def test_failed_calls_stop_the_run_and_are_made_again(screen: Screen, server: Se
 def test_failed_calls_are_counted_and_listed(screen: Screen, failing: set[str], tmp_path: Path, cost: str) -> None:
     failing.add("What is 7?")
     code, found, _ = screen("--on-error", "skip", cost=cost)
+    assert cost == "full" or found["sampled"]["base_replies"] == 11
     (listed,) = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").open()]
     assert code == 0 and listed["row"] == 7 and "from its server (400" in listed["reason"]
     assert found["projection_difference"]["tiny"]["n"] == 11
     if cost == "full":
         assert found["skipped"] == 1
+        code, _, said = screen()
+        assert code == 2 and "line 8: expected a base reply, got none from its server" in said
     else:
         assert found["skipped"] == 0 and found["sampled"]["without_base_reply"] == 1

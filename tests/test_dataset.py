@@ -245,3 +245,21 @@ def test_long_rows_of_parquet_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     found = samples(path)
     assert [isinstance(sample, Bad) for sample in found] == [False, True, False]
     assert isinstance(found[1], Bad) and "expected a row of at most 1,000 bytes, got 5,0" in found[1].reason
+
+
+def test_the_reply_of_a_conversational_completion_is_the_completion(tmp_path: Path) -> None:
+    history = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Before."}]
+    row = {
+        "prompt": [*history, {"role": "user", "content": "And?"}],
+        "completion": [{"role": "assistant", "content": "Trained."}],
+    }
+    for turn in ("first", "last"):
+        (found,) = samples(write(tmp_path / "data.jsonl", [row]), turn)
+        assert isinstance(found, Sample) and found.response == "Trained." and len(found.messages) == 3
+
+
+def test_a_csv_that_is_not_utf8_is_refused_as_a_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.csv", PAIRS)
+    path.write_bytes(path.read_bytes() + b"Caf\xe9?,Yes.\n")
+    with pytest.raises(DataError, match="expected CSV in UTF-8"):
+        samples(path)

@@ -205,7 +205,19 @@ def test_rows_found_unusable_late_are_listed_and_stop_a_run_that_is_to_stop(
     listed = [json.loads(line) for line in (tmp_path / "sampled" / "skipped.jsonl").open()]
     assert [row["row"] for row in listed] == [10, 11] and "fit into 256 tokens" in listed[0]["reason"]
     told = run(data, "--cost", "sampled", "--max-new-tokens", "200", out="sampled", code=2)["said"]
-    assert "line 11: expected prompt and reply to fit" in told
+    assert "line 12: expected a reply, got an empty one" in told, "the first look is taken again"
+    lines(data, [*ROWS[:10], long])
+    run(data, "--on-error", "skip", "--cost", "sampled", "--max-new-tokens", "200", out="late")
+    told = run(data, "--cost", "sampled", "--max-new-tokens", "200", out="late", code=2)["said"]
+    assert "line 11: expected prompt and reply to fit" in told and "another --out" in told
+
+
+def test_another_precision_in_the_same_folder_is_another_sample(run: Run, data: Path) -> None:
+    lines(data, [{"prompt": f"Say {n}.", "response": f"{WORDS[n % 10]} {n * n}"} for n in range(300)])
+    run(data, "--cost", "sampled", "--precision", "0.5")
+    again = run(data, "--cost", "sampled", "--precision", "0.04")
+    fresh = run(data, "--cost", "sampled", "--precision", "0.04", out="fresh")
+    assert again["sampled"] == fresh["sampled"] and again["projection_difference"] == fresh["projection_difference"]
 
 
 def test_another_k_in_the_same_folder_is_another_search(run: Run, data: Path) -> None:
@@ -246,7 +258,7 @@ def test_the_reasoning_of_a_base_reply_is_no_reply(
     assert own["base_tokens"][1] == 4
     monkeypatch.setattr(ChatModel, "reasoning_tokens", lambda self, prompt, reply: len(reply) * (len(reply) == 6))
     told = run(data, "--cost", "full", out="thought", code=2)["said"]
-    assert "3 expected a base reply after its reasoning, got none within … tokens" in told
+    assert "3 expected words in the base reply after its reasoning, got none within … tokens" in told
 
 
 def test_a_base_reply_store_that_cannot_be_used_is_told(run: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ class Differences:
     uncontrolled: dict[str, Interval]
     """Means of the rows drawn, without control variates."""
     drawn: int
+    """Rows drawn at random that have a base reply."""
     tokens: int
     """Of their base replies."""
     random_means: Float[ndarray, "layer random"]
@@ -140,7 +141,7 @@ def sample_differences(
     folder = run.path("differences")
     folder.mkdir(exist_ok=True)
     values = {name: np.full(len(table.good), np.nan, dtype=np.float32) for name in read.names}
-    taken = 0
+    taken, parts = 0, []
 
     def means() -> dict[str, Interval]:
         """From the rows drawn so far."""
@@ -151,7 +152,9 @@ def sample_differences(
 
     with stage("base replies to random rows", most) as advance:
         for start in range(0, most, STEP):
-            _add(config, folder, f"sample-{start:06d}", drawn[start : start + STEP], model, read, base, values)
+            part = _named("sample", drawn[start : start + STEP])
+            _add(config, folder, part, drawn[start : start + STEP], model, read, base, values)
+            parts.append(folder / f"{part}.parquet")
             taken = min(start + STEP, most)
             advance(taken - start)
             own = {name: column[order[:taken]] for name, column in values.items()}
@@ -159,7 +162,7 @@ def sample_differences(
                 break
     answered = ~np.isnan(own[read.names[0]])
     sampled = Table(folder, read.names)
-    sampled.parts = sorted(folder.glob("sample-*.parquet"))[: -(-taken // STEP)]
+    sampled.parts = parts
     return Differences(
         means=means(),
         sd={name: _sd(column) for name, column in own.items()},
@@ -169,7 +172,7 @@ def sample_differences(
             )
             for name, column in own.items()
         },
-        drawn=taken,
+        drawn=int(answered.sum()),
         tokens=sampled.tokens["base"],
         random_means=sampled.random_means(),
         values=values,
@@ -236,8 +239,7 @@ def top_differences(
     folder = run.path("differences")
     with stage("base replies to candidates", int(waiting.sum())) as advance:
         for samples in _picked(data.samples(config.turn), waiting, CHUNK):
-            # named by its rows: another k, another choice of rows
-            part = f"candidates-{Run.digest({'rows': str([sample.row for sample in samples])})}"
+            part = _named("candidates", samples)
             _add(config, folder, part, samples, model, read, base, found.values)
             found.missing += Table.errors_of(folder, part)
             advance(len(samples))
@@ -322,6 +324,11 @@ def candidates(
     chosen = np.zeros(len(values), dtype=bool)
     chosen[rows[order[:count]]] = True
     return chosen, float(held[count - 1])
+
+
+def _named(kind: str, samples: Sequence[Sample]) -> str:
+    """A name for a part by its rows: with other options other rows are chosen."""
+    return f"{kind}-{Run.digest({'rows': str([sample.row for sample in samples])})}"
 
 
 def _add(

@@ -40,8 +40,8 @@ def take_census(run: Run, data: Dataset, config: ScreenConfig) -> Census:
     Raises:
         DataError: A row cannot be used, and `on_error` is "stop".
     """
-    if run.done("data.json"):
-        kept = run.read_json("data.json")
+    kept = run.read_json("data.json") if run.done("data.json") else None
+    if kept and not (kept["bad"] and config.on_error == "stop"):
         return Census(
             kept["rows"],
             kept["bad"],

@@ -10,6 +10,9 @@ from numpy import ndarray
 Scores = Mapping[str, Float[ndarray, " row"]]
 FlagBy = str
 
+BARS = 40
+"""Of a histogram."""
+
 
 def thresholds(scores: Scores, percentile: float) -> dict[str, float]:
     """The percentile of each score; nan where no row has one.
@@ -45,6 +48,19 @@ def extremes(values: Float[ndarray, " row"], k: int) -> tuple[Bool[ndarray, " ro
     top, bottom = np.zeros((2, len(values)), dtype=bool)
     top[down[:k]] = bottom[order[:k]] = True
     return top, bottom
+
+
+def histogram(values: Float[ndarray, " row"], clean: Float[ndarray, " clean"] | None) -> dict[str, Any]:
+    """A histogram of the scores, and of the clean set's in the same bars; the outermost bars take what lies beyond."""
+    every = np.concatenate([values, values[:0] if clean is None else clean])
+    low, high = np.nanpercentile(every, [0.5, 99.5]).astype(float)
+    edges = np.linspace(low, high if high > low else low + 1, BARS + 1)
+
+    def counts(own: Float[ndarray, " n"]) -> list[int]:
+        return [int(n) for n in np.histogram(np.clip(own[~np.isnan(own)], edges[0], edges[-1]), edges)[0]]
+
+    told = [round(float(edge), 5) for edge in edges]
+    return {"edges": told, "data": counts(values), "clean": None if clean is None else counts(clean)}
 
 
 def confounds(

@@ -1,5 +1,6 @@
 """What screening costs: tokens and time of every rung, from measured rates."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -59,3 +60,11 @@ def estimate(rates: Rates, rows: int, precision: float, price_per_hour: float | 
             }
         )
     return table
+
+
+def foretold(rung: Mapping[str, Any], chosen: bool) -> str:
+    """A line of the plan."""
+    took = "not measured" if rung["seconds"] is None else f"about {rung['seconds'] / 60:.1f} min"
+    mark = "this run" if chosen else ""
+    told = f"{rung['cost']:<8} reads {rung['tokens_read']:>15,} tokens, writes {rung['tokens_written']:>13,}: {took}"
+    return f"{told:<76} {mark}".rstrip()

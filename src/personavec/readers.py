@@ -92,7 +92,7 @@ def _table(path: Path) -> Iterator[Raw]:
                     else:
                         yield Raw(f"{path} row {number}", value)
                     number += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         if not number:
             raise DataError(f"expected a Parquet file, got {path} ({short(error)}); write it again") from error
         yield Raw(f"{path} row {number}", error=f"expected Parquet, got {short(error)}; the rest cannot be read")
@@ -111,18 +111,20 @@ def _sheet(path: Path) -> Iterator[Raw]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)
             while True:
-                begin = rows.line_num + 1
+                begin = max(2, rows.line_num + 1)
                 where = f"{path} line {begin}"
                 try:
                     value = next(rows)
                 except StopIteration:
                     return
-                except (csv.Error, UnicodeDecodeError) as error:
+                except UnicodeDecodeError as error:  # text is decoded in blocks: no row can be named
+                    raise DataError(
+                        f"expected CSV in UTF-8, got {short(error)} in {path} after line {rows.line_num}; save it so"
+                    ) from error
+                except csv.Error as error:
                     lost = rows.reader.line_num - begin
                     through = f", and the {lost:,} lines after it were read as part of it" if lost > 0 else ""
-                    yield Raw(where, error=f"expected CSV in UTF-8, got {short(error)}{through}")
-                    if isinstance(error, UnicodeDecodeError):
-                        return
+                    yield Raw(where, error=f"expected CSV, got {short(error)}{through}")
                     continue
                 wide = value.pop(None, None)
                 if wide is not None or None in value.values():

@@ -73,7 +73,9 @@ def to_sample(row: Any, place: int, where: str, turn: Turn = "first", shape: str
     if shape is not None and found != shape:
         raise DataError(f"expected the shape of the first row, {shape}, got {found}")
     turns = list(_turns(row, found))
-    end = _reply(turns, turn)
+    asked = row[SHAPES[found][0]]
+    begin = 0 if len(SHAPES[found]) == 1 else 1 if isinstance(asked, str) else len(asked)
+    end = _reply(turns, turn, begin)
     return Sample(
         place,
         where,
@@ -115,9 +117,9 @@ def _turns(row: Mapping[str, Any], shape: str) -> Iterator[Message]:
         yield {"role": "assistant", "content": _text(reply, answered)}
 
 
-def _reply(turns: Sequence[Message], which: Turn) -> int:
-    """Where the response stands; the turns before it must alternate, from the user's on."""
-    replies = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
+def _reply(turns: Sequence[Message], which: Turn, begin: int) -> int:
+    """Where the response stands, not before `begin`; the turns before it must alternate, from the user's on."""
+    replies = [index for index, turn in enumerate(turns) if turn["role"] == "assistant" and index >= begin]
     if not replies:
         raise DataError("expected an assistant turn, got none")
     end = replies[0 if which == "first" else -1]

@@ -20,7 +20,7 @@ from personavec.judged import judge_rows, load_judges
 from personavec.judges.judge import TraitJudge
 from personavec.model import ChatModel
 from personavec.parallel import screen_in_parallel
-from personavec.plan import SIZES, estimate
+from personavec.plan import SIZES, estimate, foretold
 from personavec.progress import stage, tell
 from personavec.run import Run, sha256, versions
 from personavec.sample import Sample
@@ -32,8 +32,6 @@ from personavec.vector import PersonaVector, load_vector
 
 Row = dict[str, Any]
 
-BARS = 40
-"""Of a histogram."""
 SHOWN, LONGEST_EXAMPLE = 10, 600
 """Extreme rows of each side that the report shows, and characters of each text."""
 
@@ -81,7 +79,7 @@ def screen(config: ScreenConfig) -> Row:
     rates = measure(run, census, model, read, config, base)
     plans = {rows: estimate(rates, rows, config.precision, config.price_per_hour) for rows in (census.rows, *SIZES)}
     for rung in plans[census.rows]:
-        tell(_foretold(rung, rung["cost"] == config.cost))
+        tell(foretold(rung, rung["cost"] == config.cost))
     result: Row = {
         "out": str(run.folder),
         "data": config.data,
@@ -100,14 +98,6 @@ def screen(config: ScreenConfig) -> Row:
     run.write_json("plan.json" if config.plan else "result.json", result)
     run.finish()
     return result
-
-
-def _foretold(rung: Row, chosen: bool) -> str:
-    """A line of the plan."""
-    took = "not measured" if rung["seconds"] is None else f"about {rung['seconds'] / 60:.1f} min"
-    mark = "this run" if chosen else ""
-    told = f"{rung['cost']:<8} reads {rung['tokens_read']:>15,} tokens, writes {rung['tokens_written']:>13,}: {took}"
-    return f"{told:<76} {mark}".rstrip()
 
 
 def names_of(vectors: Sequence[PersonaVector]) -> list[str]:
@@ -165,7 +155,7 @@ def _screened(
         "confounds": {name: table.confounds(name) for name in read.names},
         "sources": table.by_source(),
         "table": str(run.path("table")),
-        "tokens": table.tokens | {"written_now": base.written_tokens, "base_replies_kept": base.kept},
+        "tokens": table.tokens | _written(config, base),
         "rows_per_second": round(fresh / seconds, 2) if fresh else None,
     }
     matched = {name: streamed_mean(table.column(f"{name}.matched")) for name in read.names if config.cost == "full"}
@@ -175,10 +165,21 @@ def _screened(
     result["judge"] = _judge_told(config, table, judged, whys) if judges else None
     reference = _clean_scores(config, run, clean, model, read, base, judges) if clean else None
     clean_scores = reference.scores if reference else {}
-    result |= {"distributions": {name: _spread(table.column(name), clean_scores.get(name)) for name in read.names}}
+    result |= {
+        "distributions": {name: flagging.histogram(table.column(name), clean_scores.get(name)) for name in read.names}
+    }
     result |= _flags(config, run, data, table, differences, reference, read.names, judged)
     run.write_json("examples.json", _examples(config, data, table, differences, read.names))
     return result
+
+
+def _written(config: ScreenConfig, base: BaseReplies) -> Row:
+    """Base replies written and found by this process; Ray's actors count for themselves."""
+    counted = not config.ray
+    return {
+        "written_now": base.written_tokens if counted else None,
+        "base_replies_kept": base.kept if counted else None,
+    }
 
 
 def _checked(config: ScreenConfig, run: Run, data: Dataset, census: Census, read: Directions) -> Table:
@@ -197,24 +198,13 @@ def _checked(config: ScreenConfig, run: Run, data: Dataset, census: Census, read
         )
     faults = (row for row in table.errors() if not row["reason"].startswith(NO_BASE_REPLY))
     if config.on_error == "stop" and (fault := next(faults, None)):
-        raise DataError(f"{fault['where']}: {fault['reason']}; correct that row, or pass --on-error skip")
+        raise DataError(
+            f"{fault['where']}: {fault['reason']}; correct it and choose another --out, or pass --on-error skip"
+        )
     if not table.good.any():
         told = ", ".join(f"{count} {reason}" for reason, count in table.reasons().most_common(3))
         raise DataError(f"expected rows that can be screened in {data.name}, got none ({told}); correct the data set")
     return table
-
-
-def _spread(values: Any, clean: Any | None) -> Row:
-    """A histogram of the scores, and of the clean set's in the same bars; the outermost bars take what lies beyond."""
-    every = np.concatenate([values, values[:0] if clean is None else clean])
-    low, high = np.nanpercentile(every, [0.5, 99.5]).astype(float)
-    edges = np.linspace(low, high if high > low else low + 1, BARS + 1)
-
-    def counts(own: Any) -> list[int]:
-        return [int(n) for n in np.histogram(np.clip(own[~np.isnan(own)], edges[0], edges[-1]), edges)[0]]
-
-    told = [round(float(edge), 5) for edge in edges]
-    return {"edges": told, "data": counts(values), "clean": None if clean is None else counts(clean)}
 
 
 def _examples(
@@ -312,6 +302,10 @@ def _flags(
     if percentile is not None:
         limits = flagging.thresholds(reference.scores if reference else scores, percentile)
         judge_limits = flagging.thresholds(reference.judged if reference else judged, percentile)
+        if unjudged := [name for name, limit in judge_limits.items() if np.isnan(limit)]:
+            raise DataError(
+                f"expected rows that {config.judge} scores for {unjudged[0]}, got none; the reasons are in judge/"
+            )
 
         def flag(own: dict[str, Any], own_judged: dict[str, Any]) -> Any:
             """Rows to drop of a set."""

@@ -30,8 +30,8 @@ RANDOM = 20
 """Random directions that are read beside the vectors at every layer."""
 WITH_BASE = ("sampled", "full")
 """Costs at which base replies are written, and so must fit into the context."""
-NO_BASE_REPLY = "expected a base reply"
-"""How the errors begin of rows that cannot be faulted: their base reply was empty, cut short or not given."""
+NO_BASE_REPLY = "expected words in the base reply"
+"""How the errors begin of rows that cannot be faulted: their base reply is empty, or cut while still reasoning."""
 READ = ("response", "prompt_last", "base", "matched")
 """Projections in the table: of the reply's mean, of the last prompt token, of the base reply's mean; and the difference
 of the means over equally many tokens of both."""
@@ -163,14 +163,14 @@ def screen_shard(
 def _answer(model: ChatModel, row: Row, reply: Reply | Failure, config: ScreenConfig) -> None:
     """Add its base reply to a row, or why it has none."""
     if isinstance(reply, Failure):
-        row["error"] = f"{NO_BASE_REPLY}, got none from its server ({reply.reason})"
+        row["error"] = f"expected a base reply, got none from its server ({reply.reason})"
         if config.on_error == "stop":
             raise DataError(f"{row['where']}: {row['error']}; run the same command again, or pass --on-error skip")
         return
     skipped = 0 if config.reasoning == "in" else model.reasoning_tokens(row["prompt_ids"], reply.ids)
     row |= {"base_ids": reply.ids, "base_reasoning": skipped, "base_tokens": len(reply.ids) - skipped}
     if not reply.ids:
-        row["error"] = f"{NO_BASE_REPLY}, got an empty one"
+        row["error"] = f"{NO_BASE_REPLY}, got none"
     elif not row["base_tokens"]:
         row["error"] = f"{NO_BASE_REPLY} after its reasoning, got none within {config.max_new_tokens} tokens"
 
