@@ -4,7 +4,8 @@
     python benchmarks/train_exports.py RUN TRAIT
 
 RUN is the folder of a `personavec screen … --export-k K` along the vector of TRAIT. Adapters and evaluations go into
-RUN/trained; those that are there are kept. Prints lines as they stand in docs/screen.md.
+RUN/trained; those that are there are kept. Prints a table. Written for evidence that is still to be measured:
+not run yet.
 """
 
 import json
