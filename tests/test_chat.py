@@ -27,10 +27,10 @@ def plain_model() -> ChatModel:
 
 
 def talk(
-    lines: list[str], args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lines: list[str], args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int = 0
 ) -> tuple[str, str]:
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    assert main(["chat", *args]) == 0
+    assert main(["chat", *args]) == code
     said = capsys.readouterr()
     return said.out, said.err
 
@@ -41,8 +41,10 @@ def test_chat_from_stdin(
     args = ["--model", str(saved[0]), "--max-new-tokens", "12", "--json"]
     lines = ["Hello?", "/steer", f"/steer {saved[1]}:2", "And you?", "/nonsense", "/steer nosuch:1", "/reset", "Hello?"]
     lines += ["/steer off", "/system Be kind.", "Hello?", "/steer 'open", "/quit", "never read"]
-    out, err = talk(lines, args, monkeypatch, capsys)
-    turns = json.loads(out)["turns"]
+    out, err = talk(lines, args, monkeypatch, capsys, code=2)
+    result = json.loads(out)
+    assert [failed["line"] for failed in result["failed"]] == ["/nonsense", "/steer nosuch:1", "/steer 'open"]
+    turns = result["turns"]
     assert [turn["question"] for turn in turns] == ["Hello?", "And you?", "Hello?", "Hello?"]
     lengths = [turn["prompt_tokens"] for turn in turns]
     assert lengths[1] > lengths[0] + 12 and lengths[2] == lengths[0] < lengths[3]
@@ -51,7 +53,7 @@ def test_chat_from_stdin(
         "not steered",
         "steered +2 tiny at layer 2 (dose ",
         "no file at nosuch",
-        "expected a command, got /non",
+        "expected one of these commands, got /non",
     ):
         assert told in err
     assert "(forgotten)" in err and "system prompt: Be kind." in err and "No closing quotation" in err
@@ -136,6 +138,7 @@ def test_overflow_ends_the_reply_not_the_chat(plain_model: ChatModel, saved: tup
     session.steering = (Steering(load_vector(saved[1]), 3e38, 2),)
     session.ask("Hello?")
     assert "lower the coef" in session.turns[0]["error"] and "lower the coef" in said(session.notes)
+    assert [failed["line"] for failed in session.failed] == ["Hello?"], "a script exits with 2"
     assert tiny.hooks(plain_model) == 0 and not session.messages
     session.steering = ()
     session.ask("Hello?")

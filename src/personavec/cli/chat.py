@@ -66,6 +66,7 @@ class Chat:
     system: str
     messages: list[dict[str, str]] = field(default_factory=list)
     turns: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
     out: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     notes: Console = field(
         default_factory=lambda: Console(stderr=True, highlight=False, markup=False, soft_wrap=True, style="dim")
@@ -91,7 +92,10 @@ class Chat:
             self.messages.append({"role": "assistant", "content": turn["reply"].strip()})
         else:
             self.messages.pop()
-            self.notes.print(turn.get("error", "(empty reply)"), style="red")
+            if "error" in turn:
+                self.fail(question, turn["error"])
+            else:
+                self.notes.print("(empty reply)", style="red")
         if self.watched and read:
             self._read_out(turn, torch.tensor(read).T)
         self.turns.append(turn)
@@ -180,15 +184,22 @@ class Chat:
                 self.steering = tuple(asked)
             self.notes.print(_told(self.steering))
         else:
-            self.notes.print(HELP if command == "/help" else f"expected a command, got {line}; they are:\n{HELP}")
+            self.notes.print(HELP)
+            if command != "/help":
+                self.fail(line, f"expected one of these commands, got {line}")
+
+    def fail(self, line: str, error: str) -> None:
+        """Tell and note a line that cannot be done; the chat goes on."""
+        self.notes.print(error, style="red")
+        self.failed.append({"line": line, "error": error})
 
 
 def chat(config: ChatConfig) -> dict[str, Any]:
     """Chat until the user leaves or stdin ends.
 
     Returns:
-        The turns, and whether all questions of a script were answered. With `--json` they are printed at the end,
-        and the replies go to stderr.
+        The turns, and of a script (stdin is no terminal) the lines that `failed`, with why. With `--json` they are
+        printed at the end, and the replies go to stderr.
 
     Raises:
         PersonavecError: A vector or the model cannot be used. Later mistakes do not end the chat.
@@ -208,13 +219,12 @@ def chat(config: ChatConfig) -> dict[str, Any]:
             if line:
                 (session.obey if line.startswith("/") else session.ask)(line)
         except (PersonavecError, ValueError) as error:  # ValueError: quotes that do not close
-            session.notes.print(str(error), style="red")
-    passed = sys.stdin.isatty() or all(turn["finish"] != "error" for turn in session.turns)
+            session.fail(line, str(error))
     return {
         "model": config.model,
         "adapter": str(config.adapter) if config.adapter else None,
         "turns": session.turns,
-        "passed": passed,
+        "failed": [] if sys.stdin.isatty() else session.failed,
     }
 
 

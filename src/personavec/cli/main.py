@@ -102,7 +102,7 @@ def run(name: str, options: Any) -> int:
 
         getattr(summary, name)(options, result)
     for failure in result.get("failed", ()):
-        _tell(f"{failure['trait']}: {failure['error']}", BAD_INPUT)
+        _tell(": ".join(failure.values()), BAD_INPUT)
     if result.get("failed"):
         return BAD_INPUT
     return DONE if result.get("passed", True) else FAILED
