@@ -27,7 +27,11 @@ def plain_model() -> ChatModel:
 
 
 def talk(
-    lines: list[str], args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int = 0
+    lines: list[str],
+    args: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: int = 0,
 ) -> tuple[str, str]:
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     assert main(["chat", *args]) == code
