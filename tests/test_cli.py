@@ -117,7 +117,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("chat --steer nosuch.safetensors:1", "no file at nosuch.safetensors"),
         ("chat --watch nosuch.safetensors", "no file at nosuch.safetensors"),
         ("verify --vector nosuch.safetensors", "no file at nosuch.safetensors"),
-        ("chat --model /nosuch/model", "got /nosuch/model"),
+        ("chat --model /nosuch/model", "no folder at /nosuch/model"),
         ("verify --device nosuch", "expected a usable device, got nosuch"),
     ],
 )

@@ -206,6 +206,13 @@ def test_missing_key_is_named(key: str, tmp_path: Path) -> None:
     assert_one_line(error)
 
 
+def test_all_missing_keys_are_named_at_once(tmp_path: Path) -> None:
+    data = json.loads(SMALL.to_json())
+    del data["rubric"], data["antonym"]
+    with pytest.raises(TraitError, match="expected the keys 'antonym', 'rubric', got name, "):
+        load_trait(write(tmp_path / "t.json", data))
+
+
 MALFORMED: dict[str, tuple[Edit, str]] = {
     "missing evaluate": (lambda d: d["questions"].pop("evaluate"), "key 'evaluate'"),
     "missing neg": (lambda d: d["pairs"][1].pop("neg"), r"key 'pairs\[1\].neg'"),

@@ -284,7 +284,7 @@ def test_bad_input(
     for spec in ("planted", "openai:", "hf:"):
         assert f"got {spec}" in refused([*command(None)[:4], "--writer", spec], capsys)
     assert "hf:x with --writer-url" in refused([*command(server), "--writer", "hf:x"], capsys)
-    assert "got /nosuch/model" in refused([*command(None)[:4], "--writer", "hf:/nosuch/model"], capsys)
+    assert "no folder at /nosuch/model" in refused([*command(None)[:4], "--writer", "hf:/nosuch/model"], capsys)
     assert "expected a key in the environment variable OPENAI_API_KEY" in refused(command(None), capsys)
     (tmp_path / "file").write_text("")
     assert "expected a folder that can be written" in refused(command(server, "--out", "file/formal.json"), capsys)

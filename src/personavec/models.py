@@ -123,8 +123,11 @@ def _folder(name: str) -> str:
             raise ModelError(f"expected a GGUF file, got no file at {name}; check the path")
         folder = cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}"
         return str(folder if folder.is_dir() else _convert(path, folder))
-    if not Path(name).is_dir() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
-        _ask_hub(name)
+    if not Path(name).is_dir():
+        if name.count("/") > 1 or name.startswith((".", "~", "/")):  # no id of a Hub
+            raise ModelError(f"expected a model folder, got no folder at {name}; check the path")
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            _ask_hub(name)
     return name
 
 

@@ -202,7 +202,8 @@ def load_trait(name_or_path: str | Path) -> Trait:
 
 
 def _parse(data: Mapping[str, object]) -> Trait:
-    questions = _get(data, "questions")
+    _require_keys(data, "name", "adjective", "antonym", "description", "pairs", "questions", "rubric")
+    questions = data["questions"]
     if not isinstance(questions, dict):
         raise TraitError(
             f"expected an object with extract and evaluate in 'questions', got {_kind(questions)}; correct it"
@@ -259,9 +260,15 @@ def _read(path: Path) -> dict[str, object]:
     return data
 
 
+def _require_keys(data: Mapping[str, object], *keys: str) -> None:
+    missing = ", ".join(f"'{key}'" for key in keys if key not in data)
+    if missing:
+        which = f"keys {missing}" if "," in missing else f"key {missing}"
+        raise TraitError(f"expected the {which}, got {', '.join(data) or 'no keys'}; add what is missing")
+
+
 def _get(data: Mapping[str, object], key: str) -> object:
-    if key not in data:
-        raise TraitError(f"expected the key '{key}', got {', '.join(data) or 'no keys'}; add it")
+    _require_keys(data, key)
     return data[key]
 
 
