@@ -1,5 +1,6 @@
 """What all tests share: isolation from the user's files, one torch thread, tiny models built once."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import tiny_chat  # noqa: E402
 from personavec.model import ChatModel  # noqa: E402
 from personavec.vector import PersonaVector  # noqa: E402
 
+# a thread for each worker of pytest-xdist and for the commands they start: more would wait for each other
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

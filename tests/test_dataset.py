@@ -59,6 +59,8 @@ def test_every_form_is_read_and_its_subset_has_the_same_form(suffix: str, tmp_pa
         assert out.read_text() == "".join(path.read_text().splitlines(keepends=True)[n] for n in (0, 2))
     if suffix == ".parquet":
         assert pq.read_schema(out).equals(pq.read_schema(path))
+    if suffix == ".csv":
+        assert (tmp_path / "none.csv").read_text().splitlines() == path.read_text().splitlines()[:1]
 
 
 def test_a_folder_of_files_is_one_data_set(tmp_path: Path) -> None:

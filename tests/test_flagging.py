@@ -51,13 +51,13 @@ def test_extremes_are_the_k_highest_and_lowest(values: list[float], k: int) -> N
 def test_confounds_are_found_where_planted() -> None:
     rng = np.random.default_rng(0)
     length = rng.integers(5, 500, size=400).astype(float)
-    kinds = ["question" if n % 2 else "code" for n in range(400)]
-    values = length + np.array([1000.0 if kind == "code" else 0.0 for kind in kinds])
-    found = confounds(values, {"response_tokens": length, "prompt_tokens": np.ones(400)}, kinds)
+    kinds, names = np.arange(400) % 2, ["code", "question", "never"]
+    values = length + 1000.0 * (kinds == 0)
+    found = confounds(values, {"response_tokens": length, "prompt_tokens": np.ones(400)}, kinds, names)
     assert found["response_tokens"] > 0.4 and found["prompt_tokens"] is None and found["prompt_kind"] > 0.9
-    assert found["kinds"]["code"]["rows"] == 200
+    assert found["kinds"]["code"]["rows"] == 200 and "never" not in found["kinds"]
     values[0] = np.nan
-    assert confounds(values, {"response_tokens": length}, kinds)["kinds"]["code"]["rows"] == 199
+    assert confounds(values, {"response_tokens": length}, kinds, names)["kinds"]["code"]["rows"] == 199
 
 
 @pytest.mark.parametrize(

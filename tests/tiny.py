@@ -107,8 +107,9 @@ def prompt(length: int, seed: int = 0) -> Row:
 
 
 def hooks(model: ChatModel) -> int:
-    """Number of hooks on all modules of a model."""
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules())
+    """Number of our hooks on all modules of a model; transformers leaves its own after `output_hidden_states`."""
+    found = [h for m in model.hf.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    return sum(hook.__module__.startswith("personavec") for hook in found)
 
 
 @torch.inference_mode()

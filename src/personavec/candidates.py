@@ -158,13 +158,13 @@ def sample_differences(
             taken = min(start + STEP, most)
             advance(taken - start)
             own = {name: column[order[:taken]] for name, column in values.items()}
-            if taken >= min(FEWEST, most) and narrow_enough(means(), own, config.precision):
+            if taken >= min(FEWEST, most) and narrow_enough(estimates := means(), own, config.precision):
                 break
     answered = ~np.isnan(own[read.names[0]])
     sampled = Table(folder, read.names)
     sampled.parts = parts
     return Differences(
-        means=means(),
+        means=estimates,
         sd={name: _sd(column) for name, column in own.items()},
         uncontrolled={
             name: controlled_mean(

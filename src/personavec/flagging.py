@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 Scores = Mapping[str, Float[ndarray, " row"]]
@@ -64,9 +64,18 @@ def histogram(values: Float[ndarray, " row"], clean: Float[ndarray, " clean"] | 
 
 
 def confounds(
-    values: Float[ndarray, " row"], tokens: Mapping[str, Float[ndarray, " row"]], kinds: Sequence[str | None]
+    values: Float[ndarray, " row"],
+    tokens: Mapping[str, Float[ndarray, " row"]],
+    kinds: Int[ndarray, " row"],
+    names: Sequence[str],
 ) -> dict[str, Any]:
     """What a score goes along with besides the trait.
+
+    Args:
+        values: A score a row; nan where there is none.
+        tokens: Counts of tokens a row, by what was counted.
+        kinds: The kind of every row's prompt, as a place among the names.
+        names: Of the kinds.
 
     Returns:
         Spearman's rank correlation with every count of tokens, and the share of the score's variance that lies between
@@ -79,15 +88,15 @@ def confounds(
     for name, counts in tokens.items():
         varies = valid.sum() > 2 and np.ptp(counts[valid]) > 0 and np.ptp(values[valid]) > 0
         found[name] = round(float(spearmanr(values[valid], counts[valid]).statistic), 4) if varies else None
-    names, index = np.unique([kind or "" for kind, good in zip(kinds, valid, strict=True) if good], return_inverse=True)
-    own = values[valid].astype(float)
+    own, index = values[valid].astype(float), kinds[valid]
     total = float(((own - own.mean()) ** 2).sum()) if len(own) else 0.0
     counts = np.bincount(index, minlength=len(names))
     means = np.bincount(index, own, minlength=len(names)) / np.maximum(counts, 1)
     between = float((counts * (means - own.mean()) ** 2).sum()) if len(own) else 0.0
     found["prompt_kind"] = round(between / total, 4) if total else None
     found["kinds"] = {
-        str(name): {"rows": int(count), "mean": round(float(mean), 4)}
+        name: {"rows": int(count), "mean": round(float(mean), 4)}
         for name, count, mean in zip(names, counts, means, strict=True)
+        if count
     }
     return found

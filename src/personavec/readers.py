@@ -136,6 +136,12 @@ def _sheet(path: Path) -> Iterator[Raw]:
         raise _unreadable(path, error) from error
 
 
+def csv_columns(path: Path) -> list[str]:
+    """Names in the first line of a CSV file."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return next(csv.reader(file), [])
+
+
 def hub(name: str) -> Iterator[Raw]:
     """Rows of a data set of the Hub, streamed."""
     from datasets import load_dataset

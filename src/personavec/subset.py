@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from personavec.dataset import Dataset
-from personavec.readers import PARQUET_ROWS, Raw
+from personavec.readers import PARQUET_ROWS, Raw, csv_columns
 from personavec.run import replacing
 
 
@@ -58,14 +58,13 @@ class _Array:
 class _Sheet:
     """CSV: the same columns."""
 
-    def __init__(self, path: Path) -> None:
-        self._file, self._writer = path.open("w", encoding="utf-8", newline=""), None
+    def __init__(self, path: Path, columns: list[str]) -> None:
+        self._file = path.open("w", encoding="utf-8", newline="")
+        self._writer = csv.DictWriter(self._file, columns)
+        self._writer.writeheader()
 
     def add(self, raw: Raw) -> None:
-        if self._writer is None:
-            self._writer = csv.DictWriter(self._file, list(raw.value))  # type: ignore[assignment]
-            self._writer.writeheader()  # type: ignore[attr-defined]
-        self._writer.writerow(raw.value)  # type: ignore[attr-defined]
+        self._writer.writerow(raw.value)
 
     def close(self) -> None:
         self._file.close()
@@ -79,17 +78,6 @@ class _Table:
 
         self._schema, self._writer = schema, pq.ParquetWriter(path, schema)
         self._rows: list[Any] = []
-
-    @classmethod
-    def like(cls, data: Dataset) -> Callable[[Path], "_Table"]:
-        """Such files with the schema of a data set."""
-
-        def make(path: Path) -> "_Table":
-            import pyarrow.parquet as pq
-
-            return cls(path, pq.read_schema(data.files[0]))
-
-        return make
 
     def add(self, raw: Raw) -> None:
         self._rows.append(raw.value)
@@ -111,13 +99,22 @@ class _Table:
 @contextmanager
 def subset(data: Dataset, path: Path) -> Iterator[Subset]:
     """A new file of rows of a data set, in its form; complete (and named) only when the context ends."""
-    kinds: dict[str, Callable[[Path], Subset]] = {".json": _Array, ".csv": _Sheet, ".parquet": _Table.like(data)}
     with replacing(path) as temporary:
-        writer = kinds.get(data.suffix, _Lines)(temporary)
+        writer = _new(data, temporary)
         try:
             yield writer
         finally:
             writer.close()
+
+
+def _new(data: Dataset, path: Path) -> Subset:
+    if data.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return _Table(path, pq.read_schema(data.files[0]))
+    if data.suffix == ".csv":
+        return _Sheet(path, csv_columns(data.files[0]))
+    return _Array(path) if data.suffix == ".json" else _Lines(path)
 
 
 def copy_rows(data: Dataset, wanted: Mapping[Path, Bool[ndarray, " row"]]) -> None:

@@ -45,7 +45,7 @@ class Table:
 
     def column(self, name: str) -> Float[ndarray, " row"]:
         """A column of numbers; nan where there is none."""
-        return np.asarray(self._read(name).to_numpy(zero_copy_only=False), dtype=np.float32)
+        return np.asarray(self._read(name).to_numpy(), dtype=np.float32)
 
     @property
     def rows(self) -> Int[ndarray, " row"]:
@@ -56,16 +56,21 @@ class Table:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return pa.concat_arrays(
+        return pa.chunked_array(
             [chunk for part in self.parts for chunk in pq.read_table(part, columns=[name])[name].chunks]
         )
+
+    def _labels(self, name: str) -> tuple[Int[ndarray, " row"], list[str]]:
+        """A column of texts that recur: every row's place among them, and the texts."""
+        labels = self._read(name).fill_null("").dictionary_encode().combine_chunks()
+        return labels.indices.to_numpy(), labels.dictionary.to_pylist()
 
     @cached_property
     def good(self) -> Bool[ndarray, " row"]:
         """Rows without error."""
         import pyarrow.compute as pc
 
-        found: Bool[ndarray, " row"] = pc.equal(self._read("error"), "").to_numpy(zero_copy_only=False)
+        found: Bool[ndarray, " row"] = pc.equal(self._read("error"), "").to_numpy()
         return found
 
     def blocks(self, names: Sequence[str]) -> Iterator[Float[ndarray, "row name"]]:
@@ -96,8 +101,12 @@ class Table:
         """Why rows were skipped, numbers and quotations left out, so that alike reasons are counted together."""
         import re
 
-        said = self._read("error").to_pylist()
-        return Counter(re.sub(r"'[^']*'|\d[\d,]*", "…", reason)[:120] for reason in said if reason)
+        rows, said = self._labels("error")
+        found: Counter[str] = Counter()
+        for reason, count in zip(said, np.bincount(rows, minlength=len(said)), strict=True):
+            if reason:
+                found[re.sub(r"'[^']*'|\d[\d,]*", "…", reason)[:120]] += int(count)
+        return found
 
     @property
     def rows_with_more_turns(self) -> int:
@@ -116,19 +125,20 @@ class Table:
     def confounds(self, name: str) -> dict[str, Any]:
         """What else the score of a vector goes along with, see `flagging.confounds`."""
         tokens = {kind: self.column(kind) for kind in ("prompt_tokens", "response_tokens")}
-        return confounds(self.column(name), tokens, self._read("kind").to_pylist())
+        return confounds(self.column(name), tokens, *self._labels("kind"))
 
     def by_source(self) -> dict[str, Any]:
         """Mean score of every source, the largest ones first; empty where rows name none."""
-        sources = np.array([source or "" for source in self._read("source").to_pylist()])
-        counts = Counter(sources[self.good].tolist())
-        if set(counts) <= {""}:
+        rows, sources = self._labels("source")
+        counts = np.bincount(rows[self.good], minlength=len(sources))
+        if set(sources) <= {""}:
             return {}
         columns = {name: self.column(name) for name in self.names}
         return {
-            source or "(none)": {"rows": count}
-            | {name: streamed_mean(columns[name][sources == source]).to_json() for name in self.names}
-            for source, count in counts.most_common(MOST_SOURCES)
+            sources[place] or "(none)": {"rows": int(counts[place])}
+            | {name: streamed_mean(columns[name][rows == place]).to_json() for name in self.names}
+            for place in np.argsort(-counts, kind="stable")[:MOST_SOURCES]
+            if counts[place]
         }
 
     def random_means(self) -> Float[ndarray, "layer random"]:
