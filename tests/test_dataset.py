@@ -239,6 +239,15 @@ def test_tables_of_one_folder_have_the_same_columns(tmp_path: Path) -> None:
             open_dataset(str(folder))
 
 
+def test_a_value_that_python_cannot_hold_costs_its_row_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    times = pa.array([0, 10**12, 0], pa.int64()).cast(pa.timestamp("s"))
+    pq.write_table(pa.table({"prompt": ["Hi?"] * 3, "response": ["Yes."] * 3, "written": times}), path)
+    one, bad, three = samples(path)
+    assert isinstance(one, Sample) and isinstance(three, Sample)
+    assert isinstance(bad, Bad) and bad.where.endswith("row 1") and "expected values that Python can hold" in bad.reason
+
+
 def test_long_rows_of_parquet_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "LONGEST_ROW", 1000)
     monkeypatch.setattr(readers, "PARQUET_BYTES", 4000)

@@ -85,17 +85,30 @@ def _table(path: Path) -> Iterator[Raw]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_held(file.metadata)):
-                for index, value in enumerate(batch.to_pylist()):
+                for index, value in enumerate(_values(batch)):
+                    where = f"{path} row {number}"
                     size = batch.slice(index, 1).nbytes if batch.nbytes > LONGEST_ROW else 0
                     if size > LONGEST_ROW:
-                        yield Raw(f"{path} row {number}", error=_too_long(size))
+                        yield Raw(where, error=_too_long(size))
+                    elif isinstance(value, Exception):
+                        yield Raw(where, error=f"expected values that Python can hold, got {short(value)}")
                     else:
-                        yield Raw(f"{path} row {number}", value)
+                        yield Raw(where, value)
                     number += 1
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         if not number:
             raise DataError(f"expected a Parquet file, got {path} ({short(error)}); write it again") from error
         yield Raw(f"{path} row {number}", error=f"expected Parquet, got {short(error)}; the rest cannot be read")
+
+
+def _values(batch: Any) -> list[Any]:
+    """Rows of a batch, or in the place of one that Python cannot hold (a date in the year 20,000) the error."""
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            return [error]
+        return [value for index in range(len(batch)) for value in _values(batch.slice(index, 1))]
 
 
 def _held(metadata: Any) -> int:
