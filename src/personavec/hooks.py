@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from personavec.errors import VectorError
-from personavec.model import ChatModel
+from personavec.model import BlockModel, ChatModel
 
 
 class Forward(NamedTuple):
@@ -26,7 +26,14 @@ BlockFn = Callable[[Tensor], Tensor | None]
 
 
 @contextmanager
-def attach(model: ChatModel, start: Start, fns: Mapping[int, BlockFn], *, first: bool = False) -> Iterator[None]:
+def attach(
+    model: BlockModel,
+    start: Start,
+    fns: Mapping[int, BlockFn],
+    *,
+    first: bool = False,
+    inputs: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Iterator[None]:
     """Run functions on block outputs while the context is open.
 
     Args:
@@ -35,6 +42,7 @@ def attach(model: ChatModel, start: Start, fns: Mapping[int, BlockFn], *, first:
         fns: Per layer, a function of the stream [batch, seq, d_model] that returns a new stream, or None to
             leave it as it is.
         first: Run before hooks that are already there, so that those see the change.
+        inputs: Called before `start` with the named inputs of the whole model, such as its labels.
 
     Raises:
         VectorError: A layer that the model does not have.
@@ -60,6 +68,8 @@ def attach(model: ChatModel, start: Start, fns: Mapping[int, BlockFn], *, first:
 
     handles = []
     try:
+        if inputs is not None:
+            handles.append(model.hf.register_forward_pre_hook(lambda _, __, named: inputs(named), with_kwargs=True))
         handles.append(model.decoder.register_forward_pre_hook(before, with_kwargs=True))
         for layer, fn in fns.items():
             handles.append(model.blocks[layer].register_forward_hook(after(fn), prepend=first))

@@ -28,20 +28,18 @@ PLAIN_TEMPLATE = (
 Message = Mapping[str, str]
 
 
-class ChatModel:
-    """A model that chats.
+class BlockModel:
+    """A model as a stack of blocks: what steering needs to know of it.
 
     Attributes:
         hf: The Hugging Face model, perhaps wrapped by PEFT.
-        tokenizer: Its tokenizer.
         decoder: The module that owns the blocks.
         blocks: The decoder blocks in order; "layer i" everywhere means the output of `blocks[i]`.
         identity: What a persona vector must match.
-        stop_ids: Token ids that end a reply.
     """
 
-    def __init__(self, hf: Any, tokenizer: Any, name: str) -> None:
-        self.hf, self.tokenizer = hf, tokenizer
+    def __init__(self, hf: Any, name: str) -> None:
+        self.hf = hf
         self.decoder, self.blocks = find_blocks(hf)
         self.identity = ModelIdentity(
             id=name,
@@ -49,6 +47,34 @@ class ChatModel:
             n_layers=len(self.blocks),
             d_model=hf.config.get_text_config().hidden_size,
         )
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return self.identity.n_layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must go."""
+        return self.hf.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the residual stream."""
+        return self.hf.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
+
+
+class ChatModel(BlockModel):
+    """A model that chats.
+
+    Attributes:
+        tokenizer: Its tokenizer.
+        stop_ids: Token ids that end a reply.
+    """
+
+    def __init__(self, hf: Any, tokenizer: Any, name: str) -> None:
+        super().__init__(hf, name)
+        self.tokenizer = tokenizer
         stop = hf.generation_config.eos_token_id
         stop = [stop] if isinstance(stop, int) else list(stop or [])
         self.stop_ids = sorted({*stop, tokenizer.eos_token_id} - {None})
@@ -108,21 +134,6 @@ class ChatModel:
             trust_remote_code=config.trust_remote_code,
             plain_template=plain_template,
         )
-
-    @property
-    def n_layers(self) -> int:
-        """Number of decoder blocks."""
-        return self.identity.n_layers
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs must go."""
-        return self.hf.get_input_embeddings().weight.device  # type: ignore[no-any-return]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the residual stream."""
-        return self.hf.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
 
     @property
     def numbers(self) -> str:

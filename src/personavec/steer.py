@@ -14,7 +14,7 @@ from torch import Tensor
 
 from personavec.errors import ConfigError, ModelError, VectorError
 from personavec.hooks import BlockFn, Forward, attach
-from personavec.model import ChatModel
+from personavec.model import BlockModel
 from personavec.vector import PersonaVector, increments, load_vector
 
 Positions = Literal["all", "prompt", "response"]
@@ -90,7 +90,7 @@ class Steered:
     """A running `steer` context: what it changes, what it did, and which rows are still there."""
 
     def __init__(
-        self, model: ChatModel, rows: Sequence[Sequence[Steering]], prompt_tokens: Sequence[int] | None
+        self, model: BlockModel, rows: Sequence[Sequence[Steering]], prompt_tokens: Sequence[int] | None
     ) -> None:
         active = [[steering for steering in row if steering.active] for row in rows]
         if prompt_tokens is None and any(s.positions != "all" for row in active for s in row):
@@ -129,14 +129,18 @@ class Steered:
         """Say which of the original rows the next forward passes hold, by index."""
         self._alive = alive
 
-    def start(self, forward: Forward) -> None:
-        """Find the tokens that each kind of position covers in this forward pass."""
+    def covers(self, forward: Forward) -> dict[str, Bool[Tensor, "rows seq"]]:
+        """The tokens that each kind of position covers in a forward pass."""
         prompt, real = self._prompt[self._alive], forward.real
-        covers = {
+        return {
             "all": real,
             "prompt": real & (forward.positions < prompt),
             "response": real & (forward.positions >= prompt - 1),
         }
+
+    def start(self, forward: Forward) -> None:
+        """Be told of a forward pass before its blocks run."""
+        covers = self.covers(forward)
         for kind, touched in self._touched.items():
             covered = covers[kind] & touched[self._alive]
             self._covered[kind] = covered[:, :, None]
@@ -146,7 +150,7 @@ class Steered:
         """The steered stream: additions first, then ablation, then caps."""
         out = stream
         for kind, delta in self._adds.get(layer, {}).items():
-            out = out + self._covered[kind] * delta[self._alive][:, None]
+            out = out + self._covered[kind] * delta[self._alive][:, None].to(stream.dtype)
         if layer not in self._checked:
             self._check(layer, stream, out)
             self._checked.add(layer)
@@ -168,7 +172,7 @@ class Steered:
             )
 
     def _collect_adds(
-        self, rows: Sequence[Sequence[Steering]], model: ChatModel
+        self, rows: Sequence[Sequence[Steering]], model: BlockModel
     ) -> dict[int, dict[str, Float[Tensor, "rows d_model"]]]:
         adds: dict[int, dict[str, Tensor]] = {}
         for index, row in enumerate(rows):
@@ -186,7 +190,7 @@ class Steered:
         }
 
     def _collect_edits(
-        self, rows: Sequence[Sequence[Steering]], model: ChatModel
+        self, rows: Sequence[Sequence[Steering]], model: BlockModel
     ) -> dict[int, list[tuple[str, Bool[Tensor, "rows 1"], Edit]]]:
         # rows that edit a layer alike go together; every row keeps its own order, whatever its batch-mates do
         groups: dict[tuple[int, tuple[Steering, ...]], list[int]] = {}
@@ -238,7 +242,7 @@ def capping(direction: Float[Tensor, " d_model"], floor: float, ceiling: float) 
 
 @contextmanager
 def steer(
-    model: ChatModel, rows: Sequence[Sequence[Steering]], prompt_tokens: Sequence[int] | None = None
+    model: BlockModel, rows: Sequence[Sequence[Steering]], prompt_tokens: Sequence[int] | None = None
 ) -> Iterator[Steered]:
     """Steer every forward pass inside the context.
 
