@@ -240,3 +240,42 @@ def test_a_compiled_model_is_steered(tmp_path: Path) -> None:
         more = {"torch_compile": True, "torch_compile_backend": "aot_eager"} if compiled else {}
         found.append((losses(trained(model, tmp_path, callback, **more)), callback.steered_tokens))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-3) and found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_with_trl_and_an_adapter(packing: bool, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    model = fresh()
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"What is {n}?"}],
+            "completion": [{"role": "assistant", "content": f"It is {n}."}],
+        }
+        for n in range(8)
+    ]
+    config = SFTConfig(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, max_length=64, packing=packing, logging_steps=1,
+        report_to=[], use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    callbacks = {
+        positions: PreventativeSteering(tiny.vector(model), 2, layer=1, positions=positions)
+        for positions in ("all", "response")
+    }
+    trainer = SFTTrainer(
+        model.hf,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=model.tokenizer,
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        callbacks=list(callbacks.values()),
+    )
+    trainer.train()
+    counted = {positions: callback.steered_tokens for positions, callback in callbacks.items()}
+    assert 0 < counted["response"] < counted["all"], "the prompt's tokens have no loss"
+    assert tiny.hooks(model) == 0
+    trainer.save_model(str(tmp_path / "adapter"))
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert saved and all("lora_" in name for name in saved)

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from personavec.errors import ConfigError, PersonavecError, VectorError
 from personavec.model import ChatModel
+from personavec.notation import parse_steering
 from personavec.projection import cosine, project, unit
-from personavec.steer import Steering, parse_steering
+from personavec.steer import Steering
 from personavec.vector import Card, ModelIdentity, PersonaVector, load_vector
 
 IDENTITY = ModelIdentity("tiny", "0" * 64, 3, 5)

@@ -17,6 +17,7 @@ from personavec.errors import ConfigError, JudgeError
 from personavec.judges.load import Bench, load_bench
 from personavec.judges.rubric import RubricJudge
 from personavec.model import ChatModel
+from personavec.notation import parse_steering
 from personavec.proof import random_directions
 from personavec.rollouts import answers, contrastive, write
 from personavec.run import Run, sha256, versions
@@ -32,7 +33,7 @@ from personavec.scoring import (
 )
 from personavec.sheet import score_sheet, sheet_files, write_sheet
 from personavec.signals import SIGNALS, check_signals
-from personavec.steer import Steering, parse_steering
+from personavec.steer import Steering
 from personavec.trait import Trait, load_trait
 
 Row = dict[str, Any]

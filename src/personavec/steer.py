@@ -1,21 +1,19 @@
 """Steering: adding, ablating or capping directions in the residual stream, per row and per position."""
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from personavec.errors import ConfigError, ModelError, VectorError
+from personavec.errors import ConfigError, ModelError
 from personavec.hooks import BlockFn, Forward, attach
 from personavec.model import BlockModel
-from personavec.vector import PersonaVector, increments, load_vector
+from personavec.vector import PersonaVector, increments
 
 Positions = Literal["all", "prompt", "response"]
 Edit = Callable[[Tensor], Tensor]
@@ -53,37 +51,6 @@ class Steering:
             self.vector.check_layer(self.layer)
             return {self.layer: self.coef * self.vector.direction[self.layer]}
         return dict(enumerate(self.coef * increments(self.vector.direction)))
-
-
-def parse_steering(text: str) -> Steering:
-    """Read `VEC:COEF[@LAYER]`: a vector file, a coefficient (or a dose, `0.5d`) and a layer (or `all`).
-
-    Without a layer it is the one the vector's card recommends.
-
-    Raises:
-        ConfigError: The text has another form.
-        VectorError: No such vector or layer, or the card recommends no layer.
-    """
-    match = re.fullmatch(
-        r"(?P<file>.+):(?P<amount>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)(?P<dose>d?)(?:@(?P<layer>all|\d+))?", text
-    )
-    if match is None:
-        raise ConfigError(
-            f"expected VEC:COEF[@LAYER], got {text}; for example "
-            "runs/extract-optimistic/optimistic/vector.safetensors:2@15, or :0.2d for a dose"
-        )
-    vector = load_vector(Path(match["file"]))
-    amount = float(match["amount"])
-    layer = vector.card.layer if match["layer"] is None else None if match["layer"] == "all" else int(match["layer"])
-    if layer is None and match["layer"] is None:
-        raise VectorError(f"expected a recommended layer in {match['file']}, got none; write {text}@LAYER")
-    if layer is not None:
-        vector.check_layer(layer)
-    if match["dose"]:
-        if layer is None:
-            raise ConfigError(f"expected a coef with @all, got the dose {amount}; a dose belongs to one layer")
-        amount = vector.coef(layer, amount)
-    return Steering(vector, amount, layer)
 
 
 class Steered:

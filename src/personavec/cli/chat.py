@@ -18,8 +18,9 @@ from personavec.config import ChatConfig
 from personavec.errors import ConfigError, PersonavecError, VectorError
 from personavec.generate import Request, Watch, stream
 from personavec.model import ChatModel
+from personavec.notation import parse_steering
 from personavec.options import Sampling
-from personavec.steer import Steering, parse_steering
+from personavec.steer import Steering
 from personavec.vector import PersonaVector, load_vector
 
 HELP = """\
