@@ -11,12 +11,13 @@ from numpy import ndarray
 from personavec.base_replies import BaseReplies
 from personavec.config import ScreenConfig
 from personavec.dataset import Bad, Dataset
+from personavec.directions import Directions
 from personavec.model import ChatModel
 from personavec.plan import sample_size
 from personavec.progress import stage
 from personavec.run import Run
 from personavec.sample import Sample
-from personavec.shards import Directions, screen_shard
+from personavec.shards import screen_shard
 from personavec.stats import Interval, controlled_mean
 from personavec.table import Table
 

@@ -9,6 +9,7 @@ from personavec.activations import activations
 from personavec.base_replies import BaseReplies
 from personavec.config import ScreenConfig
 from personavec.dataset import Bad, Dataset
+from personavec.directions import Directions
 from personavec.errors import DataError
 from personavec.generate import Reply
 from personavec.model import ChatModel
@@ -16,7 +17,7 @@ from personavec.plan import Rates
 from personavec.progress import stage
 from personavec.run import Run
 from personavec.sample import Sample
-from personavec.shards import WITH_BASE, Directions, encode
+from personavec.shards import WITH_BASE, encode
 
 MEASURED = 64
 """Random rows that are read, and answered where that is asked for, to measure rates."""

@@ -11,11 +11,12 @@ from typing import Any
 from personavec.base_replies import open_base_replies
 from personavec.config import ScreenConfig
 from personavec.dataset import Bad, Dataset
+from personavec.directions import Directions
 from personavec.errors import ConfigError, DataError
 from personavec.model import ChatModel
 from personavec.progress import stage
 from personavec.sample import Sample
-from personavec.shards import Directions, screen_shard, shards
+from personavec.shards import screen_shard, shards
 from personavec.table import Table
 
 Block = dict[str, Any]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from personavec.candidates import Differences, sample_differences, top_differenc
 from personavec.census import Census, measure, take_census
 from personavec.config import ScreenConfig
 from personavec.dataset import Dataset, open_dataset
+from personavec.directions import Directions, directions, names_of
 from personavec.errors import ConfigError, DataError
 from personavec.judged import judge_rows, load_judges
 from personavec.judges.judge import TraitJudge
@@ -24,11 +24,11 @@ from personavec.plan import SIZES, estimate, foretold
 from personavec.progress import stage, tell
 from personavec.run import Run, sha256, versions
 from personavec.sample import Sample
-from personavec.shards import COLUMNS, NO_BASE_REPLY, SHARD_ROWS, Directions, directions, screen_shard, shards
+from personavec.shards import COLUMNS, NO_BASE_REPLY, SHARD_ROWS, screen_shard, shards
 from personavec.stats import Interval, spearman_rows, streamed_mean
 from personavec.subset import copy_rows
 from personavec.table import Table
-from personavec.vector import PersonaVector, load_vector
+from personavec.vector import load_vector
 
 Row = dict[str, Any]
 
@@ -65,11 +65,17 @@ def screen(config: ScreenConfig) -> Row:
     model = ChatModel.from_config(config)
     for vector in vectors:
         vector.check_model(model.identity)
-    read = directions(vectors, names_of(vectors), config.layers, config.seed)
+    names = names_of(vectors)
+    if taken := sorted(set(names) & COLUMNS.keys()):
+        raise ConfigError(
+            f"expected traits that are not named like a column of the table, got {taken[0]}; rename the trait in its "
+            "file and extract it again"
+        )
+    read = directions(vectors, names, config.layers, config.seed)
     inputs = {"model": model.identity.revision, "numbers": model.numbers, **data.fingerprint()}
     inputs |= {"rows in a part": str(SHARD_ROWS), **{f"trait {path}": sha256(path) for path in config.traits}}
     inputs |= {f"vector {path}": v.content_hash for path, v in zip(config.vectors, vectors, strict=True)}
-    bench, judges = load_judges(config, model, vectors, names_of(vectors)) if config.judge else (None, {})
+    bench, judges = load_judges(config, model, vectors, names) if config.judge else (None, {})
     if config.flag_by != "projection" and not judges:
         raise ConfigError(f"expected a --judge with --flag-by {config.flag_by}, got none; pass one")
     run = Run.open(config.out or _default_out(config), dataclasses.asdict(config), inputs)
@@ -98,21 +104,6 @@ def screen(config: ScreenConfig) -> Row:
     run.write_json("plan.json" if config.plan else "result.json", result)
     run.finish()
     return result
-
-
-def names_of(vectors: Sequence[PersonaVector]) -> list[str]:
-    """A name for each vector: its trait, with the beginning of its hash where two have one trait."""
-    times = Counter(vector.card.trait for vector in vectors)
-    names = [v.card.trait if times[v.card.trait] == 1 else f"{v.card.trait}-{v.content_hash[:6]}" for v in vectors]
-    if taken := sorted(set(names) & COLUMNS.keys()):
-        raise ConfigError(
-            f"expected traits that are not named like a column of the table, got {taken[0]}; rename the trait in its "
-            "file and extract it again"
-        )
-    if len(set(names)) < len(names):
-        twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise ConfigError(f"expected different vectors, got {twice} twice; pass each once")
-    return names
 
 
 def _default_out(config: ScreenConfig) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,18 +15,15 @@ from personavec.base_replies import BaseReplies
 from personavec.branches import branches
 from personavec.config import ScreenConfig
 from personavec.dataset import Bad
+from personavec.directions import RANDOM, Directions
 from personavec.endpoint import Failure
-from personavec.errors import ConfigError, DataError, ModelError
+from personavec.errors import DataError, ModelError
 from personavec.generate import Reply
 from personavec.model import ChatModel
-from personavec.projection import unit
 from personavec.sample import Sample
-from personavec.vector import PersonaVector
 
 SHARD_ROWS, SHARD_CHARACTERS = 500, 4_000_000
 """A shard is what a kill may cost, and what is in memory at a time."""
-RANDOM = 20
-"""Random directions that are read beside the vectors at every layer."""
 WITH_BASE = ("sampled", "full")
 """Costs at which base replies are written, and so must fit into the context."""
 NO_BASE_REPLY = "expected words in the base reply"
@@ -41,57 +37,6 @@ COLUMNS |= dict.fromkeys(("prompt_tokens", "response_tokens", "base_tokens", "mo
 """Of the table, with their Arrow types, beside those of the vectors."""
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Directions:
-    """What a run reads: a direction for each column of its table, and random ones beside them."""
-
-    names: tuple[str, ...]
-    layers: tuple[int, ...]
-    """Of each name."""
-    units: Float[Tensor, "name d_model"]
-    seed: int = 0
-
-    @property
-    def read_layers(self) -> list[int]:
-        """Each layer once."""
-        return sorted(set(self.layers))
-
-    def random(self, layer: int) -> Float[Tensor, "direction d_model"]:
-        """Directions without meaning, of length 1."""
-        generator = torch.Generator().manual_seed(1000 * self.seed + layer)
-        return unit(torch.randn((RANDOM, self.units.shape[1]), generator=generator))
-
-    def project(self, read: Float[Tensor, "row span layer d_model"]) -> Float[ndarray, "row span name"]:
-        """Projections on every direction, from what was read at `read_layers`."""
-        at = [self.read_layers.index(layer) for layer in self.layers]
-        return torch.einsum("rsnd,nd->rsn", read[:, :, at], self.units).numpy()
-
-    def project_random(self, read: Float[Tensor, "row span layer d_model"]) -> Float[ndarray, "row span layer random"]:
-        """Projections on the random directions."""
-        units = torch.stack([self.random(layer) for layer in self.read_layers])
-        return torch.einsum("rsld,lkd->rslk", read, units).numpy()
-
-
-def directions(vectors: Sequence[PersonaVector], names: Sequence[str], layers: Sequence[int], seed: int) -> Directions:
-    """The directions of vectors, each at the layer of its card, or at all of the given layers.
-
-    Raises:
-        VectorError: A card recommends no layer, or a direction is zero.
-    """
-    chosen: list[tuple[str, int, Tensor]] = []
-    for vector, name in zip(vectors, names, strict=True):
-        own = layers or ((vector.card.layer,) if vector.card.layer is not None else ())
-        if not own:
-            raise ConfigError(f"expected a recommended layer in the card of {name}, got none; pass --layers")
-        chosen += [(f"{name}@{layer}" if len(layers) > 1 else name, layer, vector.unit(layer)) for layer in own]
-    return Directions(
-        tuple(name for name, _, _ in chosen),
-        tuple(layer for _, layer, _ in chosen),
-        torch.stack([direction for _, _, direction in chosen]),
-        seed,
-    )
 
 
 def shards(samples: Iterable[Sample | Bad]) -> Iterator[list[Sample | Bad]]:
