@@ -273,3 +273,35 @@ class ScreenConfig(Judging, Common):
     """With --ray: actors, one model each; each takes a GPU where there are any, else its share of the cores."""
     price_per_hour: Annotated[float | None, tyro.conf.arg(metavar="PRICE", help_behavior_hint="")] = None
     """Of this machine, for the plan."""
+
+
+@dataclass(frozen=True)
+class ShiftConfig(Common):
+    """How far a finetuning moved a model along persona vectors.
+
+    Examples:
+      personavec shift --base smollm2 --tuned out/adapter --vectors evil.safetensors sycophantic.safetensors
+      personavec shift --base Qwen/Qwen2.5-7B-Instruct --tuned out --vectors evil.safetensors
+      personavec shift --tuned one two three --vectors evil.safetensors --json
+
+    More in docs/shift.md.
+    """
+
+    model: Annotated[str, tyro.conf.arg(aliases=("--base",))] = "smollm2"
+    """The model before: Hugging Face id, local folder, GGUF file, or an alias (smollm2, gemma3-270m)."""
+    tuned: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL [MODEL …]", help_behavior_hint="")] = ()
+    """After: PEFT adapter folders or models; a folder with checkpoints stands for all of them in order."""
+    vectors: Files = ()
+    """Vector files; all of them are read in one pass."""
+    layers: Layers = ()
+    """Layers to read every vector at; default the one its card recommends."""
+    prompts: File = None
+    """Text file of questions, one a line; default each vector's own, the held-out questions of its trait."""
+    traits: Files = ()
+    """Trait files of vectors whose trait is not built in."""
+    out: Folder = None
+    """Run folder; default runs/shift."""
+    max_new_tokens: int = 32
+    """Longest reply of the base model, for the shift over replies."""
+    system: str = "template"
+    """System prompt: template (the chat template's own default), none, or a text."""

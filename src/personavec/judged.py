@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from personavec.config import ScreenConfig
 from personavec.dataset import Dataset
-from personavec.errors import ConfigError, JudgeError, TraitError
+from personavec.errors import ConfigError, JudgeError
 from personavec.judges.judge import TraitJudge
 from personavec.judges.load import Bench, load_bench
 from personavec.model import ChatModel
@@ -21,7 +21,7 @@ from personavec.sample import Sample
 from personavec.scoring import take_scale
 from personavec.shards import shards
 from personavec.table import Table
-from personavec.trait import Trait, load_trait
+from personavec.trait import trait_of
 from personavec.vector import PersonaVector
 
 Row = dict[str, Any]
@@ -37,10 +37,9 @@ def load_judges(
         JudgeError: No such judge.
     """
     bench = load_bench(config.judge, model, config.system, config, config)
-    given = {trait.name: trait for trait in (load_trait(str(path)) for path in config.traits)}
     judges = {}
     for vector, name in zip(vectors, names, strict=True):
-        judge = bench.trait(_trait(vector.card.trait, given))
+        judge = bench.trait(trait_of(vector.card.trait, config.traits))
         learned = vector.card.details.get("judge", {}).get("trait")
         if config.judge.startswith("likelihood"):
             if learned is None:
@@ -51,13 +50,6 @@ def load_judges(
             take_scale(judge, learned, f"the card of {name}")
         judges[name] = judge
     return bench, judges
-
-
-def _trait(name: str, given: dict[str, Trait]) -> Trait:
-    try:
-        return given.get(name) or load_trait(name)
-    except TraitError as error:
-        raise ConfigError(f"expected the trait file of {name} for --judge, got none; pass it with --traits") from error
 
 
 def judge_rows(

@@ -201,6 +201,19 @@ def load_trait(name_or_path: str | Path) -> Trait:
         raise TraitError(f"{path}: {error}") from error
 
 
+def trait_of(name: str, files: Iterable[Path]) -> Trait:
+    """The trait of this name: of one of the files, or built in.
+
+    Raises:
+        TraitError: Neither.
+    """
+    given = {trait.name: trait for trait in map(load_trait, files)}
+    try:
+        return given.get(name) or load_trait(name)
+    except TraitError as error:
+        raise TraitError(f"expected the trait file of {name}, got none; pass it with --traits") from error
+
+
 def _parse(data: Mapping[str, object]) -> Trait:
     _require_keys(data, "name", "adjective", "antonym", "description", "pairs", "questions", "rubric")
     questions = data["questions"]

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "evaluate": (config.EvaluateConfig, "personavec.evaluate"),
     "chat": (config.ChatConfig, "personavec.cli.chat"),
     "screen": (config.ScreenConfig, "personavec.screen"),
+    "shift": (config.ShiftConfig, "personavec.shift"),
     "verify": (config.VerifyConfig, "personavec.verify"),
     "write_trait": (config.WriteTraitConfig, "personavec.write_trait"),
     "write_dataset": (config.WriteDatasetConfig, "personavec.write_dataset"),
