@@ -1,6 +1,6 @@
-"""Screening: python benchmarks/screen.py reading | rungs RUN | memory | slope | ray VECTOR.
+"""Screening: python benchmarks/screen.py reading | rungs RUN | engines RUN RUN | memory | slope | ray VECTOR.
 
-RUN is the folder of a `personavec screen … --cost full`. Prints lines as they stand in benchmarks/README.md.
+RUN is the folder of a `personavec screen … --cost full`; for `engines` two of one data set. Prints lines as they stand in benchmarks/README.md.
 """
 
 import json
@@ -145,6 +145,19 @@ def rungs(folder: str) -> None:
             )
 
 
+def engines(one: str, other: str) -> None:
+    """How far two runs agree whose base replies are of two engines."""
+    names = tuple(json.loads((Path(one) / "result.json").read_text())["layers"])
+    tables = [Table(Path(folder) / "table", names) for folder in (one, other)]
+    for name in names:
+        for kind, column in (("base projection", f"{name}.base"), ("projection difference", name)):
+            a, b = (table.column(column).astype(float) for table in tables)
+            both = ~np.isnan(a) & ~np.isnan(b)
+            r, equal = np.corrcoef(a[both], b[both])[0, 1], np.mean(np.abs(a[both] - b[both]) < 1e-6)
+            told = f"r {r:.2f} | equal {equal:.2f} | means {a[both].mean():.2f}, {b[both].mean():.2f}"
+            print(f"| {name}, {kind} | {both.sum()} rows | {told} |")
+
+
 def memory() -> None:
     """Peak memory of a screening with 1,000 and with 100,000 rows, and time by tokens."""
     for rows in (1_000, 100_000):
@@ -210,5 +223,7 @@ if __name__ == "__main__":
     VECTOR = sys.argv[2] if len(sys.argv) > 2 else "runs/demo/optimistic/vector.safetensors"
     if sys.argv[1] == "rungs":
         rungs(sys.argv[2])
+    elif sys.argv[1] == "engines":
+        engines(*sys.argv[2:4])
     else:
         {"reading": reading, "memory": memory, "slope": slope, "ray": ray}[sys.argv[1]]()
