@@ -1,7 +1,7 @@
 """Screening: python benchmarks/screen.py reading | rungs RUN | engines RUN RUN | memory | slope | ray VECTOR.
 
-RUN is the folder of a `personavec screen … --cost full`; `engines` takes two of one data set. Prints lines as they stand in
-benchmarks/README.md.
+RUN is the folder of a `personavec screen … --cost full`; `engines` takes two of one data set. Prints lines as they
+stand in benchmarks/README.md.
 """
 
 import json
