@@ -70,6 +70,19 @@ def test_a_model_that_is_the_base_has_not_moved(
     assert not any(random["beyond"] for random in one["random_control"].values())
 
 
+def test_a_model_of_its_own_has_moved(
+    command: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ChatModel.load(str(saved[0]), dtype="float32")
+    with torch.no_grad():
+        for weight in model.hf.parameters():
+            weight.mul_(1.05)
+    model.hf.save_pretrained(tmp_path / "own")
+    model.tokenizer.save_pretrained(tmp_path / "own")
+    one, two = found([*command, "--tuned", str(tmp_path / "own"), str(saved[0])], capsys)["tuned"]
+    assert abs(one["shift"]["tiny"]["mean"]) > 1e-2 and two["shift"]["tiny"]["mean"] == 0
+
+
 def test_checkpoints_come_in_order_and_the_end_last(
     command: list[str], adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,18 +53,20 @@ def shift(config: ShiftConfig) -> Row:
     tuned = [one for path in config.tuned for one in checkpoints(path)]
     inputs = {f"vector {path}": v.content_hash for path, v in zip(config.vectors, vectors, strict=True)}
 
-    model = _load(config, tuned[0])
+    model = ChatModel.from_config(config)
     for vector in vectors:
         vector.check_model(model.identity)
+    shape = model.n_layers, model.identity.d_model
     run = Run.open(config.out or Path("runs") / "shift", dataclasses.asdict(config), inputs)
     questions = list(dict.fromkeys(question for own in asked.values() for question in own))
-    with model.without_adapter():
-        plain = model if hasattr(model.hf, "get_base_model") else ChatModel.from_config(config)
-        rows = _rows(plain, questions, config)
-        base, base_random = _read(plain, rows, read, "reading the base model")
+    rows = _rows(model, questions, config)
+    base, base_random = _read(model, rows, read, "reading the base model")
     found = []
-    for name in tuned:
-        model = model if name == tuned[0] else _load(config, name)
+    for name in dict.fromkeys(tuned):
+        del model  # one set of weights in memory at a time
+        model = _load(config, name)
+        if (got := (model.n_layers, model.identity.d_model)) != shape:
+            raise ConfigError(f"expected {name} to have the base model's layers and width {shape}, got {got}; check it")
         own, random = _read(model, rows, read, f"reading {Path(name).name}")
         found.append({"tuned": name} | _shifts(own - base, random - base_random, read, asked, questions, config.seed))
     result = {
@@ -110,7 +112,7 @@ def _questions(config: ShiftConfig, vectors: Sequence[PersonaVector], read: Dire
     """What is asked for each name: the given prompts, or the held-out questions of the vector's trait."""
     if config.prompts is not None:
         try:
-            lines = [line.strip() for line in config.prompts.read_text("utf-8").splitlines()]
+            lines = [line.strip() for line in config.prompts.read_text("utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"expected a text file of questions, got {config.prompts} ({error})") from error
         prompts = tuple(dict.fromkeys(line for line in lines if line))
