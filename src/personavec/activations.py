@@ -44,8 +44,8 @@ def activations(
 
     Args:
         model: What to read.
-        rows: Conversations with `prompt_ids` and `response_ids`, neither empty; of the latter, the first
-            `reasoning_tokens` (if given) do not count.
+        rows: Conversations with `prompt_ids` and `response_ids`, what is averaged of them not empty; of the latter, the
+            first `reasoning_tokens` (if given) do not count.
         positions: Some of `POSITIONS`.
         layers: Which block outputs; None for all.
         of: What to average, see `capture`.

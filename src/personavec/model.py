@@ -120,8 +120,10 @@ class ChatModel(BlockModel):
         return cls(hf, tokenizer, name)
 
     @classmethod
-    def from_config(cls, config: Common, name: str | None = None, *, plain_template: bool = False) -> "ChatModel":
-        """Load what a verb's options ask for: the model and its adapter, or else another model by name.
+    def from_config(
+        cls, config: Common, name: str | None = None, *, adapter: Path | None = None, plain_template: bool = False
+    ) -> "ChatModel":
+        """Load what a verb's options ask for: the model and its (or another) adapter, or else another model by name.
 
         Raises:
             ModelError: As `load`.
@@ -130,7 +132,7 @@ class ChatModel(BlockModel):
             name or config.model,
             dtype=config.dtype,
             device=config.device,
-            adapter=None if name else getattr(config, "adapter", None),
+            adapter=None if name else adapter or getattr(config, "adapter", None),
             trust_remote_code=config.trust_remote_code,
             plain_template=plain_template,
         )

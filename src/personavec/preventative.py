@@ -14,8 +14,9 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from personavec.activations import activations
 from personavec.errors import ConfigError, ModelError, VectorError
-from personavec.hooks import BlockFn, Forward, attach, capture
+from personavec.hooks import BlockFn, Forward, attach
 from personavec.model import BlockModel, ChatModel
 from personavec.projection import project
 from personavec.steer import Steered, Steering
@@ -189,18 +190,17 @@ class PreventativeSteering(TrainerCallback):
         model = ChatModel(self._model.hf, tokenizer, "")  # type: ignore[union-attr]
         layer = self.steerings[0].layer
         layer = len(self.vector.direction) - 1 if layer is None else layer
-        rows = [model.render([{"role": "user", "content": prompt}]) for prompt in self.prompts]
-        weights = torch.zeros((len(rows), 1, max(map(len, rows))))
-        for weight, row in zip(weights, rows, strict=True):
-            weight[0, len(row) - 1] = 1
+        rows = [
+            {"prompt_ids": model.render([{"role": "user", "content": prompt}]), "response_ids": ()}
+            for prompt in self.prompts
+        ]
         training = model.hf.training
         model.hf.eval()
         try:
-            return round(
-                float(project(capture(model, rows, weights, [layer])[:, 0, 0], self.vector.direction[layer]).mean()), 6
-            )
+            read = torch.cat([own[:, 0, 0] for _, own in activations(model, rows, ("prompt last",), [layer])])
         finally:
             model.hf.train(training)
+        return round(float(project(read, self.vector.direction[layer]).mean()), 6)
 
 
 class _InTraining(Steered):

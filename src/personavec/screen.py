@@ -14,7 +14,7 @@ from personavec.candidates import Differences, sample_differences, top_differenc
 from personavec.census import Census, measure, take_census
 from personavec.config import ScreenConfig
 from personavec.dataset import Dataset, open_dataset
-from personavec.directions import Directions, directions, names_of
+from personavec.directions import Directions, directions, names_of, random_control
 from personavec.errors import ConfigError, DataError
 from personavec.judged import judge_rows, load_judges
 from personavec.judges.judge import TraitJudge
@@ -259,17 +259,10 @@ def _set_mean(table: Table, name: str, differences: Differences | None) -> Inter
 def _random_control(table: Table, read: Directions, differences: Differences | None) -> Row:
     """The same mean along directions without meaning: what the data set does to any direction."""
     means = table.random_means() if differences is None else differences.random_means
-    found = {}
-    for name, layer in zip(read.names, read.layers, strict=True):
-        own = means[read.read_layers.index(layer)]
-        mean = abs(_set_mean(table, name, differences).mean)
-        found[name] = {
-            "low": round(float(own.min()), 4),
-            "high": round(float(own.max()), 4),
-            "directions": len(own),
-            "beyond": bool(mean > np.abs(own).max()),
-        }
-    return found
+    return {
+        name: random_control(_set_mean(table, name, differences).mean, means[read.read_layers.index(layer)])
+        for name, layer in zip(read.names, read.layers, strict=True)
+    }
 
 
 def _flags(

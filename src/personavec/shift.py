@@ -13,11 +13,11 @@ from numpy import ndarray
 
 from personavec.activations import activations
 from personavec.config import ShiftConfig
-from personavec.directions import Directions, directions, names_of
+from personavec.directions import Directions, directions, names_of, random_control
 from personavec.errors import ConfigError
 from personavec.generate import Request, batches, generate
 from personavec.model import ChatModel
-from personavec.options import Sampling
+from personavec.options import Sampling, Writing
 from personavec.progress import stage
 from personavec.run import Run, versions
 from personavec.stats import clustered_mean
@@ -25,7 +25,6 @@ from personavec.trait import trait_of
 from personavec.vector import PersonaVector, load_vector
 
 Row = dict[str, Any]
-BATCH_TOKENS = 12288
 
 
 def shift(config: ShiftConfig) -> Row:
@@ -97,15 +96,8 @@ def checkpoints(path: str) -> list[str]:
 
 def _load(config: ShiftConfig, tuned: str) -> ChatModel:
     """A finetuned model: an adapter on the base model, or a model of its own."""
-    if (Path(tuned) / "adapter_config.json").is_file():
-        return ChatModel.load(
-            config.model,
-            dtype=config.dtype,
-            device=config.device,
-            adapter=Path(tuned),
-            trust_remote_code=config.trust_remote_code,
-        )
-    return ChatModel.from_config(config, tuned)
+    adapter = Path(tuned) if (Path(tuned) / "adapter_config.json").is_file() else None
+    return ChatModel.from_config(config, None if adapter else tuned, adapter=adapter)
 
 
 def _questions(config: ShiftConfig, vectors: Sequence[PersonaVector], read: Directions) -> dict[str, tuple[str, ...]]:
@@ -130,7 +122,7 @@ def _rows(model: ChatModel, questions: Sequence[str], config: ShiftConfig) -> li
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=0)
     rows: list[Row] = [{} for _ in requests]
     with stage("base replies", len(requests)) as advance:
-        for batch in batches(requests, config.max_new_tokens, BATCH_TOKENS):
+        for batch in batches(requests, config.max_new_tokens, Writing.batch_tokens):
             for index, reply in zip(batch, generate(model, [requests[i] for i in batch], sampling), strict=True):
                 prompt = requests[index].prompt
                 skipped = model.reasoning_tokens(prompt, reply.ids)
@@ -169,13 +161,9 @@ def _shifts(
     found: Row = {"shift": {}, "response_shift": {}, "random_control": {}}
     for column, (name, layer) in enumerate(zip(read.names, read.layers, strict=True)):
         places = np.array([questions.index(question) for question in asked[name]])
-        for span, key in enumerate(("shift", "response_shift")):
-            found[key][name] = clustered_mean(moved[places, span, column].astype(float), places, seed).to_json()
+        own = moved[places, :, column].astype(float)
+        last_prompt, reply = (clustered_mean(own[:, span], places, seed) for span in (0, 1))
+        found["shift"][name], found["response_shift"][name] = last_prompt.to_json(), reply.to_json()
         means = random[places, 0, read.read_layers.index(layer)].mean(axis=0)
-        found["random_control"][name] = {
-            "low": round(float(means.min()), 4),
-            "high": round(float(means.max()), 4),
-            "directions": len(means),
-            "beyond": bool(abs(found["shift"][name]["mean"]) > np.abs(means).max()),
-        }
+        found["random_control"][name] = random_control(last_prompt.mean, means)
     return found

@@ -133,6 +133,20 @@ def chat(_config: ChatConfig, _result: Json) -> None:
     """Nothing: all was said."""
 
 
+def shift(config: ShiftConfig, result: Json) -> None:
+    """A table of vectors for every finetuned model."""
+    for tuned in result["tuned"]:
+        table = Table("vector", "layer", "shift", "over replies", "random", box=None, pad_edge=False)
+        for name, moved in tuned["shift"].items():
+            random = tuned["random_control"][name]
+            spread = f"{'beyond' if random['beyond'] else 'within'} {random['low']:.2f} to {random['high']:.2f}"
+            over_replies = _estimate(tuned["response_shift"][name], 2)
+            table.add_row(escape(name), str(result["layers"][name]), _estimate(moved, 2), over_replies, spread)
+        _say(tuned["tuned"], markup=False)
+        console.print(table)
+    _say(f"{config.model} before; {result['out']}/result.json; {result['seconds']:.0f} seconds", markup=False)
+
+
 def verify(config: VerifyConfig, result: Json) -> None:
     """One line a check."""
     shape = f"{result['n_layers']} layers, {result['d_model']} wide"
@@ -281,17 +295,3 @@ def _duration(seconds: float | None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def shift(config: ShiftConfig, result: Json) -> None:
-    """A table of vectors for every finetuned model."""
-    for tuned in result["tuned"]:
-        table = Table("vector", "layer", "shift", "over replies", "random", box=None, pad_edge=False)
-        for name, moved in tuned["shift"].items():
-            random = tuned["random_control"][name]
-            spread = f"{'beyond' if random['beyond'] else 'within'} {random['low']:.2f} to {random['high']:.2f}"
-            over_replies = _estimate(tuned["response_shift"][name], 2)
-            table.add_row(escape(name), str(result["layers"][name]), _estimate(moved, 2), over_replies, spread)
-        _say(tuned["tuned"], markup=False)
-        console.print(table)
-    _say(f"{config.model} before; {result['out']}/result.json; {result['seconds']:.0f} seconds", markup=False)
