@@ -164,22 +164,36 @@ class ChatModel(BlockModel):
         Raises:
             ModelError: The chat template cannot render these turns.
         """
+        return self.encode(self.text(messages, system))
+
+    def text(self, messages: Sequence[Message], system: str = "template", *, open_reply: bool = True) -> str:
+        """A conversation as the model reads it.
+
+        Args:
+            messages: Turns with `role` and `content`.
+            system: As for `render`.
+            open_reply: Whether it ends where an assistant's reply begins, or after the last turn.
+
+        Raises:
+            ModelError: The chat template cannot render these turns.
+        """
         if messages[0]["role"] == "system" or system == "template":
-            return self._apply(messages)
+            return self._apply(messages, open_reply)
         if system != "none":
-            return self._apply([{"role": "system", "content": system}, *messages])
-        bare = self._apply(messages)
-        empty = self._apply([{"role": "system", "content": ""}, *messages])
+            return self._apply([{"role": "system", "content": system}, *messages], open_reply)
+        bare = self._apply(messages, open_reply)
+        empty = self._apply([{"role": "system", "content": ""}, *messages], open_reply)
         return min(bare, empty, key=len)
 
-    def _apply(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        def ids(turns: Sequence[Message]) -> tuple[int, ...]:
-            return tuple(self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, return_dict=False))
+    def _apply(self, messages: Sequence[Message], open_reply: bool) -> str:
+        def text(turns: Sequence[Message]) -> str:
+            apply = self.tokenizer.apply_chat_template
+            return str(apply(list(turns), add_generation_prompt=open_reply, tokenize=False))
 
         instructed = messages[0]["role"] == "system" and len(messages) > 1
         try:
-            rendered = ids(messages)
-            if not (instructed and messages[0]["content"] and rendered == ids(messages[1:])):
+            rendered = text(messages)
+            if not (instructed and messages[0]["content"] and rendered == text(messages[1:])):
                 return rendered
         except TemplateError as error:
             if not instructed:
@@ -187,7 +201,7 @@ class ChatModel(BlockModel):
                 raise ModelError(f"expected turns that alternate and end with the user, got: {reason}") from error
         # some families (Gemma) have no system role, or pass over it: the instruction then leads the first user turn
         system, first, *rest = messages
-        return ids([{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest])
+        return text([{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest])
 
     def reasoning_tokens(self, prompt: Sequence[int], reply: Sequence[int]) -> int:
         """How many tokens of a reply are reasoning: up to the last `</think>`, or all where it was never closed."""
@@ -198,7 +212,7 @@ class ChatModel(BlockModel):
         return len(reply) if marks and marks[-1] == opened else 0
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a reply that was not generated here; no special tokens."""
+        """Token ids of a text as it stands: nothing is put before or after it."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:

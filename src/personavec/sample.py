@@ -40,6 +40,8 @@ class Sample:
     source: str | None = None
     more_turns: int = 0
     """Turns of the row that are neither in `messages` nor the response."""
+    begin: int = 0
+    """Assistant turns before this place belong to the prompt."""
 
 
 def shape_of(row: Any) -> str:
@@ -84,6 +86,7 @@ def to_sample(row: Any, place: int, where: str, turn: Turn = "first", shape: str
         _id(row),
         _label(row, "source")[:LONGEST_SOURCE] or None,
         len(turns) - end - 1,
+        begin,
     )
 
 
