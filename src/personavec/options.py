@@ -1,5 +1,6 @@
 """Options that verbs share, and what each must be; their docstrings are the command line's help."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -45,6 +46,12 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
             "questions",
             "read_tokens",
             "workers",
+            "batch",
+            "rows_at_once",
+            "rank",
+            "alpha",
+            "max_tokens",
+            "checkpoints",
         )
     }
     | {
@@ -53,6 +60,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
     }
     | {"keep_below": (lambda value: value is None or 0 < value < 100, "between 0 and 100")}
     | {"precision": (lambda value: value > 0, "above 0")}
+    | {name: (lambda value: 0 < value < math.inf, "above 0") for name in ("rate", "epochs", "penalty")}
+    | {"warmup_steps": (lambda value: value >= 0, "0 or more")}
     | {"price_per_hour": (lambda value: value is None or value >= 0, "at least 0")}
     | {"layers": (lambda value: len(set(value)) == len(value), "each once")}
 )

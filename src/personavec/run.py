@@ -41,6 +41,9 @@ IRRELEVANT = {
     "price_per_hour",
     "ray",
     "workers",
+    "rows_at_once",
+    "gradient_checkpointing",
+    "held_out",
 }
 """Options that change results by rounding at most, or only add to them, and so may differ when a run is resumed."""
 REPORT = {"report.html", "index.html", "charts"}

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "evaluate": (config.EvaluateConfig, "personavec.evaluate"),
     "chat": (config.ChatConfig, "personavec.cli.chat"),
     "screen": (config.ScreenConfig, "personavec.screen"),
+    "finetune": (config.FinetuneConfig, "personavec.finetune"),
     "shift": (config.ShiftConfig, "personavec.shift"),
     "verify": (config.VerifyConfig, "personavec.verify"),
     "write_trait": (config.WriteTraitConfig, "personavec.write_trait"),
@@ -88,6 +89,8 @@ def run(name: str, options: Any) -> int:
     verb = getattr(import_module(VERBS[name][1]), name)
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         result = verb(options)
+        if int(os.environ.get("RANK", 0)):  # of several processes of accelerate launch the first one speaks
+            return DONE
         if name == "extract":
             from personavec.report.page import write_pages
 

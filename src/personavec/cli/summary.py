@@ -13,6 +13,7 @@ from personavec.config import (
     DemoConfig,
     EvaluateConfig,
     ExtractConfig,
+    FinetuneConfig,
     ScreenConfig,
     ShiftConfig,
     VerifyConfig,
@@ -145,6 +146,23 @@ def shift(config: ShiftConfig, result: Json) -> None:
         _say(tuned["tuned"], markup=False)
         console.print(table)
     _say(f"{config.model} before; {result['out']}/result.json; {result['seconds']:.0f} seconds", markup=False)
+
+
+def finetune(config: FinetuneConfig, result: Json) -> None:
+    """What was trained on, how, and where it is."""
+    skipped = f", {result['skipped']:,} skipped (skipped.jsonl)" * bool(result["skipped"])
+    _say(f"{result['rows']:,} rows of {config.data}, {result['tokens']:,} tokens{skipped}", markup=False)
+    for one in result["steering"]:
+        dose = f", dose {one['dose']:.2f}" if one["dose"] is not None else ""
+        amount = f"coef {one['coef']:.3g}{dose}, " * (result["method"] == "prevent")
+        direction = "a random direction in place of " * result["random"] + one["trait"]
+        _say(f"{result['method']} {direction}: {amount}layer {one['layer']}", markup=False)
+    loss = result["loss"]
+    _say(f"{result['steps']:,} steps, loss {loss['first']:.3f} at first, {loss['last']:.3f} at last")
+    if held_out := result["held_out"]:
+        base, tuned = (_estimate(held_out[name], 3) for name in ("base", "tuned"))
+        _say(f"loss on {held_out['rows']:,} held-out rows: {base} before, {tuned} after")
+    _say(f"trained: {result['tuned']}\n{result['seconds']:.0f} seconds", markup=False)
 
 
 def verify(config: VerifyConfig, result: Json) -> None:

@@ -1,0 +1,122 @@
+"""Finetune: train an adapter (or all weights) on a data set by one method, and say what was done in a run card."""
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from personavec.config import FinetuneConfig
+from personavec.dataset import open_dataset
+from personavec.errors import ConfigError
+from personavec.methods import prepare
+from personavec.model import ChatModel
+from personavec.progress import tell
+from personavec.run import Run, versions
+from personavec.stats import clustered_mean
+from personavec.steer import Steering
+from personavec.training import arguments, reply_losses, share_out, train, trainable
+from personavec.training_rows import training_rows
+from personavec.vector import load_vector
+
+Row = dict[str, Any]
+
+
+def finetune(config: FinetuneConfig) -> Row:
+    """Train on every row of a data set, with a loss on the assistant's replies.
+
+    Returns:
+        Where the `adapter` (or `tuned` model) is, what was trained on and skipped, the `loss` at the first and last
+        step, the loss on `held_out` rows before and after, and how the method's coefficients were found. Processes of
+        `accelerate launch` other than the first return nothing.
+
+    Raises:
+        PersonavecError: Bad input; what was done so far stays in the run folder.
+    """
+    began = time.monotonic()
+    if not config.data:
+        raise ConfigError("expected training data, got none; pass a file, a folder or a Hugging Face data set")
+    data = open_dataset(config.data)
+    held_out = open_dataset(config.held_out) if config.held_out else None
+    out = config.out or default_out(config)
+    args = arguments(config, out / ("model" if config.full else "adapter"))
+    model = _load(config, str(args.device))
+    inputs = data.fingerprint() | {"model": model.identity.revision, "numbers": model.numbers}
+    inputs |= {f"vector {path}": load_vector(path).content_hash for path in config.vectors}
+    run = Run.open(out, dataclasses.asdict(config), inputs) if args.should_save else Run(out)
+
+    options = {"longest": min(config.max_tokens, model.context), "system": config.system, "on_error": config.on_error}
+    unseen = training_rows(model, held_out.samples("last"), **options)[0] if held_out else []
+    before = reply_losses(model, unseen) if unseen and args.should_save else None
+    method = prepare(model, config)
+    rows, skipped = training_rows(model, data.samples("last"), instruction=method.instruction, **options)
+    share_out(args, config, len(rows))
+    if run.done("result.json"):
+        if args.should_save:
+            tell(f"{out} is trained already; delete it to train again")
+        return run.read_json("result.json")  # type: ignore[no-any-return]
+    subject = trainable(model, config)
+    history = train(subject, rows, args, method.callbacks, method.trainer, **method.options(subject))
+    if not args.should_save:
+        return {}
+    run.write_rows("loss.jsonl", history)
+    run.write_rows("skipped.jsonl", skipped)
+    result = {
+        "out": str(out),
+        "tuned": args.output_dir,
+        "model": config.model,
+        "method": config.chosen,
+        "random": config.random,
+        "steering": [_told(one) for one in method.steerings],
+        "automatic": method.automatic,
+        "rows": len({row["row"] for row in rows}),
+        "sequences": len(rows),
+        "skipped": len(skipped),
+        "tokens": sum(len(row["input_ids"]) for row in rows),
+        "steps": len(history),
+        "loss": {"first": history[0]["loss"], "last": history[-1]["loss"]},
+        "held_out": _held_out(subject, unseen, before, config.seed) if before is not None else None,
+        "versions": versions(),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    run.write_json("result.json", result)
+    run.finish()
+    return result
+
+
+def default_out(config: FinetuneConfig) -> Path:
+    """A folder of its own for each way to train on a data set."""
+    named = ("epochs", "rate", "rank", "alpha", "full", "positions", "penalty", "seed", "model")
+    changed = [f"{name}={getattr(config, name)}" for name in named if getattr(config, name) != getattr(FinetuneConfig, name)]
+    what = [*config.prevent, *map(str, config.vectors), *changed]
+    mark = f"-{zlib.crc32(' '.join(what).encode()):08x}" if what else ""
+    random = "-random" * config.random
+    return Path("runs") / f"finetune-{Path(config.data).stem}-{config.chosen}{random}{mark}"
+
+
+def _load(config: FinetuneConfig, device: str) -> ChatModel:
+    """The model to train; where all weights are trained they are kept in float32, or small steps would round away."""
+    dtype = "float32" if config.full and config.dtype == "auto" else config.dtype
+    return ChatModel.from_config(dataclasses.replace(config, device=device, dtype=dtype))
+
+
+def _told(one: Steering) -> Row:
+    """A direction and how it is used, as the run card has it."""
+    card = one.vector.card
+    dose = None if one.layer is None or not card.activation_norms else round(one.vector.dose(one.layer, one.coef), 4)
+    return {
+        "trait": card.trait,
+        "hash": one.vector.content_hash,
+        "coef": one.coef,
+        "layer": "all" if one.layer is None else one.layer,
+        "dose": dose,
+        "positions": one.positions,
+    }
+
+
+def _held_out(model: ChatModel, rows: Sequence[Row], before: Any, seed: int) -> Row:
+    """Loss per reply token on rows that were not trained on; the difference is paired by token."""
+    (base, places), (tuned, _) = before, reply_losses(model, rows)
+    means = {"base": base, "tuned": tuned, "difference": tuned - base}
+    return {"rows": len(rows)} | {name: clustered_mean(own, places, seed).to_json() for name, own in means.items()}
