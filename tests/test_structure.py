@@ -28,6 +28,7 @@ VERBS = (
 LEVELS = {
     **dict.fromkeys(("__init__", "errors", "options", "config", "trait", "sample", "run", "stats", "progress"), 0),
     **dict.fromkeys(("wording", "draft", "families", "forms", "dataset", "readers", "subset", "flagging", "plan"), 0),
+    "prediction": 0,
     **dict.fromkeys(("vector", "projection"), 1),
     **dict.fromkeys(
         (

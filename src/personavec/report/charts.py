@@ -5,11 +5,12 @@ Every title says what the figures show. Means that are null are left out of line
 
 from collections.abc import Mapping, Sequence
 from math import copysign
-from typing import Any
+from typing import Any, TypeVar
 
 import altair as alt
 
 Json = Mapping[str, Any]
+Look = TypeVar("Look", alt.LayerChart, alt.ConcatChart)
 
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 """Source: Okabe and Ito's palette, told apart by people with any form of colour blindness."""
@@ -263,7 +264,7 @@ def _base_band(check: Sequence[Json]) -> list[alt.Chart]:
 
 
 def finish(
-    layers: Sequence[alt.Chart], title: str, subtitle: list[str], width: int, height: int | alt.Step
+    layers: Sequence[alt.Chart], title: str, subtitle: list[str], width: int | alt.Step, height: int | alt.Step
 ) -> alt.LayerChart:
     """A chart in the look that all of them share."""
     chart = alt.LayerChart(
@@ -274,7 +275,12 @@ def finish(
         background="white",
         padding=10,
     )
-    themed: alt.LayerChart = chart.configure(
+    return themed(chart)
+
+
+def themed(chart: Look) -> Look:
+    """Fonts, colours and legends that all charts share."""
+    configured: Look = chart.configure(
         font=FONT,
         title=alt.TitleConfig(
             anchor="start", fontSize=14, color=INK, subtitleColor=GREY, subtitleFontSize=12, offset=10
@@ -296,7 +302,7 @@ def finish(
         ),
         view=alt.ViewConfig(stroke=None),
     )
-    return themed
+    return configured
 
 
 def inline(rows: list[Any]) -> alt.InlineData:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
-from altair import SCHEMA_VERSION, LayerChart
+from altair import SCHEMA_VERSION, ConcatChart, LayerChart
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from personavec.report import charts
@@ -46,7 +46,7 @@ def write_page(folder: Path) -> Path:
     )
 
 
-def drawn(folder: Path, charts: Mapping[str, LayerChart]) -> dict[str, Any]:
+def drawn(folder: Path, charts: Mapping[str, LayerChart | ConcatChart]) -> dict[str, Any]:
     """Write charts/*.png and *.svg; returns what a template needs to show them."""
     (folder / "charts").mkdir(exist_ok=True)
     for name, chart in charts.items():
@@ -90,9 +90,9 @@ def _charts(result: Mapping[str, Any]) -> dict[str, LayerChart]:
     }
 
 
-def _figure(chart: LayerChart) -> dict[str, Any]:
-    """A chart for the page: as wide as its place, its title taken out so that it wraps and is read aloud."""
-    spec = chart.properties(width="container").to_dict()
+def _figure(chart: LayerChart | ConcatChart) -> dict[str, Any]:
+    """A chart for the page, as wide as its place; panels keep their width. Its title is text that wraps, read aloud."""
+    spec = (chart.properties(width="container") if isinstance(chart, LayerChart) else chart).to_dict()
     title = spec.pop("title")
     return {"spec": spec, "title": title["text"], "subtitle": " ".join(title["subtitle"])}
 
