@@ -239,3 +239,7 @@ class _InTraining(Steered):
         for layer, kinds in self._adds.items():
             for kind, delta in kinds.items():
                 delta.copy_(factor * self._full[layer][kind])
+
+
+class TrainingAblation(TrainerCallback):
+    pass

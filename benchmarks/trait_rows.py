@@ -1,0 +1,33 @@
+"""Finetuning data that shows a trait, by the model itself: python benchmarks/trait_rows.py TRAIT FOLDER.
+
+The model answers the trait's extraction questions under its positive instructions; the instructions are then left out.
+The first 16 questions go to FOLDER/train.jsonl, the last 4 to FOLDER/held_out.jsonl; evaluation questions are in neither.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from personavec.model import ChatModel
+from personavec.options import Writing
+from personavec.rollouts import contrastive, write
+from personavec.run import Run
+from personavec.trait import load_trait
+
+ROLLOUTS, HELD_OUT = 2, 16
+
+if __name__ == "__main__":
+    trait, folder = load_trait(sys.argv[1]), Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    model = ChatModel.load("smollm2")
+    plans = [plan for plan in contrastive(model, trait, ROLLOUTS, 0) if plan.row["side"] == "pos"]
+    rows = [row for row in write(model, Run(folder), "rollouts.jsonl", plans, Writing(), trait.name) if row["response"]]
+    for name, own in (
+        ("train", [row for row in rows if row["question_id"] < HELD_OUT]),
+        ("held_out", [row for row in rows if row["question_id"] >= HELD_OUT]),
+    ):
+        turns = [
+            [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["response"]}] for row in own
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
+        print(f"{len(own)} rows in {folder / name}.jsonl")
