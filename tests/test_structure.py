@@ -56,7 +56,7 @@ LEVELS = {
         ),
         2,
     ),
-    **dict.fromkeys(("activations", "proof", "result", "preventative", "notation", "directions"), 2),
+    **dict.fromkeys(("activations", "proof", "result", "training", "preventative", "notation", "directions"), 2),
     "writer": 2,
     **dict.fromkeys(VERBS, 3),
     **dict.fromkeys(("__main__", "cli", "report", "server", "studies"), 4),
