@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from personavec.cli.main import main
 from personavec.model import ChatModel
-from personavec.training import last_checkpoint
+from personavec.trainer import last_checkpoint
 from personavec.vector import Card, PersonaVector, load_vector
 
 ROWS = [(f"what is {n}?", f"it is {n} {n}!") for n in range(12)]
@@ -132,7 +132,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(
     prevented = [*command, "--epochs", "4", "--checkpoints", "6", "--prevent", f"{saved[1]}:1@1"]
     found([*prevented, "--out", str(tmp_path / "whole")], capsys)
     code = (
-        "import os, personavec.training as t\n"
+        "import os, personavec.trainer as t\n"
         "old = t._Watching.on_step_end\n"
         "def dies(self, args, state, control, **more):\n"
         "    if state.global_step == 7: os._exit(9)\n"

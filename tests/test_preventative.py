@@ -1,5 +1,7 @@
 """Preventative steering: what it adds in training, and that nothing of it stays."""
 
+import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -7,67 +9,13 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from transformers import Trainer, TrainingArguments
+from tiny_training import PROMPT, ROWS, Data, fresh, labels, losses, same, trained, weights
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from personavec.errors import ModelError, VectorError
-from personavec.model import ChatModel
-from personavec.preventative import PreventativeSteering
+from personavec.hooks import attach
+from personavec.model import BlockModel
+from personavec.preventative import PreventativeSteering, TrainingAblation
 from personavec.steer import Steering, steer
-
-ROWS = [list(tiny.prompt(12, seed=seed)) for seed in range(8)]
-PROMPT = 5
-
-
-class Data(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """Rows of equal length with a loss on what follows the prompt; may break at one of them."""
-
-    def __init__(self, broken: int | None = None) -> None:
-        self.broken = broken
-
-    def __len__(self) -> int:
-        return len(ROWS)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index == self.broken:
-            raise RuntimeError("a broken row")
-        ids = torch.tensor(ROWS[index])
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels(ids)}
-
-
-def labels(ids: torch.Tensor) -> torch.Tensor:
-    return torch.where(torch.arange(len(ids)) < PROMPT, -100, ids)
-
-
-def fresh(family: str = "llama", **changes: Any) -> ChatModel:
-    """A tiny model whose weights (or whose adapter's) can be trained."""
-    model = tiny.build(family, **changes)
-    for name, weight in model.hf.named_parameters():
-        weight.requires_grad_(family != "peft" or "lora_" in name)
-    return model
-
-
-def trained(
-    model: ChatModel, out: Path, *callbacks: PreventativeSteering, data: Data | None = None, **options: Any
-) -> Trainer:
-    settings = {"per_device_train_batch_size": 2, "max_steps": 4, "logging_steps": 1, "learning_rate": 1e-2, "seed": 0}
-    args = TrainingArguments(
-        str(out), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, **settings | options
-    )
-    trainer = Trainer(model.hf, args, train_dataset=data or Data(), callbacks=list(callbacks))
-    trainer.train()
-    return trainer
-
-
-def weights(model: ChatModel) -> dict[str, torch.Tensor]:
-    return {name: weight.clone() for name, weight in model.hf.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def losses(trainer: Trainer) -> list[float]:
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 @pytest.mark.parametrize("family", ["llama", "peft", "gpt2"])
@@ -185,6 +133,64 @@ def test_several_compose(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, two.hf.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
+class Reading(TrainerCallback):
+    """Keeps the stream after every block, of training and of evaluation, as the next block gets it."""
+
+    def __init__(self) -> None:
+        self.streams: dict[tuple[bool, int], list[torch.Tensor]] = {}
+        self.hooks = ExitStack()
+
+    def on_train_begin(self, *_: Any, **more: Any) -> None:
+        blocks = BlockModel(more["model"], "read")
+
+        def at(layer: int) -> Any:
+            def keep(stream: torch.Tensor) -> None:
+                self.streams.setdefault((blocks.decoder.training, layer), []).append(stream.detach().float())
+
+            return keep
+
+        self.hooks.enter_context(attach(blocks, tiny.nothing, {layer: at(layer) for layer in range(tiny.N_LAYERS)}))
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.hooks.close()
+
+
+@pytest.mark.parametrize(("family", "bf16"), [("llama", False), ("llama", True), ("peft", False), ("gpt2", False)])
+@pytest.mark.parametrize("layers", ["all", 1, (0, 2)])
+def test_ablation_leaves_no_projection_in_training(family: str, bf16: bool, layers: Any, tmp_path: Path) -> None:
+    model = fresh(family)
+    vectors = [tiny.vector(model, seed) for seed in (0, 1)]
+    named = range(tiny.N_LAYERS) if layers == "all" else [layers] if isinstance(layers, int) else layers
+    callback, reading, before = TrainingAblation(vectors, layers=layers), Reading(), weights(model)
+    evaluating = {"eval_dataset": Data(), "eval_strategy": "steps", "eval_steps": 1}
+    trained(model, tmp_path, callback, reading, bf16=bf16, max_steps=1, **evaluating)
+    for (training, layer), streams in reading.streams.items():
+        for vector in vectors:
+            along = (torch.cat(streams) @ vector.unit(layer)).abs().max()
+            assert along < 1e-4 if training and layer in named else along > 1e-2
+    assert len(reading.streams) == 2 * tiny.N_LAYERS
+    assert callback.steered_tokens == 2 * len(ROWS[0]) and tiny.hooks(model) == 0
+    assert weights(model).keys() == before.keys() and not same(weights(model), before)
+
+
+def test_ablation_and_steering_log_under_their_own_names(tmp_path: Path) -> None:
+    model = fresh()
+    vector, other = tiny.vector(model), tiny.vector(model, 1, layer=2)
+    other = dataclasses.replace(other, card=dataclasses.replace(other.card, trait="other"))
+    asked = {"prompts": ["Hi?", "Who are you?"]}
+    callbacks = [
+        PreventativeSteering(vector, 2, layer=1, **asked),
+        PreventativeSteering(vector, 2, layer=3, positions="response", **asked),
+        TrainingAblation([vector, other], layers=2, **asked),
+    ]
+    trainer = trained(model, tmp_path, *callbacks, processing_class=model.tokenizer, max_steps=1)
+    (row,) = (row for row in trainer.state.log_history if "loss" in row)
+    tokens = {"steered_tokens/tiny": 24, "steered_tokens/tiny-2": 14, "steered_tokens/tiny+other": 24}
+    assert {name: row[name] for name in row if name.startswith("steered")} == tokens
+    read = [row[name] for name in ("projection/tiny", "projection/tiny-2", "projection/tiny-3", "projection/other")]
+    assert len(set(read)) == 4
+
+
 def test_logs_tell_tokens_and_projection(tmp_path: Path) -> None:
     model = fresh()
     callback = PreventativeSteering(tiny.vector(model), 2, layer=1, prompts=["Hi?", "Who are you?"])
@@ -196,39 +202,6 @@ def test_logs_tell_tokens_and_projection(tmp_path: Path) -> None:
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert [row["steered_tokens/tiny"] for row in rows] == [8 * 12, 8 * 12 * 2]
     assert rows[0]["projection/tiny"] != rows[1]["projection/tiny"] and model.hf.training
-
-
-def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
-    model = fresh()
-    with pytest.raises(ModelError, match="lower the coef"):
-        trained(model, tmp_path, PreventativeSteering(tiny.vector(model), 3e38, layer=1))
-    assert tiny.hooks(model) == 0
-
-
-def test_a_model_that_is_not_run_is_told(tmp_path: Path) -> None:
-    model = fresh()
-
-    class Elsewhere(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
-            return sum((weight**2).sum() for weight in model.parameters())
-
-    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], save_strategy="no", max_steps=2)
-    trainer = Elsewhere(
-        model.hf, args, train_dataset=Data(), callbacks=[PreventativeSteering(tiny.vector(model), 1, layer=1)]
-    )
-    with pytest.raises(ModelError, match="got none in a step"):
-        trainer.train()
-    assert tiny.hooks(model) == 0
-
-
-def test_a_vector_of_another_model_is_refused(tmp_path: Path) -> None:
-    model = fresh()
-    with pytest.raises(VectorError, match="extract it from this model"):
-        trained(model, tmp_path, PreventativeSteering(tiny.vector(tiny.build(seed=1)), 1, layer=1))
-    with pytest.raises(VectorError, match="a layer from 0 to 3, got 9"):
-        PreventativeSteering(tiny.vector(model), 1, layer=9)
-    with pytest.raises(VectorError, match="pass layer="):
-        PreventativeSteering(tiny.vector(model), 1)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -59,6 +59,7 @@ LEVELS = {
     ),
     **dict.fromkeys(("activations", "proof", "result", "preventative", "notation", "directions", "capability"), 2),
     "writer": 2,
+    **dict.fromkeys(("training_steering", "training_rows", "trainer", "penalty", "methods", "supply"), 2),
     **dict.fromkeys(VERBS, 3),
     **dict.fromkeys(("__main__", "cli", "report", "server", "studies"), 4),
 }

@@ -16,7 +16,7 @@ from personavec.progress import tell
 from personavec.run import Run, versions
 from personavec.stats import clustered_mean
 from personavec.steer import Steering
-from personavec.training import arguments, reply_losses, share_out, train, trainable
+from personavec.trainer import arguments, reply_losses, share_out, train, trainable
 from personavec.training_rows import training_rows
 from personavec.vector import load_vector
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from personavec.errors import ModelError
 from personavec.models import load, pick_device, pick_dtype
 from personavec.options import Common
-from personavec.vector import ModelIdentity
+from personavec.vector import PARTIAL, ModelIdentity
 
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -267,17 +267,29 @@ def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
     """Sha256 over the shape of the model and a sample of its weights: cheap, and equal for equal models.
 
     The sample is rounded so far that no dtype shows in it, except float16 for weights stored in float32. Adapters
-    are left out.
+    are left out. Weights that are not here as numbers (quantised; partitioned by ZeRO-3 or FSDP; not loaded) are left
+    out too, and the result then says that it is partial.
     """
     text = hf.config.get_text_config()
     digest = hashlib.sha256(json.dumps([text.model_type, len(blocks), text.hidden_size, text.vocab_size]).encode())
     adapter = getattr(hf.base_model, "prefix", "lora_")
+    partial = ""
     for block in (blocks[0], blocks[len(blocks) // 2], blocks[-1]):
         for name, weight in sorted(block.named_parameters()):
-            if adapter not in name:
-                sample = weight.detach().flatten()[:64].to("cpu", torch.bfloat16).float()
-                digest.update((sample * 2**14).round().int().numpy().tobytes())
-    return digest.hexdigest()
+            if adapter in name:
+                continue
+            if not _readable(weight):
+                partial = PARTIAL
+                continue
+            sample = weight.detach().flatten()[:64].to("cpu", torch.bfloat16).float()
+            digest.update((sample * 2**14).round().int().numpy().tobytes())
+    return digest.hexdigest() + partial
+
+
+def _readable(weight: Tensor) -> bool:
+    """Whether a weight is here whole, in a number format of 16 bits or more."""
+    here = weight.numel() > 0 and not weight.is_meta and not hasattr(weight, "to_local")
+    return here and weight.is_floating_point() and weight.itemsize > 1
 
 
 def _adapt(hf: Any, adapter: Path) -> Any:

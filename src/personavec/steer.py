@@ -109,27 +109,28 @@ class Steered:
         """Be told of a forward pass before its blocks run."""
         covers = self.covers(forward)
         for kind, touched in self._touched.items():
-            covered = covers[kind] & touched[self._alive]
+            covered = covers[kind].to(self._device) & touched[self._alive]
             self._covered[kind] = covered[:, :, None]
             self._count += covered.sum()
 
     def change(self, layer: int, stream: Float[Tensor, "rows seq d_model"]) -> Float[Tensor, "rows seq d_model"]:
         """The steered stream: additions first, then ablation, then caps."""
         out = stream
+        covered = {kind: places.to(stream.device) for kind, places in self._covered.items()}
         for kind, delta in self._adds.get(layer, {}).items():
-            out = out + self._covered[kind] * delta[self._alive][:, None].to(stream.dtype)
+            out = out + covered[kind] * delta[self._alive][:, None].to(stream)
         if layer not in self._checked:
             self._check(layer, stream, out)
             self._checked.add(layer)
         for kind, rows, edit in self._edits.get(layer, []):
-            out = torch.where(self._covered[kind] & rows[self._alive][:, :, None], edit(out), out)
+            out = torch.where(covered[kind] & rows[self._alive][:, :, None].to(stream.device), edit(out), out)
         return out
 
     def _check(self, layer: int, before: Tensor, after: Tensor) -> None:
         """Proof of effect at the site: the stream moved by coef·v, up to the rounding of its dtype."""
         wanted = before.float()
         for kind, delta in self._adds.get(layer, {}).items():
-            wanted = wanted + self._covered[kind] * delta[self._alive][:, None].float()
+            wanted = wanted + (self._covered[kind] * delta[self._alive][:, None].float()).to(wanted)
         rounding = 2 * torch.finfo(after.dtype).eps * (before.float().abs() + wanted.abs())
         # its square must be finite too: the next block's norm takes it in float32
         if not (((after.float() - wanted).abs() <= rounding) & after.float().square().isfinite()).all():
@@ -189,7 +190,8 @@ def ablation(directions: Float[Tensor, "n d_model"]) -> Edit:
     basis: Tensor = u[:, sizes > 1e-5 * sizes.max()]
 
     def edit(stream: Tensor) -> Tensor:
-        return (stream.float() - (stream.float() @ basis) @ basis.T).to(stream.dtype)
+        q = basis.to(stream.device)
+        return (stream.float() - (stream.float() @ q) @ q.T).to(stream.dtype)
 
     return edit
 
@@ -201,8 +203,9 @@ def capping(direction: Float[Tensor, " d_model"], floor: float, ceiling: float) 
     """
 
     def edit(stream: Tensor) -> Tensor:
-        along = stream.float() @ direction
-        return (stream.float() + (along.clamp(floor, ceiling) - along)[..., None] * direction).to(stream.dtype)
+        unit = direction.to(stream.device)
+        along = stream.float() @ unit
+        return (stream.float() + (along.clamp(floor, ceiling) - along)[..., None] * unit).to(stream.dtype)
 
     return edit
 

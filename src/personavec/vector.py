@@ -17,6 +17,8 @@ from personavec.errors import VectorError
 from personavec.run import write_file
 
 SITE = "resid_post"
+PARTIAL = " (partial)"
+"""Ends the revision of a model whose weights could not all be read as numbers: quantised, or spread over processes."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class ModelIdentity:
     id: str
     """Name the model was loaded under."""
     revision: str
-    """sha256 over the shape and a sample of the weights; equal for equal models."""
+    """sha256 over the shape and a sample of the weights; equal for equal models. May end with `PARTIAL`."""
     n_layers: int
     """Number of decoder blocks."""
     d_model: int
@@ -125,7 +127,10 @@ class PersonaVector:
             raise VectorError(f"expected a layer from 0 to {n_layers - 1}, got {layer}; layers count blocks from 0")
 
     def check_model(self, model: ModelIdentity) -> None:
-        """Raise VectorError unless the vector was extracted from this model; adapters on top do not matter."""
+        """Raise VectorError unless the vector was extracted from this model; adapters on top do not matter.
+
+        Where one of the two was quantised or spread over processes, their weights cannot be compared: their names are.
+        """
         own = self.card.model
         if (own.n_layers, own.d_model) != (model.n_layers, model.d_model):
             raise VectorError(
@@ -133,7 +138,13 @@ class PersonaVector:
                 f"{self.card.trait} from {own.id} ({own.n_layers} layers, {own.d_model} wide); "
                 "extract it from this model, or pass the --model it came from"
             )
-        if own.revision != model.revision:
+        partial = own.revision.endswith(PARTIAL) or model.revision.endswith(PARTIAL)
+        if partial and own.id != model.id and own.revision != model.revision:
+            raise VectorError(
+                f"expected a vector for {model.id} by name, as quantised or partitioned weights cannot be compared, "
+                f"got {self.card.trait} from {own.id}; load the model by that name, or extract the vector by this one"
+            )
+        if not partial and own.revision != model.revision:
             raise VectorError(
                 f"expected a vector for {model.id} (weights {model.revision[:12]}), got {self.card.trait} from "
                 f"{own.id} (weights {own.revision[:12]}); extract it from this model, or pass the --model it came from"
