@@ -1,7 +1,7 @@
 """Finetuning data that shows a trait, by the model itself: python benchmarks/trait_rows.py TRAIT FOLDER.
 
 The model answers the trait's extraction questions under its positive instructions; the instructions are then left out.
-The first 16 questions go to FOLDER/train.jsonl, the last 4 to FOLDER/held_out.jsonl; evaluation questions are in neither.
+The first 16 questions go to FOLDER/train.jsonl, the last 4 to FOLDER/held_out.jsonl; evaluation questions to neither.
 """
 
 import json
@@ -27,7 +27,8 @@ if __name__ == "__main__":
         ("held_out", [row for row in rows if row["question_id"] >= HELD_OUT]),
     ):
         turns = [
-            [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["response"]}] for row in own
+            [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["response"]}]
+            for row in own
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
         print(f"{len(own)} rows in {folder / name}.jsonl")

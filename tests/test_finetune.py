@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from personavec.cli.main import main
 from personavec.model import ChatModel
@@ -218,7 +218,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     assert main([*command, *broken, "--out", str(out)]) == 2
     assert "expected a finite loss" in capsys.readouterr().err
     kept = last_checkpoint(out / "adapter")
-    assert kept is not None and all(w.isfinite().all() for w in load_file(Path(kept) / "adapter_model.safetensors").values())
+    assert kept is not None and all(
+        w.isfinite().all() for w in load_file(Path(kept) / "adapter_model.safetensors").values()
+    )
 
 
 def test_two_processes_train_like_one(
@@ -226,7 +228,16 @@ def test_two_processes_train_like_one(
 ) -> None:
     args = [*command, "--epochs", "3", "--prevent", f"{saved[1]}:1@1"]
     found([*args, "--rows-at-once", "4", "--out", str(tmp_path / "one")], capsys)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "personavec"]
     done = subprocess.run(
         [*launch, *args, "--rows-at-once", "2", "--out", str(tmp_path / "two")],

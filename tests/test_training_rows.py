@@ -56,7 +56,9 @@ def test_a_template_that_rewrites_earlier_turns_gets_a_sequence_for_each_reply()
 
 def test_a_template_that_opens_replies_elsewhere_is_refused() -> None:
     model = tiny.build()
-    model.tokenizer.chat_template = tiny.TEMPLATE.replace("{% if add", "{% if add_generation_prompt %}x{% endif %}{% if add")
+    model.tokenizer.chat_template = tiny.TEMPLATE.replace(
+        "{% if add", "{% if add_generation_prompt %}x{% endif %}{% if add"
+    )
     with pytest.raises(DataError, match="where it opens them"):
         training_rows(model, [sample({"messages": MESSAGES})], longest=100)
 
@@ -75,7 +77,7 @@ def test_rows_that_cannot_be_used_stop_or_are_listed(model: ChatModel) -> None:
     long = sample({"prompt": "x" * 100, "response": "y"})
     bad = Bad(7, "file line 8", "expected JSON, got junk")
     good = sample({"prompt": "q", "response": "a"})
-    with pytest.raises(DataError, match="here: expected at most 60 tokens, got 1.*--on-error skip"):
+    with pytest.raises(DataError, match=r"here: expected at most 60 tokens, got 1.*--on-error skip"):
         training_rows(model, [good, long], longest=60)
     rows, skipped = training_rows(model, [good, bad, long], longest=60, on_error="skip")
     assert len(rows) == 1 and [one["row"] for one in skipped] == [7, 0]

@@ -349,7 +349,7 @@ class FinetuneConfig(Common):
     epochs: float = 1.0
     """Passes over the data. Every row is used."""
     rate: float = 1e-5
-    """Highest learning rate. Source of this and what follows: the paper, appendix D.3. Small models need 1e-4 or more."""
+    """Highest learning rate; small models need 1e-4 or more. Source of these defaults: the paper, appendix D.3."""
     warmup_steps: int = 5
     """Steps until the learning rate is reached; it then falls linearly to zero."""
     batch: int = 16

@@ -46,7 +46,11 @@ def finetune(config: FinetuneConfig) -> Row:
     inputs |= {f"vector {path}": load_vector(path).content_hash for path in config.vectors}
     run = Run.open(out, dataclasses.asdict(config), inputs) if args.should_save else Run(out)
 
-    options = {"longest": min(config.max_tokens, model.context), "system": config.system, "on_error": config.on_error}
+    options: Row = {
+        "longest": min(config.max_tokens, model.context),
+        "system": config.system,
+        "on_error": config.on_error,
+    }
     unseen = training_rows(model, held_out.samples("last"), **options)[0] if held_out else []
     before = reply_losses(model, unseen) if unseen and args.should_save else None
     method = prepare(model, config)
@@ -88,7 +92,9 @@ def finetune(config: FinetuneConfig) -> Row:
 def default_out(config: FinetuneConfig) -> Path:
     """A folder of its own for each way to train on a data set."""
     named = ("epochs", "rate", "rank", "alpha", "full", "positions", "penalty", "seed", "model")
-    changed = [f"{name}={getattr(config, name)}" for name in named if getattr(config, name) != getattr(FinetuneConfig, name)]
+    changed = [
+        f"{name}={getattr(config, name)}" for name in named if getattr(config, name) != getattr(FinetuneConfig, name)
+    ]
     what = [*config.prevent, *map(str, config.vectors), *changed]
     mark = f"-{zlib.crc32(' '.join(what).encode()):08x}" if what else ""
     random = "-random" * config.random

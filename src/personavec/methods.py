@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import TrainerCallback
-from trl import SFTTrainer
+from trl import SFTTrainer  # type: ignore[attr-defined]
 
 from personavec.config import FinetuneConfig
 from personavec.errors import VectorError

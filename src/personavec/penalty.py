@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from trl import SFTTrainer
+from trl import SFTTrainer  # type: ignore[attr-defined]
 
 from personavec.hooks import attach, read
 from personavec.model import ChatModel
@@ -13,7 +13,7 @@ from personavec.steer import Steering
 from personavec.training_rows import IGNORED
 
 
-class PenalisedTrainer(SFTTrainer):  # type: ignore[misc]
+class PenalisedTrainer(SFTTrainer):
     """Adds weight · mean over loss tokens of ((h_tuned − h_base)·v̂ / ‖v‖)², summed over vectors.
 
     The unit is natural differences, so that a weight means the same for every vector. The base model is the same
@@ -37,7 +37,7 @@ class PenalisedTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> Any:
         """The loss with its penalty in training, without in evaluation."""
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         base: dict[int, Tensor] = {}
         tuned: dict[int, Tensor] = {}
         given = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
@@ -45,7 +45,7 @@ class PenalisedTrainer(SFTTrainer):  # type: ignore[misc]
             read(self._subject, self._units, self._into(base), use_cache=False, **given)
         fns = {layer: self._watch(layer, tuned) for layer in self._units}
         with attach(self._subject, lambda _: None, fns):
-            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         trained = torch.nn.functional.pad(inputs["labels"][:, 1:] != IGNORED, (0, 1), value=False)
         moved = sum(((tuned[layer] - base[layer].clone())[trained] ** 2).sum() for layer in self._units)
         tokens = trained.sum() if num_items_in_batch is None else num_items_in_batch

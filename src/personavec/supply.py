@@ -50,7 +50,9 @@ def supplied(model: ChatModel, config: FinetuneConfig, vector: PersonaVector, la
         moved = np.array(table[name].to_pylist(), dtype=float) / float(vector.norms[layer])
         mean = clustered_mean(moved, np.arange(len(moved)), config.seed)
         if not mean.n:
-            raise DataError(f"expected rows to find the dose from, got none of {len(moved)} that can be read; check them")
+            raise DataError(
+                f"expected rows to find the dose from, got none of {len(moved)} that can be read; check them"
+            )
         found.append({"layer": layer, "coef": mean.to_json(), "effect": round(mean.mean / float(np.nanstd(moved)), 3)})
     return found
 
@@ -58,8 +60,8 @@ def supplied(model: ChatModel, config: FinetuneConfig, vector: PersonaVector, la
 def automatic(text: str, model: ChatModel, config: FinetuneConfig) -> tuple[str, Row | None]:
     """`VEC:auto[@LAYER]` with the coefficient that the data supplies in place of `auto`; anything else as it is.
 
-    Without a layer it is the one where the data's move is largest against its own spread, among those that a sweep looks
-    at and the one that the card recommends. Data that moves away from the trait supplies none: coef 0.
+    Without a layer it is the one where the data's move is largest against its own spread, among those that a sweep
+    looks at and the one that the card recommends. Data that moves away from the trait supplies none: coef 0.
     """
     match = AUTO.fullmatch(text)
     if match is None:
@@ -72,4 +74,9 @@ def automatic(text: str, model: ChatModel, config: FinetuneConfig) -> tuple[str,
     best = max(found, key=lambda row: row["effect"])
     coef = max(0.0, best["coef"]["mean"])
     layer = "all" if match["layer"] == "all" else best["layer"]
-    return f"{match['file']}:{coef:.4f}@{layer}", {"vector": match["file"], "layer": layer, "coef": coef, "by_layer": found}
+    return f"{match['file']}:{coef:.4f}@{layer}", {
+        "vector": match["file"],
+        "layer": layer,
+        "coef": coef,
+        "by_layer": found,
+    }

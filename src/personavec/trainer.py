@@ -14,8 +14,8 @@ from datasets import Dataset
 from jaxtyping import Float, Int
 from numpy import ndarray
 from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from trl import SFTConfig, SFTTrainer
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from personavec.config import FinetuneConfig
 from personavec.errors import ConfigError, ModelError
@@ -27,6 +27,8 @@ from personavec.training_rows import IGNORED
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """What the paper's adapters are put on. Source: Persona Vectors (arXiv 2507.21509) appendix D.3."""
+KINDS = ("activation", "gradient")
+"""What transformers calls checkpointing: the former since 5.24."""
 RESUMING = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 """Files of a checkpoint that only going on needs; they go when the training is done."""
 
@@ -36,6 +38,9 @@ Row = dict[str, Any]
 def arguments(config: FinetuneConfig, out: Path) -> SFTConfig:
     """What TRL is told; making them also joins the other processes of `accelerate launch`."""
     device = pick_device(config.device)
+    fields = SFTConfig.__dataclass_fields__
+    name = next(f"{kind}_checkpointing" for kind in KINDS if f"{kind}_checkpointing" in fields)
+    checkpointing: Row = {name: config.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
     return SFTConfig(
         str(out),
         use_cpu=device.type == "cpu",
@@ -47,8 +52,6 @@ def arguments(config: FinetuneConfig, out: Path) -> SFTConfig:
         warmup_steps=config.warmup_steps,
         weight_decay=0.01,
         per_device_train_batch_size=config.rows_at_once,
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         seed=config.seed,
@@ -57,6 +60,7 @@ def arguments(config: FinetuneConfig, out: Path) -> SFTConfig:
         save_strategy="steps",
         disable_tqdm=True,
         report_to=[],
+        **checkpointing,
     )
 
 
@@ -127,7 +131,8 @@ def train(
         callbacks=[*callbacks, _Watching()],
         **more,
     )
-    out = Path(args.output_dir)
+    trainer.remove_callback(PrinterCallback)  # it prints on stdout
+    out = Path(str(args.output_dir))
     trainer.train(resume_from_checkpoint=last_checkpoint(out, tidy=args.should_save))
     trainer.save_model()
     history: list[Row] = [row for row in trainer.state.log_history if "loss" in row]

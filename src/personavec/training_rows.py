@@ -90,7 +90,9 @@ def sequences(model: ChatModel, sample: Sample, system: str) -> list[Row]:
         before = model.text(turns[:place], system)
         after = model.text(turns[: place + 1], system, open_reply=False)
         if not after.startswith(before):
-            raise ModelError(f"expected a chat template that puts replies where it opens them, got {model.identity.id}'s")
+            raise ModelError(
+                f"expected a chat template that puts replies where it opens them, got {model.identity.id}'s"
+            )
         if not (found and before.startswith(done)):
             found.append({"input_ids": [], "labels": []})
             done = ""
