@@ -1,6 +1,6 @@
-"""Finetuning data that shows a trait, by the model itself: python benchmarks/trait_rows.py TRAIT FOLDER.
+"""Finetuning data that shows a trait, by the model itself: python benchmarks/trait_rows.py TRAIT FOLDER [neg].
 
-The model answers the trait's extraction questions under its positive instructions; the instructions are then left out.
+The model answers the trait's extraction questions under its positive (or negative) instructions; these are then left out.
 The first 16 questions go to FOLDER/train.jsonl, the last 4 to FOLDER/held_out.jsonl; evaluation questions to neither.
 """
 
@@ -17,10 +17,10 @@ from personavec.trait import load_trait
 ROLLOUTS, HELD_OUT = 2, 16
 
 if __name__ == "__main__":
-    trait, folder = load_trait(sys.argv[1]), Path(sys.argv[2])
+    trait, folder, side = load_trait(sys.argv[1]), Path(sys.argv[2]), (*sys.argv[3:], "pos")[0]
     folder.mkdir(parents=True, exist_ok=True)
     model = ChatModel.load("smollm2")
-    plans = [plan for plan in contrastive(model, trait, ROLLOUTS, 0) if plan.row["side"] == "pos"]
+    plans = [plan for plan in contrastive(model, trait, ROLLOUTS, 0) if plan.row["side"] == side]
     rows = [row for row in write(model, Run(folder), "rollouts.jsonl", plans, Writing(), trait.name) if row["response"]]
     for name, own in (
         ("train", [row for row in rows if row["question_id"] < HELD_OUT]),
