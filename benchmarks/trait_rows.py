@@ -1,6 +1,6 @@
 """Finetuning data that shows a trait, by the model itself: python benchmarks/trait_rows.py TRAIT FOLDER [neg].
 
-The model answers the trait's extraction questions under its positive (or negative) instructions; these are then left out.
+The model answers the extraction questions under the positive (or negative) instructions, which are then left out.
 The first 16 questions go to FOLDER/train.jsonl, the last 4 to FOLDER/held_out.jsonl; evaluation questions to neither.
 """
 

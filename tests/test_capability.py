@@ -12,6 +12,7 @@ import torch
 
 from personavec import capability as module
 from personavec.capability import MMLU_DEV, capability, mmlu_dev, neutral_texts, perplexity
+from personavec.cli.main import main
 from personavec.errors import ConfigError, DataError, ModelError
 from personavec.model import ChatModel
 from personavec.steer import Steering, steer
@@ -143,3 +144,16 @@ def test_a_real_model_reads_english() -> None:
     english, backwards = (perplexity(model, rows, 0) for rows in (texts, [text[::-1] for text in texts]))
     assert english.value.high < 60 < backwards.value.low
     assert english.value.dropped == 0
+
+
+def test_evaluate_tells_what_a_change_costs(
+    saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("personavec.evaluate.neutral_texts", lambda count: TEXTS[:count])
+    args = ["evaluate", "optimistic", "--model", str(saved[0]), "--dtype", "float32", "--rollouts", "1", "--json"]
+    args += ["--max-new-tokens", "12", "--perplexity", "2", "--out", str(tmp_path / "run")]
+    assert main([*args, "--steer", f"{saved[1]}:3@1"]) == 0, capsys.readouterr().err
+    result = json.loads(capsys.readouterr().out)["capability"]
+    base, changed = (result[arm]["perplexity"] for arm in ("base", "changed"))
+    assert base["n"] == changed["n"] == 2 and base["mean"] != changed["mean"]
+    assert len(list((tmp_path / "run").glob("capability-*.json"))) == 2

@@ -17,6 +17,7 @@ from personavec.options import (
     Folder,
     Judging,
     Layers,
+    Limit,
     Sampling,
     Steer,
     Switch,
@@ -101,6 +102,12 @@ class EvaluateConfig(Judging, Writing, Common):
     """Server of a second judge openai:MODEL; default that of --judge-url."""
     signals: Annotated[tuple[Literal["vader", "relevance"], ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """Signals beside the scores: sentiment by VADER's word list, relevance by a small cross-encoder (extra signals)."""
+    perplexity: int = 0
+    """Also the perplexity on so many neutral texts, which are fetched once; 0 leaves it out."""
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK [TASK …]", help_behavior_hint="")] = ()
+    """Also the accuracy on tasks of lm-eval (extra eval); mmlu_dev needs no connection."""
+    task_limit: Limit = None
+    """Stop each task after so many questions."""
     sheet: File = None
     """Score the sheet that people filled in, against the key beside it; nothing else is done."""
 
@@ -322,11 +329,7 @@ class FinetuneConfig(Common):
 
     data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
     """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
-    prevent: Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(metavar="VEC:COEF[@LAYER]", help_behavior_hint="(repeatable)"),
-        tyro.conf.UseAppendAction,
-    ] = ()
+    prevent: Steer = ()
     """Add this vector in training. COEF: a number, a dose (0.2d) or auto, from the data. LAYER may be all."""
     method: Annotated[
         Literal["plain", "prevent", "ablate", "penalty", "inoculate"] | None,
@@ -382,15 +385,15 @@ class FinetuneConfig(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        method = self.chosen
         contradictions = {
-            "--prevent": bool(self.prevent) and self.chosen != "prevent",
-            "--vectors": bool(self.vectors) and self.chosen in ("plain", "prevent"),
-            "--random": self.random and self.chosen in ("plain", "inoculate"),
-            "--full": self.full and self.chosen == "penalty",
+            "--prevent": bool(self.prevent) and method != "prevent",
+            "--vectors": bool(self.vectors) and method in ("plain", "prevent"),
+            "--random": self.random and method in ("plain", "inoculate"),
+            "--full": self.full and method == "penalty",
         }
         for option in (name for name, contradicts in contradictions.items() if contradicts):
-            raise ConfigError(f"expected options that agree, got --method {self.chosen} with {option}; leave one out")
-        needed = {"prevent": ("--prevent", self.prevent), "plain": ("", True)}
-        option, given = needed.get(self.chosen, ("--vectors", self.vectors))
-        if not given:
-            raise ConfigError(f"expected {option} with --method {self.chosen}, got none; pass a vector")
+            raise ConfigError(f"expected options that agree, got --method {method} with {option}; leave one out")
+        if method != "plain" and not (self.prevent or self.vectors):
+            option = "--prevent" if method == "prevent" else "--vectors"
+            raise ConfigError(f"expected {option} with --method {method}, got none; pass a vector")

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from personavec.agreement import agreement, own_rollouts, second_scores, signal_agreement
+from personavec.capability import capability, check_eval, neutral_texts, perplexity
 from personavec.config import EvaluateConfig
 from personavec.errors import ConfigError, JudgeError
 from personavec.judges.load import Bench, load_bench
 from personavec.judges.rubric import RubricJudge
 from personavec.model import ChatModel
 from personavec.notation import parse_steering
+from personavec.progress import stage
 from personavec.proof import random_directions
 from personavec.rollouts import answers, contrastive, write
 from personavec.run import Run, sha256, versions
@@ -57,6 +59,8 @@ def evaluate(config: EvaluateConfig) -> Row:
     if config.sheet is not None:
         return score_sheet(config.sheet)
     check_signals(config.signals)
+    if config.tasks:
+        check_eval()
     if not config.trait:
         raise ConfigError("expected a trait, got none; for example: personavec evaluate optimistic")
     trait = load_trait(config.trait)
@@ -92,6 +96,9 @@ def evaluate(config: EvaluateConfig) -> Row:
     with model.without_adapter():
         scored = {arm: score(run, arm, replies, judges, f"judging {arm}") for arm, replies in rows.items()}
         agreed = _agree(config, run, model, trait, judges, second, rows, scored) if second else {}
+        costs = {"base": _capability(config, run, model, "base")}
+    if changed:
+        costs["changed"] = _capability(config, run, model, "changed", steering)
 
     subject = scored["changed" if changed else "base"]
     result: Row = {
@@ -116,6 +123,7 @@ def evaluate(config: EvaluateConfig) -> Row:
         },
         "judge_usage": bench.usage,
         **agreed,
+        **({"capability": costs} if costs["base"] else {}),
         **(_signals(config, run, scored) if config.signals else {}),
         "truncated": sum(row["finish"] == "length" for row in subject),
         "table": str(run.path(f"{'changed' if changed else 'base'}.jsonl")),
@@ -182,6 +190,23 @@ def _agree(
     found["sheet"] = run.read_json("sheet.json") | sheet_files(run.path("sheet.csv"))
     part.write_json("agreement.json", found)
     return found
+
+
+def _capability(config: EvaluateConfig, run: Run, model: ChatModel, arm: str, steering: Sequence[Steering] = ()) -> Row:
+    """What an arm still can: its perplexity and accuracies, in a file of their own."""
+    if not (config.perplexity or config.tasks):
+        return {}
+    asked = {name: str(getattr(config, name)) for name in ("perplexity", "tasks", "task_limit")}
+    name = f"capability-{arm}-{Run.digest(asked)}.json"
+    if not run.done(name):
+        found: Row = {}
+        if config.perplexity:
+            texts = neutral_texts(config.perplexity)
+            with stage(f"{arm}: perplexity", len(texts)) as advance:
+                found["perplexity"] = perplexity(model, texts, config.seed, steering, advance).to_json()
+        accuracies = capability(model, config.tasks, config.task_limit, steering, config.seed) if config.tasks else {}
+        run.write_json(name, found | {task: own.to_json() for task, own in accuracies.items()})
+    return dict(run.read_json(name))
 
 
 def _signals(config: EvaluateConfig, run: Run, scored: dict[str, list[Row]]) -> Row:

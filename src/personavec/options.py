@@ -56,12 +56,12 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
     }
     | {
         name: (lambda value: value is None or value >= 1, "at least 1")
-        for name in ("api_calls", "api_tokens", "top_k", "export_k")
+        for name in ("api_calls", "api_tokens", "top_k", "export_k", "task_limit")
     }
     | {"keep_below": (lambda value: value is None or 0 < value < 100, "between 0 and 100")}
     | {"precision": (lambda value: value > 0, "above 0")}
     | {name: (lambda value: 0 < value < math.inf, "above 0") for name in ("rate", "epochs", "penalty")}
-    | {"warmup_steps": (lambda value: value >= 0, "0 or more")}
+    | {name: (lambda value: value >= 0, "0 or more") for name in ("warmup_steps", "perplexity")}
     | {"price_per_hour": (lambda value: value is None or value >= 0, "at least 0")}
     | {"layers": (lambda value: len(set(value)) == len(value), "each once")}
 )

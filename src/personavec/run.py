@@ -44,6 +44,9 @@ IRRELEVANT = {
     "rows_at_once",
     "gradient_checkpointing",
     "held_out",
+    "perplexity",
+    "tasks",
+    "task_limit",
 }
 """Options that change results by rounding at most, or only add to them, and so may differ when a run is resumed."""
 REPORT = {"report.html", "index.html", "charts"}

@@ -79,11 +79,21 @@ def evaluate(config: EvaluateConfig, result: Json) -> None:
     for arm, dropped in result["unscored"].items():
         _not_scored(arm, dropped)
     _usage(result)
+    if "capability" in result:
+        _capability(result["capability"])
     if "agreement" in result:
         _agreement(result)
     if "signals" in result:
         _signals(result["signals"])
     _say(f"{result['seconds']:.0f} seconds")
+
+
+def _capability(costs: Json) -> None:
+    """What the base model can, and the changed one."""
+    for name, base in costs["base"].items():
+        digits = 1 if name == "perplexity" else 3
+        changed = f", {_estimate(costs['changed'][name], digits)} changed" * ("changed" in costs)
+        _say(f"{name}: {_estimate(base, digits)} base" + changed, markup=False)
 
 
 def _sheet(result: Json) -> None:
