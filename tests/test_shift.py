@@ -1,6 +1,7 @@
 """Finetuning shift: equal to the formula, zero where nothing was trained, a curve along checkpoints."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import tiny
 import torch
 
+import personavec.shift
 from personavec.cli.main import main
 from personavec.model import ChatModel
 from personavec.shift import checkpoints
@@ -99,6 +101,81 @@ def test_checkpoints_come_in_order_and_the_end_last(
     assert said.count("beyond") + said.count("within") == 6 and "checkpoint-9" in said
 
 
+def test_an_interrupted_run_goes_on(
+    command: list[str],
+    adapter: Path,
+    saved: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = [*command, "--tuned", str(adapter), str(saved[0])]
+    whole = found([*args, "--out", str(tmp_path / "whole")], capsys)
+    loaded: list[str] = []
+    load = personavec.shift._load
+
+    def breaking(config: Any, name: str) -> ChatModel:
+        loaded.append(name)
+        if len(loaded) == 2:
+            raise KeyboardInterrupt
+        return load(config, name)
+
+    monkeypatch.setattr(personavec.shift, "_load", breaking)
+    assert main(args) != 0
+    assert loaded == [str(adapter), str(saved[0])]
+    capsys.readouterr()
+    with (tmp_path / "run" / "tuned.jsonl").open("a") as table:
+        table.write('{"tuned": "to')  # torn by the kill
+    resumed = found(args, capsys)
+    assert loaded[2:] == [str(saved[0])] and resumed["tuned"] == whole["tuned"]
+    monkeypatch.setattr(personavec.shift, "_rows", None)  # nothing is left to read
+    assert found(args, capsys)["tuned"] == whole["tuned"] and len(loaded) == 3
+
+
+def test_a_run_does_not_take_other_inputs_for_its_own(
+    command: list[str], adapter: Path, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "adapter"
+    shutil.copytree(adapter, own)
+    args = [*command, "--tuned", str(own)]
+    found(args, capsys)
+    inputs = json.loads((tmp_path / "run" / "config.json").read_text())["inputs"]
+    named = {"model", "numbers", "prompts", f"vector {saved[1]}", f"tuned {own / 'adapter_model.safetensors'}"}
+    assert named <= inputs.keys()
+    prompts = tmp_path / "questions.txt"
+    for file, changed in ((prompts, b"Why?\nWho?\n"), (own / "adapter_config.json", None)):
+        before = file.read_bytes()
+        file.write_bytes(before + b"\n" if changed is None else changed)
+        assert main(args) == 2 and "the same options" in capsys.readouterr().err
+        file.write_bytes(before)
+    assert found(args, capsys)
+
+
+def test_the_default_folder_is_of_models_and_vectors(
+    command: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    place = command.index("--out")
+    args = [*command[:place], *command[place + 2 :], "--tuned", str(saved[0])]
+    twin = tmp_path / "twin"
+    shutil.copytree(saved[0], twin)
+    folders = [found(more, capsys)["out"] for more in (args, args, [*args, str(twin)])]
+    assert folders[0] == folders[1] != folders[2] and folders[0].startswith(f"runs/shift-{saved[0].name}-")
+
+
+def test_activations_that_are_not_finite_are_told(
+    command: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ChatModel.load(str(saved[0]), dtype="float32")
+    with torch.no_grad():
+        next(iter(model.blocks[0].parameters())).fill_(float("nan"))
+    model.hf.save_pretrained(tmp_path / "broken")
+    model.tokenizer.save_pretrained(tmp_path / "broken")
+    assert main([*command, "--tuned", str(tmp_path / "broken")]) == 2
+    assert "expected finite activations, got inf or nan while reading broken" in capsys.readouterr().err
+
+
 def test_bad_input_is_one_line(
     command: list[str], adapter: Path, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +185,10 @@ def test_bad_input_is_one_line(
     stranger.tokenizer.save_pretrained(other)
     empty = tmp_path / "empty.txt"
     empty.write_text("Why?\n")
+    vector = load_vector(saved[1])
+    computed = (vector + vector).save(tmp_path / "computed.safetensors")
+    place = command.index("--prompts")
+    asking = [*command[:place], *command[place + 2 :], "--layers", "1"]
     for args, told in (
         (command, "expected --tuned"),
         ([*command, "--tuned", "/nosuch/adapter"], "no folder at /nosuch/adapter"),
@@ -115,6 +196,7 @@ def test_bad_input_is_one_line(
         ([*command, "--tuned", str(adapter), "--prompts", str(empty)], "two questions or more"),
         ([*command, "--tuned", str(adapter), "--prompts", str(tmp_path)], "expected a text file of questions"),
         ([*command, "--tuned", str(adapter), "--base", str(other)], "extract it from this model"),
+        ([*asking, "--tuned", str(adapter), "--vectors", str(computed)], "questions of your own with --prompts"),
     ):
         assert main(args) == 2
         err = capsys.readouterr().err

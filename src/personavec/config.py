@@ -307,7 +307,7 @@ class ShiftConfig(Common):
     traits: Files = ()
     """Trait files of vectors whose trait is not built in."""
     out: Folder = None
-    """Run folder; default runs/shift."""
+    """Run folder; default runs/shift-TUNED-…, another for other models or vectors. The same command resumes it."""
     max_new_tokens: int = 32
     """Longest reply of the base model, for the shift over replies."""
     system: str = "template"

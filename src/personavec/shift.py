@@ -3,7 +3,9 @@
 import dataclasses
 import re
 import time
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,21 @@ from numpy import ndarray
 from personavec.activations import activations
 from personavec.config import ShiftConfig
 from personavec.directions import Directions, directions, names_of, random_control
-from personavec.errors import ConfigError
+from personavec.errors import ConfigError, ModelError
 from personavec.generate import Request, batches, generate
 from personavec.model import ChatModel
 from personavec.options import Sampling, Writing
 from personavec.progress import stage
-from personavec.run import Run, versions
+from personavec.run import Run, sha256, versions
 from personavec.stats import clustered_mean
-from personavec.trait import trait_of
+from personavec.trait import Trait, trait_of
 from personavec.vector import PersonaVector, load_vector
+
+TABLE = "tuned.jsonl"
+TUNED = ("adapter_*", "config.json", "*.safetensors")
+"""Files that say what a finetuned model is."""
+LARGE = 2**28
+ADVICE = "pass it with --traits, or questions of your own with --prompts"
 
 Row = dict[str, Any]
 
@@ -48,32 +56,28 @@ def shift(config: ShiftConfig) -> Row:
         raise ConfigError("expected --vectors, got none; pass vector files")
     vectors = [load_vector(path) for path in config.vectors]
     read = directions(vectors, names_of(vectors), config.layers, config.seed)
-    asked = _questions(config, vectors, read)
-    tuned = [one for path in config.tuned for one in checkpoints(path)]
-    inputs = {f"vector {path}": v.content_hash for path, v in zip(config.vectors, vectors, strict=True)}
-
+    traits = [] if config.prompts else [trait_of(v.card.trait, config.traits, ADVICE) for v in vectors]
+    asked = _questions(config, traits, read)
+    tuned = list(dict.fromkeys(one for path in config.tuned for one in checkpoints(path)))
     model = ChatModel.from_config(config)
     for vector in vectors:
         vector.check_model(model.identity)
-    shape = model.n_layers, model.identity.d_model
-    run = Run.open(config.out or Path("runs") / "shift", dataclasses.asdict(config), inputs)
-    questions = list(dict.fromkeys(question for own in asked.values() for question in own))
-    rows = _rows(model, questions, config)
-    base, base_random = _read(model, rows, read, "reading the base model")
-    found = []
-    for name in dict.fromkeys(tuned):
+    inputs = _inputs(config, model, vectors, traits, tuned)
+    run = Run.open(config.out or _default_out(config), dataclasses.asdict(config), inputs)
+    found = {row["tuned"]: row for row in run.rows(TABLE)}
+    missing = [name for name in tuned if name not in found]
+    if missing:
+        base = _base(config, model, read, asked)
         del model  # one set of weights in memory at a time
-        model = _load(config, name)
-        if (got := (model.n_layers, model.identity.d_model)) != shape:
-            raise ConfigError(f"expected {name} to have the base model's layers and width {shape}, got {got}; check it")
-        own, random = _read(model, rows, read, f"reading {Path(name).name}")
-        found.append({"tuned": name} | _shifts(own - base, random - base_random, read, asked, questions, config.seed))
+        for name in missing:
+            found[name] = {"tuned": name} | _measured(config, name, base, read)
+            run.append(TABLE, [found[name]])
     result = {
         "out": str(run.folder),
         "base": config.model,
         "layers": dict(zip(read.names, read.layers, strict=True)),
         "questions": {name: len(own) for name, own in asked.items()},
-        "tuned": found,
+        "tuned": [found[name] for name in tuned],
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -94,13 +98,74 @@ def checkpoints(path: str) -> list[str]:
     return [str(child) for _, child in steps] + [path] * (whole or not steps)
 
 
+@dataclass(frozen=True)
+class _Base:
+    """What the base model said and how it was read; finetuned models are compared with it."""
+
+    shape: tuple[int, int]
+    asked: dict[str, tuple[str, ...]]
+    questions: tuple[str, ...]
+    """Each once; as many as rows."""
+    rows: list[Row]
+    values: Float[ndarray, "row span name"]
+    random: Float[ndarray, "row span layer random"]
+
+
+def _base(config: ShiftConfig, model: ChatModel, read: Directions, asked: dict[str, tuple[str, ...]]) -> _Base:
+    questions = tuple(dict.fromkeys(question for own in asked.values() for question in own))
+    rows = _rows(model, questions, config)
+    values, random = _read(model, rows, read, "reading the base model")
+    return _Base((model.n_layers, model.identity.d_model), asked, questions, rows, values, random)
+
+
+def _measured(config: ShiftConfig, name: str, base: _Base, read: Directions) -> Row:
+    """The shift of one finetuned model."""
+    model = _load(config, name)
+    if (got := (model.n_layers, model.identity.d_model)) != base.shape:
+        raise ConfigError(
+            f"expected {name} to have the base model's layers and width {base.shape}, got {got}; check it"
+        )
+    values, random = _read(model, base.rows, read, f"reading {Path(name).name}")
+    return _shifts(values - base.values, random - base.random, read, base.asked, base.questions, config.seed)
+
+
 def _load(config: ShiftConfig, tuned: str) -> ChatModel:
     """A finetuned model: an adapter on the base model, or a model of its own."""
     adapter = Path(tuned) if (Path(tuned) / "adapter_config.json").is_file() else None
     return ChatModel.from_config(config, None if adapter else tuned, adapter=adapter)
 
 
-def _questions(config: ShiftConfig, vectors: Sequence[PersonaVector], read: Directions) -> dict[str, tuple[str, ...]]:
+def _default_out(config: ShiftConfig) -> Path:
+    """A folder of its own for these models and vectors, so that one run does not meet another's."""
+    what = " ".join([*config.tuned, "along", *map(str, config.vectors)])
+    return Path("runs") / f"shift-{Path(config.tuned[0]).resolve().name}-{zlib.crc32(what.encode()):08x}"
+
+
+def _inputs(
+    config: ShiftConfig,
+    model: ChatModel,
+    vectors: Sequence[PersonaVector],
+    traits: Sequence[Trait],
+    tuned: Sequence[str],
+) -> dict[str, str]:
+    inputs = {"model": model.identity.revision, "numbers": model.numbers}
+    inputs |= {f"vector {path}": v.content_hash for path, v in zip(config.vectors, vectors, strict=True)}
+    inputs |= {f"trait {trait.name}": trait.content_hash for trait in traits}
+    if config.prompts is not None:
+        inputs["prompts"] = sha256(config.prompts)
+    folders = [Path(name) for name in tuned]
+    files = {path for folder in folders for kind in TUNED for path in folder.glob(kind)}
+    files |= {path for path in folders if path.is_file()}
+    return inputs | {f"tuned {path}": _content(path) for path in sorted(files)}
+
+
+def _content(path: Path) -> str:
+    """The hash of a file; of a large one its size and time, as hashing would take as long as loading it."""
+    about = path.stat()
+    return sha256(path) if about.st_size < LARGE else f"{about.st_size} bytes of {about.st_mtime_ns}"
+
+
+def _questions(config: ShiftConfig, traits: Sequence[Trait], read: Directions) -> dict[str, tuple[str, ...]]:
     """What is asked for each name: the given prompts, or the held-out questions of the vector's trait."""
     if config.prompts is not None:
         try:
@@ -111,8 +176,7 @@ def _questions(config: ShiftConfig, vectors: Sequence[PersonaVector], read: Dire
         if len(prompts) < 2:
             raise ConfigError(f"expected two questions or more in {config.prompts}, got {len(prompts)}; one a line")
         return dict.fromkeys(read.names, prompts)
-    traits = [trait_of(vector.card.trait, config.traits) for vector in vectors]
-    per_vector = len(read.names) // len(vectors)  # a name for every layer of each
+    per_vector = len(read.names) // len(traits)  # a name for every layer of each
     return {name: traits[place // per_vector].evaluate for place, name in enumerate(read.names)}
 
 
@@ -136,11 +200,20 @@ def _rows(model: ChatModel, questions: Sequence[str], config: ShiftConfig) -> li
 def _read(
     model: ChatModel, rows: Sequence[Row], read: Directions, title: str
 ) -> tuple[Float[ndarray, "row span name"], Float[ndarray, "row span layer random"]]:
-    """Projections at the last prompt token and over the reply."""
+    """Projections at the last prompt token and over the reply.
+
+    Raises:
+        ModelError: Activations are not finite.
+    """
     found: list[Any] = [None] * len(rows)
     random: list[Any] = [None] * len(rows)
     with stage(title, len(rows)) as advance:
         for batch, own in activations(model, rows, ("prompt last", "response avg"), read.read_layers):
+            if not own.isfinite().all():
+                raise ModelError(
+                    f"expected finite activations, got inf or nan while {title} ({model.numbers}); pass --dtype "
+                    "float32, or check that its training did not diverge"
+                )
             for index, values, other in zip(batch, read.project(own), read.project_random(own), strict=True):
                 found[index], random[index] = values.copy(), other
                 if rows[index].get("empty"):

@@ -201,8 +201,13 @@ def load_trait(name_or_path: str | Path) -> Trait:
         raise TraitError(f"{path}: {error}") from error
 
 
-def trait_of(name: str, files: Iterable[Path]) -> Trait:
+def trait_of(name: str, files: Iterable[Path], advice: str = "pass it with --traits") -> Trait:
     """The trait of this name: of one of the files, or built in.
+
+    Args:
+        name: Of the trait.
+        files: Trait files to look in first.
+        advice: What to do where there is none.
 
     Raises:
         TraitError: Neither.
@@ -211,7 +216,7 @@ def trait_of(name: str, files: Iterable[Path]) -> Trait:
     try:
         return given.get(name) or load_trait(name)
     except TraitError as error:
-        raise TraitError(f"expected the trait file of {name}, got none; pass it with --traits") from error
+        raise TraitError(f"expected the trait file of {name}, got none; {advice}") from error
 
 
 def _parse(data: Mapping[str, object]) -> Trait:
