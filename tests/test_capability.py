@@ -150,8 +150,19 @@ def test_evaluate_tells_what_a_change_costs(
     saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("personavec.evaluate.neutral_texts", lambda count: TEXTS[:count])
-    args = ["evaluate", "optimistic", "--model", str(saved[0]), "--dtype", "float32", "--rollouts", "1", "--json"]
-    args += ["--max-new-tokens", "12", "--perplexity", "2", "--out", str(tmp_path / "run")]
+    (tmp_path / "warm.json").write_text(json.dumps(tiny_chat.WARM))
+    args = [
+        "evaluate",
+        str(tmp_path / "warm.json"),
+        "--model",
+        str(saved[0]),
+        "--dtype",
+        "float32",
+        "--rollouts",
+        "1",
+        "--json",
+    ]
+    args += ["--max-new-tokens", "24", "--perplexity", "2", "--out", str(tmp_path / "run")]
     assert main([*args, "--steer", f"{saved[1]}:3@1"]) == 0, capsys.readouterr().err
     result = json.loads(capsys.readouterr().out)["capability"]
     base, changed = (result[arm]["perplexity"] for arm in ("base", "changed"))
