@@ -4,8 +4,7 @@
     python benchmarks/train_exports.py RUN TRAIT
 
 RUN is the folder of a `personavec screen … --export-k K` along the vector of TRAIT. Adapters and evaluations go into
-RUN/trained; those that are there are kept. Prints a table. Written for evidence that is still to be measured:
-not run yet.
+RUN/trained; those that are there are kept. Prints a table. Not run to its end yet.
 """
 
 import json

@@ -149,7 +149,7 @@ def test_a_real_model_reads_english() -> None:
 def test_evaluate_tells_what_a_change_costs(
     saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personavec.evaluate.neutral_texts", lambda count: TEXTS[:count])
+    monkeypatch.setattr("personavec.evaluate.neutral_texts", lambda count: (TEXTS[0], TEXTS[4])[:count])
     (tmp_path / "warm.json").write_text(json.dumps(tiny_chat.WARM))
     args = [
         "evaluate",
