@@ -1,4 +1,4 @@
-"""Screening: python benchmarks/screen.py reading | rungs RUN | engines RUN RUN | memory | slope | ray VECTOR.
+"""Screening: python benchmarks/screen.py reading | rungs RUN | engines RUN RUN | memory | slope | ray VECTOR [MODEL].
 
 RUN is the folder of a `personavec screen … --cost full`; `engines` takes two of one data set. Prints lines as they
 stand in benchmarks/README.md.
@@ -200,7 +200,8 @@ def ray() -> None:
 
 def screened(folder: str, data: str, *more: str) -> dict:
     """Run the command, and take its peak memory."""
-    command = [sys.executable, "-m", "personavec", "screen", data, "--vectors", VECTOR, "--out", f"{folder}/run", *more]
+    command = [sys.executable, "-m", "personavec", "screen", data, "--vectors", VECTOR, "--model", MODEL]
+    command += ["--out", f"{folder}/run", *more]
     began = time.monotonic()
     done = subprocess.run(["/usr/bin/time", "-f", "%M", *command, "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -222,6 +223,7 @@ def alternate(*sides: Callable[[], None], runs: int) -> list[float]:
 
 if __name__ == "__main__":
     VECTOR = sys.argv[2] if len(sys.argv) > 2 else "runs/demo/optimistic/vector.safetensors"
+    MODEL = sys.argv[3] if len(sys.argv) > 3 else "smollm2"
     if sys.argv[1] == "rungs":
         rungs(sys.argv[2])
     elif sys.argv[1] == "engines":
