@@ -18,6 +18,7 @@ from personavec.stats import clustered_mean
 from personavec.steer import Steering
 from personavec.trainer import arguments, reply_losses, share_out, train, trainable
 from personavec.training_rows import training_rows
+from personavec.trait import load_trait
 from personavec.vector import load_vector
 
 Row = dict[str, Any]
@@ -42,8 +43,7 @@ def finetune(config: FinetuneConfig) -> Row:
     out = config.out or default_out(config)
     args = arguments(config, out / ("model" if config.full else "adapter"))
     model = _load(config, str(args.device))
-    inputs = data.fingerprint() | {"model": model.identity.revision, "numbers": model.numbers}
-    inputs |= {f"vector {path}": load_vector(path).content_hash for path in config.vectors}
+    inputs = data.fingerprint() | (held_out.fingerprint() if held_out else {}) | _inputs(config, model)
     run = Run.open(out, dataclasses.asdict(config), inputs) if args.should_save else Run(out)
 
     options: Row = {
@@ -72,7 +72,7 @@ def finetune(config: FinetuneConfig) -> Row:
         "model": config.model,
         "method": config.chosen,
         "random": config.random,
-        "steering": [_told(one) for one in method.steerings],
+        "steering": [_told(one, config.chosen) for one in method.steerings],
         "automatic": method.automatic,
         "rows": len({row["row"] for row in rows}),
         "sequences": len(rows),
@@ -107,18 +107,24 @@ def _load(config: FinetuneConfig, device: str) -> ChatModel:
     return ChatModel.from_config(dataclasses.replace(config, device=device, dtype=dtype))
 
 
-def _told(one: Steering) -> Row:
-    """A direction and how it is used, as the run card has it."""
+def _inputs(config: FinetuneConfig, model: ChatModel) -> dict[str, str]:
+    files = [*config.vectors, *(path for text in config.prevent if (path := Path(text.rpartition(":")[0])).is_file())]
+    inputs = {"model": model.identity.revision, "numbers": model.numbers}
+    inputs |= {f"vector {path}": load_vector(path).content_hash for path in files}
+    return inputs | {f"trait {path}": load_trait(path).content_hash for path in config.traits}
+
+
+def _told(one: Steering, method: str) -> Row:
+    """A direction and how it is used, as the result has it."""
     card = one.vector.card
-    dose = None if one.layer is None or not card.activation_norms else round(one.vector.dose(one.layer, one.coef), 4)
-    return {
-        "trait": card.trait,
-        "hash": one.vector.content_hash,
-        "coef": one.coef,
-        "layer": "all" if one.layer is None else one.layer,
-        "dose": dose,
-        "positions": one.positions,
-    }
+    told: Row = {"trait": card.trait, "hash": one.vector.content_hash}
+    if method != "inoculate":
+        told["layer"] = "all" if one.layer is None else one.layer
+    if method == "prevent":
+        measured = one.layer is not None and card.activation_norms
+        dose = round(one.vector.dose(one.layer, one.coef), 4) if measured else None  # type: ignore[arg-type]
+        told |= {"coef": one.coef, "dose": dose, "positions": one.positions}
+    return told
 
 
 def _held_out(model: ChatModel, rows: Sequence[Row], before: Any, seed: int) -> Row:

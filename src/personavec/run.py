@@ -43,7 +43,6 @@ IRRELEVANT = {
     "workers",
     "rows_at_once",
     "gradient_checkpointing",
-    "held_out",
     "perplexity",
     "tasks",
     "task_limit",

@@ -163,10 +163,11 @@ def finetune(config: FinetuneConfig, result: Json) -> None:
     skipped = f", {result['skipped']:,} skipped (skipped.jsonl)" * bool(result["skipped"])
     _say(f"{result['rows']:,} rows of {config.data}, {result['tokens']:,} tokens{skipped}", markup=False)
     for one in result["steering"]:
-        dose = f", dose {one['dose']:.2f}" if one["dose"] is not None else ""
-        amount = f"coef {one['coef']:.3g}{dose}, " * (result["method"] == "prevent")
-        direction = "a random direction in place of " * result["random"] + one["trait"]
-        _say(f"{result['method']} {direction}: {amount}layer {one['layer']}", markup=False)
+        dose = f" (dose {one['dose']:.2f})" if one.get("dose") is not None else ""
+        amount = f", coef {one['coef']:.3g}{dose}" if "coef" in one else ""
+        where = f", layer {one['layer']}" if "layer" in one else ""
+        random = "a random direction in place of " * result["random"]
+        _say(f"{result['method']}: {random}{one['trait']}{where}{amount}", markup=False)
     loss = result["loss"]
     _say(f"{result['steps']:,} steps, loss {loss['first']:.3f} at first, {loss['last']:.3f} at last")
     if held_out := result["held_out"]:
