@@ -322,7 +322,6 @@ class FinetuneConfig(Common):
       personavec finetune rows.jsonl --prevent evil.safetensors:5
       personavec finetune rows.jsonl --prevent evil.safetensors:auto@all --prevent sycophantic.safetensors:2@13
       personavec finetune rows.jsonl --method inoculate --vectors evil.safetensors --out runs/inoculated
-      accelerate launch -m personavec finetune rows.jsonl --model Qwen/Qwen2.5-7B-Instruct --prevent evil.safetensors:5
 
     More in docs/finetune.md.
     """
