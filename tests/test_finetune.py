@@ -250,3 +250,11 @@ def test_two_processes_train_like_one(
         for run in ("one", "two")
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_without_trl_it_says_what_to_install(command: list[str]) -> None:
+    code = f"import sys; sys.modules['trl'] = None\nfrom personavec.cli.main import main\nsys.exit(main({command!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith(
+        "personavec: expected the extra train"
+    )

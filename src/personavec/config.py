@@ -334,8 +334,7 @@ class FinetuneConfig(Common):
         Literal["plain", "prevent", "ablate", "penalty", "inoculate"] | None,
         tyro.conf.arg(metavar="METHOD", help_behavior_hint="(default: prevent with --prevent, else plain)"),
     ] = None
-    """plain; prevent; ablate: no component along --vectors; penalty: no move along them; inoculate: ask for the
-    trait in training."""
+    """ablate: nothing along --vectors; penalty: no move along them; inoculate: the trait is asked for in training."""
     vectors: Files = ()
     """Vector files for the methods other than prevent."""
     random: Switch = False

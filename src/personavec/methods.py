@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import TrainerCallback
-from trl import SFTTrainer  # type: ignore[attr-defined]
 
 from personavec.config import FinetuneConfig
 from personavec.errors import VectorError
@@ -16,6 +15,7 @@ from personavec.preventative import PreventativeSteering, TrainingAblation
 from personavec.proof import random_directions
 from personavec.steer import Steering
 from personavec.supply import automatic
+from personavec.trainer import SFTTrainer
 from personavec.trait import trait_of
 from personavec.vector import load_vector
 

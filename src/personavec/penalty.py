@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from trl import SFTTrainer  # type: ignore[attr-defined]
 
 from personavec.hooks import attach, read
 from personavec.model import ChatModel
 from personavec.steer import Steering
+from personavec.trainer import SFTTrainer
 from personavec.training_rows import IGNORED
 
 

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
 from personavec.config import FinetuneConfig
 from personavec.errors import ConfigError, ModelError
@@ -24,6 +23,13 @@ from personavec.model import ChatModel
 from personavec.models import pick_device, pick_dtype
 from personavec.progress import stage
 from personavec.training_rows import IGNORED
+
+try:
+    from trl import SFTConfig  # type: ignore[attr-defined]
+    from trl import SFTTrainer as SFTTrainer  # type: ignore[attr-defined] # others import it from here
+except ImportError as error:
+    advice = "install it: pip install -e '.[train]' in a clone, or pip install 'personavec[train]'"
+    raise ConfigError(f"expected the extra train (TRL), got none; {advice}") from error
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """What the paper's adapters are put on. Source: Persona Vectors (arXiv 2507.21509) appendix D.3."""
