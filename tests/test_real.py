@@ -16,6 +16,7 @@ import torch
 from personavec.activations import activations
 from personavec.generate import Request, generate
 from personavec.model import ChatModel
+from personavec.models import pick_device, pick_dtype
 from personavec.options import Sampling
 from personavec.steer import Steering
 from personavec.trait import load_trait
@@ -68,8 +69,9 @@ def test_extract_finds_a_direction_that_moves_the_trait(extracted: dict[str, Any
     assert Path(extracted["report"]).stat().st_size > 100_000
     vector = load_vector(Path(extracted["vector"]))
     assert vector.card.layer == 18 and vector.card.coef == extracted["coef"]
-    # of so few rollouts the two halves agree by chance only: 0.1 and more in bfloat16, -0.04 in float32
     assert len(vector.card.reliability) == 30 and all(-1 <= value <= 1 for value in vector.card.reliability)
+    if pick_dtype("auto", pick_device("cpu")) == torch.bfloat16:  # in float32 these few rollouts are others: -0.04
+        assert vector.card.reliability[18] > 0.1
 
 
 def test_a_killed_run_resumes_to_the_same_vector(extracted: dict[str, Any], trait_file: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def finetune(config: FinetuneConfig) -> Row:
     """Train on every row of a data set, with a loss on the assistant's replies.
 
     Returns:
-        Where the `adapter` (or `tuned` model) is, what was trained on and skipped, the `loss` at the first and last
+        Where the `tuned` adapter or model is, what was trained on and skipped, the `loss` at the first and last
         step, the loss on `held_out` rows before and after, and how the method's coefficients were found. Processes of
         `accelerate launch` other than the first return nothing.
 
@@ -45,21 +45,21 @@ def finetune(config: FinetuneConfig) -> Row:
     model = _load(config, str(args.device))
     inputs = data.fingerprint() | (held_out.fingerprint() if held_out else {}) | _inputs(config, model)
     run = Run.open(out, dataclasses.asdict(config), inputs) if args.should_save else Run(out)
+    if run.done("result.json"):
+        if args.should_save:
+            tell(f"{out} is trained already; delete it to train again")
+        return run.read_json("result.json")  # type: ignore[no-any-return]
 
     options: Row = {
         "longest": min(config.max_tokens, model.context),
         "system": config.system,
         "on_error": config.on_error,
     }
-    unseen = training_rows(model, held_out.samples("last"), **options)[0] if held_out else []
+    unseen, unusable = training_rows(model, held_out.samples("last"), **options) if held_out else ([], [])
     before = reply_losses(model, unseen) if unseen and args.should_save else None
     method = prepare(model, config)
     rows, skipped = training_rows(model, data.samples("last"), instruction=method.instruction, **options)
     share_out(args, config, len(rows))
-    if run.done("result.json"):
-        if args.should_save:
-            tell(f"{out} is trained already; delete it to train again")
-        return run.read_json("result.json")  # type: ignore[no-any-return]
     subject = trainable(model, config)
     history = train(subject, rows, args, method.callbacks, method.trainer, **method.options(subject))
     if not args.should_save:
@@ -80,7 +80,7 @@ def finetune(config: FinetuneConfig) -> Row:
         "tokens": sum(len(row["input_ids"]) for row in rows),
         "steps": len(history),
         "loss": {"first": history[0]["loss"], "last": history[-1]["loss"]},
-        "held_out": _held_out(subject, unseen, before, config.seed) if before is not None else None,
+        "held_out": {"skipped": len(unusable)} | _held_out(subject, unseen, before, config.seed) if before else None,
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }

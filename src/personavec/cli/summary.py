@@ -172,7 +172,8 @@ def finetune(config: FinetuneConfig, result: Json) -> None:
     _say(f"{result['steps']:,} steps, loss {loss['first']:.3f} at first, {loss['last']:.3f} at last")
     if held_out := result["held_out"]:
         base, tuned = (_estimate(held_out[name], 3) for name in ("base", "tuned"))
-        _say(f"loss on {held_out['rows']:,} held-out rows: {base} before, {tuned} after")
+        unused = f" ({held_out['skipped']:,} skipped)" * bool(held_out["skipped"])
+        _say(f"loss on {held_out['rows']:,} held-out rows{unused}: {base} before, {tuned} after")
     _say(f"trained: {result['tuned']}\n{result['seconds']:.0f} seconds", markup=False)
 
 
