@@ -118,7 +118,7 @@ def sweep(model: ChatModel) -> None:
             questions,
             1,
             0,
-            system="template",
+            systems=("template",),
             draw="sweep",
             extra={"layer": layer, "coef": coef},
             steering=[(Steering(vector, coef, layer),)],
@@ -206,7 +206,7 @@ def conversations(model: ChatModel, count: int) -> list[dict]:
     """Replies to the held-out questions of the built-in traits."""
     questions = [question for name in builtin_names() for question in load_trait(name).evaluate]
     plans = answers(
-        model, questions, -(-count // len(questions)), 0, system="template", draw="bench", extra={"arm": "b"}
+        model, questions, -(-count // len(questions)), 0, systems=("template",), draw="bench", extra={"arm": "b"}
     )
     plans = plans[:count]
     requests = [plan.request for plan in plans]
@@ -224,7 +224,8 @@ def plain(model: ChatModel) -> list[Request]:
     """One batch of 64 requests."""
     questions = load_trait("optimistic").extract[:16]
     return [
-        plan.request for plan in answers(model, questions, 4, 0, system="template", draw="bench", extra={"arm": "b"})
+        plan.request
+        for plan in answers(model, questions, 4, 0, systems=("template",), draw="bench", extra={"arm": "b"})
     ]
 
 

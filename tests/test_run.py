@@ -206,7 +206,9 @@ def test_arms_differ_in_steering_alone(model: ChatModel) -> None:
     v = tiny.vector(model)
     what = (Steering(v, 1.0, 1),)
     arms = [
-        answers(model, TRAIT.evaluate, 2, 0, system="template", draw="check", extra={"arm": arm}, steering=[steering])
+        answers(
+            model, TRAIT.evaluate, 2, 0, systems=("template",), draw="check", extra={"arm": arm}, steering=[steering]
+        )
         for arm, steering in (("base", ()), ("steered", what))
     ]
     for base, steered in zip(*arms, strict=True):

@@ -26,7 +26,9 @@ VERBS = (
     "verify",
 )
 LEVELS = {
-    **dict.fromkeys(("__init__", "errors", "options", "config", "trait", "sample", "run", "stats", "progress"), 0),
+    **dict.fromkeys(
+        ("__init__", "errors", "options", "config", "config_finetune", "trait", "sample", "run", "stats", "progress"), 0
+    ),
     **dict.fromkeys(("wording", "draft", "families", "forms", "dataset", "readers", "subset", "flagging", "plan"), 0),
     "prediction": 0,
     **dict.fromkeys(("vector", "projection"), 1),

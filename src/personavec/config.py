@@ -89,9 +89,11 @@ class EvaluateConfig(Judging, Writing, Common):
     out: Folder = None
     """Run folder; default runs/evaluate-TRAIT. The same command resumes it."""
     judge_file: File = None
-    """A judge.json of an earlier run: use its scale instead of learning one from new rollouts."""
+    """A judge.json of an earlier run: its scale, and where that run is alike its base replies, are not made anew."""
     adapter: Folder = None
     """PEFT adapter folder to evaluate."""
+    instruct: Annotated[Literal["pos", "neg"] | None, tyro.conf.arg(metavar="SIDE", help_behavior_hint="")] = None
+    """Ask for the trait (pos) or against it (neg) in the system prompt, by each of its instructions in turn."""
     steer: Steer = ()
     """Steer the replies; repeat for several vectors. COEF may be a dose (0.2d); LAYER may be all."""
     rollouts: int = 3
@@ -312,86 +314,3 @@ class ShiftConfig(Common):
     """Longest reply of the base model, for the shift over replies."""
     system: str = "template"
     """System prompt: template (the chat template's own default), none, or a text."""
-
-
-@dataclass(frozen=True)
-class FinetuneConfig(Common):
-    """Finetune a model without it picking up a trait.
-
-    Examples:
-      personavec finetune rows.jsonl --prevent evil.safetensors:5
-      personavec finetune rows.jsonl --prevent evil.safetensors:auto@all --prevent sycophantic.safetensors:2@13
-      personavec finetune rows.jsonl --method inoculate --vectors evil.safetensors --out runs/inoculated
-
-    More in docs/finetune.md.
-    """
-
-    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
-    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
-    prevent: Steer = ()
-    """Add this vector in training. COEF: a number, a dose (0.2d) or auto, from the data. LAYER may be all."""
-    method: Annotated[
-        Literal["plain", "prevent", "ablate", "penalty", "inoculate"] | None,
-        tyro.conf.arg(metavar="METHOD", help_behavior_hint="(default: prevent with --prevent, else plain)"),
-    ] = None
-    """ablate: nothing along --vectors; penalty: no move along them; inoculate: the trait is asked for in training."""
-    vectors: Files = ()
-    """Vector files for the methods other than prevent."""
-    random: Switch = False
-    """The control: a random direction as long as each vector in its place."""
-    positions: Literal["all", "response"] = "all"
-    """With prevent: add at all tokens, or at those whose output predicts a token with a loss."""
-    penalty: float = 1.0
-    """Weight of the penalty, per squared natural difference."""
-    out: Folder = None
-    """Run folder; default runs/finetune-DATA-METHOD. The same command resumes it."""
-    held_out: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None
-    """Rows that are not trained on: the loss on them before and after."""
-    epochs: float = 1.0
-    """Passes over the data. Every row is used."""
-    rate: float = 1e-5
-    """Highest learning rate; small models need 1e-4 or more. Source of these defaults: the paper, appendix D.3."""
-    warmup_steps: int = 5
-    """Steps until the learning rate is reached; it then falls linearly to zero."""
-    batch: int = 16
-    """Rows in one optimizer step."""
-    rows_at_once: int = 2
-    """Rows in one forward pass of one process."""
-    rank: int = 32
-    """Of the adapter (rank-stabilised LoRA on all projections)."""
-    alpha: int = 64
-    """Of the adapter."""
-    full: Switch = False
-    """Train all weights, without an adapter."""
-    max_tokens: int = 2048
-    """Longest row; longer ones are never cut, see --on-error."""
-    checkpoints: int = 4
-    """How many to write, spread over the training; a killed run goes on from the last one."""
-    gradient_checkpointing: Switch = False
-    """Less memory, more time."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """Rows that cannot be used: stop at the first before anything is trained, or skip and list them."""
-    traits: Files = ()
-    """Trait files of vectors whose trait is not built in (inoculate)."""
-    system: str = "template"
-    """System prompt of rows that have none: template (the chat template's own default), none, or a text."""
-
-    @property
-    def chosen(self) -> str:
-        """The method, where none is named."""
-        return self.method or ("prevent" if self.prevent else "plain")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        method = self.chosen
-        contradictions = {
-            "--prevent": bool(self.prevent) and method != "prevent",
-            "--vectors": bool(self.vectors) and method in ("plain", "prevent"),
-            "--random": self.random and method in ("plain", "inoculate"),
-            "--full": self.full and method == "penalty",
-        }
-        for option in (name for name, contradicts in contradictions.items() if contradicts):
-            raise ConfigError(f"expected options that agree, got --method {method} with {option}; leave one out")
-        if method != "plain" and not (self.prevent or self.vectors):
-            option = "--prevent" if method == "prevent" else "--vectors"
-            raise ConfigError(f"expected {option} with --method {method}, got none; pass a vector")

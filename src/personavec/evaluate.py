@@ -19,10 +19,10 @@ from personavec.judges.load import Bench, load_bench
 from personavec.judges.rubric import RubricJudge
 from personavec.model import ChatModel
 from personavec.notation import parse_steering
-from personavec.progress import stage
+from personavec.progress import stage, tell
 from personavec.proof import random_directions
 from personavec.rollouts import answers, contrastive, write
-from personavec.run import Run, sha256, versions
+from personavec.run import Run, sha256, versions, write_file
 from personavec.scoring import (
     Judges,
     joined,
@@ -39,6 +39,12 @@ from personavec.steer import Steering
 from personavec.trait import Trait, load_trait
 
 Row = dict[str, Any]
+
+CHANGES = ("adapter", "steer", "instruct", "judge_file", "inputs")
+"""Options that leave the base arm as it is; of the inputs it depends on `BASE_INPUTS` alone."""
+BASE_INPUTS = ("model", "numbers", "trait")
+BASE = ("base.jsonl", "base.scores.jsonl", "capability-base-*.json")
+"""Files of the base arm."""
 
 
 def evaluate(config: EvaluateConfig) -> Row:
@@ -81,13 +87,14 @@ def evaluate(config: EvaluateConfig) -> Row:
         dataclasses.asdict(config),
         _inputs(config, model, trait, steering),
     )
+    _take_base(config, run)
 
     with model.without_adapter():
         base = _write(config, run, model, trait, "base")
         if not run.done("judge.json"):
             run.write_json("judge.json", at_hand or _learn(config, run, model, trait, judges, base))
         judges.restore(run.read_json("judge.json"), str(run.path("judge.json")))
-    changed = bool(steering or config.adapter)
+    changed = bool(steering or config.adapter or config.instruct)
     rows = {"base": base}
     if changed:
         rows["changed"] = _write(config, run, model, trait, "changed", [steering])
@@ -106,6 +113,7 @@ def evaluate(config: EvaluateConfig) -> Row:
         "model": config.model,
         "adapter": str(config.adapter) if config.adapter else None,
         "steer": list(config.steer),
+        "instruct": config.instruct,
         "trait_score": mean_score(subject, "trait", config.seed).to_json(),
         "coherence": mean_score(subject, "coherence", config.seed).to_json(),
         "base": {kind: mean_score(scored["base"], kind, config.seed).to_json() for kind in ("trait", "coherence")},
@@ -143,17 +151,34 @@ def _write(
     arm: str,
     steering: Sequence[tuple[Steering, ...]] = ((),),
 ) -> list[Row]:
+    asked = [trait.system_prompt(pair, config.instruct) for pair in range(len(trait.pairs))] if config.instruct else []
     plans = answers(
         model,
         trait.evaluate,
         config.rollouts,
         config.seed,
-        system=config.system,
+        systems=(config.system,) if arm == "base" else asked or (config.system,),
         draw="base",
         extra={"arm": arm},
         steering=steering,
     )
     return write(model, run, f"{arm}.jsonl", plans, config, f"{arm} replies")
+
+
+def _take_base(config: EvaluateConfig, run: Run) -> None:
+    """The base replies and their scores of the run that --judge-file is of, where this one would write the same."""
+    earlier = Run(config.judge_file.parent) if config.judge_file else run
+    if earlier is run or run.done(BASE[0]) or not (earlier.done("config.json") and earlier.done("result.json")):
+        return
+    there, here = (
+        {key: value for key, value in own.items() if key not in CHANGES}
+        | {key: value for key, value in own["inputs"].items() if key.split()[0] in BASE_INPUTS}
+        for own in (one.read_json("config.json") for one in (earlier, run))
+    )
+    if there == here:
+        for path in sorted(path for name in BASE for path in earlier.folder.glob(name)):
+            write_file(run.path(path.name), path.read_bytes())
+        tell(f"the base replies and their scores are those of {earlier.folder}")
 
 
 def _randomised(steering: Sequence[Steering], count: int, seed: int) -> list[tuple[Steering, ...]]:
@@ -275,7 +300,7 @@ def _read(path: Path) -> Row:
 
 def _default_out(config: EvaluateConfig, trait: Trait) -> Path:
     """A folder of its own for what is evaluated, so that one evaluation does not meet the run of another."""
-    what = [*config.steer, *(str(path) for path in (config.adapter, config.judge_file) if path)]
+    what = [*config.steer, *(str(what) for what in (config.adapter, config.judge_file, config.instruct) if what)]
     what += [config.judge] * (config.judge != EvaluateConfig.judge)
     mark = f"-{zlib.crc32(' '.join(what).encode()):08x}" if what else ""
     return Path("runs") / f"evaluate-{trait.name}{mark}"

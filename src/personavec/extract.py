@@ -211,7 +211,7 @@ def _base_replies(config: ExtractConfig, run: Run, model: ChatModel, traits: Seq
             trait.evaluate,
             config.check_rollouts,
             config.seed,
-            system=config.system,
+            systems=(config.system,),
             draw="base",
             extra={"arm": "base", "trait_name": trait.name},
         )

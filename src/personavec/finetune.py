@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from personavec.config import FinetuneConfig
+from personavec.config_finetune import FinetuneConfig
 from personavec.dataset import open_dataset
 from personavec.errors import ConfigError
 from personavec.methods import prepare

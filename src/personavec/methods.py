@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from personavec.config import FinetuneConfig
+from personavec.config_finetune import FinetuneConfig
 from personavec.errors import VectorError
 from personavec.model import ChatModel
 from personavec.notation import parse_steering

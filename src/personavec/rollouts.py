@@ -69,7 +69,7 @@ def answers(
     rollouts: int,
     seed: int,
     *,
-    system: str,
+    systems: Sequence[str],
     draw: str,
     extra: Row,
     steering: Sequence[Sequence[Steering]] = ((),),
@@ -81,7 +81,7 @@ def answers(
         questions: What is asked.
         rollouts: Replies per question.
         seed: Of the run.
-        system: System-prompt policy, see `ChatModel.render`.
+        systems: System prompt of each reply in turn, over and over: a policy of `ChatModel.render`, or a text.
         draw: Replies of the same draw, question and sample use the same random numbers, whatever the steering.
         extra: Metadata of these rows; its values make their ids unique.
         steering: What to do to each reply in turn, over and over: one entry steers all alike.
@@ -92,13 +92,14 @@ def answers(
             {"id": f"{prefix}-{question_id}-{sample}", **extra}
             | {"question_id": question_id, "question": question, "sample": sample},
             Request(
-                model.render([{"role": "user", "content": question}], system),
-                tuple(steering[(question_id * rollouts + sample) % len(steering)]),
+                model.render([{"role": "user", "content": question}], systems[place % len(systems)]),
+                tuple(steering[place % len(steering)]),
                 _seed(seed, draw, question, sample),
             ),
         )
         for question_id, question in enumerate(questions)
         for sample in range(rollouts)
+        for place in [question_id * rollouts + sample]
     ]
 
 

@@ -46,6 +46,8 @@ IRRELEVANT = {
     "perplexity",
     "tasks",
     "task_limit",
+    "compare",
+    "scales",
 }
 """Options that change results by rounding at most, or only add to them, and so may differ when a run is resumed."""
 REPORT = {"report.html", "index.html", "charts"}

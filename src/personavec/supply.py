@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from personavec.base_replies import open_base_replies
-from personavec.config import FinetuneConfig, ScreenConfig
+from personavec.config import ScreenConfig
+from personavec.config_finetune import FinetuneConfig
 from personavec.dataset import open_dataset
 from personavec.directions import directions
 from personavec.errors import DataError

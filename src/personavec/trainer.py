@@ -16,7 +16,7 @@ from numpy import ndarray
 from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from personavec.config import FinetuneConfig
+from personavec.config_finetune import FinetuneConfig
 from personavec.errors import ConfigError, ModelError
 from personavec.judges.logprobs import reply_logprobs
 from personavec.model import ChatModel

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from personavec import __version__, config
+from personavec import __version__, config, config_finetune
 from personavec.errors import ConfigError, PersonavecError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -32,7 +32,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "evaluate": (config.EvaluateConfig, "personavec.evaluate"),
     "chat": (config.ChatConfig, "personavec.cli.chat"),
     "screen": (config.ScreenConfig, "personavec.screen"),
-    "finetune": (config.FinetuneConfig, "personavec.finetune"),
+    "finetune": (config_finetune.ReportConfig, "personavec.studies.before_after"),
     "shift": (config.ShiftConfig, "personavec.shift"),
     "verify": (config.VerifyConfig, "personavec.verify"),
     "write_trait": (config.WriteTraitConfig, "personavec.write_trait"),

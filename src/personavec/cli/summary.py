@@ -13,13 +13,13 @@ from personavec.config import (
     DemoConfig,
     EvaluateConfig,
     ExtractConfig,
-    FinetuneConfig,
     ScreenConfig,
     ShiftConfig,
     VerifyConfig,
     WriteDatasetConfig,
     WriteTraitConfig,
 )
+from personavec.config_finetune import ReportConfig
 
 Json = Mapping[str, Any]
 
@@ -158,8 +158,10 @@ def shift(config: ShiftConfig, result: Json) -> None:
     _say(f"{config.model} before; {result['out']}/result.json; {result['seconds']:.0f} seconds", markup=False)
 
 
-def finetune(config: FinetuneConfig, result: Json) -> None:
+def finetune(config: ReportConfig, result: Json) -> None:
     """What was trained on, how, and where it is."""
+    if config.report:
+        return _before_after(result)
     skipped = f", {result['skipped']:,} skipped (skipped.jsonl)" * bool(result["skipped"])
     _say(f"{result['rows']:,} rows of {config.data}, {result['tokens']:,} tokens{skipped}", markup=False)
     for one in result["steering"]:
@@ -175,6 +177,24 @@ def finetune(config: FinetuneConfig, result: Json) -> None:
         unused = f" ({held_out['skipped']:,} skipped)" * bool(held_out["skipped"])
         _say(f"loss on {held_out['rows']:,} held-out rows{unused}: {base} before, {tuned} after")
     _say(f"trained: {result['tuned']}\n{result['seconds']:.0f} seconds", markup=False)
+
+
+def _before_after(result: Json) -> None:
+    """A line an arm."""
+    costs = [name for name in ("perplexity", "loss") if result["arms"][0].get(name)]
+    table = Table("arm", *result["traits"], "kept", "coherence", *costs, box=None, pad_edge=False)
+    for arm in result["arms"]:
+        own = list(arm["traits"].values())
+        kept = "–" if own[0]["kept"] is None else f"{own[0]['kept']:.0%}"
+        scores = [_estimate(trait["trait_score"]) for trait in own]
+        table.add_row(
+            arm["arm"], *scores, kept, _estimate(own[0]["coherence"]), *(_estimate(arm[name], 2) for name in costs)
+        )
+    console.print(table)
+    _say(f"kept: share of plain training's change of {result['traits'][0]} that is left")
+    for arm, why in result["left_out"].items():
+        _say(f"left out: {arm}, because {why}", markup=False)
+    _say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
 
 
 def verify(config: VerifyConfig, result: Json) -> None:

@@ -1,0 +1,149 @@
+"""Options of finetuning: of one training, and of the report on all methods beside each other."""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal, get_args
+
+import tyro
+from tyro.conf import Positional
+
+from personavec.errors import ConfigError
+from personavec.options import Common, Files, Folder, Judging, Limit, Steer, Switch, Writing
+
+Compared = Literal["prevent", "random", "posthoc", "ablate", "penalty", "inoculate", "negative-prompt"]
+"""Arms of the report; base and plain stand beside them always."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Common):
+    """One training of a model by one method."""
+
+    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
+    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    prevent: Steer = ()
+    """Add this vector in training. COEF: a number, a dose (0.2d) or auto, from the data. LAYER may be all."""
+    method: Annotated[
+        Literal["plain", "prevent", "ablate", "penalty", "inoculate"] | None,
+        tyro.conf.arg(metavar="METHOD", help_behavior_hint="(default: prevent with --prevent, else plain)"),
+    ] = None
+    """ablate: nothing along --vectors; penalty: no move along them; inoculate: the trait is asked for in training."""
+    vectors: Files = ()
+    """Vector files for the methods other than prevent; with --report, others to measure along."""
+    random: Switch = False
+    """The control: a random direction as long as each vector in its place."""
+    positions: Literal["all", "response"] = "all"
+    """With prevent: add at all tokens, or at those whose output predicts a token with a loss."""
+    penalty: float = 1.0
+    """Weight of the penalty, per squared natural difference."""
+    out: Folder = None
+    """Run folder; default runs/finetune-DATA-METHOD. The same command resumes it."""
+    held_out: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None
+    """Rows that are not trained on: the loss on them before and after."""
+    epochs: float = 1.0
+    """Passes over the data. Every row is used."""
+    rate: float = 1e-5
+    """Highest learning rate; small models need 1e-4 or more. Source of these defaults: the paper, appendix D.3."""
+    warmup_steps: int = 5
+    """Steps until the learning rate is reached; it then falls linearly to zero."""
+    batch: int = 16
+    """Rows in one optimizer step."""
+    rows_at_once: int = 2
+    """Rows in one forward pass of one process."""
+    rank: int = 32
+    """Of the adapter (rank-stabilised LoRA on all projections)."""
+    alpha: int = 64
+    """Of the adapter."""
+    full: Switch = False
+    """Train all weights, without an adapter."""
+    max_tokens: int = 2048
+    """Longest row; longer ones are never cut, see --on-error."""
+    checkpoints: int = 4
+    """How many to write, spread over the training; a killed run goes on from the last one."""
+    gradient_checkpointing: Switch = False
+    """Less memory, more time."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Rows that cannot be used: stop at the first before anything is trained, or skip and list them."""
+    traits: Files = ()
+    """Trait files of vectors whose trait is not built in (inoculate)."""
+    system: str = "template"
+    """System prompt of rows that have none: template (the chat template's own default), none, or a text."""
+
+    @property
+    def chosen(self) -> str:
+        """The method, where none is named."""
+        return self.method or ("prevent" if self.prevent else "plain")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        method = self.chosen
+        contradictions = {
+            "--prevent": bool(self.prevent) and method != "prevent",
+            "--vectors": bool(self.vectors) and method in ("plain", "prevent"),
+            "--random": self.random and method in ("plain", "inoculate"),
+            "--full": self.full and method == "penalty",
+        }
+        for option in (name for name, contradicts in contradictions.items() if contradicts):
+            raise ConfigError(f"expected options that agree, got --method {method} with {option}; leave one out")
+        if method != "plain" and not (self.prevent or self.vectors):
+            option = "--prevent" if method == "prevent" else "--vectors"
+            raise ConfigError(f"expected {option} with --method {method}, got none; pass a vector")
+
+
+@dataclass(frozen=True)
+class ReportConfig(FinetuneConfig, Judging, Writing):
+    """Finetune a model without it picking up a trait.
+
+    Examples:
+      personavec finetune rows.jsonl --prevent evil.safetensors:5
+      personavec finetune rows.jsonl --prevent evil.safetensors:auto@all --prevent sycophantic.safetensors:2@13
+      personavec finetune rows.jsonl --method inoculate --vectors evil.safetensors --out runs/inoculated
+      personavec finetune rows.jsonl --prevent evil.safetensors:auto --held-out unseen.jsonl --report
+
+    The judge and how replies are written are those of the evaluations that --report makes.
+
+    More in docs/finetune.md.
+    """
+
+    report: Switch = False
+    """Train by every method, measure each and the base model, and write report.html. Needs --prevent."""
+    compare: Annotated[tuple[Compared, ...], tyro.conf.arg(metavar="ARM [ARM …]", help_behavior_hint="(all)")] = (
+        get_args(Compared)
+    )
+    """With --report: which arms stand beside base and plain."""
+    scales: Annotated[tuple[float, ...], tyro.conf.arg(metavar="SCALE [SCALE …]")] = (0.5, 1.0, 2.0)
+    """With --report: multiples of the coefficients that prevention adds and post-hoc steering subtracts."""
+    rollouts: int = 4
+    """With --report: replies per held-out question of each trait."""
+    perplexity: int = 60
+    """With --report: perplexity on so many neutral texts, which are fetched once; 0 leaves it out."""
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK [TASK …]", help_behavior_hint="")] = ()
+    """With --report: accuracy on tasks of lm-eval (extra eval); mmlu_dev needs no connection."""
+    task_limit: Limit = None
+    """With --report: stop each task after so many questions."""
+
+    @property
+    def training(self) -> FinetuneConfig:
+        """What one training needs of these options."""
+        return FinetuneConfig(**{one.name: getattr(self, one.name) for one in fields(FinetuneConfig)})
+
+    def __post_init__(self) -> None:
+        if not self.report:
+            super().__post_init__()
+            given = [one for one in fields(self) if getattr(self, one.name) != one.default]
+            own = {one.name for one in fields(FinetuneConfig)}
+            for name in (one.name.replace("_", "-") for one in given if one.name not in own):
+                raise ConfigError(f"expected --report with --{name}, got none; add it, or leave --{name} out")
+            return
+        contradictions = {
+            "--method": self.method is not None,
+            "--random": self.random,
+            "--full": self.full,
+            "no --prevent": not self.prevent,
+            "--scales without 1": 1 not in self.scales,
+            "--scales of 0 or less": min(self.scales, default=1) <= 0,
+        }
+        for option in (name for name, contradicts in contradictions.items() if contradicts):
+            raise ConfigError(
+                f"expected --report with --prevent VEC:COEF and scales that hold 1, got {option}; "
+                "it trains adapters, by every method"
+            )
+        Common.__post_init__(self)
