@@ -1,4 +1,4 @@
-"""The page of a data set finetuned by every method: traits, what each method costs, and what was predicted."""
+"""The pages of finetuning studies: one data set by every method, and many data sets beside what foretold them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import altair as alt
 
 from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, finish, inline
 from personavec.report.page import drawn, render
-from personavec.report.prediction_charts import dose_costs_chart
+from personavec.report.prediction_charts import cross_trait_chart, dose_costs_chart, shift_score_chart
 
 Json = Mapping[str, Any]
 
@@ -33,6 +33,20 @@ def write_before_after(result: dict[str, Any]) -> dict[str, Any]:
         charts[f"dose_{cost}"] = dose_chart(result, trait, cost)
     charts["shift"] = shift_chart(result)
     path = render(folder / "report.html", "finetuning.html", result=result, tasks=tasks, **drawn(folder, charts))
+    return result | {"report": str(path)}
+
+
+def write_grid(result: dict[str, Any]) -> dict[str, Any]:
+    """Write report.html and charts/*.png and *.svg of a grid of finetunings; adds the path as `report`.
+
+    Args:
+        result: What `studies.finetuning_grid` found.
+    """
+    folder = Path(result["out"])
+    charts: dict[str, alt.LayerChart | alt.ConcatChart] = {"shift": shift_score_chart(result)}
+    if len(result["traits"]) > 1:
+        charts["cross"] = cross_trait_chart(result)
+    path = render(folder / "report.html", "finetuning_grid.html", result=result, **drawn(folder, charts))
     return result | {"report": str(path)}
 
 

@@ -66,7 +66,7 @@ def before_after(config: ReportConfig) -> Row:
     _check(config)
     files = dict.fromkeys([*(Path(text.rpartition(":")[0]) for text in config.prevent), *config.vectors])
     vectors = {path: load_vector(path) for path in files}
-    traits = {vector.card.trait: _trait_file(vector.card.trait, config) for vector in vectors.values()}
+    traits = {vector.card.trait: trait_file(vector.card.trait, config) for vector in vectors.values()}
     out = config.out or Path(f"{default_out(config.training)}-report")
     inputs = open_dataset(config.data).fingerprint() | {f"vector {p}": v.content_hash for p, v in vectors.items()}
     run = Run.open(out, dataclasses.asdict(config), inputs)
@@ -169,7 +169,7 @@ def _measure(
     found = {}
     for place, (trait, file) in enumerate(traits.items()):
         base = run.path(f"base-{trait}")
-        options: Row = {"trait": file, "rollouts": config.rollouts, **_options(config, Judging, Writing, Common)}
+        options: Row = {"trait": file, "rollouts": config.rollouts, **options_of(config, Judging, Writing, Common)}
         if not place:
             options |= {"perplexity": config.perplexity, "tasks": config.tasks, "task_limit": config.task_limit}
         if arm.training:
@@ -181,7 +181,7 @@ def _measure(
 
 
 def _shift(config: ReportConfig, run: Run, tuned: Mapping[str, str], vectors: tuple[Path, ...]) -> dict[str, Row]:
-    options: Row = {**_options(config, Common), "system": config.system, "traits": config.traits, "vectors": vectors}
+    options: Row = {**options_of(config, Common), "system": config.system, "traits": config.traits, "vectors": vectors}
     mark = Run.digest(tuned)  # another report in this folder may have other arms
     found = shift(ShiftConfig(**options, tuned=tuple(tuned.values()), out=run.path(f"shift-{mark}")))
     moved = {row["tuned"]: row for row in found["tuned"]}  # checkpoints too: the curve is in its result.json
@@ -190,19 +190,19 @@ def _shift(config: ReportConfig, run: Run, tuned: Mapping[str, str], vectors: tu
 
 def _screen(config: ReportConfig, run: Run, vectors: tuple[Path, ...]) -> Row:
     """What could be known before training."""
-    options: Row = {**_options(config, Common), "system": config.system, "on_error": config.on_error}
+    options: Row = {**options_of(config, Common), "system": config.system, "on_error": config.on_error}
     found = screen(
         ScreenConfig(**options, data=config.data, vectors=vectors, turn="last", cost="full", out=run.path("screen"))
     )
     return {name: found[name] for name in ("projection_difference", "random_control", "layers")}
 
 
-def _options(config: ReportConfig, *kinds: type) -> Row:
+def options_of(config: FinetuneConfig, *kinds: type) -> Row:
     """The options of these kinds, as they were given."""
     return {one.name: getattr(config, one.name) for kind in kinds for one in fields(kind)}
 
 
-def _trait_file(name: str, config: FinetuneConfig) -> str:
+def trait_file(name: str, config: FinetuneConfig) -> str:
     """What `evaluate` takes for a trait: a file that was given, or the name of a built-in one."""
     trait_of(name, config.traits)
     return next((str(path) for path in config.traits if load_trait(path).name == name), name)

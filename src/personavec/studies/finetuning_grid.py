@@ -1,0 +1,156 @@
+"""Many small finetunings on one machine: does what is known beforehand foretell the trait score afterwards?"""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from safetensors.numpy import load_file, save
+
+from personavec.activations import activations
+from personavec.config import EvaluateConfig, ScreenConfig
+from personavec.config_finetune import FinetuneConfig
+from personavec.errors import ConfigError, VectorError
+from personavec.evaluate import evaluate
+from personavec.finetune import finetune
+from personavec.model import ChatModel
+from personavec.options import Common
+from personavec.prediction import Finetunings, measure_prediction
+from personavec.progress import tell
+from personavec.report.finetuning import write_grid
+from personavec.run import Run, versions, write_file
+from personavec.screen import screen
+from personavec.studies.before_after import options_of, trait_file
+from personavec.trait import trait_of
+from personavec.vector import PersonaVector, load_vector
+
+Row = dict[str, Any]
+Activations = dict[str, Float[ndarray, "..."]]
+
+
+def finetuning_grid(
+    datasets: Mapping[str, str],
+    vectors: Sequence[Path],
+    out: Path,
+    training: FinetuneConfig,
+    evaluation: EvaluateConfig,
+) -> Row:
+    """Finetune on every data set, measure every trait, and correlate that with the shift and the data's projections.
+
+    Every training, evaluation and screening is a run folder of its own: a killed grid goes on where it stopped, and
+    more data sets can be added later.
+
+    Args:
+        datasets: What is trained on, by the name that the model gets in charts.
+        vectors: Of each trait that is measured; they are read at the layer that each card recommends.
+        out: Folder of the grid.
+        training: Everything but data and folder.
+        evaluation: Everything but trait, adapter and folder; its model, seed and number format are those of `training`.
+
+    Returns:
+        What `prediction.measure_prediction` found, the scores, and the path of the `report`.
+
+    Raises:
+        PersonavecError: Bad input; what was done so far stays.
+
+    Source: Persona Vectors (arXiv 2507.21509) sections 4.2 and 6.1.
+    """
+    began = time.monotonic()
+    if not datasets or not vectors:
+        raise ConfigError("expected data sets and vectors, got none; pass at least one of each")
+    loaded = {vector.card.trait: vector for vector in map(load_vector, vectors)}
+    if missing := [name for name, vector in loaded.items() if vector.card.layer is None]:
+        raise VectorError(f"expected a recommended layer for {missing[0]}, got none; extract it again")
+    evaluation = replace(evaluation, **options_of(training, Common))
+    options = {"training": dataclasses.asdict(training), "evaluation": dataclasses.asdict(evaluation)}
+    run = Run.open(out, options, {f"vector {name}": vector.content_hash for name, vector in loaded.items()})
+
+    base = {trait: _evaluated(run, trait, training, evaluation) for trait in loaded}
+    read = {"base": _read(run, "base", training, loaded)}
+    scores: dict[str, dict[str, Row]] = {}
+    predicted: dict[str, dict[str, Row]] = {}
+    for name, data in datasets.items():
+        tell(f"data set {name}")
+        tuned = Path(finetune(replace(training, data=data, out=run.path(f"{name}-trained")))["tuned"])
+        scores[name] = {trait: _evaluated(run, trait, training, evaluation, name, tuned) for trait in loaded}
+        predicted[name] = _screened(run, name, data, tuple(vectors), training)
+        read[name] = _read(run, name, training, loaded, tuned)
+    grid = Finetunings(
+        models=tuple(datasets),
+        moved={t: np.stack([read[name][t] - read["base"][t] for name in datasets]) for t in loaded},
+        directions={t: vector.direction[vector.card.layer].numpy() for t, vector in loaded.items()},
+        scores={t: _means([scores[name][t]["trait_score"] for name in datasets]) for t in loaded},
+        activations={t: read["base"][f"every {t}"] for t in loaded},
+        predicted={t: _means([predicted[name][t] for name in datasets]) for t in loaded},
+    )
+    result = measure_prediction(grid, seed=training.seed) | {
+        "out": str(out),
+        "model": training.model,
+        "base": {trait: own["trait_score"] for trait, own in base.items()},
+        "scores": {name: {trait: row["trait_score"] for trait, row in own.items()} for name, own in scores.items()},
+        "versions": versions(),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    run.write_json("result.json", result)
+    run.finish()
+    return write_grid(result)
+
+
+def _evaluated(
+    run: Run,
+    trait: str,
+    training: FinetuneConfig,
+    evaluation: EvaluateConfig,
+    name: str = "base",
+    adapter: Path | None = None,
+) -> Row:
+    """The trait score of a model; the base model's scale and replies serve all."""
+    judge = run.path(f"base-{trait}") / "judge.json" if adapter else None
+    own: Row = {"trait": trait_file(trait, training), "out": run.path(f"{name}-{trait}")}
+    return evaluate(replace(evaluation, adapter=adapter, judge_file=judge, **own))
+
+
+def _screened(run: Run, name: str, data: str, vectors: tuple[Path, ...], training: FinetuneConfig) -> dict[str, Row]:
+    """Projection difference of a data set along every vector."""
+    options: Row = {**options_of(training, Common), "system": training.system, "on_error": training.on_error}
+    config = ScreenConfig(
+        **options, data=data, vectors=vectors, turn="last", cost="full", out=run.path(f"{name}-screen")
+    )
+    return dict(screen(config)["projection_difference"])
+
+
+def _read(
+    run: Run, name: str, training: FinetuneConfig, vectors: Mapping[str, PersonaVector], adapter: Path | None = None
+) -> Activations:
+    """Of each trait the mean activation at the last token of its held-out questions, at its layer; `every` prompt's.
+
+    The prompts of `every TRAIT` are all questions of all traits.
+    """
+    path = run.path(f"{name}.safetensors")
+    if not path.is_file():
+        traits = {trait: trait_of(trait, training.traits) for trait in vectors}
+        questions = list(dict.fromkeys(one for own in traits.values() for one in (*own.evaluate, *own.extract)))
+        model = ChatModel.from_config(training, adapter=adapter)
+        asked = [model.render([{"role": "user", "content": question}], training.system) for question in questions]
+        at = {trait: int(vector.card.layer or 0) for trait, vector in vectors.items()}
+        layers = sorted(set(at.values()))
+        found = np.empty((len(asked), len(layers), model.identity.d_model), np.float32)
+        rows = [{"prompt_ids": prompt, "response_ids": ()} for prompt in asked]
+        for batch, own in activations(model, rows, ("prompt last",), layers):
+            found[batch] = own[:, 0].numpy()
+        columns = {trait: np.take(found, layers.index(layer), axis=1) for trait, layer in at.items()}
+        places = {trait: [questions.index(one) for one in own.evaluate] for trait, own in traits.items()}
+        kept = {trait: column[places[trait]].mean(axis=0) for trait, column in columns.items()}
+        kept |= {f"every {trait}": column for trait, column in columns.items()}
+        write_file(path, save(kept))
+    return load_file(path)
+
+
+def _means(found: Sequence[Row]) -> Float[ndarray, " model"]:
+    """Means; nan where there was too little to tell."""
+    return np.array([np.nan if own["mean"] is None else own["mean"] for own in found], dtype=float)
