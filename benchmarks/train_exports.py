@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TRAINING = ("--batch", "8", "--rate", "2e-4", "--max-tokens", "512", "--on-error", "skip")
+TRAINING = ("--batch", "4", "--rate", "2e-4", "--max-tokens", "512", "--on-error", "skip")
 
 
 def personavec(*args: str) -> dict[str, Any]:
