@@ -105,7 +105,6 @@ def shift_chart(result: Json) -> alt.LayerChart:
         if arm["shift"] and arm["method"] not in ("posthoc", "negative-prompt")
         for name, mean in arm["shift"].items()
     ]
-    shape = alt.Shape("vector:N", title=None) if len(result["traits"]) > 1 else alt.value("circle")
     colour = alt.Color("vector:N", title=None, scale=alt.Scale(range=[BLUE, VERMILLION, GREY, INK]))
     base = alt.Chart(inline(rows)).encode(y=alt.Y("arm:N", title=None, sort=None), color=colour, yOffset="vector:N")
     layers = [
@@ -113,7 +112,6 @@ def shift_chart(result: Json) -> alt.LayerChart:
         base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
         base.mark_point(filled=True, size=70, opacity=1).encode(
             x=alt.X("mean:Q", title="finetuning shift at the last prompt token (activation units)"),
-            shape=shape,
             tooltip=["arm:N", "vector:N", alt.Tooltip("mean:Q", format=".3g")],
         ),
     ]
