@@ -10,7 +10,7 @@ from typing import Any
 from personavec.config_finetune import FinetuneConfig
 from personavec.dataset import open_dataset
 from personavec.errors import ConfigError
-from personavec.methods import prepare
+from personavec.methods import inoculation, prepare
 from personavec.model import ChatModel
 from personavec.progress import tell
 from personavec.run import Run, versions
@@ -55,11 +55,11 @@ def finetune(config: FinetuneConfig) -> Row:
         "system": config.system,
         "on_error": config.on_error,
     }
+    rows, skipped = training_rows(model, data.samples("last"), instruction=inoculation(config), **options)
     unseen, unusable = training_rows(model, held_out.samples("last"), **options) if held_out else ([], [])
-    before = reply_losses(model, unseen) if unseen and args.should_save else None
-    method = prepare(model, config)
-    rows, skipped = training_rows(model, data.samples("last"), instruction=method.instruction, **options)
     share_out(args, config, len(rows))
+    method = prepare(model, config)
+    before = reply_losses(model, unseen) if unseen and args.should_save else None
     subject = trainable(model, config)
     history = train(subject, rows, args, method.callbacks, method.trainer, **method.options(subject))
     if not args.should_save:
@@ -91,7 +91,8 @@ def finetune(config: FinetuneConfig) -> Row:
 
 def default_out(config: FinetuneConfig) -> Path:
     """A folder of its own for each way to train on a data set."""
-    named = ("epochs", "rate", "rank", "alpha", "full", "positions", "penalty", "seed", "model")
+    named = ["epochs", "rate", "batch", "warmup_steps", "rank", "alpha", "full", "max_tokens", "positions", "penalty"]
+    named += ["system", "seed", "model"]
     changed = [
         f"{name}={getattr(config, name)}" for name in named if getattr(config, name) != getattr(FinetuneConfig, name)
     ]

@@ -33,8 +33,6 @@ class Method:
     trainer: type[SFTTrainer] = SFTTrainer
     options: Callable[[ChatModel], Row] = lambda _: {}
     """What that trainer is also told, given the model with what is to be trained."""
-    instruction: Callable[[int], str] | None = None
-    """Of a row, by its place."""
 
 
 def prepare(model: ChatModel, config: FinetuneConfig) -> Method:
@@ -54,11 +52,16 @@ def prepare(model: ChatModel, config: FinetuneConfig) -> Method:
         steerings = tuple(replace(one, layer=_layer(one)) for one in steerings)
         told = {"steerings": steerings, "weight": config.penalty}
         return Method(steerings, trainer=PenalisedTrainer, options=lambda subject: {"subject": subject, **told})
-    if config.chosen == "inoculate":
-        traits = [trait_of(one.vector.card.trait, config.traits) for one in steerings]
-        asked = [trait.system_prompt(pair, "pos") for trait in traits for pair in range(len(trait.pairs))]
-        return Method(steerings, instruction=lambda row: asked[row % len(asked)])
-    return Method()
+    return Method(steerings)
+
+
+def inoculation(config: FinetuneConfig) -> Callable[[int], str] | None:
+    """The instruction that a row gets in training, by its place: those of all traits, one after the other."""
+    if config.chosen != "inoculate":
+        return None
+    traits = [trait_of(load_vector(path).card.trait, config.traits) for path in config.vectors]
+    asked = [trait.system_prompt(pair, "pos") for trait in traits for pair in range(len(trait.pairs))]
+    return lambda row: asked[row % len(asked)]
 
 
 def _steerings(model: ChatModel, config: FinetuneConfig, steerings: tuple[Steering, ...]) -> tuple[Steering, ...]:
