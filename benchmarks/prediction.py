@@ -1,0 +1,68 @@
+"""Many small finetunings: does the shift, or the data's projection difference, foretell the trait score?
+
+    pip install -e ".[train]"
+    python benchmarks/prediction.py FOLDER VECTOR VECTOR …
+
+For the trait of every vector the model itself writes replies under positive and under negative instructions, which are
+then left out; four data sets a trait mix them in shares of 0, ⅓, ⅔ and 1 positive. Takes minutes for each on two cores,
+goes on after a kill.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from personavec.config import EvaluateConfig
+from personavec.config_finetune import FinetuneConfig
+from personavec.model import ChatModel
+from personavec.options import Writing
+from personavec.rollouts import contrastive, write
+from personavec.run import Run
+from personavec.studies.finetuning_grid import finetuning_grid
+from personavec.trait import load_trait
+from personavec.vector import load_vector
+
+ROWS, SHARES = 64, (0, 1 / 3, 2 / 3, 1)
+
+
+def datasets(name: str, folder: Path) -> dict[str, str]:
+    """Files of training rows, by their name."""
+    trait, model = load_trait(name), ChatModel.load("smollm2")
+    folder.mkdir(parents=True, exist_ok=True)
+    plans = contrastive(model, trait, 1, 0)
+    every = [row for row in write(model, Run(folder), f"{name}.rollouts.jsonl", plans, Writing(), name)]
+    rows = [row for row in every if row["response"]]
+    found = {}
+    for share in SHARES:
+        rng = np.random.default_rng(0)
+        count = {"pos": round(share * ROWS), "neg": ROWS - round(share * ROWS)}
+        chosen = [
+            row
+            for side, wanted in count.items()
+            for row in rng.permutation([row for row in rows if row["side"] == side])[:wanted]
+        ]
+        path = folder / f"{name}-{round(100 * share)}.jsonl"
+        path.write_text(
+            "".join(json.dumps({"prompt": row["question"], "response": row["response"]}) + "\n" for row in chosen)
+        )
+        found[f"{name} {round(100 * share)}%"] = str(path)
+    return found
+
+
+if __name__ == "__main__":
+    folder, vectors = Path(sys.argv[1]), [Path(path) for path in sys.argv[2:]]
+    names = [load_vector(path).card.trait for path in vectors]
+    every = {label: path for name in names for label, path in datasets(name, folder / "data").items()}
+    training = FinetuneConfig(batch=4, rate=2e-4, checkpoints=1)
+    found = finetuning_grid(every, vectors, folder / "grid", training, EvaluateConfig(rollouts=2))
+    print("| trait | r of the shift | p: shuffled, random, covariance-matched | r of the projection difference | p |")
+    print("|---|---|---|---|---|")
+    for name, own in found["traits"].items():
+        data, nulls = own["projection_difference"], own["nulls"]
+        r, ahead = (f"{one['pearson']['r']:.2f} {one['pearson']['ci']}" for one in (own, data))
+        p = ", ".join(f"{nulls[null]['p']:.3f}" for null in ("permutation", "isotropic", "covariance"))
+        print(f"| {name} | {r} | {p} | {ahead} | {data['nulls']['permutation']['p']:.3f} |")
+    for name, own in found["traits"].items():
+        print(f"\n{name}: {own['verdict']}")
