@@ -1,7 +1,7 @@
 """What preventative steering adds to a training step: python benchmarks/training.py VECTOR [ROUNDS].
 
-Trainings with and without the vector alternate in one process, so that both see the same weather of the machine; memory
-is the peak of a process of its own for each.
+Trainings with and without the vector alternate in one process, and processor time is taken, so that other work on the
+machine matters little; memory is the peak of a process of its own for each.
 """
 
 import json
@@ -21,21 +21,21 @@ from personavec.preventative import PreventativeSteering
 from personavec.stats import clustered_mean
 from personavec.trainer import arguments, share_out, train, trainable
 
-ROWS, TOKENS, BATCH = 48, 128, 8
+ROWS, TOKENS, BATCH = 28, 64, 4
 ARMS = ("plain", "prevent", "prevent at all layers")
 
 
 class Timer(TrainerCallback):
-    """Seconds of every step but the first."""
+    """Seconds of processor time of every step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
     def on_step_begin(self, args: object, state: object, control: object, **more: object) -> None:
-        self.began = time.perf_counter()
+        self.began = time.process_time()
 
     def on_step_end(self, args: object, state: object, control: object, **more: object) -> None:
-        self.seconds.append(time.perf_counter() - self.began)
+        self.seconds.append(time.process_time() - self.began)
 
 
 def steps(arm: str, vector: str) -> list[float]:
