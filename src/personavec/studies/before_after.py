@@ -1,6 +1,7 @@
 """Before and after: one data set, every method, and what each does to traits, coherence, ability and perplexity."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -110,6 +111,10 @@ def _check(config: ReportConfig) -> None:
     """What would stop the report hours later."""
     if not config.data:
         raise ConfigError("expected training data, got none; pass a file, a folder or a Hugging Face data set")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError(
+            "expected one process with --report, got several; train with accelerate launch, without --report"
+        )
     if config.tasks:
         check_eval()
     if config.perplexity:
