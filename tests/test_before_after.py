@@ -10,6 +10,7 @@ import tiny_chat
 from personavec.cli.main import main
 from personavec.evaluate import evaluate as real_evaluate
 from personavec.studies import before_after
+from personavec.vector import load_vector
 
 ROWS = [(f"what is {n}?", f"it is {n} {n}!") for n in range(8)]
 
@@ -50,24 +51,31 @@ def found(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]
 
 
 def test_every_method_is_trained_and_measured(
-    report: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    report: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = found([*report, "--scales", "1", "2"], capsys)
+    other = (load_vector(saved[1]) * -1).save(tmp_path / "other.safetensors")
+    result = found([*report, "--scales", "1", "2", "--vectors", str(other)], capsys)
     arms = {arm["arm"]: arm for arm in result["arms"]}
     assert list(arms) == [
-        "base", "plain", "prevent ×1", "prevent ×2", "prevent, random direction", "post-hoc ×1", "post-hoc ×2",
+        "base", "plain", "prevent ×1", "prevent ×2", "prevent, a random direction", "post-hoc ×1", "post-hoc ×2",
         "ablate", "penalty", "inoculate", "negative prompt",
     ]  # fmt: skip
     trained = {arm["trained"] for arm in arms.values() if arm["trained"]}
     assert len(trained) == 7 and all(Path(place).is_dir() for place in trained)
     assert arms["post-hoc ×2"]["trained"] == arms["plain"]["trained"] == arms["negative prompt"]["trained"]
-    assert (arms["prevent ×2"]["coef"], arms["post-hoc ×2"]["coef"]) == (4, -4 * -1)
+    assert (arms["prevent ×2"]["coef"], arms["post-hoc ×2"]["coef"]) == (4, 4)
     for arm in arms.values():
-        assert arm["traits"]["tiny"]["trait_score"]["n"] == 3 and arm["perplexity"]["n"] == 2
+        assert arm["traits"]["tiny"]["trait_score"]["n"] == 3
+        assert (
+            arm["costs"]["perplexity"]["n"] == 2
+            if arm["arm"] != "negative prompt"
+            else arm["costs"]["perplexity"] is None
+        )
         assert (arm["shift"] is None) == (arm["arm"] == "base")
     assert arms["base"]["loss"]["mean"] > arms["plain"]["loss"]["mean"]
-    assert arms["plain"]["perplexity"]["mean"] != arms["base"]["perplexity"]["mean"]
-    assert set(result["predicted"]["projection_difference"]) == {"tiny"}
+    assert arms["plain"]["costs"]["perplexity"]["mean"] != arms["base"]["costs"]["perplexity"]["mean"]
+    predicted = [own["mean"] for own in result["predicted"]["projection_difference"].values()]
+    assert len(predicted) == 2 and predicted[0] == pytest.approx(-predicted[1], abs=2e-4)
     page = Path(result["report"]).read_text("utf-8")
     assert all(name in page for name in arms) and len(list((tmp_path / "out" / "charts").glob("*.png"))) == 4
 
@@ -80,18 +88,18 @@ def test_a_killed_report_goes_on(
 
     def killed(config: Any) -> Any:
         evaluated.append(config.out.name)
-        if len(evaluated) == 3:
+        if len(evaluated) == 4:
             raise KeyboardInterrupt
         return real_evaluate(config)
 
     monkeypatch.setattr(before_after, "evaluate", killed)
     assert main(small) == 130
     told = capsys.readouterr().err
-    assert "the same command resumes" in told and "base replies and their scores are those of" in told
+    assert "the same command resumes" in told and "base.scores.jsonl, " in told and "taken over from" in told
     adapters = {place: place.stat().st_mtime_ns for place in (tmp_path / "out").glob("*/adapter/*.safetensors")}
     result = found(small, capsys)
     assert [arm["arm"] for arm in result["arms"]] == ["base", "plain", "post-hoc ×1"]
-    assert adapters == {place: place.stat().st_mtime_ns for place in adapters} and len(adapters) == 2
+    assert adapters == {place: place.stat().st_mtime_ns for place in adapters} and len(adapters) == 1
 
     folders = {place.name: place for place in (tmp_path / "out").glob("*-tiny")}
     assert set(folders) == {"base-tiny", "plain-tiny", "post-hoc-1-tiny"}
@@ -102,10 +110,10 @@ def test_a_killed_report_goes_on(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--report"], "no --prevent"),
+        (["--report"], "expected --prevent VEC:COEF with --report"),
         (["--report", "--prevent", "VEC:1@1", "--method", "prevent"], "--method"),
         (["--report", "--prevent", "VEC:1@1", "--full"], "--full"),
-        (["--report", "--prevent", "VEC:1@1", "--scales", "2"], "--scales without 1"),
+        (["--report", "--prevent", "VEC:1@1", "--scales", "2"], "1 among them, got 2.0"),
         (["--rollouts", "2"], "expected --report with --rollouts"),
         (["--judge", "openai:some"], "expected --report with --judge"),
     ],

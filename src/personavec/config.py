@@ -89,7 +89,7 @@ class EvaluateConfig(Judging, Writing, Common):
     out: Folder = None
     """Run folder; default runs/evaluate-TRAIT. The same command resumes it."""
     judge_file: File = None
-    """A judge.json of an earlier run: its scale, and where that run is alike its base replies, are not made anew."""
+    """A judge.json, or a vector: its scale is used, and of a run that is alike the base replies too."""
     adapter: Folder = None
     """PEFT adapter folder to evaluate."""
     instruct: Annotated[Literal["pos", "neg"] | None, tyro.conf.arg(metavar="SIDE", help_behavior_hint="")] = None

@@ -1,5 +1,6 @@
 """Options of finetuning: of one training, and of the report on all methods beside each other."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal, get_args
 
@@ -122,8 +123,9 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
 
     @property
     def training(self) -> FinetuneConfig:
-        """What one training needs of these options."""
-        return FinetuneConfig(**{one.name: getattr(self, one.name) for one in fields(FinetuneConfig)})
+        """What one training needs of these options; the report's --vectors are measured only."""
+        own = {one.name: getattr(self, one.name) for one in fields(FinetuneConfig)}
+        return FinetuneConfig(**own | {"vectors": ()} if self.report else own)
 
     def __post_init__(self) -> None:
         if not self.report:
@@ -137,13 +139,15 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
             "--method": self.method is not None,
             "--random": self.random,
             "--full": self.full,
-            "no --prevent": not self.prevent,
-            "--scales without 1": 1 not in self.scales,
-            "--scales of 0 or less": min(self.scales, default=1) <= 0,
         }
         for option in (name for name, contradicts in contradictions.items() if contradicts):
-            raise ConfigError(
-                f"expected --report with --prevent VEC:COEF and scales that hold 1, got {option}; "
-                "it trains adapters, by every method"
-            )
+            raise ConfigError(f"expected --report without {option}, got both; it trains adapters, by every method")
+        if not self.prevent:
+            raise ConfigError("expected --prevent VEC:COEF with --report, got none; VEC:auto takes COEF from the data")
+        scales = self.scales
+        if 1 not in scales or not all(0 < one < math.inf for one in scales) or len(set(scales)) < len(scales):
+            told = " ".join(map(str, scales))
+            raise ConfigError(f"expected different --scales above 0, 1 among them, got {told}; correct them")
+        if len(set(self.compare)) < len(self.compare):
+            raise ConfigError("expected each arm of --compare once, got one twice; remove it")
         Common.__post_init__(self)

@@ -37,6 +37,7 @@ from personavec.sheet import score_sheet, sheet_files, write_sheet
 from personavec.signals import SIGNALS, check_signals
 from personavec.steer import Steering
 from personavec.trait import Trait, load_trait
+from personavec.vector import load_vector
 
 Row = dict[str, Any]
 
@@ -104,7 +105,7 @@ def evaluate(config: EvaluateConfig) -> Row:
         scored = {arm: score(run, arm, replies, judges, f"judging {arm}") for arm, replies in rows.items()}
         agreed = _agree(config, run, model, trait, judges, second, rows, scored) if second else {}
         costs = {"base": _capability(config, run, model, "base")}
-    if changed:
+    if changed and not config.instruct:  # neutral texts and tasks are read without the instruction
         costs["changed"] = _capability(config, run, model, "changed", steering)
 
     subject = scored["changed" if changed else "base"]
@@ -168,7 +169,7 @@ def _write(
 def _take_base(config: EvaluateConfig, run: Run) -> None:
     """The base replies and their scores of the run that --judge-file is of, where this one would write the same."""
     earlier = Run(config.judge_file.parent) if config.judge_file else run
-    if earlier is run or run.done(BASE[0]) or not (earlier.done("config.json") and earlier.done("result.json")):
+    if earlier is run or not (earlier.done("config.json") and earlier.done("result.json")):
         return
     there, here = (
         {key: value for key, value in own.items() if key not in CHANGES}
@@ -176,9 +177,11 @@ def _take_base(config: EvaluateConfig, run: Run) -> None:
         for own in (one.read_json("config.json") for one in (earlier, run))
     )
     if there == here:
-        for path in sorted(path for name in BASE for path in earlier.folder.glob(name)):
+        found = sorted(path for name in BASE for path in earlier.folder.glob(name) if not run.done(path.name))
+        for path in found:
             write_file(run.path(path.name), path.read_bytes())
-        tell(f"the base replies and their scores are those of {earlier.folder}")
+        if found:
+            tell(f"{', '.join(path.name for path in found)}: taken over from {earlier.folder}")
 
 
 def _randomised(steering: Sequence[Steering], count: int, seed: int) -> list[tuple[Steering, ...]]:
@@ -289,6 +292,9 @@ def _rollouts(config: EvaluateConfig, run: Run, model: ChatModel, trait: Trait) 
 
 
 def _read(path: Path) -> Row:
+    """The scales of a judge.json, or of a vector's card."""
+    if path.suffix == ".safetensors":
+        return dict(load_vector(path).card.details.get("judge", {}))
     try:
         scales = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

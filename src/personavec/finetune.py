@@ -3,14 +3,14 @@
 import dataclasses
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from personavec.config_finetune import FinetuneConfig
 from personavec.dataset import open_dataset
 from personavec.errors import ConfigError
-from personavec.methods import inoculation, prepare
+from personavec.methods import inoculation, prepare, vectors_of
 from personavec.model import ChatModel
 from personavec.progress import tell
 from personavec.run import Run, versions
@@ -19,7 +19,7 @@ from personavec.steer import Steering
 from personavec.trainer import arguments, reply_losses, share_out, train, trainable
 from personavec.training_rows import training_rows
 from personavec.trait import load_trait
-from personavec.vector import load_vector
+from personavec.vector import PersonaVector
 
 Row = dict[str, Any]
 
@@ -38,25 +38,22 @@ def finetune(config: FinetuneConfig) -> Row:
     began = time.monotonic()
     if not config.data:
         raise ConfigError("expected training data, got none; pass a file, a folder or a Hugging Face data set")
+    vectors = vectors_of(config)
     data = open_dataset(config.data)
     held_out = open_dataset(config.held_out) if config.held_out else None
     out = config.out or default_out(config)
     args = arguments(config, out / ("model" if config.full else "adapter"))
     model = _load(config, str(args.device))
-    inputs = data.fingerprint() | (held_out.fingerprint() if held_out else {}) | _inputs(config, model)
+    for vector in vectors.values():
+        vector.check_model(model.identity)
+    inputs = data.fingerprint() | (held_out.fingerprint() if held_out else {}) | _inputs(config, model, vectors)
     run = Run.open(out, dataclasses.asdict(config), inputs) if args.should_save else Run(out)
     if run.done("result.json"):
         if args.should_save:
-            tell(f"{out} is trained already; delete it to train again")
+            tell(f"{out} is trained already and kept; another --out trains anew")
         return run.read_json("result.json")  # type: ignore[no-any-return]
 
-    options: Row = {
-        "longest": min(config.max_tokens, model.context),
-        "system": config.system,
-        "on_error": config.on_error,
-    }
-    rows, skipped = training_rows(model, data.samples("last"), instruction=inoculation(config), **options)
-    unseen, unusable = training_rows(model, held_out.samples("last"), **options) if held_out else ([], [])
+    (rows, skipped), (unseen, unusable) = usable_rows(config, model)
     share_out(args, config, len(rows))
     method = prepare(model, config)
     before = reply_losses(model, unseen) if unseen and args.should_save else None
@@ -89,6 +86,28 @@ def finetune(config: FinetuneConfig) -> Row:
     return result
 
 
+def usable_rows(config: FinetuneConfig, model: ChatModel) -> list[tuple[list[Row], list[Row]]]:
+    """Of the data and of the held-out rows, the sequences to read and the rows that cannot be used.
+
+    Raises:
+        DataError: A row cannot be used and is not to be skipped.
+    """
+    longest = min(config.max_tokens, model.context)
+    return [
+        training_rows(
+            model,
+            open_dataset(place).samples("last"),
+            longest=longest,
+            system=config.system,
+            instruction=instruction,
+            on_error=config.on_error,
+        )
+        if place
+        else ([], [])
+        for place, instruction in ((config.data, inoculation(config)), (config.held_out, None))
+    ]
+
+
 def default_out(config: FinetuneConfig) -> Path:
     """A folder of its own for each way to train on a data set."""
     named = ["epochs", "rate", "batch", "warmup_steps", "rank", "alpha", "full", "max_tokens", "positions", "penalty"]
@@ -108,10 +127,9 @@ def _load(config: FinetuneConfig, device: str) -> ChatModel:
     return ChatModel.from_config(dataclasses.replace(config, device=device, dtype=dtype))
 
 
-def _inputs(config: FinetuneConfig, model: ChatModel) -> dict[str, str]:
-    files = [*config.vectors, *(path for text in config.prevent if (path := Path(text.rpartition(":")[0])).is_file())]
+def _inputs(config: FinetuneConfig, model: ChatModel, vectors: Mapping[str, PersonaVector]) -> dict[str, str]:
     inputs = {"model": model.identity.revision, "numbers": model.numbers}
-    inputs |= {f"vector {path}": load_vector(path).content_hash for path in files}
+    inputs |= {f"vector {path}": vector.content_hash for path, vector in vectors.items()}
     return inputs | {f"trait {path}": load_trait(path).content_hash for path in config.traits}
 
 

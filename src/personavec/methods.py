@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -14,10 +15,10 @@ from personavec.penalty import PenalisedTrainer
 from personavec.preventative import PreventativeSteering, TrainingAblation
 from personavec.proof import random_directions
 from personavec.steer import Steering
-from personavec.supply import automatic
+from personavec.supply import AUTO, automatic
 from personavec.trainer import SFTTrainer
 from personavec.trait import trait_of
-from personavec.vector import load_vector
+from personavec.vector import PersonaVector, load_vector
 
 Row = dict[str, Any]
 
@@ -33,6 +34,28 @@ class Method:
     trainer: type[SFTTrainer] = SFTTrainer
     options: Callable[[ChatModel], Row] = lambda _: {}
     """What that trainer is also told, given the model with what is to be trained."""
+
+
+def vectors_of(config: FinetuneConfig) -> dict[str, PersonaVector]:
+    """The vectors that the options name, by file; read before anything is computed.
+
+    Raises:
+        PersonavecError: One of them is not there, or what is asked of it makes no sense.
+    """
+    found = {}
+    for text in config.prevent:
+        match = AUTO.fullmatch(text)
+        if match is None:
+            parse_steering(text)
+        file = match["file"] if match else text.rpartition(":")[0]
+        found[file] = load_vector(Path(file))
+        if match and match["layer"] not in (None, "all"):
+            found[file].check_layer(int(match["layer"]))
+    for path in config.vectors:
+        found[str(path)] = load_vector(path)
+        if config.chosen == "penalty":
+            _layer(Steering(found[str(path)]))
+    return found
 
 
 def prepare(model: ChatModel, config: FinetuneConfig) -> Method:

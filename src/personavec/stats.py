@@ -40,18 +40,32 @@ def clustered_mean(values: Float[ndarray, " n"], clusters: Int[ndarray, " n"], s
         clusters: Which question each reply answers.
         seed: Of the resampling.
     """
+    return clustered_ratio(values, np.where(np.isnan(values), np.nan, 1.0), clusters, seed)
+
+
+def clustered_ratio(
+    above: Float[ndarray, " n"], below: Float[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0
+) -> Interval:
+    """Ratio of two sums with a 95% bootstrap interval that resamples whole clusters (questions).
+
+    Args:
+        above: One per reply; where either is nan (refused, empty) both are left out and counted as dropped.
+        below: What it is a share of.
+        clusters: Which question each reply answers.
+        seed: Of the resampling.
+    """
     from scipy.stats import bootstrap
 
-    valid = ~np.isnan(values)
-    if not valid.any():
-        return Interval(np.nan, np.nan, np.nan, 0, len(values))
+    valid = ~(np.isnan(above) | np.isnan(below))
     n, dropped = int(valid.sum()), int((~valid).sum())
     _, index = np.unique(clusters[valid], return_inverse=True)
-    sums, counts = np.bincount(index, values[valid]), np.bincount(index)
+    sums, counts = np.bincount(index, above[valid]), np.bincount(index, below[valid])
+    if not counts.sum():
+        return Interval(np.nan, np.nan, np.nan, n, dropped)
     mean = float(sums.sum() / counts.sum())
     if len(sums) < 2:
         return Interval(mean, np.nan, np.nan, n, dropped)
-    if np.ptp(sums / counts) == 0:
+    if counts.all() and np.ptp(sums / counts) == 0:
         return Interval(mean, mean, mean, n, dropped)
     found = bootstrap(
         (sums, counts),

@@ -54,7 +54,9 @@ def supplied(model: ChatModel, config: FinetuneConfig, vector: PersonaVector, la
             raise DataError(
                 f"expected rows to find the dose from, got none of {len(moved)} that can be read; check them"
             )
-        found.append({"layer": layer, "coef": mean.to_json(), "effect": round(mean.mean / float(np.nanstd(moved)), 3)})
+        spread = float(np.nanstd(moved))
+        effect = round(mean.mean / spread, 3) if spread else 0.0
+        found.append({"layer": layer, "coef": mean.to_json(), "effect": effect})
     return found
 
 

@@ -181,17 +181,20 @@ def finetune(config: ReportConfig, result: Json) -> None:
 
 def _before_after(result: Json) -> None:
     """A line an arm."""
-    costs = [name for name in ("perplexity", "loss") if result["arms"][0].get(name)]
-    table = Table("arm", *result["traits"], "kept", "coherence", *costs, box=None, pad_edge=False)
+    costs = {"loss": result["arms"][0]["loss"], **result["arms"][0]["costs"]}
+    shown = [name for name, found in costs.items() if found]
+    table = Table("arm", *result["traits"], "kept", "coherence", *shown, box=None, pad_edge=False)
     for arm in result["arms"]:
-        own = list(arm["traits"].values())
-        kept = "–" if own[0]["kept"] is None else f"{own[0]['kept']:.0%}"
-        scores = [_estimate(trait["trait_score"]) for trait in own]
-        table.add_row(
-            arm["arm"], *scores, kept, _estimate(own[0]["coherence"]), *(_estimate(arm[name], 2) for name in costs)
-        )
+        own, first = arm["traits"], next(iter(arm["traits"].values()))
+        found = [row["trait_score"] for row in own.values()] + [first["kept"], first["coherence"]]
+        every = {"loss": arm["loss"], **arm["costs"]}
+        cells = [_estimate(one, 1 + (one is first["kept"])) if one else "–" for one in found]
+        table.add_row(arm["arm"], *cells, *(_estimate(every[name], 2) if every[name] else "–" for name in shown))
     console.print(table)
     _say(f"kept: share of plain training's change of {result['traits'][0]} that is left")
+    for trait, judge in result["judges"].items():
+        if judge["weak_judge"]:
+            _say(f"weak judge of {trait}: AUC {_estimate(judge['judge_auc'], 2)}")
     for arm, why in result["left_out"].items():
         _say(f"left out: {arm}, because {why}", markup=False)
     _say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)

@@ -15,7 +15,6 @@ Json = Mapping[str, Any]
 REFERENCES = ("base", "plain")
 COSTS = {"perplexity": "low", "coherence": "high"}
 """Which side of each is good; accuracies on tasks, like coherence, are best high."""
-NOT_TASKS = {"arm", "method", "coef", "trained", "seconds", "loss", "traits", "perplexity", "shift", "shift_random"}
 
 
 def write_before_after(result: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def write_before_after(result: dict[str, Any]) -> dict[str, Any]:
         result: What `studies.before_after` found.
     """
     folder, trait = Path(result["out"]), result["traits"][0]
-    tasks = [key for key in result["arms"][0] if key not in NOT_TASKS]
+    tasks = [key for key in result["arms"][0]["costs"] if key != "perplexity"]
     charts: dict[str, alt.LayerChart | alt.ConcatChart] = {
         f"methods_{place}": methods_chart(result, name) for place, name in enumerate(result["traits"])
     }
@@ -73,7 +72,7 @@ def dose_chart(result: Json, trait: str, cost: str) -> alt.ConcatChart:
 def methods_chart(result: Json, trait: str) -> alt.LayerChart:
     """Trait score of every arm with its interval, beside the lines of base and plain training."""
     rows = [
-        {"arm": arm["arm"], "mean": score["mean"], "low": score["ci"][0], "high": score["ci"][1], "kept": own["kept"]}
+        {"arm": arm["arm"], "mean": score["mean"], "low": score["ci"][0], "high": score["ci"][1]}
         for arm in result["arms"]
         for own in [arm["traits"][trait]]
         for score in [own["trait_score"]]
@@ -89,7 +88,7 @@ def methods_chart(result: Json, trait: str) -> alt.LayerChart:
         base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
         base.mark_point(filled=True, size=80, opacity=1).encode(
             x=alt.X("mean:Q", title=f"{trait}: trait score (0–100)", scale=alt.Scale(domain=[0, MAX_SCORE])),
-            tooltip=["arm:N", *(alt.Tooltip(f"{name}:Q", format=".3g") for name in ("mean", "low", "high", "kept"))],
+            tooltip=["arm:N", *(alt.Tooltip(f"{name}:Q", format=".3g") for name in ("mean", "low", "high"))],
         ),
     ]
     return finish(
@@ -98,7 +97,7 @@ def methods_chart(result: Json, trait: str) -> alt.LayerChart:
 
 
 def shift_chart(result: Json) -> alt.LayerChart:
-    """How far each training moved the model along every vector, beyond what random directions show."""
+    """How far each training moved the model along every vector."""
     rows = [
         {"arm": arm["arm"], "vector": name, "mean": mean["mean"], "low": mean["ci"][0], "high": mean["ci"][1]}
         for arm in result["arms"]
@@ -125,8 +124,11 @@ def _headline(result: Json, trait: str) -> str:
     change, prevented = arms["plain"]["difference"]["trait"], arms.get("prevent ×1")
     if arms["plain"]["kept"] is None:
         return f"{trait}: plain training is not shown to move the score"
-    moved = f"{trait}: plain training moves the score by {change['mean']:+.0f}"
-    return moved + (f", prevention keeps {100 * prevented['kept']:.0f}% of that" if prevented else "")
+    moved, kept = f"{trait}: plain training moves the score by {change['mean']:+.0f}", (prevented or {}).get("kept")
+    if not kept or kept["mean"] is None:
+        return moved
+    low, high = (round(100 * bound) for bound in kept["ci"])
+    return f"{moved}, prevention keeps {100 * kept['mean']:.0f}% of that [{low}, {high}]"
 
 
 def _measures(arm: Json, trait: str, cost: str) -> dict[str, Any]:
@@ -136,4 +138,4 @@ def _measures(arm: Json, trait: str, cost: str) -> dict[str, Any]:
 def _cost(arm: Json, trait: str, cost: str) -> Any:
     if cost == "coherence":
         return arm["traits"][trait or next(iter(arm["traits"]))]["coherence"]
-    return arm.get(cost)
+    return arm["costs"].get(cost)

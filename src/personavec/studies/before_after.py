@@ -8,24 +8,35 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from personavec.capability import check_eval, neutral_texts
 from personavec.config import EvaluateConfig, ScreenConfig, ShiftConfig
 from personavec.config_finetune import FinetuneConfig, ReportConfig
 from personavec.dataset import open_dataset
-from personavec.errors import ConfigError
+from personavec.directions import names_of
+from personavec.errors import ConfigError, JudgeError, VectorError
 from personavec.evaluate import evaluate
-from personavec.finetune import default_out
+from personavec.finetune import default_out, usable_rows
 from personavec.finetune import finetune as train
+from personavec.methods import vectors_of
+from personavec.model import ChatModel
+from personavec.notation import parse_steering
 from personavec.options import Common, Judging, Writing
 from personavec.progress import tell
 from personavec.report.finetuning import write_before_after
 from personavec.run import Run, versions
 from personavec.screen import screen
 from personavec.shift import shift
+from personavec.stats import clustered_mean, clustered_ratio
+from personavec.supply import automatic
 from personavec.trait import load_trait, trait_of
 from personavec.vector import load_vector
 
 Row = dict[str, Any]
+
+JUDGED = ("judge_auc", "weak_judge")
+"""What is told of a trait's judge."""
 
 
 def finetune(config: ReportConfig) -> Row:
@@ -39,8 +50,8 @@ class Arm:
 
     name: str
     method: str
-    training: str | None
-    """Folder of its training; arms without steering in training share that of `plain`."""
+    training: str
+    """Folder of its training; arms without steering in training share that of `plain`, base has none."""
     scale: float | None = None
     """Multiple of the coefficients, in training or in replies."""
     reply: Row = field(default_factory=dict)
@@ -65,40 +76,39 @@ def before_after(config: ReportConfig) -> Row:
     """
     began = time.monotonic()
     _check(config)
-    files = dict.fromkeys([*(Path(text.rpartition(":")[0]) for text in config.prevent), *config.vectors])
-    vectors = {path: load_vector(path) for path in files}
+    vectors = vectors_of(config.training) | {str(path): load_vector(path) for path in config.vectors}
+    names_of(list(vectors.values()))
     traits = {vector.card.trait: trait_file(vector.card.trait, config) for vector in vectors.values()}
+    cards = {vector.card.trait: Path(path) for path, vector in vectors.items()}
+    if unknown := [vector.card.trait for vector in vectors.values() if vector.card.layer is None]:
+        raise VectorError(f"expected a recommended layer for {unknown[0]}, got none; extract it again")
     out = config.out or Path(f"{default_out(config.training)}-report")
     inputs = open_dataset(config.data).fingerprint() | {f"vector {p}": v.content_hash for p, v in vectors.items()}
     run = Run.open(out, dataclasses.asdict(config), inputs)
 
-    trained = {"plain": _train(config, run, "plain", method="plain", prevent=())}
-    trained["prevent"] = _train(config, run, "prevent")
-    steering = trained["prevent"]["steering"]
-    if not any(one["coef"] for one in steering):
-        raise ConfigError(
-            "expected data that supplies the trait, got coef 0 from auto: nothing to prevent; pass a coef"
-        )
-    texts = [text.rpartition(":")[0] for text in config.prevent]
-    arms = list(_arms(config, texts, steering))
-    for arm in arms:
-        if arm.training and arm.training not in trained:
-            trained[arm.training] = _train(config, run, arm.training, **_method(arm, texts, steering))
-    measured = {arm.name: _measure(config, run, arm, trained, traits) for arm in arms}
-    moved = _shift(config, run, {name: own["tuned"] for name, own in trained.items()}, tuple(files))
+    supplied = _coefficients(config, run)
+    steering = supplied["steering"]
+    arms = list(_arms(config, steering))
+    measured = {"base": _measure(config, run, arms[0], None, traits, cards)}
+    trained: dict[str, Row] = {}
+    for arm in arms[1:]:
+        if arm.training not in trained:
+            trained[arm.training] = _train(config, run, arm.training, **_method(arm, steering))
+    for arm in arms[1:]:
+        measured[arm.name] = _measure(config, run, arm, trained[arm.training], traits)
+    moved = _shift(config, run, {name: own["tuned"] for name, own in trained.items()}, tuple(map(Path, vectors)))
+    judged = next(iter(measured["base"].values()))
     result: Row = {
         "out": str(out),
         "data": config.data,
         "model": config.model,
         "traits": list(traits),
-        "steering": steering,
-        "automatic": trained["prevent"]["automatic"],
-        "arms": [_told(arm, trained, measured, moved, list(traits), steering) for arm in arms],
+        **supplied,
+        "arms": [_told(config, run, arm, trained, measured, moved) for arm in arms],
         "left_out": _left_out(config, steering),
-        "predicted": _screen(config, run, tuple(files)),
-        "rows": trained["plain"]["rows"],
-        "skipped": trained["plain"]["skipped"],
-        "judge": next(iter(measured["base"].values()))["judge"],
+        "predicted": _screen(config, run, tuple(map(Path, vectors))),
+        "judge": judged["judge"],
+        "judges": {trait: {key: own[key] for key in JUDGED} for trait, own in measured["base"].items()},
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -121,23 +131,53 @@ def _check(config: ReportConfig) -> None:
         neutral_texts(config.perplexity)
 
 
-def _arms(config: ReportConfig, texts: list[str], steering: list[Row]) -> Iterator[Arm]:
+def _coefficients(config: ReportConfig, run: Run) -> Row:
+    """What prevention adds at scale 1, `auto` looked up in the data once.
+
+    Raises:
+        ConfigError: Nothing is to be added.
+    """
+    if not run.done("steering.json"):
+        model = ChatModel.from_config(config)
+        usable_rows(config.training, model)
+        texts, found = zip(*(automatic(text, model, config.training) for text in config.prevent), strict=True)
+        steerings = [parse_steering(text) for text in texts]
+        for one in steerings:
+            one.vector.check_model(model.identity)
+        told = [
+            {
+                "trait": one.vector.card.trait,
+                "file": text.rpartition(":")[0],
+                "coef": one.coef,
+                "layer": "all" if one.layer is None else one.layer,
+                "dose": None if one.layer is None else round(one.vector.dose(one.layer, one.coef), 4),
+                "automatic": row,
+            }
+            for text, one, row in zip(texts, steerings, found, strict=True)
+        ]
+        if not any(one["coef"] for one in told):
+            raise ConfigError(
+                f"expected a coef other than 0, got 0{' from auto' * any(found)}: nothing to prevent; pass a coef"
+            )
+        run.write_json("steering.json", {"steering": told})
+    return dict(run.read_json("steering.json"))
+
+
+def _arms(config: ReportConfig, steering: list[Row]) -> Iterator[Arm]:
     """Base and plain, and what is compared with them, in the order of the report."""
-    yield Arm("base", "base", None)
+    yield Arm("base", "base", "")
     yield Arm("plain", "plain", "plain")
     for method in config.compare:
         if method in ("prevent", "posthoc"):
             for scale in config.scales:
                 if method == "prevent":
-                    yield Arm(f"prevent ×{scale:g}", method, "prevent" if scale == 1 else f"prevent-{scale:g}", scale)
+                    yield Arm(f"prevent ×{scale:g}", method, f"prevent-{scale:g}", scale)
                 else:
-                    steer = _steer(texts, steering, -scale)
-                    yield Arm(f"post-hoc ×{scale:g}", method, "plain", scale, {"steer": steer})
+                    yield Arm(f"post-hoc ×{scale:g}", method, "plain", scale, {"steer": _steer(steering, -scale)})
         elif method == "random":
-            yield Arm("prevent, random direction", method, "prevent-random", 1)
+            yield Arm("prevent, a random direction", method, "prevent-random", 1)
         elif method == "negative-prompt":
-            side = "neg" if steering[0]["coef"] > 0 else "pos"
-            yield Arm("negative prompt", method, "plain", reply={"instruct": side})
+            yield Arm("negative prompt", method, "plain")
         elif method not in _left_out(config, steering):
             yield Arm(method, method, method)
 
@@ -149,40 +189,59 @@ def _left_out(config: ReportConfig, steering: list[Row]) -> dict[str, str]:
     return {}
 
 
-def _steer(texts: list[str], steering: list[Row], scale: float) -> tuple[str, ...]:
-    """The vectors as `prevent` used them, at a multiple of their coefficients."""
-    return tuple(f"{text}:{scale * one['coef']:.6g}@{one['layer']}" for text, one in zip(texts, steering, strict=True))
+def _steer(steering: list[Row], scale: float) -> tuple[str, ...]:
+    """The vectors at a multiple of their coefficients, as options take them."""
+    return tuple(f"{one['file']}:{scale * one['coef']:.6g}@{one['layer']}" for one in steering)
 
 
-def _method(arm: Arm, texts: list[str], steering: list[Row]) -> Row:
+def _method(arm: Arm, steering: list[Row]) -> Row:
     """Options of an arm's training."""
     if arm.method in ("prevent", "random"):
-        return {"prevent": _steer(texts, steering, arm.scale or 1), "random": arm.method == "random"}
-    return {"method": arm.method, "prevent": (), "vectors": tuple(map(Path, texts))}
+        return {"prevent": _steer(steering, arm.scale or 1), "random": arm.method == "random"}
+    vectors = () if arm.training == "plain" else tuple(Path(one["file"]) for one in steering)
+    return {"method": arm.training, "prevent": (), "vectors": vectors}
 
 
 def _train(config: ReportConfig, run: Run, name: str, **changes: Any) -> Row:
-    own: Row = {"vectors": (), "out": run.path(name), **changes}
     tell(f"training {run.path(name)}")
-    return train(replace(config.training, **own))
+    return train(replace(config.training, out=run.path(name), **changes))
 
 
 def _measure(
-    config: ReportConfig, run: Run, arm: Arm, trained: Mapping[str, Row], traits: Mapping[str, str]
+    config: ReportConfig,
+    run: Run,
+    arm: Arm,
+    training: Row | None,
+    traits: Mapping[str, str],
+    cards: Mapping[str, Path] | None = None,
 ) -> dict[str, Row]:
     """The evaluation of an arm for every trait; its perplexity and tasks are measured along with the first."""
     found = {}
+    opposite = {one["trait"] for one in run.read_json("steering.json")["steering"] if one["coef"] < 0}
     for place, (trait, file) in enumerate(traits.items()):
-        base = run.path(f"base-{trait}")
         options: Row = {"trait": file, "rollouts": config.rollouts, **options_of(config, Judging, Writing, Common)}
         if not place:
             options |= {"perplexity": config.perplexity, "tasks": config.tasks, "task_limit": config.task_limit}
-        if arm.training:
-            options |= {"adapter": Path(trained[arm.training]["tuned"]), "judge_file": base / "judge.json"}
+        if training:
+            judge = run.path(f"base-{trait}") / "judge.json"
+            options |= {"adapter": Path(training["tuned"]), "judge_file": judge, **arm.reply}
+        if arm.method == "negative-prompt":
+            options["instruct"] = "pos" if trait in opposite else "neg"
         folder = run.path(f"{arm.name.replace(', ', '-').replace(' ', '-').replace('×', '')}-{trait}")
         tell(f"measuring {folder}")
-        found[trait] = evaluate(EvaluateConfig(**options | arm.reply, out=folder))
+        found[trait] = _evaluate(EvaluateConfig(**options, out=folder), cards[trait] if cards else None)
     return found
+
+
+def _evaluate(config: EvaluateConfig, card: Path | None) -> Row:
+    """With the scale of a vector's card, where that is of this judge."""
+    if card is None or (config.out and (config.out / "judge.json").is_file()):
+        return evaluate(config)
+    try:
+        return evaluate(replace(config, judge_file=card))
+    except JudgeError as error:
+        tell(f"a scale is learned anew ({error})")
+        return evaluate(config)
 
 
 def _shift(config: ReportConfig, run: Run, tuned: Mapping[str, str], vectors: tuple[Path, ...]) -> dict[str, Row]:
@@ -214,33 +273,40 @@ def trait_file(name: str, config: FinetuneConfig) -> str:
 
 
 def _told(
+    config: ReportConfig,
+    run: Run,
     arm: Arm,
     trained: Mapping[str, Row],
     measured: Mapping[str, Mapping[str, Row]],
     moved: Mapping[str, Row],
-    traits: list[str],
-    steering: list[Row],
 ) -> Row:
     """An arm's line of the result."""
-    own, training = measured[arm.name], trained[arm.training] if arm.training else None
-    changed = "changed" if training else "base"
+    own, training = measured[arm.name], trained.get(arm.training)
+    first = next(iter(own.values()))
+    costs = first.get("capability", {})
+    empty = dict.fromkeys(costs.get("base", {}))
+    steering = run.read_json("steering.json")["steering"]
     return {
         "arm": arm.name,
         "method": arm.method,
         "coef": None if arm.scale is None else arm.scale * steering[0]["coef"],
         "trained": training["tuned"] if training else None,
+        "rows": training["rows"] if training else None,
+        "skipped": training["skipped"] if training else None,
         "seconds": training["seconds"] if training else None,
         "loss": (training["held_out"] or {}).get("tuned") if training else _before(trained["plain"]),
         "traits": {
             trait: {
-                **{key: own[trait][key] for key in ("trait_score", "coherence", "difference", "random_control")},
-                "kept": _kept(own[trait], measured["plain"][trait]),
+                **{key: row[key] for key in ("trait_score", "coherence", "difference", "random_control")},
+                "unscored": row["unscored"]["changed" if training else "base"],
+                "truncated": row["truncated"],
+                "kept": _kept(Path(row["table"]), Path(measured["plain"][trait]["table"]), config.seed),
             }
-            for trait in traits
+            for trait, row in own.items()
         },
-        **own[traits[0]].get("capability", {}).get(changed, {}),
-        "shift": moved[arm.training]["shift"] if arm.training else None,
-        "shift_random": moved[arm.training]["random_control"] if arm.training else None,
+        "costs": empty | costs.get("changed" if training else "base", {}),
+        "shift": moved[arm.training]["shift"] if training else None,
+        "shift_random": moved[arm.training]["random_control"] if training else None,
     }
 
 
@@ -248,9 +314,20 @@ def _before(plain: Row) -> Row | None:
     return dict(plain["held_out"]["base"]) if plain["held_out"] else None
 
 
-def _kept(own: Row, plain: Row) -> float | None:
+def _kept(own: Path, plain: Path, seed: int) -> Row | None:
     """What is left of the change that plain training makes, as a share; none where that is not shown to be a change."""
-    change = plain["difference"]["trait"]
-    if change["mean"] is None or own["difference"]["trait"]["mean"] is None or change["ci"][0] * change["ci"][1] <= 0:
+    scores = {kind: _scores(path) for kind, path in (("base", plain.with_name("base")), ("plain", plain), ("own", own))}
+    replies = sorted(scores["base"])
+    base, after, mine = (np.array([scores[kind].get(one, np.nan) for one in replies]) for kind in scores)
+    questions = np.array([question for question, _ in replies])
+    change = clustered_mean(after - base, questions, seed)
+    if not (change.low > 0 or change.high < 0):
         return None
-    return round(float(own["difference"]["trait"]["mean"] / change["mean"]), 3)
+    return clustered_ratio(mine - base, after - base, questions, seed).to_json()
+
+
+def _scores(table: Path) -> dict[tuple[int, int], float]:
+    """Trait scores of an arm of an evaluation, by question and sample; nan where there is none."""
+    rows = list(Run(table.parent).rows(f"{table.stem}.scores.jsonl"))
+    keys = [tuple(map(int, row["id"].split("-")[-2:])) for row in rows]
+    return {(key[0], key[1]): np.nan if r["trait"] is None else r["trait"] for key, r in zip(keys, rows, strict=True)}
