@@ -36,7 +36,7 @@ def row(method: str, coef: float, score: float | None, cost: float | None, field
 
 
 ROWS = [row("prevent", c, 90 - 12 * c, 8 + 0.1 * c) for c in range(5)]
-ROWS += [row("posthoc", -c, 90 - 20 * c, 8 + c * c) for c in range(5)]
+ROWS += [row("posthoc", c, 90 - 20 * c, 8 + c * c) for c in range(5)]
 REFERENCES = {"base": row("", 0, 3, 8), "plain finetune": row("", 0, 90, 8.2)}
 
 
@@ -108,15 +108,22 @@ def test_every_dose_and_reference_is_drawn() -> None:
     found = rows_of(chart)
     for measure in ("trait_score", "perplexity"):
         assert {own[measure]["mean"] for own in [*ROWS, *REFERENCES.values()]} <= {own.get("mean") for own in found}
-    assert {own["coef"] for own in found if "coef" in own} == {0, 1, 2, 3, 4}  # what was subtracted has no minus
+    assert {own["coef"] for own in found if "coef" in own} == {0, 1, 2, 3, 4}
     assert chart.to_dict()["title"]["text"] == (
         "Lowest trait score: 42 (preventative, perplexity 8.4), 10 (post-hoc, perplexity 24)"
     )
 
 
+def test_of_a_wanted_trait_the_highest_score_counts() -> None:
+    rows = [row(own["method"], -own["coef"], own["trait_score"]["mean"], own["perplexity"]["mean"]) for own in ROWS]
+    title = dose_costs_chart(rows).to_dict()["title"]["text"]
+    best = max(own["trait_score"]["mean"] for own in ROWS if own["method"] == "posthoc")
+    assert title.startswith("Highest trait score") and f"{best:.0f} (post-hoc" in title
+
+
 def test_a_wide_range_of_costs_is_logarithmic() -> None:
     assert '"log"' not in text_of(dose_costs_chart(ROWS))
-    chart = dose_costs_chart([*ROWS, row("posthoc", -5, 5, 54321)])
+    chart = dose_costs_chart([*ROWS, row("posthoc", 5, 5, 54321)])
     assert '"type": "log"' in text_of(chart) and "perplexity 54,321" in text_of(chart)
 
 

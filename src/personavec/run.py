@@ -54,6 +54,8 @@ REPORT = {"report.html", "index.html", "charts"}
 """Made from the results by whoever shows them, and so not among a run's outputs."""
 
 
+MOST_SHOWN = 4
+"""Differences that are told of another run's options."""
 LOCK = ".lock"
 """Held while a process works in the folder."""
 
@@ -113,7 +115,9 @@ class Run:
         there, new = (_flat(own) for own in (self.read_json("config.json"), config))
         differing = sorted(key for key in {*there, *new} if there.get(key) != new.get(key))
         if differing:
-            told = "; ".join(f"{key}: {_short(there.get(key))} there, {_short(new.get(key))} here" for key in differing)
+            shown = differing[:MOST_SHOWN]
+            told = "; ".join(f"{key}: {_short(there.get(key))} there, {_short(new.get(key))} here" for key in shown)
+            told += f"; and {len(differing) - len(shown)} more" * (len(differing) > len(shown))
             raise ConfigError(
                 f"expected the run in {self.folder} to have the same options, got another run ({told}); "
                 "choose another --out, or delete that folder"

@@ -108,9 +108,9 @@ def dose_costs_chart(
     """Trait score, and below it a cost, against the coefficient of preventative and of post-hoc steering, side by side.
 
     Args:
-        rows: One a method and coefficient: `method` (prevent or posthoc), `coef`, `trait_score` and the cost, each
-            `{"mean", "ci": [low, high]}`. Rows whose mean is null are left out. Where all coefficients of post-hoc
-            steering are negative their sign is turned: the axis says what was subtracted.
+        rows: One a method and coefficient: `method` (prevent or posthoc), `coef` (what prevention adds in training and
+            post-hoc steering subtracts in replies), `trait_score` and the cost, each `{"mean", "ci": [low, high]}`.
+            Those whose mean is null are left out. Negative coefficients are to prevent a fall of the score.
         references: The same two measures without steering, by the name of the model (base, plain finetune).
         cost: Field of the cost: perplexity, or a capability.
         best: Whether a low or a high cost is good; only said in words.
@@ -129,8 +129,13 @@ def dose_costs_chart(
         for measure, (axis, scale) in measures.items()
         for method in methods
     ]
-    found = [text for method in methods if (text := _lowest(rows, method, cost))]
-    title = f"Lowest trait score: {', '.join(found)}" if found else "No trait score was measured"
+    wanted = sum(row["coef"] for row in rows) < 0
+    found = [text for method in methods if (text := _best(rows, method, cost, wanted))]
+    title = (
+        f"{'Highest' if wanted else 'Lowest'} trait score: {', '.join(found)}"
+        if found
+        else "No trait score was measured"
+    )
     subtitle = ["Points and bars: mean with 95% interval. Dashed lines: without steering."]
     return _panels(panels, len(methods), title, subtitle)
 
@@ -240,10 +245,9 @@ def _scale(found: Sequence[Json]) -> alt.Scale:
 def _known(rows: Sequence[Json], method: str, measure: str) -> list[dict[str, Any]]:
     """What was measured, by coefficient."""
     own = [row for row in rows if row["method"] == method]
-    sign = -1 if own and all(row["coef"] <= 0 for row in own) else 1
     found = [
         {
-            "coef": sign * row["coef"],
+            "coef": row["coef"],
             "mean": row[measure]["mean"],
             "low": row[measure]["ci"][0],
             "high": row[measure]["ci"][1],
@@ -313,12 +317,12 @@ def _rules(references: Mapping[str, Json], measure: str, scale: alt.Scale, named
             )
 
 
-def _lowest(rows: Sequence[Json], method: str, cost: str) -> str:
-    """The lowest trait score of a method and what it costs."""
+def _best(rows: Sequence[Json], method: str, cost: str, wanted: bool) -> str:
+    """The trait score that a method pushes furthest and what that costs."""
     own = [row for row in rows if row["method"] == method and row["trait_score"]["mean"] is not None]
     if not own:
         return ""
-    row = min(own, key=lambda row: row["trait_score"]["mean"])
+    row = (max if wanted else min)(own, key=lambda row: row["trait_score"]["mean"])
     price = row[cost]["mean"]
     told = "" if price is None else f", {cost} {price:,.0f}" if abs(price) >= 1000 else f", {cost} {price:.3g}"
     return f"{row['trait_score']['mean']:.0f} ({METHODS[method].split()[0].lower()}{told})"

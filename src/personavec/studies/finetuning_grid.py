@@ -1,6 +1,7 @@
 """Many small finetunings on one machine: does what is known beforehand foretell the trait score afterwards?"""
 
 import dataclasses
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from personavec.options import Common
 from personavec.prediction import Finetunings, measure_prediction
 from personavec.progress import tell
 from personavec.report.finetuning import write_grid
-from personavec.run import Run, versions, write_file
+from personavec.run import IRRELEVANT, Run, sha256, versions, write_file
 from personavec.screen import screen
 from personavec.studies.before_after import options_of, trait_file
 from personavec.trait import trait_of
@@ -50,7 +51,8 @@ def finetuning_grid(
         vectors: Of each trait that is measured; they are read at the layer that each card recommends.
         out: Folder of the grid.
         training: Everything but data and folder.
-        evaluation: Everything but trait, adapter and folder; its model, seed and number format are those of `training`.
+        evaluation: Everything but trait, adapter and folder; its model, seed and number format are those of `training`,
+            its `judge_file` is for the base model, whose scale all others take.
 
     Returns:
         What `prediction.measure_prediction` found, the scores, and the path of the `report`.
@@ -63,11 +65,23 @@ def finetuning_grid(
     began = time.monotonic()
     if not datasets or not vectors:
         raise ConfigError("expected data sets and vectors, got none; pass at least one of each")
-    loaded = {vector.card.trait: vector for vector in map(load_vector, vectors)}
+    read_in = [load_vector(path) for path in vectors]
+    loaded = {vector.card.trait: vector for vector in read_in}
+    if len(loaded) < len(vectors):
+        raise ConfigError("expected one vector a trait, got two of one; pass one of them")
+    if bad := [name for name in datasets if not re.fullmatch(r"[\w.%+, -]+", name) or name == "base"]:
+        raise ConfigError(f"expected names of letters, digits and ' .%+,-_' other than base, got {bad[0]}; rename it")
+    if training.full or training.chosen != "plain":
+        raise ConfigError("expected plain training of adapters, got another kind; leave --full and --method out")
     if missing := [name for name, vector in loaded.items() if vector.card.layer is None]:
         raise VectorError(f"expected a recommended layer for {missing[0]}, got none; extract it again")
     evaluation = replace(evaluation, **options_of(training, Common))
-    options = {"training": dataclasses.asdict(training), "evaluation": dataclasses.asdict(evaluation)}
+    options = {
+        f"{kind} {name}": value
+        for kind, config in (("training", training), ("evaluation", evaluation))
+        for name, value in dataclasses.asdict(config).items()
+        if name not in IRRELEVANT
+    }
     run = Run.open(out, options, {f"vector {name}": vector.content_hash for name, vector in loaded.items()})
 
     base = {trait: _evaluated(run, trait, training, evaluation) for trait in loaded}
@@ -110,7 +124,7 @@ def _evaluated(
     adapter: Path | None = None,
 ) -> Row:
     """The trait score of a model; the base model's scale and replies serve all."""
-    judge = run.path(f"base-{trait}") / "judge.json" if adapter else None
+    judge = run.path(f"base-{trait}") / "judge.json" if adapter else evaluation.judge_file
     own: Row = {"trait": trait_file(trait, training), "out": run.path(f"{name}-{trait}")}
     return evaluate(replace(evaluation, adapter=adapter, judge_file=judge, **own))
 
@@ -131,7 +145,8 @@ def _read(
 
     The prompts of `every TRAIT` are all questions of all traits.
     """
-    path = run.path(f"{name}.safetensors")
+    mark = "-" + sha256(adapter / "adapter_model.safetensors")[:8] if adapter else ""
+    path = run.path(f"{name}{mark}.safetensors")
     if not path.is_file():
         traits = {trait: trait_of(trait, training.traits) for trait in vectors}
         questions = list(dict.fromkeys(one for own in traits.values() for one in (*own.evaluate, *own.extract)))
