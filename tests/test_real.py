@@ -74,6 +74,7 @@ def test_extract_finds_a_direction_that_moves_the_trait(extracted: dict[str, Any
         assert vector.card.reliability[18] > 0.1
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_vector(extracted: dict[str, Any], trait_file: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     args = ("extract", trait_file, "--out", again, *OPTIONS.split())
