@@ -4,7 +4,7 @@
     python benchmarks/train_exports.py RUN TRAIT
 
 RUN is the folder of a `personavec screen … --export-k K` along the vector of TRAIT. Adapters and evaluations go into
-RUN/trained; those that are there are kept. Prints a table. Not run to its end yet.
+RUN/trained; those that are there are kept. Prints a table, and how far the top rows' model lies above the bottom rows'.
 """
 
 import json
@@ -12,6 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from personavec.run import Run
+from personavec.scoring import mean_difference
 
 TRAINING = ("--batch", "4", "--rate", "2e-4", "--max-tokens", "512", "--on-error", "skip")
 
@@ -29,6 +32,13 @@ def told(arm: str, found: dict[str, Any]) -> str:
     return f"| {arm} | {sides[0]} | {sides[1]} |"
 
 
+def scored(folder: Path) -> list[dict[str, Any]]:
+    """The replies of an evaluated adapter, with their scores."""
+    run = Run(folder)
+    scores = {row["id"]: row for row in run.rows("changed.scores.jsonl")}
+    return [row | scores[row["id"]] for row in run.rows("changed.jsonl")]
+
+
 if __name__ == "__main__":
     run, trait = Path(sys.argv[1]), sys.argv[2]
     out = run / "trained"
@@ -39,3 +49,5 @@ if __name__ == "__main__":
         adapter = ("--adapter", done["tuned"], "--judge-file", str(out / "base" / "judge.json"))
         found = personavec("evaluate", trait, *judging, *adapter, "--out", str(out / f"{arm}-evaluated"))
         print(told(arm, found), flush=True)
+    top, bottom = (scored(out / f"{side}-{trait}-evaluated") for side in ("top", "bottom"))
+    print("\ntop − bottom:", "{:.1f} [{:.1f}, {:.1f}]".format(*mean_difference(top, bottom, "trait", 0)[:3]))
