@@ -24,7 +24,7 @@ from personavec.studies.finetuning_grid import finetuning_grid
 from personavec.trait import load_trait
 from personavec.vector import load_vector
 
-ROWS, SHARES = 64, (0, 1 / 3, 2 / 3, 1)
+ROWS, SHARES = 48, (0, 1 / 3, 2 / 3, 1)
 
 
 def datasets(name: str, folder: Path) -> dict[str, str]:
@@ -56,7 +56,7 @@ if __name__ == "__main__":
     names = [load_vector(path).card.trait for path in vectors]
     every = {label: path for name in names for label, path in datasets(name, folder / "data").items()}
     training = FinetuneConfig(batch=4, rate=2e-4, checkpoints=1)
-    found = finetuning_grid(every, vectors, folder / "grid", training, EvaluateConfig(rollouts=2))
+    found = finetuning_grid(every, vectors, folder / "grid", training, EvaluateConfig(rollouts=1))
     print("| trait | r of the shift | p: shuffled, random, covariance-matched | r of the projection difference | p |")
     print("|---|---|---|---|---|")
     for name, own in found["traits"].items():

@@ -229,12 +229,12 @@ def _measure(
             options["instruct"] = "pos" if trait in opposite else "neg"
         folder = run.path(f"{arm.name.replace(', ', '-').replace(' ', '-').replace('×', '')}-{trait}")
         tell(f"measuring {folder}")
-        found[trait] = _evaluate(EvaluateConfig(**options, out=folder), cards[trait] if cards else None)
+        found[trait] = evaluate_on_card(EvaluateConfig(**options, out=folder), cards[trait] if cards else None)
     return found
 
 
-def _evaluate(config: EvaluateConfig, card: Path | None) -> Row:
-    """With the scale of a vector's card, where that is of this judge."""
+def evaluate_on_card(config: EvaluateConfig, card: Path | None) -> Row:
+    """Evaluate with the scale of a vector's card, where that is of this judge."""
     if card is None or (config.out and (config.out / "judge.json").is_file()):
         return evaluate(config)
     try:

@@ -17,7 +17,6 @@ from personavec.activations import activations
 from personavec.config import EvaluateConfig, ScreenConfig
 from personavec.config_finetune import FinetuneConfig
 from personavec.errors import ConfigError, VectorError
-from personavec.evaluate import evaluate
 from personavec.finetune import finetune
 from personavec.model import ChatModel
 from personavec.options import Common
@@ -26,7 +25,7 @@ from personavec.progress import tell
 from personavec.report.finetuning import write_grid
 from personavec.run import IRRELEVANT, Run, sha256, versions, write_file
 from personavec.screen import screen
-from personavec.studies.before_after import options_of, trait_file
+from personavec.studies.before_after import evaluate_on_card, options_of, trait_file
 from personavec.trait import trait_of
 from personavec.vector import PersonaVector, load_vector
 
@@ -51,8 +50,8 @@ def finetuning_grid(
         vectors: Of each trait that is measured; they are read at the layer that each card recommends.
         out: Folder of the grid.
         training: Everything but data and folder.
-        evaluation: Everything but trait, adapter and folder; its model, seed and number format are those of `training`,
-            its `judge_file` is for the base model, whose scale all others take.
+        evaluation: Everything but trait, adapter, folder and scale; its model, seed and number format are those of
+            `training`, the scale is that of each vector's card, or is learned.
 
     Returns:
         What `prediction.measure_prediction` found, the scores, and the path of the `report`.
@@ -84,7 +83,8 @@ def finetuning_grid(
     }
     run = Run.open(out, options, {f"vector {name}": vector.content_hash for name, vector in loaded.items()})
 
-    base = {trait: _evaluated(run, trait, training, evaluation) for trait in loaded}
+    cards = dict(zip(loaded, vectors, strict=True))
+    base = {trait: _evaluated(run, trait, training, evaluation, card=card) for trait, card in cards.items()}
     read = {"base": _read(run, "base", training, loaded)}
     scores: dict[str, dict[str, Row]] = {}
     predicted: dict[str, dict[str, Row]] = {}
@@ -122,11 +122,12 @@ def _evaluated(
     evaluation: EvaluateConfig,
     name: str = "base",
     adapter: Path | None = None,
+    card: Path | None = None,
 ) -> Row:
     """The trait score of a model; the base model's scale and replies serve all."""
-    judge = run.path(f"base-{trait}") / "judge.json" if adapter else evaluation.judge_file
+    judge = run.path(f"base-{trait}") / "judge.json" if adapter else None
     own: Row = {"trait": trait_file(trait, training), "out": run.path(f"{name}-{trait}")}
-    return evaluate(replace(evaluation, adapter=adapter, judge_file=judge, **own))
+    return evaluate_on_card(replace(evaluation, adapter=adapter, judge_file=judge, **own), card)
 
 
 def _screened(run: Run, name: str, data: str, vectors: tuple[Path, ...], training: FinetuneConfig) -> dict[str, Row]:
