@@ -252,6 +252,18 @@ def test_two_processes_train_like_one(
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
+def test_a_bad_vector_leaves_no_run_behind(
+    command: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text, said in (
+        (f"{saved[1]}:1@99", "a layer from"),
+        (str(saved[1]), "VEC:COEF"),
+        (f"{saved[1]}:auto@99", "99"),
+    ):
+        assert main([*command, "--prevent", text, "--out", str(tmp_path / "run")]) == 2
+        assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_without_trl_it_says_what_to_install(command: list[str]) -> None:
     code = f"import sys; sys.modules['trl'] = None\nfrom personavec.cli.main import main\nsys.exit(main({command!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
