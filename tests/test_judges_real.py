@@ -81,6 +81,7 @@ def test_a_local_judge_sees_the_tail_that_a_server_hides(server: Server, smollm2
         check(score, *brute_force(server, messages, None), within=1e-2)
 
 
+@pytest.mark.slow
 def test_without_log_probabilities_it_is_asked_for_words(server: Server, endpoint: Callable[..., Endpoint]) -> None:
     server.manners.logprobs = False
     reader = OpenAIReader(endpoint())
@@ -100,6 +101,7 @@ def judgements_with_faults(server: Server, at: Endpoint, count: int) -> None:
     assert sum(server.went_wrong.values()) == at.usage.calls - count - probes > 0
 
 
+@pytest.mark.slow
 def test_judgements_with_faults(server: Server, endpoint: Callable[..., Endpoint]) -> None:
     judgements_with_faults(server, endpoint(concurrency=4), 60)
 

@@ -313,6 +313,7 @@ def test_servers_that_cannot_be_used(
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_a_small_model_ends_as_it_should(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
