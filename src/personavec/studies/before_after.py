@@ -235,7 +235,7 @@ def _measure(
 
 def evaluate_on_card(config: EvaluateConfig, card: Path | None) -> Row:
     """Evaluate with the scale of a vector's card, where that is of this judge."""
-    if card is None or (config.out and (config.out / "judge.json").is_file()):
+    if card is None:
         return evaluate(config)
     try:
         return evaluate(replace(config, judge_file=card))
