@@ -32,8 +32,8 @@ def datasets(name: str, folder: Path) -> dict[str, str]:
     trait, model = load_trait(name), ChatModel.load("smollm2")
     folder.mkdir(parents=True, exist_ok=True)
     plans = contrastive(model, trait, 1, 0)
-    every = [row for row in write(model, Run(folder), f"{name}.rollouts.jsonl", plans, Writing(), name)]
-    rows = [row for row in every if row["response"]]
+    written = write(model, Run(folder), f"{name}.rollouts.jsonl", plans, Writing(), name)
+    rows = [row for row in written if row["response"]]
     found = {}
     for share in SHARES:
         rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from personavec.run import Run
-from personavec.scoring import mean_difference
+from personavec.scoring import joined, mean_difference
 
 TRAINING = ("--batch", "4", "--rate", "2e-4", "--max-tokens", "512", "--on-error", "skip")
 
@@ -35,8 +35,7 @@ def told(arm: str, found: dict[str, Any]) -> str:
 def scored(folder: Path) -> list[dict[str, Any]]:
     """The replies of an evaluated adapter, with their scores."""
     run = Run(folder)
-    scores = {row["id"]: row for row in run.rows("changed.scores.jsonl")}
-    return [row | scores[row["id"]] for row in run.rows("changed.jsonl")]
+    return joined(list(run.rows("changed.jsonl")), list(run.rows("changed.scores.jsonl")))
 
 
 if __name__ == "__main__":

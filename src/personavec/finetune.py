@@ -69,7 +69,7 @@ def finetune(config: FinetuneConfig) -> Row:
         "model": config.model,
         "method": config.chosen,
         "random": config.random,
-        "steering": [_told(one, config.chosen) for one in method.steerings],
+        "steering": [told_steering(one, config.chosen) for one in method.steerings],
         "automatic": method.automatic,
         "rows": len({row["row"] for row in rows}),
         "sequences": len(rows),
@@ -133,7 +133,7 @@ def _inputs(config: FinetuneConfig, model: ChatModel, vectors: Mapping[str, Pers
     return inputs | {f"trait {path}": load_trait(path).content_hash for path in config.traits}
 
 
-def _told(one: Steering, method: str) -> Row:
+def told_steering(one: Steering, method: str) -> Row:
     """A direction and how it is used, as the result has it."""
     card = one.vector.card
     told: Row = {"trait": card.trait, "hash": one.vector.content_hash}

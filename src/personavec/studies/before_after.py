@@ -17,7 +17,7 @@ from personavec.dataset import open_dataset
 from personavec.directions import names_of
 from personavec.errors import ConfigError, JudgeError, VectorError
 from personavec.evaluate import evaluate
-from personavec.finetune import default_out, usable_rows
+from personavec.finetune import default_out, told_steering, usable_rows
 from personavec.finetune import finetune as train
 from personavec.methods import vectors_of
 from personavec.model import ChatModel
@@ -26,9 +26,10 @@ from personavec.options import Common, Judging, Writing
 from personavec.progress import tell
 from personavec.report.finetuning import write_before_after
 from personavec.run import Run, versions
+from personavec.scoring import joined
 from personavec.screen import screen
 from personavec.shift import shift
-from personavec.stats import clustered_mean, clustered_ratio
+from personavec.stats import clustered_ratio
 from personavec.supply import automatic
 from personavec.trait import load_trait, trait_of
 from personavec.vector import load_vector
@@ -89,14 +90,15 @@ def before_after(config: ReportConfig) -> Row:
     supplied = _coefficients(config, run)
     steering = supplied["steering"]
     arms = list(_arms(config, steering))
-    measured = {"base": _measure(config, run, arms[0], None, traits, cards)}
+    measured = {"base": _measure(config, run, arms[0], None, traits, steering, cards)}
     trained: dict[str, Row] = {}
     for arm in arms[1:]:
         if arm.training not in trained:
             trained[arm.training] = _train(config, run, arm.training, **_method(arm, steering))
     for arm in arms[1:]:
-        measured[arm.name] = _measure(config, run, arm, trained[arm.training], traits)
+        measured[arm.name] = _measure(config, run, arm, trained[arm.training], traits, steering)
     moved = _shift(config, run, {name: own["tuned"] for name, own in trained.items()}, tuple(map(Path, vectors)))
+    found = screened(config, config.data, tuple(map(Path, vectors)), run.path("screen"))
     judged = next(iter(measured["base"].values()))
     result: Row = {
         "out": str(out),
@@ -104,9 +106,9 @@ def before_after(config: ReportConfig) -> Row:
         "model": config.model,
         "traits": list(traits),
         **supplied,
-        "arms": [_told(config, run, arm, trained, measured, moved) for arm in arms],
+        "arms": [_told(config, arm, trained, measured, moved, steering) for arm in arms],
         "left_out": _left_out(config, steering),
-        "predicted": _screen(config, run, tuple(map(Path, vectors))),
+        "predicted": {name: found[name] for name in ("projection_difference", "random_control", "layers")},
         "judge": judged["judge"],
         "judges": {trait: {key: own[key] for key in JUDGED} for trait, own in measured["base"].items()},
         "versions": versions(),
@@ -141,18 +143,11 @@ def _coefficients(config: ReportConfig, run: Run) -> Row:
         model = ChatModel.from_config(config)
         usable_rows(config.training, model)
         texts, found = zip(*(automatic(text, model, config.training) for text in config.prevent), strict=True)
-        steerings = [parse_steering(text) for text in texts]
+        steerings = [replace(parse_steering(text), positions=config.positions) for text in texts]
         for one in steerings:
             one.vector.check_model(model.identity)
         told = [
-            {
-                "trait": one.vector.card.trait,
-                "file": text.rpartition(":")[0],
-                "coef": one.coef,
-                "layer": "all" if one.layer is None else one.layer,
-                "dose": None if one.layer is None else round(one.vector.dose(one.layer, one.coef), 4),
-                "automatic": row,
-            }
+            told_steering(one, "prevent") | {"file": text.rpartition(":")[0], "automatic": row}
             for text, one, row in zip(texts, steerings, found, strict=True)
         ]
         if not any(one["coef"] for one in told):
@@ -213,11 +208,12 @@ def _measure(
     arm: Arm,
     training: Row | None,
     traits: Mapping[str, str],
+    steering: list[Row],
     cards: Mapping[str, Path] | None = None,
 ) -> dict[str, Row]:
     """The evaluation of an arm for every trait; its perplexity and tasks are measured along with the first."""
     found = {}
-    opposite = {one["trait"] for one in run.read_json("steering.json")["steering"] if one["coef"] < 0}
+    opposite = {one["trait"] for one in steering if one["coef"] < 0}
     for place, (trait, file) in enumerate(traits.items()):
         options: Row = {"trait": file, "rollouts": config.rollouts, **options_of(config, Judging, Writing, Common)}
         if not place:
@@ -252,13 +248,10 @@ def _shift(config: ReportConfig, run: Run, tuned: Mapping[str, str], vectors: tu
     return {name: moved[place] for name, place in tuned.items()}
 
 
-def _screen(config: ReportConfig, run: Run, vectors: tuple[Path, ...]) -> Row:
-    """What could be known before training."""
+def screened(config: FinetuneConfig, data: str, vectors: tuple[Path, ...], out: Path) -> Row:
+    """What could be known of a data set before training on it."""
     options: Row = {**options_of(config, Common), "system": config.system, "on_error": config.on_error}
-    found = screen(
-        ScreenConfig(**options, data=config.data, vectors=vectors, turn="last", cost="full", out=run.path("screen"))
-    )
-    return {name: found[name] for name in ("projection_difference", "random_control", "layers")}
+    return screen(ScreenConfig(**options, data=data, vectors=vectors, turn="last", cost="full", out=out))
 
 
 def options_of(config: FinetuneConfig, *kinds: type) -> Row:
@@ -274,18 +267,17 @@ def trait_file(name: str, config: FinetuneConfig) -> str:
 
 def _told(
     config: ReportConfig,
-    run: Run,
     arm: Arm,
     trained: Mapping[str, Row],
     measured: Mapping[str, Mapping[str, Row]],
     moved: Mapping[str, Row],
+    steering: list[Row],
 ) -> Row:
     """An arm's line of the result."""
     own, training = measured[arm.name], trained.get(arm.training)
     first = next(iter(own.values()))
     costs = first.get("capability", {})
     empty = dict.fromkeys(costs.get("base", {}))
-    steering = run.read_json("steering.json")["steering"]
     return {
         "arm": arm.name,
         "method": arm.method,
@@ -300,7 +292,7 @@ def _told(
                 **{key: row[key] for key in ("trait_score", "coherence", "difference", "random_control")},
                 "unscored": row["unscored"]["changed" if training else "base"],
                 "truncated": row["truncated"],
-                "kept": _kept(Path(row["table"]), Path(measured["plain"][trait]["table"]), config.seed),
+                "kept": _kept(row, measured["plain"][trait], config.seed),
             }
             for trait, row in own.items()
         },
@@ -314,20 +306,20 @@ def _before(plain: Row) -> Row | None:
     return dict(plain["held_out"]["base"]) if plain["held_out"] else None
 
 
-def _kept(own: Path, plain: Path, seed: int) -> Row | None:
+def _kept(own: Row, plain: Row, seed: int) -> Row | None:
     """What is left of the change that plain training makes, as a share; none where that is not shown to be a change."""
-    scores = {kind: _scores(path) for kind, path in (("base", plain.with_name("base")), ("plain", plain), ("own", own))}
-    replies = sorted(scores["base"])
-    base, after, mine = (np.array([scores[kind].get(one, np.nan) for one in replies]) for kind in scores)
-    questions = np.array([question for question, _ in replies])
-    change = clustered_mean(after - base, questions, seed)
-    if not (change.low > 0 or change.high < 0):
+    low, high = plain["difference"]["trait"]["ci"]
+    if low is None or low <= 0 <= high:
         return None
-    return clustered_ratio(mine - base, after - base, questions, seed).to_json()
+    table = Path(plain["table"])
+    base, after, mine = map(_scores, (table.with_name("base.jsonl"), table, Path(own["table"])))
+    columns = np.array([[arm.get(reply, np.nan) for reply in sorted(base)] for arm in (base, after, mine)])
+    questions = np.array([question for question, _ in sorted(base)])
+    return clustered_ratio(columns[2] - columns[0], columns[1] - columns[0], questions, seed).to_json()
 
 
 def _scores(table: Path) -> dict[tuple[int, int], float]:
     """Trait scores of an arm of an evaluation, by question and sample; nan where there is none."""
-    rows = list(Run(table.parent).rows(f"{table.stem}.scores.jsonl"))
-    keys = [tuple(map(int, row["id"].split("-")[-2:])) for row in rows]
-    return {(key[0], key[1]): np.nan if r["trait"] is None else r["trait"] for key, r in zip(keys, rows, strict=True)}
+    run = Run(table.parent)
+    rows = joined(list(run.rows(table.name)), list(run.rows(f"{table.stem}.scores.jsonl")))
+    return {(row["question_id"], row["sample"]): np.nan if row["trait"] is None else row["trait"] for row in rows}

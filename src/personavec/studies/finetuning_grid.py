@@ -14,7 +14,7 @@ from numpy import ndarray
 from safetensors.numpy import load_file, save
 
 from personavec.activations import activations
-from personavec.config import EvaluateConfig, ScreenConfig
+from personavec.config import EvaluateConfig
 from personavec.config_finetune import FinetuneConfig
 from personavec.errors import ConfigError, VectorError
 from personavec.finetune import finetune
@@ -24,8 +24,7 @@ from personavec.prediction import Finetunings, measure_prediction
 from personavec.progress import tell
 from personavec.report.finetuning import write_grid
 from personavec.run import IRRELEVANT, Run, sha256, versions, write_file
-from personavec.screen import screen
-from personavec.studies.before_after import evaluate_on_card, options_of, trait_file
+from personavec.studies.before_after import evaluate_on_card, options_of, screened, trait_file
 from personavec.trait import trait_of
 from personavec.vector import PersonaVector, load_vector
 
@@ -92,7 +91,7 @@ def finetuning_grid(
         tell(f"data set {name}")
         tuned = Path(finetune(replace(training, data=data, out=run.path(f"{name}-trained")))["tuned"])
         scores[name] = {trait: _evaluated(run, trait, training, evaluation, name, tuned) for trait in loaded}
-        predicted[name] = _screened(run, name, data, tuple(vectors), training)
+        predicted[name] = screened(training, data, tuple(vectors), run.path(f"{name}-screen"))["projection_difference"]
         read[name] = _read(run, name, training, loaded, tuned)
     grid = Finetunings(
         models=tuple(datasets),
@@ -128,15 +127,6 @@ def _evaluated(
     judge = run.path(f"base-{trait}") / "judge.json" if adapter else None
     own: Row = {"trait": trait_file(trait, training), "out": run.path(f"{name}-{trait}")}
     return evaluate_on_card(replace(evaluation, adapter=adapter, judge_file=judge, **own), card)
-
-
-def _screened(run: Run, name: str, data: str, vectors: tuple[Path, ...], training: FinetuneConfig) -> dict[str, Row]:
-    """Projection difference of a data set along every vector."""
-    options: Row = {**options_of(training, Common), "system": training.system, "on_error": training.on_error}
-    config = ScreenConfig(
-        **options, data=data, vectors=vectors, turn="last", cost="full", out=run.path(f"{name}-screen")
-    )
-    return dict(screen(config)["projection_difference"])
 
 
 def _read(
