@@ -1,6 +1,7 @@
 """`finetune --report`: every method trained and measured, resumed after a kill, and options that contradict."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import tiny_chat
 from personavec.cli.main import main
 from personavec.evaluate import evaluate as real_evaluate
 from personavec.studies import before_after
-from personavec.vector import load_vector
+from personavec.vector import PersonaVector, load_vector
 
 ROWS = [(f"what is {n}?", f"it is {n} {n}!") for n in range(8)]
 
@@ -105,6 +106,22 @@ def test_a_killed_report_goes_on(
     assert set(folders) == {"base-tiny", "plain-tiny", "post-hoc-1-tiny"}
     for name in ("base.jsonl", "base.scores.jsonl", "judge.json"):
         assert len({(place / name).read_bytes() for place in folders.values()}) == 1
+
+
+def test_a_report_with_the_scale_of_a_card_goes_on(
+    command: list[str], report: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", str(saved[0]), "--dtype", "float32", "--rollouts", "1", "--max-new-tokens", "24", "--json"]
+    found(["evaluate", str(tmp_path / "tiny.json"), *options, "--out", str(tmp_path / "scale")], capsys)
+    scale = json.loads((tmp_path / "scale" / "judge.json").read_text())
+    vector = load_vector(saved[1])
+    card = replace(vector.card, details={**vector.card.details, "judge": scale})
+    scaled = PersonaVector(vector.direction, card).save(tmp_path / "scaled.safetensors")
+    small = [text.replace(str(saved[1]), str(scaled)) for text in report] + ["--compare", "negative-prompt"]
+    first = found(small, capsys)
+    assert not (tmp_path / "out" / "base-tiny" / "rollouts.jsonl").exists()
+    again = found(small, capsys)
+    assert [arm["traits"] for arm in again["arms"]] == [arm["traits"] for arm in first["arms"]]
 
 
 @pytest.mark.parametrize(
