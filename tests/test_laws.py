@@ -12,12 +12,13 @@ from tiny import KINDS, Row, hooks, mixed, own, prompt, steered
 from torch import Tensor
 
 from personavec.cache import empty, using
+from personavec.edits import ablation, capping
 from personavec.errors import ConfigError, ModelError, VectorError
 from personavec.generate import Request, Watch, generate, stream
 from personavec.hooks import attach, capture
 from personavec.model import ChatModel
 from personavec.options import Sampling
-from personavec.steer import Positions, Steering, ablation, capping, steer
+from personavec.steer import Positions, Steering, steer
 from personavec.vector import PersonaVector, increments
 
 ROWS = [prompt(5, 1), prompt(13, 2), prompt(9, 3), prompt(1, 4)]

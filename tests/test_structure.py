@@ -31,7 +31,7 @@ LEVELS = {
     ),
     **dict.fromkeys(("wording", "draft", "families", "forms", "dataset", "readers", "subset", "flagging", "plan"), 0),
     "prediction": 0,
-    **dict.fromkeys(("vector", "projection"), 1),
+    **dict.fromkeys(("vector", "projection", "edits"), 1),
     **dict.fromkeys(
         (
             "models",

@@ -73,7 +73,7 @@ def stream(
         ModelError: The model's output is not finite.
     """
     lengths = [len(request.prompt) for request in requests]
-    uniforms = torch.stack([_uniforms(request.seed, sampling.max_new_tokens) for request in requests]).to(model.device)
+    numbers = torch.stack([uniforms(request.seed, sampling.max_new_tokens) for request in requests]).to(model.device)
     stop = torch.tensor(model.stop_ids, device=model.device)
     cache, mask = _prefill(model, requests)
     make_room(cache, sampling.max_new_tokens)
@@ -81,7 +81,7 @@ def stream(
     positions = torch.tensor(lengths, device=model.device)[:, None] - 1
     alive = torch.arange(len(requests), device=model.device)
     ended = torch.zeros(len(requests), dtype=torch.bool, device=model.device)
-    with steer(model, [request.steering for request in requests], lengths) as steered, _watching(model, watch) as seen:
+    with steer(model, [request.steering for request in requests], lengths) as steered, watching(model, watch) as seen:
         for step in range(sampling.max_new_tokens):
             mask = torch.cat([mask, mask.new_ones((len(alive), 1))], dim=1)
             out = model.hf(
@@ -91,7 +91,7 @@ def stream(
                 logits_to_keep=1,
                 **using(model, cache),
             )
-            drawn = draw(out.logits[:, -1], uniforms[alive, step], sampling)
+            drawn = draw(out.logits[:, -1], numbers[alive, step], sampling)
             projections = torch.stack(seen, dim=1) if watch else drawn.new_zeros((len(alive), 0), dtype=torch.float)
             yield Step(alive[~ended], drawn[~ended], projections[~ended])
             ended = ended | torch.isin(drawn, stop)
@@ -126,8 +126,8 @@ def _prefill(model: ChatModel, requests: Sequence[Request]) -> tuple[DynamicCach
 
 
 @contextmanager
-def _watching(model: ChatModel, watch: Sequence[Watch]) -> Iterator[list[Tensor]]:
-    """The projections of each step's tokens, one entry per watched direction, overwritten at every step."""
+def watching(model: ChatModel, watch: Sequence[Watch]) -> Iterator[list[Float[Tensor, " batch"]]]:
+    """The projections of each row's last token, one entry per watched direction, overwritten at every forward pass."""
     seen: list[Tensor] = [torch.empty(0)] * len(watch)
     if not watch:
         yield seen
@@ -192,7 +192,8 @@ def _check_finite(values: Float[Tensor, " batch"]) -> None:
         raise ModelError("expected finite logits, got inf or nan; lower the steering coef (a dose under 1 is usual)")
 
 
-def _uniforms(seed: tuple[int, ...], count: int) -> Float[Tensor, " count"]:
+def uniforms(seed: tuple[int, ...], count: int) -> Float[Tensor, " count"]:
+    """The random numbers of a row, one for every token it may draw."""
     return torch.from_numpy(np.random.default_rng(seed).random(count, dtype=np.float32))
 
 

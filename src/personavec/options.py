@@ -52,6 +52,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
             "alpha",
             "max_tokens",
             "checkpoints",
+            "queue",
+            "max_request_bytes",
         )
     }
     | {
@@ -60,7 +62,11 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
     }
     | {"keep_below": (lambda value: value is None or 0 < value < 100, "between 0 and 100")}
     | {"precision": (lambda value: value > 0, "above 0")}
-    | {name: (lambda value: 0 < value < math.inf, "above 0") for name in ("rate", "epochs", "penalty")}
+    | {
+        name: (lambda value: 0 < value < math.inf, "above 0")
+        for name in ("rate", "epochs", "penalty", "max_dose", "deadline")
+    }
+    | {"retention_days": (lambda value: value is None or value > 0, "above 0")}
     | {name: (lambda value: value >= 0, "0 or more") for name in ("warmup_steps", "perplexity")}
     | {"price_per_hour": (lambda value: value is None or value >= 0, "at least 0")}
     | {"layers": (lambda value: len(set(value)) == len(value), "each once")}

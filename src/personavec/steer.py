@@ -1,7 +1,7 @@
 """Steering: adding, ablating or capping directions in the residual stream, per row and per position."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from personavec.edits import Edit, ablation, adding, capping, gate
 from personavec.errors import ConfigError, ModelError
 from personavec.hooks import BlockFn, Forward, attach
 from personavec.model import BlockModel
 from personavec.vector import PersonaVector, increments
 
 Positions = Literal["all", "prompt", "response"]
-Edit = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,15 @@ class Steering:
     """Projections below are moved up to it (op "cap")."""
     ceiling: float = math.inf
     """Projections above are moved down to it (op "cap")."""
+    above: float = -math.inf
+    """Only tokens whose own projection there is above this are changed; for the others this is not here."""
+    below: float = math.inf
+    """And only those whose projection is below this."""
+
+    @property
+    def gated(self) -> bool:
+        """Whether it waits for a projection to pass a bound."""
+        return self.above > -math.inf or self.below < math.inf
 
     @property
     def active(self) -> bool:
@@ -51,6 +60,15 @@ class Steering:
             self.vector.check_layer(self.layer)
             return {self.layer: self.coef * self.vector.direction[self.layer]}
         return dict(enumerate(self.coef * increments(self.vector.direction)))
+
+    def edit(self, layer: int, device: torch.device) -> Edit:
+        """What a cap, or anything gated, does at a layer."""
+        unit = self.vector.unit(layer).to(device)
+        if self.op == "add":
+            edit = adding(self.deltas()[layer].to(device))
+        else:
+            edit = ablation(unit[None]) if self.op == "ablate" else capping(unit, self.floor, self.ceiling)
+        return gate(edit, unit, self.above, self.below) if self.gated else edit
 
 
 class Steered:
@@ -145,7 +163,7 @@ class Steered:
         adds: dict[int, dict[str, Tensor]] = {}
         for index, row in enumerate(rows):
             for steering in row:
-                if steering.op != "add":
+                if steering.op != "add" or steering.gated:
                     continue
                 for layer, delta in steering.deltas().items():
                     kinds = adds.setdefault(layer, {})
@@ -164,50 +182,22 @@ class Steered:
         groups: dict[tuple[int, tuple[Steering, ...]], list[int]] = {}
         for index, row in enumerate(rows):
             for layer in range(model.n_layers):
-                here = tuple(s for s in row if s.op != "add" and s.layer in (None, layer))
+                here = tuple(s for s in row if (s.op != "add" or s.gated) and s.layer in (None, layer))
                 if here:
                     groups.setdefault((layer, here), []).append(index)
         edits: dict[int, list[tuple[str, Tensor, Edit]]] = {}
         for (layer, here), members in groups.items():
             mask = torch.zeros((len(rows), 1), dtype=torch.bool, device=self._device)
             mask[members] = True
-            ablated = [s for s in here if s.op == "ablate"]
+            own = edits.setdefault(layer, [])
+            own += [(s.positions, mask, s.edit(layer, self._device)) for s in here if s.op == "add"]
+            ablated = [s for s in here if s.op == "ablate" and not s.gated]
             for kind in dict.fromkeys(s.positions for s in ablated):
                 units = torch.stack([s.vector.unit(layer) for s in ablated if s.positions == kind])
-                edits.setdefault(layer, []).append((kind, mask, ablation(units.to(self._device))))
-            for cap in (s for s in here if s.op == "cap"):
-                edit = capping(cap.vector.unit(layer).to(self._device), cap.floor, cap.ceiling)
-                edits.setdefault(layer, []).append((cap.positions, mask, edit))
+                own.append((kind, mask, ablation(units.to(self._device))))
+            own += [(s.positions, mask, s.edit(layer, self._device)) for s in here if s.op == "ablate" and s.gated]
+            own += [(s.positions, mask, s.edit(layer, self._device)) for s in here if s.op == "cap"]
         return edits
-
-
-def ablation(directions: Float[Tensor, "n d_model"]) -> Edit:
-    """A function that removes the span of some directions: h − Q Qᵀ h with an orthonormal basis Q of their span.
-
-    Source: Persona Vectors (arXiv 2507.21509) appendix J.4, after CAFT (Casademunt et al. 2025).
-    """
-    u, sizes, _ = torch.linalg.svd(directions.float().T, full_matrices=False)
-    basis: Tensor = u[:, sizes > 1e-5 * sizes.max()]
-
-    def edit(stream: Tensor) -> Tensor:
-        q = basis.to(stream.device)
-        return (stream.float() - (stream.float() @ q) @ q.T).to(stream.dtype)
-
-    return edit
-
-
-def capping(direction: Float[Tensor, " d_model"], floor: float, ceiling: float) -> Edit:
-    """A function that moves projections outside [floor, ceiling] back to the bound.
-
-    Source: Assistant Axis (arXiv 2601.10387); both bounds here, on a direction of length 1.
-    """
-
-    def edit(stream: Tensor) -> Tensor:
-        unit = direction.to(stream.device)
-        along = stream.float() @ unit
-        return (stream.float() + (along.clamp(floor, ceiling) - along)[..., None] * unit).to(stream.dtype)
-
-    return edit
 
 
 @contextmanager

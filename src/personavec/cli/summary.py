@@ -19,6 +19,7 @@ from personavec.config import (
     WriteDatasetConfig,
     WriteTraitConfig,
 )
+from personavec.config_deploy import ServeConfig
 from personavec.config_finetune import ReportConfig
 
 Json = Mapping[str, Any]
@@ -156,6 +157,15 @@ def shift(config: ShiftConfig, result: Json) -> None:
         _say(tuned["tuned"], markup=False)
         console.print(table)
     _say(f"{config.model} before; {result['out']}/result.json; {result['seconds']:.0f} seconds", markup=False)
+
+
+def serve(config: ServeConfig, result: Json) -> None:
+    """What was served, or exported."""
+    if config.export is not None:
+        _say(f"{result['rows']:,} rows in {result['out']}", markup=False)
+    else:
+        told = f"{result['requests']:,} requests, {result['turns']:,} turns in {result['log']}"
+        _say(f"{told}; {result['seconds']:.0f} seconds", markup=False)
 
 
 def finetune(config: ReportConfig, result: Json) -> None:

@@ -1,0 +1,124 @@
+"""The objects of OpenAI's API that answers are made of, with `persona` in each."""
+
+from typing import Any
+
+from personavec.model import ChatModel
+from personavec.server.protocol import ChatAsked
+from personavec.server.reply import Logprobs, News
+from personavec.server.service import Exchange
+
+Json = dict[str, Any]
+
+
+class Answer:
+    """One request's answer, whole or in chunks."""
+
+    def __init__(self, exchange: Exchange, model: ChatModel) -> None:
+        self.exchange, self.model = exchange, model
+        self.chat = isinstance(exchange.asked, ChatAsked)
+        self._begun: set[int] = set()
+        self._told = [0] * len(exchange.jobs)
+
+    def whole(self, personas: list[Json]) -> Json:
+        """A chat.completion or text_completion object."""
+        choices = []
+        for index, persona in enumerate(personas):
+            reply = self.exchange.jobs[index].reply
+            said: Json = (
+                {"message": {"role": "assistant", "content": reply.text}} if self.chat else {"text": reply.text}
+            )
+            logprobs = self._logprobs(index, reply.pieces)
+            choices.append(self._choice(index, said, reply.finish, logprobs) | {"persona": persona})
+        return self._object("chat.completion" if self.chat else "text_completion", choices) | {
+            "usage": self.usage(),
+            "persona": self._told_once(),
+        }
+
+    def chunk(self, index: int, news: News) -> Json | None:
+        """What a reply has got; None where that is nothing to tell."""
+        values = news.read
+        first: Json = {}
+        if values and index not in self._begun:
+            self._begun.add(index)
+            first = {"prompt_last": {own.key: values[0][place] for place, own in enumerate(self.exchange.seen)}}
+            values = values[1:]
+        if not (news.pieces or values or first):
+            return None
+        text = "".join(news.pieces)
+        delta: Json = (
+            {"delta": ({"role": "assistant"} if first else {}) | {"content": text}} if self.chat else {"text": text}
+        )
+        tokens = {own.key: [row[place] for row in values] for place, own in enumerate(self.exchange.seen)}
+        choice = self._choice(index, delta, None, self._logprobs(index, news.pieces))
+        choice["persona"] = {"pieces": news.pieces, "tokens": tokens}
+        return self._object(self._chunk_kind, [choice]) | ({"persona": self._told_once() | first} if first else {})
+
+    def last(self, index: int, persona: Json) -> Json:
+        """The chunk that ends a reply."""
+        said: Json = {"delta": {}} if self.chat else {"text": ""}
+        finish = self.exchange.jobs[index].reply.finish
+        return self._object(self._chunk_kind, [self._choice(index, said, finish, None) | {"persona": persona}])
+
+    def counted(self) -> Json:
+        """The chunk that counts tokens."""
+        return self._object(self._chunk_kind, []) | {"usage": self.usage()}
+
+    def usage(self) -> Json:
+        """Tokens that were read and written."""
+        jobs = self.exchange.jobs
+        read, written = len(jobs[0].prompt), sum(len(job.reply.ids) for job in jobs)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+    def _told_once(self) -> Json:
+        exchange = self.exchange
+        return {
+            "conversation": exchange.conversation,
+            "turn": exchange.turn,
+            "steering": exchange.applied.told,
+            "warnings": exchange.applied.warnings,
+        }
+
+    def _object(self, kind: str, choices: list[Json]) -> Json:
+        exchange = self.exchange
+        return {
+            "id": exchange.id,
+            "object": kind,
+            "created": exchange.created,
+            "model": exchange.asked.model,
+            "choices": choices,
+        }
+
+    @staticmethod
+    def _choice(index: int, said: Json, finish: str | None, logprobs: Json | None) -> Json:
+        return {"index": index} | said | {"finish_reason": finish, "logprobs": logprobs}
+
+    def _logprobs(self, index: int, pieces: list[str]) -> Json | None:
+        """Of the tokens of these pieces, which follow those that were told before."""
+        if self.exchange.asked.top is None:
+            return None
+        begin = self._told[index]
+        self._told[index] += len(pieces)
+        found = self.exchange.jobs[index].reply.logprobs[begin : self._told[index]]
+        if self.chat:
+            return {
+                "content": [self._entry(own.token, own.logprob) | {"top_logprobs": self._top(own)} for own in found]
+            }
+        return {
+            "tokens": [self._text(own.token) for own in found],
+            "token_logprobs": [own.logprob for own in found],
+            "top_logprobs": [{self._text(token): value for token, value in own.top} for own in found],
+        }
+
+    def _top(self, own: Logprobs) -> list[Json]:
+        return [self._entry(token, value) for token, value in own.top]
+
+    def _entry(self, token: int, value: float) -> Json:
+        text = self._text(token)
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+    def _text(self, token: int) -> str:
+        return str(self.model.tokenizer.decode([token]))

@@ -1,0 +1,249 @@
+"""The routes of a server."""
+
+import asyncio
+import json
+import mimetypes
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from personavec.server import protocol
+from personavec.server.answers import Answer
+from personavec.server.catalogue import dose
+from personavec.server.limits import Limits
+from personavec.server.protocol import ChatAsked, CompletionAsked, Refused
+from personavec.server.reply import News
+from personavec.server.service import Exchange, Service
+from personavec.steer import Steering
+
+POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+"""What the dashboard may load. Reports bring a policy of their own."""
+UNCACHED = {"Cache-Control": "no-store"}
+GRACE_SECONDS = 1.0
+
+
+def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
+    """The application.
+
+    Args:
+        service: What answers.
+        reports: Pages of runs, by the name they are listed under.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.engine.close(GRACE_SECONDS)
+        service.log.close()
+
+    app = FastAPI(title="personavec", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    config = service.config
+    local = config.host in ("127.0.0.1", "localhost", "::1")
+    hosts = {"127.0.0.1", "localhost", "::1"} if local else None
+    app.add_middleware(Limits, key=config.key, hosts=hosts, body_bytes=config.max_request_bytes)
+    static = Path(str(files("personavec.server"))) / "static"
+    assets = {path.relative_to(static).as_posix(): path.read_bytes() for path in static.rglob("*") if path.is_file()}
+    pages = list(reports.items())
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        service.metrics.request(_path(request), error.status)
+        headers = {"Retry-After": "1"} if error.status == 429 else {}
+        return JSONResponse(error.body, error.status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def not_there(request: Request, error: HTTPException) -> Response:
+        told = f"expected a path and method of this server, got {request.method} {request.url.path[:200]}"
+        return await refused(request, Refused(error.status_code, told))
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_query(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return await refused(request, Refused(400, f"expected another {first['loc'][-1]}, got: {first['msg']}"))
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await answer(request, protocol.read(await request.body(), ChatAsked))
+
+    @app.post("/v1/completions")
+    async def complete(request: Request) -> Response:
+        return await answer(request, protocol.read(await request.body(), CompletionAsked))
+
+    async def answer(request: Request, asked: ChatAsked | CompletionAsked) -> Response:
+        exchange = await service.open(asked)
+        made = Answer(exchange, service.model)
+        news = exchange.news()
+        watcher = asyncio.create_task(leave(request, exchange))
+        try:
+            first = await anext(news)
+            if asked.stream and exchange.jobs[first[0]].reply.finish not in ("error", "deadline"):
+                return StreamingResponse(
+                    stream(exchange, made, first, news, watcher), media_type="text/event-stream", headers=UNCACHED
+                )
+            async for _ in news:
+                pass
+            told = made.whole(await service.close(exchange))
+        except BaseException:
+            exchange.cancel()
+            watcher.cancel()
+            raise
+        watcher.cancel()
+        service.metrics.request(_path(request), 200)
+        return JSONResponse(told)
+
+    async def stream(
+        exchange: Exchange,
+        made: Answer,
+        first: tuple[int, News],
+        news: AsyncIterator[tuple[int, News]],
+        watcher: "asyncio.Task[None]",
+    ) -> AsyncIterator[str]:
+        """Events of a stream; a client that leaves it ends its replies, and they are logged all the same."""
+        try:
+            for index, own in [first]:
+                if chunk := made.chunk(index, own):
+                    yield _event(chunk)
+            async for index, own in news:
+                if chunk := made.chunk(index, own):
+                    yield _event(chunk)
+            try:
+                for index, persona in enumerate(await service.close(exchange)):
+                    yield _event(made.last(index, persona))
+                if exchange.asked.wants_usage:
+                    yield _event(made.counted())
+            except Refused as error:
+                yield _event(error.body)
+            yield "data: [DONE]\n\n"
+            service.metrics.request("stream", 200)
+        finally:
+            watcher.cancel()
+            if any(job.reply.finish is None for job in exchange.jobs):
+                exchange.cancel()
+                service.abandon(exchange)
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        own = {"id": config.model, "object": "model", "created": 0, "owned_by": "personavec"}
+        limits = {"context": service.model.context, "max_tokens": config.max_tokens}
+        return {"object": "list", "data": [own | limits]}
+
+    @app.get("/v1/vectors")
+    async def vectors() -> Any:
+        return {"object": "list", "data": [_vector(service, name) for name in service.catalogue.vectors]}
+
+    @app.get("/v1/conversations")
+    async def conversations(limit: Annotated[int, Query(ge=1, le=1000)] = 50, alerts: bool = False) -> Any:
+        found = await asyncio.to_thread(service.log.conversations, limit, alerts)
+        return {"data": [row | {"first": _date(row["first"]), "last": _date(row["last"])} for row in found]}
+
+    @app.get("/v1/conversations/{name}")
+    async def conversation(name: str) -> Any:
+        turns = await asyncio.to_thread(service.log.turns, name)
+        if not turns:
+            raise Refused(404, f"expected a conversation of the log, got {name[:100]}")
+        told = [{"request": turn["id"], "time": _date(turn["time"])} | turn for turn in turns]
+        return {"id": name, "turns": [turn | {"time": _date(turn["time"])} for turn in told]}
+
+    @app.get("/v1/status")
+    async def status() -> Any:
+        engine = service.engine
+        return {
+            "running": engine.running,
+            "queued": engine.queued,
+            "capacity": engine.rows,
+            "queue_limit": engine.queue,
+            "keep_text": config.keep_text,
+            "retention_days": config.retention_days,
+            "guard": config.guard,
+            "seconds_up": round(time.monotonic() - service.started, 1),
+        }
+
+    @app.get("/v1/reports")
+    async def listed() -> Any:
+        return {"data": [{"id": n, "name": name, "url": f"/reports/{n}"} for n, (name, _) in enumerate(pages)]}
+
+    @app.get("/reports/{number}")
+    async def report(number: int) -> Response:
+        if not 0 <= number < len(pages):
+            raise Refused(404, f"expected a report below {len(pages)}, got {number}")
+        return FileResponse(pages[number][1], media_type="text/html")
+
+    @app.get("/health")
+    async def health() -> Any:
+        return {"status": "alive"}
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        good = service.engine.alive and service.engine.queued < service.engine.queue
+        return JSONResponse({"status": "ready" if good else "busy"}, 200 if good else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/")
+    async def page() -> Response:
+        return await asset("index.html")
+
+    @app.get("/static/{name:path}")
+    async def asset(name: str) -> Response:
+        if name not in assets:
+            raise Refused(404, "expected a file of the dashboard, got another name")
+        kind = mimetypes.guess_type(name)[0] or "text/plain"
+        return Response(assets[name], media_type=kind, headers=UNCACHED | {"Content-Security-Policy": POLICY})
+
+    return app
+
+
+async def leave(request: Request, exchange: Exchange) -> None:
+    """Wait until whoever asked is gone, and end their replies."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    exchange.cancel()
+
+
+def _event(told: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(told, ensure_ascii=False, allow_nan=False)}\n\n"
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _vector(service: Service, name: str) -> dict[str, Any]:
+    """What a client may know of a vector, its safe doses among it."""
+    vector = service.catalogue.vectors[name]
+    card = vector.card
+    one = dose(Steering(vector, 1.0, card.layer)) if card.layer is not None else None
+    proven = None if one is None or card.coef is None else one * card.coef
+    return {
+        "id": name,
+        "trait": card.trait,
+        "layer": card.layer,
+        "n_layers": len(vector.direction),
+        "coef": card.coef,
+        "dose": proven,
+        "dose_per_coef": one,
+        "safe_dose": None if proven is None else abs(proven),
+        "max_dose": service.catalogue.max_dose,
+        "reliability": card.reliability[card.layer] if card.reliability and card.layer is not None else None,
+        "hash": vector.content_hash,
+        "watched": any(own.vector == name for own in service.watched),
+        "default_dose": sum(dose(own) or 0.0 for own in service.steering if own.vector.card.trait == name),
+        "band": service.band(name),
+    }
+
+
+def _path(request: Request) -> str:
+    """The route, so that strange paths make no new series."""
+    route = request.scope.get("route")
+    return getattr(route, "path", "other")

@@ -1,0 +1,205 @@
+"""The vectors a server knows by name: what a request may ask of them, and how much."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from personavec.errors import ConfigError, VectorError
+from personavec.generate import Watch
+from personavec.server.protocol import Refused, SteeringAsked, WatchAsked
+from personavec.steer import Steering
+from personavec.vector import ModelIdentity, PersonaVector, load_vector
+
+Guard = Literal["reject", "clamp", "warn"]
+
+
+class Applied(NamedTuple):
+    """What a request's steering comes to."""
+
+    steering: tuple[Steering, ...]
+    told: list[dict[str, Any]]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A direction that is read for a request."""
+
+    key: str
+    """Its name in answers: the vector's, with @LAYER where that is not the card's."""
+    vector: str
+    layer: int
+    watch: Watch
+
+
+class Catalogue:
+    """Vectors by name. No text of a request ever becomes a path."""
+
+    def __init__(self, vectors: dict[str, PersonaVector], max_dose: float, guard: Guard) -> None:
+        self.vectors, self.max_dose, self.guard = vectors, max_dose, guard
+        self._seen: dict[tuple[str, int], Seen] = {}
+
+    @classmethod
+    def load(cls, paths: Sequence[Path], model: ModelIdentity, max_dose: float, guard: Guard) -> "Catalogue":
+        """Read vector files, and all `vector.safetensors` below folders.
+
+        Raises:
+            VectorError: One is missing, damaged or of another model.
+            ConfigError: A folder without vectors, or two vectors of one trait.
+        """
+        found: dict[str, PersonaVector] = {}
+        for path in paths:
+            files = sorted(path.rglob("vector.safetensors")) if path.is_dir() else [path]
+            if not files:
+                raise ConfigError(f"expected vector.safetensors files below {path}, got none; run personavec extract")
+            for file in files:
+                vector = load_vector(file)
+                vector.check_model(model)
+                name = vector.card.trait
+                if found.get(name, vector) != vector:
+                    raise ConfigError(f"expected one vector a trait, got another {name} in {file}; name the files")
+                found[name] = vector
+        return cls(found, max_dose, guard)
+
+    def vector(self, name: str) -> PersonaVector:
+        """A vector by its name.
+
+        Raises:
+            Refused: There is none.
+        """
+        if name not in self.vectors:
+            known = ", ".join(sorted(self.vectors)) or "none"
+            raise Refused(404, f"expected a vector of this server ({known}), got {name[:100]}", param="persona")
+        return self.vectors[name]
+
+    def steer(self, asked: Iterable[SteeringAsked]) -> Applied:
+        """Steerings from what a request asks, held within the largest dose.
+
+        The dose of a request is the sum of the doses it adds; with "all" layers, the largest of any layer's.
+
+        Raises:
+            Refused: An unknown vector or layer, too large a dose, or fields that contradict each other.
+        """
+        steering = [self._one(number, own) for number, own in enumerate(asked)]
+        doses = [dose(one) for one in steering]
+        known = sum(abs(own) for own in doses if own is not None)
+        warnings, scale = [], 1.0
+        unknown = [one.vector.card.trait for one, own in zip(steering, doses, strict=True) if own is None]
+        if unknown:
+            problem = f"the dose of {', '.join(unknown)} is not known: its card has no activation norms"
+            if self.guard != "warn":
+                raise Refused(
+                    400,
+                    f"expected a dose within {self.max_dose:g}, got one that cannot be told: {problem}",
+                    param="persona",
+                )
+            warnings.append(problem)
+        if known > self.max_dose * (1 + 1e-9):
+            problem = f"expected a dose of at most {self.max_dose:g} in all, got {known:.3g}"
+            if self.guard == "reject":
+                raise Refused(400, f"{problem}; lower coef or dose", param="persona.steering", code="dose_too_large")
+            scale = self.max_dose / known if self.guard == "clamp" else 1.0
+            warnings.append(f"{problem}; " + ("scaled down to it" if self.guard == "clamp" else "taken all the same"))
+        steering = [replace(one, coef=one.coef * scale) if one.op == "add" else one for one in steering]
+        return Applied(tuple(steering), [describe(one, clamped=scale < 1) for one in steering], warnings)
+
+    def _one(self, number: int, asked: SteeringAsked) -> Steering:
+        where = f"persona.steering.{number}"
+        vector = self.vector(asked.vector)
+        layer = vector.card.layer if asked.layer is None else None if asked.layer == "all" else asked.layer
+        bounds = {
+            name: value
+            for name in ("floor", "ceiling", "above", "below")
+            if (value := getattr(asked, name)) is not None
+        }
+        amounts = [asked.coef, asked.dose]
+        problem = None
+        if asked.layer is None and layer is None:
+            problem = "a layer, as the vector's card recommends none, got none"
+        elif layer is not None and layer >= len(vector.direction):
+            problem = f"a layer from 0 to {len(vector.direction) - 1}, got {layer}"
+        elif (asked.op == "add") != (amounts.count(None) == 1) or (asked.op != "add" and amounts != [None, None]):
+            problem = f"either coef or dose with op add, and neither with others, got op {asked.op}"
+        elif (asked.op == "cap") != bool({"floor", "ceiling"} & bounds.keys()):
+            problem = f"floor or ceiling with op cap, and with no other, got op {asked.op}"
+        elif layer is None and (asked.dose is not None or {"above", "below"} & bounds.keys()):
+            problem = "one layer for a dose or a condition, got all; a projection belongs to one layer"
+        elif bounds.get("floor", float("-inf")) > bounds.get("ceiling", float("inf")):
+            problem = "floor below ceiling, got the reverse"
+        if problem:
+            raise Refused(400, f"expected {problem}", param=where)
+        try:
+            if layer is not None:
+                vector.unit(layer)
+            coef = vector.coef(layer or 0, asked.dose) if asked.dose is not None else asked.coef or 0.0
+        except VectorError as error:
+            raise Refused(400, str(error), param=where) from None
+        return Steering(vector, coef, layer, asked.positions, asked.op, **bounds)
+
+    def watch(self, asked: Iterable[str | WatchAsked]) -> tuple[Seen, ...]:
+        """Directions to read, each once.
+
+        Raises:
+            Refused: An unknown vector or layer.
+        """
+        found: dict[str, Seen] = {}
+        for own in asked:
+            name, layer = (own, None) if isinstance(own, str) else (own.vector, own.layer)
+            vector = self.vector(name)
+            chosen = vector.card.layer if layer is None else layer
+            if chosen is None:
+                raise Refused(400, f"expected a layer to watch {name} at, got none in its card", param="persona.watch")
+            for one in range(len(vector.direction)) if chosen == "all" else [chosen]:
+                seen = self._see(name, int(one))
+                found[seen.key] = seen
+        return tuple(found.values())
+
+    def defaults(self, names: Sequence[str]) -> tuple[Seen, ...]:
+        """Directions that are read unless a request names others: of all vectors, none, or some.
+
+        Raises:
+            ConfigError: An unknown trait, or one whose card recommends no layer.
+        """
+        if tuple(names) == ("all",):
+            names = [name for name, vector in self.vectors.items() if vector.card.layer is not None]
+        try:
+            return () if tuple(names) == ("none",) else self.watch(names)
+        except Refused as error:
+            raise ConfigError(f"{error}; correct --watch") from None
+
+    def _see(self, name: str, layer: int) -> Seen:
+        if (name, layer) not in self._seen:
+            vector = self.vectors[name]
+            try:
+                unit = vector.unit(layer)
+            except VectorError as error:
+                raise Refused(400, str(error), param="persona.watch") from None
+            key = name if layer == vector.card.layer else f"{name}@{layer}"
+            self._seen[name, layer] = Seen(key, name, layer, Watch(layer, unit))
+        return self._seen[name, layer]
+
+
+def dose(steering: Steering) -> float | None:
+    """Dose of a steering, the largest of any layer's; 0 for what adds nothing, None where the card cannot tell."""
+    vector, norms = steering.vector, steering.vector.card.activation_norms
+    if steering.op != "add" or steering.coef == 0:
+        return 0.0
+    if not norms:
+        return None
+    layers = range(len(norms)) if steering.layer is None else [steering.layer]
+    return max((vector.dose(layer, steering.coef) for layer in layers), key=abs)
+
+
+def describe(steering: Steering, clamped: bool = False) -> dict[str, Any]:
+    """A steering as an answer tells it."""
+    told: dict[str, Any] = {
+        "vector": steering.vector.card.trait,
+        "op": steering.op,
+        "layer": "all" if steering.layer is None else steering.layer,
+        "positions": steering.positions,
+    }
+    if steering.op == "add":
+        told |= {"coef": steering.coef, "dose": dose(steering), "clamped": clamped}
+    bounds = {name: getattr(steering, name) for name in ("floor", "ceiling", "above", "below")}
+    return told | {name: value for name, value in bounds.items() if abs(value) != float("inf")}

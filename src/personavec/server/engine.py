@@ -1,0 +1,248 @@
+"""One thread that owns the model and writes replies for whoever asks, all in one batch that rows join and leave."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from personavec.cache import using
+from personavec.errors import ModelError, PersonavecError
+from personavec.generate import Watch, draw, uniforms, watching
+from personavec.model import ChatModel
+from personavec.options import Sampling
+from personavec.server.reply import Finish, Logprobs, News, Reply
+from personavec.server.slots import Slots
+from personavec.steer import Steering, steer
+
+
+class Full(PersonavecError):
+    """There is no room for one more reply now."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One reply that somebody waits for."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    reply: Reply
+    tell: Callable[[News], None]
+    """Called by the engine's thread when the reply has grown or ended; must not block."""
+    seed: tuple[int, ...] = (0,)
+    steering: tuple[Steering, ...] = ()
+    watch: tuple[Watch, ...] = ()
+    top_logprobs: int | None = None
+    """How many of the most probable tokens are told beside each token; None tells no log-probabilities."""
+    deadline: float = float("inf")
+    """By the clock of `time.monotonic`."""
+    cancelled: bool = False
+    """Set by whoever asked and no longer waits; the row leaves before the next step."""
+
+    def __post_init__(self) -> None:
+        self.numbers = uniforms(self.seed, self.sampling.max_new_tokens).tolist()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be written."""
+        return self.reply.finish is not None or self.cancelled or time.monotonic() > self.deadline
+
+    def end(self, finish: Finish, error: str | None = None) -> None:
+        """Write no more, and tell why."""
+        self.reply.finish, self.reply.error = finish, error
+        self.tell(self.reply.news())
+
+
+class Engine:
+    """Continuous batching: every step writes one token of each row, and rows come and go between steps.
+
+    A prompt is read alone, so that neither its batch-mates nor their steering can matter to it; in a step each row is
+    steered by its own list. A row whose numbers overflow ends with an error, and the others go on.
+    """
+
+    def __init__(self, model: ChatModel, rows: int = 16, queue: int = 64) -> None:
+        """Start the thread.
+
+        Args:
+            model: What it owns from here on.
+            rows: Most replies that are written at once.
+            queue: Most replies that may wait for a row.
+        """
+        self.model, self.rows, self.queue = model, rows, queue
+        self._waiting: deque[list[Job]] = deque()
+        self._jobs: list[Job] = []
+        self._slots = Slots(rows, model.device)
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Replies that are being written."""
+        return len(self._jobs)
+
+    @property
+    def queued(self) -> int:
+        """Replies that wait for a row."""
+        return sum(map(len, tuple(self._waiting)))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests."""
+        return self._thread.is_alive() and not self._closing
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue replies to one prompt, which is steered alike and read once for all of them.
+
+        Raises:
+            Full: Ask again later, or elsewhere.
+        """
+        with self._changed:
+            if self._closing:
+                raise Full("expected a running server, got one that shuts down; ask another one")
+            if self.queued + len(jobs) > self.queue:
+                raise Full(f"expected room in the queue of {self.queue}, got {self.queued} replies waiting; ask later")
+            self._waiting.append(list(jobs))
+            self._changed.notify()
+
+    def close(self, seconds: float) -> None:
+        """Take no more requests, give those under way so many seconds, and end the rest."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        until = time.monotonic() + seconds
+        for job in [*self._jobs, *(job for jobs in tuple(self._waiting) for job in jobs)]:
+            job.deadline = min(job.deadline, until)
+        self._thread.join()
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._jobs or self._closing)
+            if self._closing and not self._jobs and not self._waiting:
+                return
+            try:
+                self._admit()
+                if self._jobs:
+                    self._write()
+            except Exception as error:  # no request may end the server: those under way do not survive, it does
+                for job in self._jobs:
+                    job.end("error", _told(error))
+                self._jobs.clear()
+                self._slots = Slots(self.rows, self.model.device)
+
+    @property
+    def _fits(self) -> bool:
+        """Whether the next request finds its rows free."""
+        return bool(self._waiting) and len(self._waiting[0]) <= self.rows - len(self._jobs)
+
+    def _admit(self) -> None:
+        """Read the prompts of those who find rows free, and draw their first tokens."""
+        while self._fits:
+            with self._changed:
+                jobs = self._waiting.popleft()
+            try:
+                if not all(job.over for job in jobs):
+                    self._read(jobs)
+            except Exception as error:  # of this prompt alone
+                for job in jobs:
+                    job.end("error", _told(error))
+            for job in jobs:
+                if job.over and job.reply.finish is None:
+                    job.end("cancelled" if job.cancelled else "deadline")
+
+    def _read(self, jobs: list[Job]) -> None:
+        first, cache = jobs[0], DynamicCache()
+        ids, mask = self.model.tensor([first.prompt], left=True)
+        with steer(self.model, [first.steering], [len(first.prompt)]), watching(self.model, first.watch) as seen:
+            logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+        for job in jobs:
+            job.reply.read.append([float(value) for value in seen])
+        self._draw(jobs, logits.expand(len(jobs), -1))
+        going = [job for job in jobs if not job.over]
+        if going:
+            self._slots.add(cache, len(first.prompt), len(going))
+            self._jobs += going
+
+    def _write(self) -> None:
+        """Take steps until somebody leaves or can join."""
+        jobs, slots, device = self._jobs, self._slots, self.model.device
+        watch = list({id(one): one for job in jobs for one in job.watch}.values())
+        places = [[next(n for n, one in enumerate(watch) if one is own) for own in job.watch] for job in jobs]
+        # what was done to prompts is over
+        steering = [tuple(one for one in job.steering if one.positions != "prompt") for job in jobs]
+        try:
+            with steer(self.model, steering, [len(job.prompt) for job in jobs]), watching(self.model, watch) as seen:
+                while True:
+                    slots.reserve()
+                    tokens = torch.tensor([job.reply.ids[-1:] for job in jobs], device=device)
+                    positions = torch.tensor(slots.lengths, device=device)[:, None]
+                    logits = self._forward(tokens, slots.mask(), positions, slots.cache)
+                    slots.advance()
+                    read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(jobs)
+                    for job, own, row in zip(jobs, places, read, strict=True):
+                        job.reply.read.append([row[place] for place in own])
+                    self._draw(jobs, logits)
+                    if self._fits or any(job.over for job in jobs):
+                        break
+        except ModelError as error:  # a steering overflowed; whoever is not steered takes the step again
+            steered = [job for job in jobs if job.steering]
+            if not steered:
+                raise
+            for job in steered:
+                job.end("error", str(error))
+        self._take_out()
+
+    def _forward(
+        self, ids: Int[Tensor, "rows seq"], mask: Int[Tensor, "rows all"], positions: Tensor, cache: DynamicCache
+    ) -> Float[Tensor, "rows vocab"]:
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "logits_to_keep": 1}
+        out = self.model.hf(**inputs, **using(self.model, cache))
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def _draw(self, jobs: Sequence[Job], logits: Float[Tensor, "rows vocab"]) -> None:
+        """Draw a token for every row and tell it; rows are drawn together where they are drawn alike."""
+        alike: dict[tuple[float, float], list[int]] = {}
+        for row, (job, finite) in enumerate(zip(jobs, logits.isfinite().all(dim=-1).tolist(), strict=True)):
+            if finite:
+                alike.setdefault((job.sampling.temperature, job.sampling.top_p), []).append(row)
+            else:
+                job.end("error", "expected finite logits, got inf or nan; lower the steering (a dose under 1 is usual)")
+        for rows in alike.values():
+            numbers = torch.tensor([jobs[row].numbers[len(jobs[row].reply.ids)] for row in rows], device=logits.device)
+            own = logits if len(rows) == len(jobs) else logits[rows]
+            for row, token in zip(rows, draw(own, numbers, jobs[rows[0]].sampling).tolist(), strict=True):
+                job = jobs[row]
+                asked = job.top_logprobs
+                job.reply.add(token, None if asked is None else _logprobs(logits[row], token, asked))
+                job.tell(job.reply.news())
+
+    def _take_out(self) -> None:
+        """Let those leave who are over."""
+        for row in reversed(range(len(self._jobs))):
+            job = self._jobs[row]
+            if job.over:
+                if job.reply.finish is None:
+                    job.end("cancelled" if job.cancelled else "deadline")
+                self._slots.remove(row)
+                self._jobs[row] = self._jobs[-1]
+                self._jobs.pop()
+
+
+def _logprobs(logits: Float[Tensor, " vocab"], token: int, top: int) -> Logprobs:
+    """Of the model's own distribution, before temperature and top-p."""
+    own = torch.log_softmax(logits.float(), dim=-1)
+    values, ids = own.topk(top)
+    return Logprobs(token, float(own[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, PersonavecError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,185 @@
+"""What a request may say: OpenAI's fields, and `persona`; every wrong one is refused with its name."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+IGNORED = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
+)
+"""Fields of OpenAI's that change nothing here."""
+INERT: dict[str, Any] = {"response_format": {"type": "text"}, "tool_choice": "none", "suffix": "", "best_of": 1}
+"""Fields that are taken with this value alone."""
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Refused(Exception):
+    """A request that gets an error of OpenAI's form."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code or None}}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SteeringAsked(_Strict):
+    """One steering, as data."""
+
+    vector: Name
+    coef: Number | None = None
+    dose: Number | None = None
+    layer: Annotated[int, Field(ge=0, strict=True)] | Literal["all"] | None = None
+    positions: Literal["all", "prompt", "response"] = "response"
+    op: Literal["add", "ablate", "cap"] = "add"
+    floor: Number | None = None
+    ceiling: Number | None = None
+    above: Number | None = None
+    below: Number | None = None
+
+
+class WatchAsked(_Strict):
+    """A vector to read, at a layer that is not its card's."""
+
+    vector: Name
+    layer: Annotated[int, Field(ge=0, strict=True)] | Literal["all"] | None = None
+
+
+class PersonaAsked(_Strict):
+    """What is steered and watched in this request; what is left out is as the server was started."""
+
+    steering: Annotated[list[SteeringAsked], Field(max_length=16)] | None = None
+    watch: Annotated[list[Name | WatchAsked], Field(max_length=64)] | None = None
+    conversation: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+
+
+class _StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    model: Name
+    stream: bool = False
+    stream_options: _StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    n: Annotated[int, Field(ge=1)] = 1
+    stop: (
+        Annotated[str, Field(max_length=200)]
+        | Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=4)]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    persona: PersonaAsked = PersonaAsked()
+
+    @property
+    def stops(self) -> Sequence[str]:
+        """Texts that end a reply."""
+        return [text for text in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if text]
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a chunk that counts tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a reply, as far as the request says."""
+        return self.max_tokens
+
+
+class _Part(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class TurnAsked(BaseModel):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_Part]
+
+    def plain(self) -> dict[str, str]:
+        """As a chat template takes it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatAsked(_Asked):
+    """Body of /v1/chat/completions."""
+
+    messages: Annotated[list[TurnAsked], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a reply, as far as the request says."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def top(self) -> int | None:
+        """How many of the most probable tokens are told beside each; None for no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionAsked(_Asked):
+    """Body of /v1/completions."""
+
+    prompt: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def top(self) -> int | None:
+        """How many of the most probable tokens are told beside each; None for no log-probabilities."""
+        return self.logprobs
+
+
+Asked = TypeVar("Asked", ChatAsked, CompletionAsked)
+
+
+def read(body: bytes, kind: type[Asked]) -> Asked:
+    """A request from its body.
+
+    Raises:
+        Refused: It is no JSON, has a wrong field, or one that cannot be obeyed here.
+    """
+    try:
+        data = json.loads(body)
+        asked = kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:200]
+        raise Refused(
+            400, f"expected another {where or 'body'}, got one refused: {first['msg']}", param=where
+        ) from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting beyond measure
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
+        raise Refused(400, f"expected a JSON object, got a body that is none ({reason})") from None
+    for name, value in (asked.model_extra or {}).items():
+        if name not in IGNORED and value not in (None, 0, "", [], {}, INERT.get(name)):
+            told = name[:100]
+            raise Refused(400, f"expected no {told}, got one that cannot be obeyed here; leave it out", param=told)
+    return asked

@@ -1,0 +1,260 @@
+"""From a request to rows of the engine, and from their replies to the log."""
+
+import asyncio
+import math
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from personavec.config_deploy import ServeConfig
+from personavec.errors import ModelError
+from personavec.model import ChatModel
+from personavec.options import Sampling
+from personavec.server.catalogue import Applied, Catalogue, Seen, describe
+from personavec.server.engine import Engine, Full, Job
+from personavec.server.log import Log, Turn
+from personavec.server.metrics import Metrics
+from personavec.server.protocol import ChatAsked, CompletionAsked, Refused
+from personavec.server.reply import News, Reply
+from personavec.steer import Steering
+
+DEFAULT_TOKENS = 256
+"""Longest reply where a request does not say."""
+
+
+@dataclass
+class Exchange:
+    """One request under way, and all its replies."""
+
+    id: str
+    asked: ChatAsked | CompletionAsked
+    messages: list[dict[str, str]]
+    conversation: str
+    turn: int
+    applied: Applied
+    seen: tuple[Seen, ...]
+    jobs: list[Job] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    created: int = field(default_factory=lambda: int(time.time()))
+    first_token: float | None = None
+    _news: "asyncio.Queue[tuple[int, News]]" = field(default_factory=asyncio.Queue)
+
+    def teller(self, index: int) -> Any:
+        """What the engine's thread calls for one reply."""
+        loop = asyncio.get_running_loop()
+
+        def tell(news: News) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(self._news.put_nowait, (index, news))
+
+        return tell
+
+    async def news(self) -> AsyncIterator[tuple[int, News]]:
+        """What the replies get, with the index of each, until all are over."""
+        left = len(self.jobs)
+        while left:
+            index, news = await self._news.get()
+            self.first_token = self.first_token or time.monotonic()
+            left -= news.over
+            yield index, news
+
+    def cancel(self) -> None:
+        """Whoever asked is gone."""
+        for job in self.jobs:
+            job.cancelled = True
+
+    def projections(self, index: int) -> dict[str, dict[str, Any]]:
+        """By vector what was read at a reply: layer, prompt_last, response_avg and tokens."""
+        read = self.jobs[index].reply.read
+        found = {}
+        for place, own in enumerate(self.seen):
+            values = [_finite(row[place]) for row in read]
+            tokens = [value for value in values[1:] if value is not None]
+            found[own.key] = {
+                "layer": own.layer,
+                "prompt_last": values[0] if values else None,
+                "response_avg": sum(tokens) / len(tokens) if tokens else None,
+                "tokens": values[1:],
+            }
+        return found
+
+
+@dataclass
+class Service:
+    """A served model with all that belongs to it."""
+
+    config: ServeConfig
+    model: ChatModel
+    engine: Engine
+    catalogue: Catalogue
+    log: Log
+    metrics: Metrics
+    watched: tuple[Seen, ...]
+    steering: tuple[Steering, ...]
+    started: float = field(default_factory=time.monotonic)
+    logged: int = 0
+    _tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
+
+    async def open(self, asked: ChatAsked | CompletionAsked) -> Exchange:
+        """Check a request and hand its replies to the engine.
+
+        Raises:
+            Refused: It cannot be served, or not now.
+        """
+        if asked.model not in (self.config.model, self.model.identity.id):
+            raise Refused(
+                404, f"expected the model {self.config.model}, got {asked.model}", param="model", code="model_not_found"
+            )
+        persona = asked.persona
+        applied = (
+            Applied(self.steering, [describe(one) for one in self.steering], [])
+            if persona.steering is None
+            else self.catalogue.steer(persona.steering)
+        )
+        seen = self.watched if persona.watch is None else self.catalogue.watch(persona.watch)
+        messages = [turn.plain() for turn in asked.messages] if isinstance(asked, ChatAsked) else []
+        prompt = await self._prompt(asked, messages)
+        longest = self._longest(asked, len(prompt))
+        exchange = Exchange(
+            f"{'chatcmpl' if messages else 'cmpl'}-{uuid.uuid4().hex}",
+            asked,
+            messages,
+            persona.conversation or uuid.uuid4().hex,
+            max(1, sum(turn["role"] == "user" for turn in messages)),
+            applied,
+            seen,
+        )
+        seed = secrets.randbits(63) if asked.seed is None else asked.seed % 2**63
+        exchange.jobs = [
+            Job(
+                prompt,
+                Sampling(longest, asked.temperature, asked.top_p),
+                Reply(self.model, longest, asked.stops),
+                exchange.teller(index),
+                (seed, index),
+                applied.steering,
+                tuple(own.watch for own in seen),
+                asked.top,
+                time.monotonic() + self.config.deadline,
+            )
+            for index in range(asked.n)
+        ]
+        try:
+            self.engine.submit(exchange.jobs)
+        except Full as error:
+            raise Refused(429, str(error), kind="rate_limit_error", code="queue_full") from None
+        return exchange
+
+    async def _prompt(self, asked: ChatAsked | CompletionAsked, messages: list[dict[str, str]]) -> tuple[int, ...]:
+        given = None if isinstance(asked, ChatAsked) else asked.prompt
+        if isinstance(given, list):
+            size = self.model.hf.get_input_embeddings().weight.shape[0]
+            if max(given) >= size:
+                raise Refused(400, f"expected token ids below {size}, got {max(given)}", param="prompt")
+            return tuple(given)
+        async with self._tokenizing:  # a tokenizer works for one caller at a time
+            try:
+                if given is None:
+                    prompt = await asyncio.to_thread(self.model.render, messages, self.config.system)
+                else:
+                    prompt = await asyncio.to_thread(self.model.encode, given)
+            except ModelError as error:
+                raise Refused(400, str(error), param="messages") from None
+        if not prompt:
+            raise Refused(400, "expected a prompt of at least one token, got none", param="prompt")
+        return prompt
+
+    def _longest(self, asked: ChatAsked | CompletionAsked, prompt_tokens: int) -> int:
+        """Tokens that each reply may have."""
+        room = self.model.context - prompt_tokens
+        longest = asked.longest or min(DEFAULT_TOKENS, self.config.max_tokens, max(room, 1))
+        if longest > room:
+            raise Refused(
+                400,
+                f"expected prompt and reply to fit into {self.model.context} tokens, got {prompt_tokens} and {longest}",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        if longest * asked.n > self.config.max_tokens or asked.n > self.engine.rows:
+            raise Refused(
+                400,
+                f"expected at most {self.config.max_tokens} tokens in all, of at most {self.engine.rows} replies, got "
+                f"n {asked.n} of {longest} tokens",
+                param="max_tokens",
+            )
+        return longest
+
+    async def close(self, exchange: Exchange) -> list[dict[str, Any]]:
+        """Log the replies; returns for each what an answer tells of it.
+
+        Raises:
+            Refused: A reply could not be written.
+        """
+        told, turns = [], []
+        for index, job in enumerate(exchange.jobs):
+            projections = exchange.projections(index)
+            alerts = self.alerts(exchange, projections)
+            told.append({"projections": projections, "pieces": job.reply.pieces, "alerts": alerts})
+            kept = {name: {k: v for k, v in own.items() if k != "tokens"} for name, own in projections.items()}
+            turns.append(
+                Turn(
+                    f"{exchange.id}-{index}" if index else exchange.id,
+                    exchange.conversation,
+                    exchange.turn,
+                    job.reply.finish or "cancelled",
+                    len(job.prompt),
+                    len(job.reply.ids),
+                    exchange.applied.told,
+                    kept,
+                    alerts,
+                    exchange.messages if self.config.keep_text else None,
+                    job.reply.text if self.config.keep_text else None,
+                )
+            )
+            self.metrics.reply(kept, alerts)
+            self.metrics.tokens.labels("written").inc(len(job.reply.ids))
+        self.metrics.tokens.labels("read").inc(len(exchange.jobs[0].prompt))
+        if exchange.first_token:
+            self.metrics.first_token.observe(exchange.first_token - exchange.began)
+        self.metrics.latency.observe(time.monotonic() - exchange.began)
+        await asyncio.to_thread(self.log.add, turns)
+        self.logged += len(turns)
+        for job in exchange.jobs:
+            if job.reply.finish == "deadline":
+                raise Refused(
+                    504, f"expected the reply within {self.config.deadline:g} seconds, got none", kind="timeout_error"
+                )
+            if job.reply.finish == "error":
+                raise Refused(500, job.reply.error or "the reply could not be written", kind="server_error")
+        return told
+
+    def abandon(self, exchange: Exchange) -> None:
+        """Log the replies of somebody who left, once the engine has ended them."""
+
+        async def finish() -> None:
+            while any(job.reply.finish is None for job in exchange.jobs):
+                await asyncio.sleep(0.01)
+            with suppress(Refused):
+                await self.close(exchange)
+
+        task = asyncio.create_task(finish())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def band(self, name: str) -> dict[str, Any] | None:
+        """The usual range of a vector's projections, by kind; None without a calibration."""
+        return None
+
+    def alerts(self, exchange: Exchange, projections: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """Alerts of a reply."""
+        return []
+
+
+def _finite(value: float) -> float | None:
+    """A steering that is far too large makes projections infinite, for which JSON has no word."""
+    return value if math.isfinite(value) else None
