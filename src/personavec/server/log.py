@@ -4,7 +4,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -62,7 +62,7 @@ class Log:
         self._lock, self._swept = threading.Lock(), 0.0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level="IMMEDIATE")
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
@@ -79,12 +79,9 @@ class Log:
         for row in rows:
             row |= {name: json.dumps(row[name], ensure_ascii=False) for name in AS_JSON if row[name] is not None}
         values = [tuple(row.values()) for row in rows]
-        with self._lock:
-            self._db.execute("BEGIN")
-            self._db.executemany(
-                f"INSERT INTO turns ({', '.join(rows[0])}) VALUES ({', '.join('?' * len(rows[0]))})", values
-            )
-            self._db.execute("COMMIT")
+        names, places = ", ".join(rows[0]), ", ".join("?" * len(rows[0]))
+        with self._lock, self._db:
+            self._db.executemany(f"INSERT INTO turns ({names}) VALUES ({places})", values)
         if time.time() - self._swept > SWEEP:
             self._sweep()
 
@@ -92,7 +89,7 @@ class Log:
         """Remove what is older than the retention."""
         self._swept = time.time()
         if self.retention_days is not None:
-            with self._lock:
+            with self._lock, self._db:
                 self._db.execute("DELETE FROM turns WHERE time < ?", (self._swept - 86400 * self.retention_days,))
 
     def conversations(self, limit: int, only_alerts: bool = False) -> list[dict[str, Any]]:
@@ -131,7 +128,7 @@ class Log:
             self._db.close()
 
 
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+def _row(row: sqlite3.Row) -> dict[str, Any]:
     return {
         name: json.loads(value) if name in AS_JSON and value is not None else value
         for name, value in ((name, row[name]) for name in row.keys())

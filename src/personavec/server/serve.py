@@ -10,8 +10,6 @@ from typing import Any
 
 from personavec.config_deploy import ServeConfig
 from personavec.errors import ConfigError
-from personavec.model import ChatModel
-from personavec.notation import parse_steering
 from personavec.progress import tell
 
 SHUTDOWN_SECONDS = 30
@@ -31,11 +29,8 @@ def serve(config: ServeConfig) -> dict[str, Any]:
         import uvicorn
 
         from personavec.server.app import build
-        from personavec.server.catalogue import Catalogue
-        from personavec.server.engine import Engine
-        from personavec.server.log import Log, export
-        from personavec.server.metrics import Metrics
-        from personavec.server.service import Service
+        from personavec.server.log import export
+        from personavec.server.service import assemble
     except ImportError as error:
         raise ConfigError(
             f'expected the server\'s packages, got none ({error.name}); pip install "personavec[serve]"'
@@ -44,16 +39,7 @@ def serve(config: ServeConfig) -> dict[str, Any]:
         return {"rows": export(config.log, config.export), "out": str(config.export)}
     began = time.monotonic()
     listening = _listen(config)
-    steering = tuple(parse_steering(text) for text in config.steer)
-    model = ChatModel.from_config(config)
-    for one in steering:
-        one.vector.check_model(model.identity)
-    catalogue = Catalogue.load(config.vectors, model.identity, config.max_dose, config.guard)
-    log = Log(config.log, config.retention_days)
-    engine = Engine(model, config.rows_at_once, config.queue)
-    service = Service(
-        config, model, engine, catalogue, log, Metrics(engine, catalogue), catalogue.defaults(config.watch), steering
-    )
+    service = assemble(config)
     url = f"http://{config.host}:{listening.getsockname()[1]}"
     server = uvicorn.Server(
         uvicorn.Config(
@@ -66,8 +52,8 @@ def serve(config: ServeConfig) -> dict[str, Any]:
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
     )
-    tell(f"serving {config.model} on {model.device} at {url} with {len(catalogue.vectors)} vectors; Ctrl-C stops")
-    turns = log.count()
+    vectors = ", ".join(service.catalogue.vectors) or "no vectors"
+    tell(f"serving {config.model} on {service.model.device} at {url} with {vectors}; Ctrl-C stops")
     with _stoppable():
         server.run(sockets=[listening])
     return {
@@ -75,7 +61,6 @@ def serve(config: ServeConfig) -> dict[str, Any]:
         "model": config.model,
         "requests": service.metrics.total,
         "turns": service.logged,
-        "turns_before": turns,
         "log": str(config.log),
         "seconds": round(time.monotonic() - began, 1),
     }

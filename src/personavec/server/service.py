@@ -13,6 +13,7 @@ from typing import Any
 from personavec.config_deploy import ServeConfig
 from personavec.errors import ModelError
 from personavec.model import ChatModel
+from personavec.notation import parse_steering
 from personavec.options import Sampling
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
@@ -258,3 +259,19 @@ class Service:
 def _finite(value: float) -> float | None:
     """A steering that is far too large makes projections infinite, for which JSON has no word."""
     return value if math.isfinite(value) else None
+
+
+def assemble(config: ServeConfig) -> Service:
+    """A service with its model, vectors and log.
+
+    Raises:
+        PersonavecError: One of them cannot be used.
+    """
+    steering = tuple(parse_steering(text) for text in config.steer)
+    model = ChatModel.from_config(config)
+    for one in steering:
+        one.vector.check_model(model.identity)
+    catalogue = Catalogue.load(config.vectors, model.identity, config.max_dose, config.guard)
+    watched, log = catalogue.defaults(config.watch), Log(config.log, config.retention_days)
+    engine = Engine(model, config.rows_at_once, config.queue)
+    return Service(config, model, engine, catalogue, log, Metrics(engine, catalogue), watched, steering)
