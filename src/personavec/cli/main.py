@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from personavec import __version__, config, config_finetune
+from personavec import __version__, config, config_deploy, config_finetune
 from personavec.errors import ConfigError, PersonavecError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "extract": (config.ExtractConfig, "personavec.extract"),
     "evaluate": (config.EvaluateConfig, "personavec.evaluate"),
     "chat": (config.ChatConfig, "personavec.cli.chat"),
+    "monitor": (config_deploy.MonitorConfig, "personavec.studies.monitoring"),
     "screen": (config.ScreenConfig, "personavec.screen"),
     "finetune": (config_finetune.ReportConfig, "personavec.studies.before_after"),
     "shift": (config.ShiftConfig, "personavec.shift"),
