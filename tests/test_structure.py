@@ -27,10 +27,23 @@ VERBS = (
 )
 LEVELS = {
     **dict.fromkeys(
-        ("__init__", "errors", "options", "config", "config_finetune", "trait", "sample", "run", "stats", "progress"), 0
+        (
+            "__init__",
+            "errors",
+            "options",
+            "config",
+            "config_finetune",
+            "config_deploy",
+            "trait",
+            "sample",
+            "run",
+            "stats",
+            "progress",
+        ),
+        0,
     ),
     **dict.fromkeys(("wording", "draft", "families", "forms", "dataset", "readers", "subset", "flagging", "plan"), 0),
-    "prediction": 0,
+    **dict.fromkeys(("prediction", "calibration", "calibrating", "graded"), 0),
     **dict.fromkeys(("vector", "projection", "edits"), 1),
     **dict.fromkeys(
         (
@@ -60,7 +73,7 @@ LEVELS = {
         2,
     ),
     **dict.fromkeys(("activations", "proof", "result", "preventative", "notation", "directions", "capability"), 2),
-    "writer": 2,
+    **dict.fromkeys(("writer", "conversation", "recorded"), 2),
     **dict.fromkeys(("training_steering", "training_rows", "trainer", "penalty", "methods", "supply"), 2),
     **dict.fromkeys(VERBS, 3),
     **dict.fromkeys(("__main__", "cli", "report", "server", "studies"), 4),

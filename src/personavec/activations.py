@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from personavec.hooks import capture
+from personavec.hooks import capture, read
 from personavec.model import ChatModel
 
 POSITIONS = ("response avg", "prompt avg", "prompt last")
@@ -53,15 +53,47 @@ def activations(
     """
     layers = range(model.n_layers) if layers is None else layers
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
+    for batch in by_length(ids, batch_tokens):
+        mine = [rows[i] for i in batch]
+        yield batch, capture(model, [ids[i] for i in batch], weights(mine, positions), layers, of)
+
+
+def by_length(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows in batches of similar length under a token budget, padding included; longer rows stand alone."""
     batch: list[int] = []
-    order = sorted(range(len(rows)), key=lambda index: len(ids[index]))
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for place, index in enumerate(order):
         batch.append(index)
         following = order[place + 1 : place + 2]
-        if not following or (len(batch) + 1) * len(ids[following[0]]) > batch_tokens:
-            mine = [rows[i] for i in batch]
-            yield batch, capture(model, [ids[i] for i in batch], weights(mine, positions), layers, of)
+        if not following or (len(batch) + 1) * len(rows[following[0]]) > batch_tokens:
+            yield batch
             batch = []
+
+
+def token_projections(
+    model: ChatModel, rows: Sequence[Sequence[int]], layers: Sequence[int], units: Float[Tensor, "name d_model"]
+) -> tuple[Float[Tensor, "batch seq name"], Float[Tensor, "batch seq name"]]:
+    """Projection of every token on directions of length 1, and the norm of its activation at each one's layer.
+
+    Args:
+        model: What to read.
+        rows: Token ids of each conversation; what is found beyond a row's own length has no meaning.
+        layers: Block output of each direction.
+        units: The directions.
+    """
+    ids, mask = model.tensor(rows, left=False)
+    projections = torch.zeros((*ids.shape, len(units)))
+    norms = torch.zeros_like(projections)
+
+    def at(layer: int, stream: Tensor) -> None:
+        own = [place for place, there in enumerate(layers) if there == layer]
+        found = stream.float()
+        projections[:, :, own] = (found @ units[own].T.to(found.device)).cpu()
+        norms[:, :, own] = found.norm(dim=-1, keepdim=True).cpu()
+
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    read(model, layers, at, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    return projections, norms
 
 
 def activation_norms(model: ChatModel, rows: Sequence[Row]) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """Data sets as conversations, row by row: files, folders of files of one kind, data sets of the Hub."""
 
 import csv
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -19,6 +20,11 @@ class Bad(NamedTuple):
     row: int
     where: str
     reason: str
+
+
+def alike(reason: str) -> str:
+    """A reason without its numbers and quotations, so that alike ones are counted together."""
+    return re.sub(r"'[^']*'|\d[\d,]*", "…", reason)[:120]
 
 
 @dataclass(frozen=True)
@@ -55,15 +61,20 @@ class Dataset:
         for file in self.files:
             yield from READERS[file.suffix](file)
 
-    def samples(self, turn: Turn) -> Iterator[Sample | Bad]:
-        """All rows as conversations, in order; all must have the shape of the first usable one, and their own ids."""
+    def samples(self, turn: Turn, label: str = "source") -> Iterator[Sample | Bad]:
+        """All rows as conversations, in order; all must have the shape of the first usable one, and their own ids.
+
+        Args:
+            turn: Which assistant turn is the response.
+            label: Field of the rows that is taken along as their source.
+        """
         shape = None
         with _ids() as first_with:
             for place, raw in enumerate(self.rows()):
                 try:
                     if raw.error:
                         raise DataError(raw.error)
-                    sample = to_sample(raw.value, place, raw.where, turn, shape)
+                    sample = to_sample(raw.value, place, raw.where, turn, shape, label)
                     shape = shape or shape_of(raw.value)
                     if sample.id is not None and (other := first_with(sample.id, place)) != place:
                         raise DataError(f"expected an id of its own, got {sample.id[:60]!r}, the id of row {other}")

@@ -24,6 +24,9 @@ Limit = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(de
 Url = Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")]
 Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
+HIGHEST_RATE = 0.5
+"""False-positive rate beyond which a limit would be none."""
+
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
     {
         "seed": (lambda value: value >= 0, "0 or more"),
@@ -69,6 +72,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
     | {"retention_days": (lambda value: value is None or value > 0, "above 0")}
     | {name: (lambda value: value >= 0, "0 or more") for name in ("warmup_steps", "perplexity")}
     | {"price_per_hour": (lambda value: value is None or value >= 0, "at least 0")}
+    | {"false_positive_rate": (lambda value: 0 < value <= HIGHEST_RATE, f"above 0 and at most {HIGHEST_RATE:g}")}
     | {"layers": (lambda value: len(set(value)) == len(value), "each once")}
 )
 """What options of these names must be, wherever they occur."""

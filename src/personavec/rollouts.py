@@ -7,7 +7,7 @@ from typing import Any
 
 from personavec.errors import ConfigError
 from personavec.generate import Reply, Request, batches, generate
-from personavec.model import ChatModel
+from personavec.model import ChatModel, Message
 from personavec.options import Sampling, Writing
 from personavec.progress import stage
 from personavec.run import Run
@@ -73,6 +73,7 @@ def answers(
     draw: str,
     extra: Row,
     steering: Sequence[Sequence[Steering]] = ((),),
+    before: Sequence[Message] = (),
 ) -> list[Plan]:
     """Replies to questions without a trait instruction, steered or not.
 
@@ -85,6 +86,7 @@ def answers(
         draw: Replies of the same draw, question and sample use the same random numbers, whatever the steering.
         extra: Metadata of these rows; its values make their ids unique.
         steering: What to do to each reply in turn, over and over: one entry steers all alike.
+        before: Turns that come before every question.
     """
     prefix = "-".join(str(value) for value in extra.values())
     return [
@@ -92,7 +94,7 @@ def answers(
             {"id": f"{prefix}-{question_id}-{sample}", **extra}
             | {"question_id": question_id, "question": question, "sample": sample},
             Request(
-                model.render([{"role": "user", "content": question}], systems[place % len(systems)]),
+                model.render([*before, {"role": "user", "content": question}], systems[place % len(systems)]),
                 tuple(steering[place % len(steering)]),
                 _seed(seed, draw, question, sample),
             ),

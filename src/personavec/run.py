@@ -48,6 +48,9 @@ IRRELEVANT = {
     "task_limit",
     "compare",
     "scales",
+    "calibrate",
+    "calibration",
+    "false_positive_rate",
 }
 """Options that change results by rounding at most, or only add to them, and so may differ when a run is resumed."""
 REPORT = {"report.html", "index.html", "charts"}

@@ -58,15 +58,18 @@ def shape_of(row: Any) -> str:
     raise DataError(f"expected {' or '.join(SHAPES)}, got {got}")
 
 
-def to_sample(row: Any, place: int, where: str, turn: Turn = "first", shape: str | None = None) -> Sample:
+def to_sample(
+    row: Any, place: int, where: str, turn: Turn = "first", shape: str | None = None, label: str = "source"
+) -> Sample:
     """Read a row of any known shape.
 
     Args:
-        row: As it stands in the data set; `id` and `source` are taken along.
+        row: As it stands in the data set; its `id` is taken along.
         place: Of the row in the data set.
         where: For people.
         turn: Which assistant turn is the response: the first one (as the paper does), or the last one.
         shape: That every row is to have.
+        label: Field that is taken along as the source.
 
     Raises:
         DataError: The row is not usable; the message says what was expected and what is there.
@@ -84,7 +87,7 @@ def to_sample(row: Any, place: int, where: str, turn: Turn = "first", shape: str
         tuple(turns[:end]),
         turns[end]["content"],
         _id(row),
-        _label(row, "source")[:LONGEST_SOURCE] or None,
+        _label(row, label)[:LONGEST_SOURCE] or None,
         len(turns) - end - 1,
         begin,
     )

@@ -132,6 +132,39 @@ def spearman_interval(
     return _clustered(of, own, seed)._replace(dropped=int((~valid).sum()))
 
 
+def pearson(one: Float[ndarray, " n"], other: Float[ndarray, " n"], groups: Int[ndarray, " n"] | None = None) -> float:
+    """Pearson's r, or with groups its mean over those in which both sides vary; nan where none do.
+
+    Values that are nan on either side are left out.
+    """
+    valid = ~(np.isnan(one) | np.isnan(other))
+    labels = np.zeros(len(one), dtype=int) if groups is None else groups
+    found = []
+    for label in np.unique(labels[valid]):
+        x, y = (side[valid & (labels == label)] for side in (one, other))
+        if np.ptp(x) and np.ptp(y):
+            found.append(np.corrcoef(x, y)[0, 1])
+    return float(np.mean(found)) if found else np.nan
+
+
+def pearson_interval(
+    one: Float[ndarray, " n"],
+    other: Float[ndarray, " n"],
+    clusters: Int[ndarray, " n"],
+    groups: Int[ndarray, " n"] | None = None,
+    seed: int = 0,
+) -> Interval:
+    """The same with a 95% bootstrap interval that resamples whole clusters (questions)."""
+    valid = ~(np.isnan(one) | np.isnan(other))
+    x, y, own = one[valid], other[valid], clusters[valid]
+    labels = None if groups is None else groups[valid]
+
+    def of(rows: Int[ndarray, " row"]) -> float:
+        return pearson(x[rows], y[rows], None if labels is None else labels[rows])
+
+    return _clustered(of, own, seed)._replace(dropped=int((~valid).sum()))
+
+
 def spearman_rows(one: Float[ndarray, " n"], other: Float[ndarray, " n"]) -> Interval:
     """Rank correlation of any number of rows, each drawn by itself; nan values are left out, nan where a side is flat.
 

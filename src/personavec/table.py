@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from personavec.dataset import alike
 from personavec.flagging import confounds
 from personavec.stats import streamed_mean
 
@@ -99,13 +100,11 @@ class Table:
 
     def reasons(self) -> Counter[str]:
         """Why rows were skipped, numbers and quotations left out, so that alike reasons are counted together."""
-        import re
-
         rows, said = self._labels("error")
         found: Counter[str] = Counter()
         for reason, count in zip(said, np.bincount(rows, minlength=len(said)), strict=True):
             if reason:
-                found[re.sub(r"'[^']*'|\d[\d,]*", "…", reason)[:120]] += int(count)
+                found[alike(reason)] += int(count)
         return found
 
     @property

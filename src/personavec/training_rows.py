@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from personavec.conversation import pieces
 from personavec.dataset import Bad
 from personavec.errors import DataError, ModelError
 from personavec.model import ChatModel
@@ -73,33 +74,17 @@ def instructed(sample: Sample, instruction: Callable[[int], str] | None) -> Samp
 
 
 def sequences(model: ChatModel, sample: Sample, system: str) -> list[Row]:
-    """A conversation as the model would read and write it, with a loss on each reply up to the token that ends it.
-
-    A chat template that writes an earlier turn otherwise once another follows (reasoning models do) makes each reply a
-    sequence of its own.
+    """A conversation as `pieces` has it, with a loss on each reply up to the token that ends it.
 
     Raises:
         ModelError: The chat template cannot render it.
     """
-    turns: list[dict[str, str]] = [*sample.messages, {"role": "assistant", "content": sample.response}]
     found: list[Row] = []
-    done = ""
-    for place, turn in enumerate(turns):
-        if turn["role"] != "assistant" or place < sample.begin:
-            continue
-        before = model.text(turns[:place], system)
-        after = model.text(turns[: place + 1], system, open_reply=False)
-        if not after.startswith(before):
-            raise ModelError(
-                f"expected a chat template that puts replies where it opens them, got {model.identity.id}'s"
-            )
-        if not (found and before.startswith(done)):
+    for piece in pieces(model, sample, system):
+        if piece.anew:
             found.append({"input_ids": [], "labels": []})
-            done = ""
-        _extend(found[-1], model.encode(before[len(done) :]), 0)
-        reply = model.encode(after[len(before) :])
-        _extend(found[-1], reply, _replied(reply, model.stop_ids))
-        done = after
+        _extend(found[-1], piece.asked, 0)
+        _extend(found[-1], piece.reply, _replied(piece.reply, model.stop_ids))
     return found
 
 

@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "extract": (config.ExtractConfig, "personavec.extract"),
     "evaluate": (config.EvaluateConfig, "personavec.evaluate"),
     "chat": (config.ChatConfig, "personavec.cli.chat"),
+    "monitor": (config_deploy.MonitorConfig, "personavec.studies.monitoring"),
     "screen": (config.ScreenConfig, "personavec.screen"),
     "finetune": (config_finetune.ReportConfig, "personavec.studies.before_after"),
     "shift": (config.ShiftConfig, "personavec.shift"),

@@ -19,7 +19,7 @@ from personavec.config import (
     WriteDatasetConfig,
     WriteTraitConfig,
 )
-from personavec.config_deploy import ServeConfig
+from personavec.config_deploy import MonitorConfig, ServeConfig
 from personavec.config_finetune import ReportConfig
 
 Json = Mapping[str, Any]
@@ -143,6 +143,54 @@ def _signals(found: Json) -> None:
 
 def chat(_config: ChatConfig, _result: Json) -> None:
     """Nothing: all was said."""
+
+
+def monitor(config: MonitorConfig, result: Json) -> None:
+    """Alerts by vector, or the projections where nothing says what is usual."""
+    if config.experiment:
+        return _experiment(result)
+    _say(f"{result['turns']:,} turns of {result['conversations']:,} conversations on {config.model}", markup=False)
+    _counts("skipped", result["skipped_by_reason"])
+    for what, told in (("empty_replies", "replies are empty"), ("unread_turns", "conversations end with unread turns")):
+        if result[what]:
+            _say(f"{result[what]:,} {told}")
+    limits = result["calibration"]
+    columns = ("alerts before the reply", "over it", "drift") if limits else ("last prompt token", "reply")
+    table = Table("vector", "layer", *columns, box=None, pad_edge=False)
+    for name, layer in result["layers"].items():
+        cells = [_estimate(mean, 2) for mean in result["projections"][name].values()]
+        if limits:
+            cells = [f"{own['alerts']:,}" for own in result["alerts"][name].values()]
+        table.add_row(escape(name), str(layer), *cells)
+    console.print(table)
+    if limits:
+        _say(f"{result['conversations_with_alerts']:,} conversations with alerts: {result['events']}", markup=False)
+        _say(f"limits for a false-positive rate of {limits['false_positive_rate']:g}: {limits['file']}", markup=False)
+        for name, own in limits["held_out"].items():
+            told = ", ".join(f"{kind} {_estimate(rate, 4)}" for kind, rate in own.items())
+            _say(f"{name}: on unseen benign conversations {told or 'not measured, too few of them'}", markup=False)
+    else:
+        _say("no alerts without limits: pass --calibrate with benign conversations of your own")
+    _say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+
+
+def _experiment(result: Json) -> None:
+    """How well the projection foretells the score."""
+    table = Table("trait", "conditions", "r overall", "r within", "random directions", box=None, pad_edge=False)
+    for name, kinds in result["traits"].items():
+        for kind, own in kinds.items():
+            spread = [
+                f"{one['low']:.2f} to {one['high']:.2f}" if one else "–" for one in own["random_control"].values()
+            ]
+            table.add_row(
+                escape(name), kind, *(_estimate(own[r], 2) for r in ("overall", "within")), " / ".join(spread)
+            )
+    console.print(table)
+    for name, shots in result["shots_left_out"].items():
+        if shots:
+            _say(f"{name}: too few replies show the trait for {', '.join(map(str, shots))} shots", markup=False)
+    _usage(result)
+    _say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
 
 
 def shift(config: ShiftConfig, result: Json) -> None:

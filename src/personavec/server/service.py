@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from personavec.calibration import KINDS, Calibration
 from personavec.config_deploy import ServeConfig
 from personavec.errors import ModelError
 from personavec.model import ChatModel
@@ -96,6 +97,7 @@ class Service:
     metrics: Metrics
     watched: tuple[Seen, ...]
     steering: tuple[Steering, ...]
+    calibration: Calibration | None = None
     started: float = field(default_factory=time.monotonic)
     logged: int = 0
     _tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -199,7 +201,7 @@ class Service:
         told, turns = [], []
         for index, job in enumerate(exchange.jobs):
             projections = exchange.projections(index)
-            alerts = self.alerts(exchange, projections)
+            alerts = await asyncio.to_thread(self.alerts, exchange, projections)
             told.append({"projections": projections, "pieces": job.reply.pieces, "alerts": alerts})
             kept = {name: {k: v for k, v in own.items() if k != "tokens"} for name, own in projections.items()}
             turns.append(
@@ -248,12 +250,32 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
     def band(self, name: str) -> dict[str, Any] | None:
-        """The usual range of a vector's projections, by kind; None without a calibration."""
-        return None
+        """The usual range of a vector's projections, by kind; None without a calibration of it."""
+        own = self.catalogue.vectors[name].content_hash
+        if self.calibration is None or own not in self.calibration.vectors:
+            return None
+        bands = {kind: self.calibration.band(own, kind) for kind in KINDS}
+        return {kind: {"low": band.low, "high": band.high} for kind, band in bands.items()}
 
     def alerts(self, exchange: Exchange, projections: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-        """Alerts of a reply."""
-        return []
+        """Alerts of a reply, for what lies outside the calibrated bands, and for drift over its conversation."""
+        if self.calibration is None:
+            return []
+        found, earlier = [], self.log.turns(exchange.conversation)
+        for name, own in projections.items():
+            vector = self.catalogue.vectors.get(name)  # None at a layer that is not the card's, and not calibrated
+            if vector is None or vector.content_hash not in self.calibration.vectors:
+                continue
+            values = {"prompt last": own["prompt_last"], "response avg": own["response_avg"]}
+            found += self.calibration.check(vector.content_hash, values)
+            drift = self.calibration.drift(vector.content_hash)
+            before = {turn["turn"]: turn["projections"].get(name, {}).get("response_avg") for turn in earlier}
+            before = {turn: value for turn, value in before.items() if turn < exchange.turn}
+            past = [value for _, value in sorted(before.items()) if value is not None]
+            if drift is not None and own["response_avg"] is not None:
+                told = [drift.add(value) for value in (*past, own["response_avg"])]
+                found += [told[-1]] if told[-1] else []
+        return [alert | {"turn": exchange.turn} for alert in found]
 
 
 def _finite(value: float) -> float | None:
@@ -272,6 +294,12 @@ def assemble(config: ServeConfig) -> Service:
     for one in steering:
         one.vector.check_model(model.identity)
     catalogue = Catalogue.load(config.vectors, model.identity, config.max_dose, config.guard)
-    watched, log = catalogue.defaults(config.watch), Log(config.log, config.retention_days)
+    watched, calibration = catalogue.defaults(config.watch), None
+    if config.calibration is not None:
+        calibration = Calibration.load(config.calibration)
+        calibration.check_model(model.identity.id, model.identity.revision)
+        for own in watched:
+            calibration.check_vector(catalogue.vectors[own.vector].content_hash, own.vector, own.layer)
+    log = Log(config.log, config.retention_days)
     engine = Engine(model, config.rows_at_once, config.queue)
-    return Service(config, model, engine, catalogue, log, Metrics(engine, catalogue), watched, steering)
+    return Service(config, model, engine, catalogue, log, Metrics(engine, catalogue), watched, steering, calibration)
