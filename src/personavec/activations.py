@@ -100,7 +100,7 @@ def activation_norms(model: ChatModel, rows: Sequence[Row]) -> tuple[float, ...]
     """Mean ‖h‖ over the tokens of the base model's replies, per layer: the unit of dose."""
     total = torch.zeros(model.n_layers, dtype=torch.float64)
     lengths = [len(row["response_ids"]) - row.get("reasoning_tokens", 0) for row in rows]
-    for batch, read in activations(model, rows, of=lambda stream: stream.float().norm(dim=-1, keepdim=True)):
+    for batch, norms in activations(model, rows, of=lambda stream: stream.float().norm(dim=-1, keepdim=True)):
         tokens = torch.tensor([lengths[index] for index in batch], dtype=torch.float64)
-        total += torch.einsum("b,bl->l", tokens, read[:, 0, :, 0].double())
+        total += torch.einsum("b,bl->l", tokens, norms[:, 0, :, 0].double())
     return tuple((total / sum(lengths)).tolist())
