@@ -1,5 +1,6 @@
 """The server over HTTP: OpenAI's API, persona, what it refuses, and what it keeps."""
 
+import dataclasses
 import json
 import signal
 import socket
@@ -20,6 +21,7 @@ import torch
 import uvicorn
 from starlette.testclient import TestClient
 
+from personavec.calibration import KINDS, Band, Calibration, Cusum, VectorCalibration
 from personavec.config_deploy import ServeConfig
 from personavec.errors import ConfigError, DataError, VectorError
 from personavec.server.app import build
@@ -400,6 +402,64 @@ def test_the_log_keeps_what_it_was_told_and_forgets_in_time(tmp_path: Path) -> N
     (tmp_path / "text.db").write_text("no database, but long enough to be read as one" * 50)
     with pytest.raises(ConfigError, match="expected a log that can be written"):
         Log(tmp_path / "text.db")
+
+
+def calibrated(vector: PersonaVector, low: float, high: float, threshold: float = 1e9) -> Calibration:
+    """Bands and a sequential test as `monitor --calibrate` would make them."""
+    band = Band(200, (low + high) / 2, 1.0, low, high)
+    own = VectorCalibration(
+        "tiny", 2, {"all": {kind: band for kind in KINDS}}, {"all": Cusum(200, band.mean, 1.0, threshold, 9)}
+    )
+    return Calibration(dataclasses.asdict(vector.card.model), 0.01, {vector.content_hash: own})
+
+
+def test_alerts_follow_the_calibration_alone(options: dict[str, Any], tmp_path: Path) -> None:
+    vector, path = load_vector(options["vectors"][0]), tmp_path / "calibration.json"
+    calibrated(vector, -1e6, 1e6).save(path)
+    with client(ServeConfig(**options, calibration=path)) as server:
+        assert good(server.ask())["choices"][0]["persona"]["alerts"] == []
+        band = good(server.get("/v1/vectors"))["data"][0]["band"]
+        assert band == {kind: {"low": -1e6, "high": 1e6} for kind in KINDS}
+    calibrated(vector, 1e5, 1e6).save(path)
+    with client(ServeConfig(**options, calibration=path)) as server:
+        alerts = good(server.persona(conversation="low"))["choices"][0]["persona"]["alerts"]
+        assert [(alert["kind"], alert["vector"], alert["turn"], alert["low"]) for alert in alerts] == [
+            ("prompt last", "tiny", 1, 1e5),
+            ("response avg", "tiny", 1, 1e5),
+        ]
+        assert server.events()[-1]["choices"][0]["persona"]["alerts"] != []
+        (kept,) = good(server.get("/v1/conversations/low"))["turns"]
+        assert kept["alerts"] == alerts
+        assert {row["alerts"] for row in good(server.get("/v1/conversations?alerts=true"))["data"]} == {2}
+        assert 'personavec_alerts_total{kind="prompt last",vector="tiny"} 2.0' in server.get("/metrics").text
+        other = good(server.persona(watch=[{"vector": "tiny", "layer": 1}]))  # no limits are known at this layer
+        assert other["choices"][0]["persona"]["alerts"] == []
+    PersonaVector(vector.direction * 2, vector.card).save(tmp_path / "twice.safetensors")
+    with pytest.raises(DataError, match="expected a calibration of the vector tiny"):
+        assemble(ServeConfig(**options | {"vectors": (tmp_path / "twice.safetensors",)}, calibration=path))
+    with pytest.raises(DataError, match="expected a calibration, got"):
+        assemble(ServeConfig(**options, calibration=options["vectors"][0]))
+
+
+def test_drift_is_told_over_the_turns_of_a_conversation(options: dict[str, Any], tmp_path: Path) -> None:
+    """Every turn lies 3 deviations above the mean, within its band; the sums pass 6 at the third turn."""
+    vector, path = load_vector(options["vectors"][0]), tmp_path / "calibration.json"
+    with client(ServeConfig(**options)) as server:
+        prompt = "<user>Hi there<end><assistant>"
+        told = good(server.ask("/v1/completions", messages=None, prompt=prompt, persona={"conversation": "first"}))
+        usual = told["choices"][0]["persona"]["projections"]["tiny"]["response_avg"]
+    calibrated(vector, usual - 3 - 50, usual - 3 + 50, threshold=6.0).save(path)
+    found = []
+    for _ in range(2):  # the second server goes on where the first one stopped
+        with client(ServeConfig(**options, calibration=path)) as server:
+            ids = server.service.model.encode("<user>Hi there<end><assistant>")
+            for _ in range(2):
+                said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * len(found)
+                with pytest.MonkeyPatch.context() as patched:  # every turn reads alike
+                    patched.setattr(server.service.model, "render", lambda *_, ids=ids: ids)
+                    answer = good(server.ask(messages=said + ASKED["messages"], persona={"conversation": "slow"}))
+                found.append([alert["kind"] for alert in answer["choices"][0]["persona"]["alerts"]])
+    assert found == [[], [], ["drift"], []]
 
 
 def test_metrics_count(server: Client) -> None:

@@ -94,7 +94,7 @@ class Log:
 
     def conversations(self, limit: int, only_alerts: bool = False) -> list[dict[str, Any]]:
         """The latest conversations, newest first: id, turns, times, alerts, and whether any turn was steered."""
-        having = "HAVING alerts > 0" if only_alerts else ""
+        having = "HAVING SUM(json_array_length(alerts)) > 0" if only_alerts else ""
         with self._lock:
             found = self._db.execute(
                 "SELECT conversation AS id, COUNT(DISTINCT turn) AS turns, MIN(time) AS first, MAX(time) AS last, "
