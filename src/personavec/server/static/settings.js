@@ -1,0 +1,18 @@
+/** The sampling fields, as the request spells them; an empty field leaves the server's default. */
+
+import { one } from "./dom.js";
+import { readable } from "./state.js";
+
+const number = (selector) => (one(selector).value === "" ? undefined : one(selector).valueAsNumber);
+
+/** A request for a reply to these turns. All readable vectors are watched, so that each can be looked at. */
+export function request(turns, persona) {
+  const system = one("#system").value.trim();
+  return {
+    messages: [...(system ? [{ role: "system", content: system }] : []), ...turns],
+    max_tokens: number("#max-tokens"),
+    temperature: number("#temperature"),
+    seed: number("#seed"),
+    persona: { watch: readable(), ...persona },
+  };
+}
