@@ -244,7 +244,7 @@ def test_defaults_of_the_command_line(options: dict[str, Any], saved: tuple[Path
         (b"\xff\xfe", "a body that is none"),
         (b"null", "body"),
         (b'"text"', "body"),
-        (b"{}", "model"),
+        (b"{}", "messages"),
     ],
 )
 def test_hostile_json_is_refused(server: Client, body: bytes, match: str) -> None:

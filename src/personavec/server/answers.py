@@ -88,7 +88,7 @@ class Answer:
             "id": exchange.id,
             "object": kind,
             "created": exchange.created,
-            "model": exchange.asked.model,
+            "model": exchange.asked.model or self.model.identity.id,
             "choices": choices,
         }
 

@@ -75,11 +75,12 @@ class _StreamOptions(BaseModel):
 class _Asked(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    model: Name
+    model: Name | None = None
+    """The one that is served; may be left out."""
     stream: bool = False
     stream_options: _StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     n: Annotated[int, Field(ge=1)] = 1
     stop: (

@@ -109,7 +109,7 @@ class Service:
         Raises:
             Refused: It cannot be served, or not now.
         """
-        if asked.model not in (self.config.model, self.model.identity.id):
+        if asked.model not in (None, self.config.model, self.model.identity.id):
             raise Refused(
                 404, f"expected the model {self.config.model}, got {asked.model}", param="model", code="model_not_found"
             )
