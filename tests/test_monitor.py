@@ -163,15 +163,16 @@ def test_a_conversation_that_turns_raises_the_alert(go: Go, benign: Path, plante
 def test_groups(go: Go, data: Path, benign: Path, tmp_path: Path) -> None:
     options = ("--calibrate", str(benign), "--false-positive-rate", "0.1")
     found = go(data, *options, "--group-by", "team")
-    assert found["groups"]["a"] == {"conversations": 6, "turns": 12, "limits": "own"}
+    alerted = {e["conversation"] for e in map(json.loads, Path(found["events"]).open()) if e["group"] == "a"}
+    assert found["groups"]["a"] == {"conversations": 6, "turns": 12, "with_alerts": len(alerted), "limits": "own"}
     assert {row["group"] for row in turns(found)} == {"a", "b"}
     rows = [talk(n, 2) for n in range(4)]
     rows[1]["messages"].insert(0, {"role": "system", "content": "Be kind."})
     path = lines(tmp_path / "systems.jsonl", rows)
     told = go(path, *options, "--group-by", "system", out="system")["groups"]
-    assert told == {
-        "all": {"conversations": 3, "turns": 6, "limits": "all"},
-        "Be kind.": {"conversations": 1, "turns": 2, "limits": "all"},
+    assert {group: (own["turns"], own["limits"]) for group, own in told.items()} == {
+        "all": (6, "all"),
+        "Be kind.": (2, "all"),
     }
 
 
