@@ -91,7 +91,7 @@ def monitor(config: MonitorConfig) -> Row:
         "distributions": {name: {kind: _distribution(rows, usual, name, kind) for kind in KINDS} for name in names},
         "groups": _groups(rows, alerts, calibration, hashes) if config.group_by else {},
         "calibration": _told(config, run, calibration, hashes) if calibration else None,
-        "alerts": {name: _counts(alerts, rows, name) for name in names} if calibration else None,
+        "alerts": _counts(rows, alerts, calibration, hashes) if calibration else None,
         "longer_than_benign": _longer(rows, calibration, hashes) if calibration else None,
         "conversations_with_alerts": len({alert["conversation"] for alert in alerts}) if calibration else None,
         "table": str(run.path(TABLE)),
@@ -241,12 +241,20 @@ def _told(config: MonitorConfig, run: Run, calibration: Calibration, hashes: Map
     }
 
 
-def _counts(alerts: Sequence[Row], rows: Sequence[Row], name: str) -> Row:
-    """By kind, how many alerts there are, and in how many turns or conversations that could raise one."""
-    own = Counter(alert["kind"] for alert in alerts if alert["vector"] == name)
-    turns = {kind: int((~np.isnan(_column(rows, name, kind))).sum()) for kind in KINDS}
-    drifted = {alert["conversation"] for alert in alerts if (alert["vector"], alert["kind"]) == (name, DRIFT)}
-    longer = len({row["conversation"] for row in rows if row["turn"] > 1})
-    return {kind: {"alerts": own[kind], "of_turns": turns[kind]} for kind in KINDS} | {
-        DRIFT: {"alerts": own[DRIFT], "conversations": len(drifted), "of_conversations": longer}
-    }
+def _counts(rows: Sequence[Row], alerts: Sequence[Row], calibration: Calibration, hashes: Mapping[str, str]) -> Row:
+    """By vector and kind, how many alerts there are, and how many turns or conversations could have raised one."""
+    several = len({row["conversation"] for row in rows if row["turn"] > 1})
+    found: Row = {}
+    for name, vector in hashes.items():
+        own = [alert for alert in alerts if alert["vector"] == name]
+        by_kind = Counter(alert["kind"] for alert in own)
+        found[name] = {
+            kind: {"alerts": by_kind[kind], "of_turns": int((~np.isnan(_column(rows, name, kind))).sum())}
+            for kind in KINDS
+        }
+        found[name][DRIFT] = {
+            "alerts": by_kind[DRIFT],
+            "conversations": len({alert["conversation"] for alert in own if alert["kind"] == DRIFT}),
+            "of_conversations": several if calibration.vectors[vector].drift else 0,
+        }
+    return found
