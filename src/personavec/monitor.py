@@ -89,9 +89,9 @@ def monitor(config: MonitorConfig) -> Row:
         "projections": {name: _means(rows, name, config.seed) for name in names},
         "curves": {name: {kind: list(_curve(rows, name, kind, config.seed)) for kind in KINDS} for name in names},
         "distributions": {name: {kind: _distribution(rows, usual, name, kind) for kind in KINDS} for name in names},
-        "groups": _groups(rows, calibration, hashes) if config.group_by else {},
+        "groups": _groups(rows, alerts, calibration, hashes) if config.group_by else {},
         "calibration": _told(config, run, calibration, hashes) if calibration else None,
-        "alerts": {name: _counts(alerts, rows, name) for name in names} if calibration else None,
+        "alerts": _counts(rows, alerts, calibration, hashes) if calibration else None,
         "longer_than_benign": _longer(rows, calibration, hashes) if calibration else None,
         "conversations_with_alerts": len({alert["conversation"] for alert in alerts}) if calibration else None,
         "table": str(run.path(TABLE)),
@@ -201,14 +201,18 @@ def _distribution(rows: Sequence[Row], usual: Sequence[Row], name: str, kind: st
     return {"edges": [round(float(edge), 5) for edge in edges], **counts}
 
 
-def _groups(rows: Sequence[Row], calibration: Calibration | None, hashes: Mapping[str, str]) -> Row:
+def _groups(
+    rows: Sequence[Row], alerts: Sequence[Row], calibration: Calibration | None, hashes: Mapping[str, str]
+) -> Row:
     """What each group holds, and whether it is compared with limits of its own or with those of all."""
     turns = Counter(row["group"] for row in rows)
     conversations = Counter(row["group"] for row in rows if row["turn"] == 1)
     found: Row = {group: {"conversations": conversations[group], "turns": n} for group, n in turns.most_common()}
-    for group, own in found.items() if calibration else ():
-        known = calibration and all(group in calibration.vectors[one].bands for one in hashes.values())
-        own["limits"] = "own" if known and group != EVERY else EVERY
+    if calibration:
+        alerted = Counter(group for group, _ in {(alert["group"], alert["conversation"]) for alert in alerts})
+        for group, own in found.items():
+            known = all(group in calibration.vectors[one].bands for one in hashes.values())
+            own |= {"with_alerts": alerted[group], "limits": "own" if known and group != EVERY else EVERY}
     return found
 
 
@@ -237,12 +241,20 @@ def _told(config: MonitorConfig, run: Run, calibration: Calibration, hashes: Map
     }
 
 
-def _counts(alerts: Sequence[Row], rows: Sequence[Row], name: str) -> Row:
-    """By kind, how many alerts there are, and in how many turns or conversations that could raise one."""
-    own = Counter(alert["kind"] for alert in alerts if alert["vector"] == name)
-    turns = {kind: int((~np.isnan(_column(rows, name, kind))).sum()) for kind in KINDS}
-    drifted = {alert["conversation"] for alert in alerts if (alert["vector"], alert["kind"]) == (name, DRIFT)}
-    longer = len({row["conversation"] for row in rows if row["turn"] > 1})
-    return {kind: {"alerts": own[kind], "of_turns": turns[kind]} for kind in KINDS} | {
-        DRIFT: {"alerts": own[DRIFT], "conversations": len(drifted), "of_conversations": longer}
-    }
+def _counts(rows: Sequence[Row], alerts: Sequence[Row], calibration: Calibration, hashes: Mapping[str, str]) -> Row:
+    """By vector and kind, how many alerts there are, and how many turns or conversations could have raised one."""
+    several = len({row["conversation"] for row in rows if row["turn"] > 1})
+    found: Row = {}
+    for name, vector in hashes.items():
+        own = [alert for alert in alerts if alert["vector"] == name]
+        by_kind = Counter(alert["kind"] for alert in own)
+        found[name] = {
+            kind: {"alerts": by_kind[kind], "of_turns": int((~np.isnan(_column(rows, name, kind))).sum())}
+            for kind in KINDS
+        }
+        found[name][DRIFT] = {
+            "alerts": by_kind[DRIFT],
+            "conversations": len({alert["conversation"] for alert in own if alert["kind"] == DRIFT}),
+            "of_conversations": several if calibration.vectors[vector].drift else 0,
+        }
+    return found

@@ -151,27 +151,25 @@ def monitor(config: MonitorConfig, result: Json) -> None:
         return _experiment(result)
     _say(f"{result['turns']:,} turns of {result['conversations']:,} conversations on {config.model}", markup=False)
     _counts("skipped", result["skipped_by_reason"])
-    for what, told in (("empty_replies", "replies are empty"), ("unread_turns", "conversations end with unread turns")):
-        if result[what]:
-            _say(f"{result[what]:,} {told}")
+    _say(f"{result['empty_replies']:,} empty replies; {result['unread_turns']:,} conversations end with unread turns")
     limits = result["calibration"]
     columns = ("alerts before the reply", "over it", "drift") if limits else ("last prompt token", "reply")
     table = Table("vector", "layer", *columns, box=None, pad_edge=False)
     for name, layer in result["layers"].items():
         cells = [_estimate(mean, 2) for mean in result["projections"][name].values()]
         if limits:
-            cells = [f"{own['alerts']:,}" for own in result["alerts"][name].values()]
+            counts = result["alerts"][name].values()
+            cells = [f"{own['alerts']:,} of {own.get('of_turns', own.get('of_conversations')):,}" for own in counts]
         table.add_row(escape(name), str(layer), *cells)
     console.print(table)
+    for name, own in (limits or {"held_out": {}})["held_out"].items():
+        told = ", ".join(f"{kind} {_estimate(rate, 4)}" for kind, rate in own.items())
+        _say(f"{name}: on unseen benign conversations {told or 'not measured, too few of them'}", markup=False)
+    told = "no alerts without limits: pass --calibrate with benign conversations of your own"
     if limits:
-        _say(f"{result['conversations_with_alerts']:,} conversations with alerts: {result['events']}", markup=False)
-        _say(f"limits for a false-positive rate of {limits['false_positive_rate']:g}: {limits['file']}", markup=False)
-        for name, own in limits["held_out"].items():
-            told = ", ".join(f"{kind} {_estimate(rate, 4)}" for kind, rate in own.items())
-            _say(f"{name}: on unseen benign conversations {told or 'not measured, too few of them'}", markup=False)
-    else:
-        _say("no alerts without limits: pass --calibrate with benign conversations of your own")
-    _say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+        told = f"{result['conversations_with_alerts']:,} conversations with alerts: {result['events']}"
+        told += f"\nlimits for a false-positive rate of {limits['false_positive_rate']:g}: {limits['file']}"
+    _say(f"{told}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
 
 
 def _experiment(result: Json) -> None:
@@ -179,9 +177,9 @@ def _experiment(result: Json) -> None:
     table = Table("trait", "conditions", "r overall", "r within", "random directions", box=None, pad_edge=False)
     for name, kinds in result["traits"].items():
         for kind, own in kinds.items():
-            spread = [
+            spread = (
                 f"{one['low']:.2f} to {one['high']:.2f}" if one else "–" for one in own["random_control"].values()
-            ]
+            )
             table.add_row(
                 escape(name), kind, *(_estimate(own[r], 2) for r in ("overall", "within")), " / ".join(spread)
             )

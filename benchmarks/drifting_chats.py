@@ -1,0 +1,46 @@
+"""Chats with a model that drift: questions in a row, replies steered further from turn to turn, and benign ones."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from personavec.generate import Request, batches, generate
+from personavec.model import ChatModel
+from personavec.options import Sampling
+from personavec.steer import Steering
+from personavec.trait import builtin_names, load_trait
+from personavec.vector import load_vector
+
+
+def chats(model: ChatModel, count: int, steering: list[tuple[Steering, ...]], seed: int) -> list[list[dict[str, str]]]:
+    """As many chats, one turn for each entry of the steering; questions of all built-in traits, in random order."""
+    asked = [question for name in builtin_names() for question in load_trait(name).evaluate]
+    rng = np.random.default_rng(seed)
+    questions = [rng.choice(asked, len(steering), replace=False).tolist() for _ in range(count)]
+    talks: list[list[dict[str, str]]] = [[] for _ in range(count)]
+    sampling = Sampling(max_new_tokens=24, temperature=0.7)
+    for turn, steered in enumerate(steering):
+        for talk, own in zip(talks, questions, strict=True):
+            talk.append({"role": "user", "content": own[turn]})
+        requests = [Request(model.render(talk), steered, (seed, turn, n)) for n, talk in enumerate(talks)]
+        for batch in batches(requests, sampling.max_new_tokens, 8192):
+            for n, reply in zip(batch, generate(model, [requests[i] for i in batch], sampling), strict=True):
+                talks[n].append({"role": "assistant", "content": model.decode(reply.ids).strip() or "…"})
+    return talks
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("vector", type=Path)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--doses", type=float, nargs="+", default=[0.0, -0.1, -0.2, -0.3])
+    options = parser.parse_args()
+    model, vector = ChatModel.load(options.model), load_vector(options.vector)
+    layer = vector.card.layer
+    ramp = [(Steering(vector, vector.coef(layer, dose), layer),) if dose else () for dose in options.doses]
+    for name, count, steering, seed in (("benign", 80, [()] * len(ramp), 1), ("drifting", 20, ramp, 2)):
+        with open(f"{name}.jsonl", "w") as file:
+            for talk in chats(model, count, steering, seed):
+                file.write(json.dumps({"messages": talk, "source": name}) + "\n")
