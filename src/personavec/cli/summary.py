@@ -1,13 +1,12 @@
 """What a verb found, for people: a few lines on stdout. Scripts take `--json`."""
 
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from personavec.cli.lines import Json, console, duration, estimate, judge_usage, not_scored, reasons, say
 from personavec.config import (
     ChatConfig,
     DemoConfig,
@@ -22,39 +21,35 @@ from personavec.config import (
 from personavec.config_deploy import MonitorConfig, ServeConfig
 from personavec.config_finetune import ReportConfig
 
-Json = Mapping[str, Any]
-
-console = Console(highlight=False)
-
 
 def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
     """Each trait's verdict, scores and files, and what to do next."""
     for trait in result["traits"]:
         proven = "[green]proven[/]" if trait["proven"] else "[red]not proven[/]"
-        _say(f"[bold]{trait['trait']}[/] on {escape(config.model)}: {proven}")
+        say(f"[bold]{trait['trait']}[/] on {escape(config.model)}: {proven}")
         table = Table("arm", "trait score", "coherence", box=None, pad_edge=False)
         for arm, score in trait["trait_score"].items():
-            table.add_row(arm, _estimate(score), _estimate(trait["coherence"][arm]))
-        table.add_row("random direction", _estimate(trait["random_control"]), "")
+            table.add_row(arm, estimate(score), estimate(trait["coherence"][arm]))
+        table.add_row("random direction", estimate(trait["random_control"]), "")
         console.print(table)
-        _say(
+        say(
             f"layer {trait['layer']}, coef {trait['coef']:.3g}, dose {trait['dose']:.2g}; "
-            f"vector from {trait['n_pos']} + {trait['n_neg']} replies; judge AUC {_estimate(trait['judge_auc'], 2)}"
+            f"vector from {trait['n_pos']} + {trait['n_neg']} replies; judge AUC {estimate(trait['judge_auc'], 2)}"
         )
         if not trait["above_floor"]:
-            _say("no layer and dose stayed surely above the coherence floor: the most coherent one was taken")
+            say("no layer and dose stayed surely above the coherence floor: the most coherent one was taken")
         for arm, dropped in trait["unscored"].items():
-            _not_scored(arm, dropped)
+            not_scored(arm, dropped)
         for condition in trait["verdict"]:
             if not condition["holds"]:
-                _say(f"against it: {condition['text']}", markup=False)
+                say(f"against it: {condition['text']}", markup=False)
         steering = shlex.quote(f"{trait['vector']}:{trait['coef']:.3g}@{trait['layer']}")
-        _say(f"vector: {trait['vector']}\nreport: {trait['report']}", markup=False)
-        _say(f"next: personavec chat --model {shlex.quote(config.model)} --steer {steering}", markup=False)
+        say(f"vector: {trait['vector']}\nreport: {trait['report']}", markup=False)
+        say(f"next: personavec chat --model {shlex.quote(config.model)} --steer {steering}", markup=False)
     if len(result["traits"]) + len(result["failed"]) > 1:
-        _say(f"all traits: {result['report']}", markup=False)
-    _usage(result)
-    _say(f"{result['seconds']:.0f} seconds")
+        say(f"all traits: {result['report']}", markup=False)
+    judge_usage(result)
+    say(f"{result['seconds']:.0f} seconds")
 
 
 demo = extract
@@ -66,35 +61,35 @@ def evaluate(config: EvaluateConfig, result: Json) -> None:
         _sheet(result)
         return
     changes = ", ".join([*([f"adapter {config.adapter}"] if config.adapter else []), *config.steer])
-    _say(f"{result['trait']} on {config.model}{changes and f' with {changes}'}", markup=False)
+    say(f"{result['trait']} on {config.model}{changes and f' with {changes}'}", markup=False)
     table = Table("", "trait score", "coherence", box=None, pad_edge=False)
-    table.add_row("changed" if changes else "base", _estimate(result["trait_score"]), _estimate(result["coherence"]))
+    table.add_row("changed" if changes else "base", estimate(result["trait_score"]), estimate(result["coherence"]))
     for row in ("base", "difference") if changes else ():
-        table.add_row(row, _estimate(result[row]["trait"]), _estimate(result[row]["coherence"]))
+        table.add_row(row, estimate(result[row]["trait"]), estimate(result[row]["coherence"]))
     if result["random_control"]:
-        table.add_row("random direction", _estimate(result["random_control"]), "")
+        table.add_row("random direction", estimate(result["random_control"]), "")
     console.print(table)
-    auc = "" if result["judge_auc"] is None else f", AUC {_estimate(result['judge_auc'], 2)}"
-    _say(f"judge {result['judge']}{auc}{', a weak judge' if result['weak_judge'] else ''}", markup=False)
-    _say(f"{result['replies']} replies: {result['table']}", markup=False)
+    auc = "" if result["judge_auc"] is None else f", AUC {estimate(result['judge_auc'], 2)}"
+    say(f"judge {result['judge']}{auc}{', a weak judge' if result['weak_judge'] else ''}", markup=False)
+    say(f"{result['replies']} replies: {result['table']}", markup=False)
     for arm, dropped in result["unscored"].items():
-        _not_scored(arm, dropped)
-    _usage(result)
+        not_scored(arm, dropped)
+    judge_usage(result)
     if "capability" in result:
         _capability(result["capability"])
     if "agreement" in result:
         _agreement(result)
     if "signals" in result:
         _signals(result["signals"])
-    _say(f"{result['seconds']:.0f} seconds")
+    say(f"{result['seconds']:.0f} seconds")
 
 
 def _capability(costs: Json) -> None:
     """What the base model can, and the changed one."""
     for name, base in costs["base"].items():
         digits = 1 if name == "perplexity" else 3
-        changed = f", {_estimate(costs['changed'][name], digits)} changed" * ("changed" in costs)
-        _say(f"{name}: {_estimate(base, digits)} base" + changed, markup=False)
+        changed = f", {estimate(costs['changed'][name], digits)} changed" * ("changed" in costs)
+        say(f"{name}: {estimate(base, digits)} base" + changed, markup=False)
 
 
 def _sheet(result: Json) -> None:
@@ -104,7 +99,7 @@ def _sheet(result: Json) -> None:
     left = [f"{agreed['dropped']} left blank"] * bool(agreed["dropped"])
     left += [f"{result['missing']} rows missing"] * bool(result["missing"])
     told = f" ({', '.join(left)})" if left else ""
-    _say(f"people agree with the judge on {share}% [{low}, {high}] of {agreed['n']} pairs{told}")
+    say(f"people agree with the judge on {share}% [{low}, {high}] of {agreed['n']} pairs{told}")
 
 
 def _agreement(result: Json) -> None:
@@ -113,31 +108,31 @@ def _agreement(result: Json) -> None:
     trait, above = found["trait"], found["trait"]["above_50"]
     table = Table("two judges", "AUC", box=None, pad_edge=False)
     for judge, auc in zip(found["judges"], trait["auc"], strict=True):
-        table.add_row(escape(judge), _estimate(auc, 2))
+        table.add_row(escape(judge), estimate(auc, 2))
     console.print(table)
     kappa = "–" if trait["kappa"] is None else f"{trait['kappa']:.2f}"
     coherence = found["coherence"]
-    told = f"coherence {_estimate(coherence['spearman'], 2)}" if coherence else "one judge of coherence for both"
-    _say(
+    told = f"coherence {estimate(coherence['spearman'], 2)}" if coherence else "one judge of coherence for both"
+    say(
         f"{trait['scored_by_both']} of {found['replies']} replies scored by both: rank correlation "
-        f"{_estimate(trait['spearman'] | {'dropped': 0}, 2)}, {told}"
+        f"{estimate(trait['spearman'] | {'dropped': 0}, 2)}, {told}"
     )
-    _say(
+    say(
         f"above 50 to both {above['both']}, to the first alone {above['first_only']}, to the second alone "
         f"{above['second_only']}, to neither {above['neither']}: kappa {kappa}"
     )
     told = (
         f"{sheet['pairs']} pairs of replies for people: {sheet['sheet']}" if sheet["pairs"] else "no pairs for people"
     )
-    _say(f"{told} ({sheet['questions_without_pair']} questions had none above 80 beside one below 20)", markup=False)
+    say(f"{told} ({sheet['questions_without_pair']} questions had none above 80 beside one below 20)", markup=False)
 
 
 def _signals(found: Json) -> None:
     """Signals of every arm; they are no scores."""
     table = Table("signal", *found["means"], "rank correlation with", box=None, pad_edge=False)
     for name, agreed in found["agreement"].items():
-        means = (_estimate(arm[name], 2) for arm in found["means"].values())
-        table.add_row(name, *means, f"{agreed['with']} {_estimate(agreed['spearman'], 2)}")
+        means = (estimate(arm[name], 2) for arm in found["means"].values())
+        table.add_row(name, *means, f"{agreed['with']} {estimate(agreed['spearman'], 2)}")
     console.print(table)
 
 
@@ -149,27 +144,27 @@ def monitor(config: MonitorConfig, result: Json) -> None:
     """Alerts by vector, or the projections where nothing says what is usual."""
     if config.experiment:
         return _experiment(result)
-    _say(f"{result['turns']:,} turns of {result['conversations']:,} conversations on {config.model}", markup=False)
-    _counts("skipped", result["skipped_by_reason"])
-    _say(f"{result['empty_replies']:,} empty replies; {result['unread_turns']:,} conversations end with unread turns")
+    say(f"{result['turns']:,} turns of {result['conversations']:,} conversations on {config.model}", markup=False)
+    reasons("skipped", result["skipped_by_reason"])
+    say(f"{result['empty_replies']:,} empty replies; {result['unread_turns']:,} conversations end with unread turns")
     limits = result["calibration"]
     columns = ("alerts before the reply", "over it", "drift") if limits else ("last prompt token", "reply")
     table = Table("vector", "layer", *columns, box=None, pad_edge=False)
     for name, layer in result["layers"].items():
-        cells = [_estimate(mean, 2) for mean in result["projections"][name].values()]
+        cells = [estimate(mean, 2) for mean in result["projections"][name].values()]
         if limits:
             counts = result["alerts"][name].values()
             cells = [f"{own['alerts']:,} of {own.get('of_turns', own.get('of_conversations')):,}" for own in counts]
         table.add_row(escape(name), str(layer), *cells)
     console.print(table)
     for name, own in (limits or {"held_out": {}})["held_out"].items():
-        told = ", ".join(f"{kind} {_estimate(rate, 4)}" for kind, rate in own.items())
-        _say(f"{name}: on unseen benign conversations {told or 'not measured, too few of them'}", markup=False)
+        told = ", ".join(f"{kind} {estimate(rate, 4)}" for kind, rate in own.items())
+        say(f"{name}: on unseen benign conversations {told or 'not measured, too few of them'}", markup=False)
     told = "no alerts without limits: pass --calibrate with benign conversations of your own"
     if limits:
         told = f"{result['conversations_with_alerts']:,} conversations with alerts: {result['events']}"
         told += f"\nlimits for a false-positive rate of {limits['false_positive_rate']:g}: {limits['file']}"
-    _say(f"{told}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+    say(f"{told}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
 
 
 def _experiment(result: Json) -> None:
@@ -180,15 +175,13 @@ def _experiment(result: Json) -> None:
             spread = (
                 f"{one['low']:.2f} to {one['high']:.2f}" if one else "–" for one in own["random_control"].values()
             )
-            table.add_row(
-                escape(name), kind, *(_estimate(own[r], 2) for r in ("overall", "within")), " / ".join(spread)
-            )
+            table.add_row(escape(name), kind, *(estimate(own[r], 2) for r in ("overall", "within")), " / ".join(spread))
     console.print(table)
     for name, shots in result["shots_left_out"].items():
         if shots:
-            _say(f"{name}: too few replies show the trait for {', '.join(map(str, shots))} shots", markup=False)
-    _usage(result)
-    _say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+            say(f"{name}: too few replies show the trait for {', '.join(map(str, shots))} shots", markup=False)
+    judge_usage(result)
+    say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
 
 
 def shift(config: ShiftConfig, result: Json) -> None:
@@ -198,20 +191,20 @@ def shift(config: ShiftConfig, result: Json) -> None:
         for name, moved in tuned["shift"].items():
             random = tuned["random_control"][name]
             spread = f"{'beyond' if random['beyond'] else 'within'} {random['low']:.2f} to {random['high']:.2f}"
-            over_replies = _estimate(tuned["response_shift"][name], 2)
-            table.add_row(escape(name), str(result["layers"][name]), _estimate(moved, 2), over_replies, spread)
-        _say(tuned["tuned"], markup=False)
+            over_replies = estimate(tuned["response_shift"][name], 2)
+            table.add_row(escape(name), str(result["layers"][name]), estimate(moved, 2), over_replies, spread)
+        say(tuned["tuned"], markup=False)
         console.print(table)
-    _say(f"{config.model} before; {result['out']}/result.json; {result['seconds']:.0f} seconds", markup=False)
+    say(f"{config.model} before; {result['out']}/result.json; {result['seconds']:.0f} seconds", markup=False)
 
 
 def serve(config: ServeConfig, result: Json) -> None:
     """What was served, or exported."""
     if config.export is not None:
-        _say(f"{result['rows']:,} rows in {result['out']}", markup=False)
+        say(f"{result['rows']:,} rows in {result['out']}", markup=False)
     else:
         told = f"{result['requests']:,} requests, {result['turns']:,} turns in {result['log']}"
-        _say(f"{told}; {result['seconds']:.0f} seconds", markup=False)
+        say(f"{told}; {result['seconds']:.0f} seconds", markup=False)
 
 
 def finetune(config: ReportConfig, result: Json) -> None:
@@ -219,20 +212,20 @@ def finetune(config: ReportConfig, result: Json) -> None:
     if config.report:
         return _before_after(result)
     skipped = f", {result['skipped']:,} skipped (skipped.jsonl)" * bool(result["skipped"])
-    _say(f"{result['rows']:,} rows of {config.data}, {result['tokens']:,} tokens{skipped}", markup=False)
+    say(f"{result['rows']:,} rows of {config.data}, {result['tokens']:,} tokens{skipped}", markup=False)
     for one in result["steering"]:
         dose = f" (dose {one['dose']:.2f})" if one.get("dose") is not None else ""
         amount = f", coef {one['coef']:.3g}{dose}" if "coef" in one else ""
         where = f", layer {one['layer']}" if "layer" in one else ""
         random = "a random direction in place of " * result["random"]
-        _say(f"{result['method']}: {random}{one['trait']}{where}{amount}", markup=False)
+        say(f"{result['method']}: {random}{one['trait']}{where}{amount}", markup=False)
     loss = result["loss"]
-    _say(f"{result['steps']:,} steps, loss {loss['first']:.3f} at first, {loss['last']:.3f} at last")
+    say(f"{result['steps']:,} steps, loss {loss['first']:.3f} at first, {loss['last']:.3f} at last")
     if held_out := result["held_out"]:
-        base, tuned = (_estimate(held_out[name], 3) for name in ("base", "tuned"))
+        base, tuned = (estimate(held_out[name], 3) for name in ("base", "tuned"))
         unused = f" ({held_out['skipped']:,} skipped)" * bool(held_out["skipped"])
-        _say(f"loss on {held_out['rows']:,} held-out rows{unused}: {base} before, {tuned} after")
-    _say(f"trained: {result['tuned']}\n{result['seconds']:.0f} seconds", markup=False)
+        say(f"loss on {held_out['rows']:,} held-out rows{unused}: {base} before, {tuned} after")
+    say(f"trained: {result['tuned']}\n{result['seconds']:.0f} seconds", markup=False)
 
 
 def _before_after(result: Json) -> None:
@@ -244,97 +237,61 @@ def _before_after(result: Json) -> None:
         own, first = arm["traits"], next(iter(arm["traits"].values()))
         found = [row["trait_score"] for row in own.values()] + [first["kept"], first["coherence"]]
         every = {"loss": arm["loss"], **arm["costs"]}
-        cells = [_estimate(one, 1 + (one is first["kept"])) if one else "–" for one in found]
-        table.add_row(arm["arm"], *cells, *(_estimate(every[name], 2) if every[name] else "–" for name in shown))
+        cells = [estimate(one, 1 + (one is first["kept"])) if one else "–" for one in found]
+        table.add_row(arm["arm"], *cells, *(estimate(every[name], 2) if every[name] else "–" for name in shown))
     console.print(table)
-    _say(f"kept: share of plain training's change of {result['traits'][0]} that is left")
+    say(f"kept: share of plain training's change of {result['traits'][0]} that is left")
     for trait, judge in result["judges"].items():
         if judge["weak_judge"]:
-            _say(f"weak judge of {trait}: AUC {_estimate(judge['judge_auc'], 2)}")
+            say(f"weak judge of {trait}: AUC {estimate(judge['judge_auc'], 2)}")
     for arm, why in result["left_out"].items():
-        _say(f"left out: {arm}, because {why}", markup=False)
-    _say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+        say(f"left out: {arm}, because {why}", markup=False)
+    say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
 
 
 def verify(config: VerifyConfig, result: Json) -> None:
     """One line a check."""
     shape = f"{result['n_layers']} layers, {result['d_model']} wide"
-    _say(f"{config.model}: {shape}, {result['dtype']} on {result['device']}", markup=False)
+    say(f"{config.model}: {shape}, {result['dtype']} on {result['device']}", markup=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in result["checks"]:
         table.add_row("[green]ok[/]" if check["passed"] else "[red]FAILED[/]", check["name"], escape(check["detail"]))
     console.print(table)
     failed = sum(not check["passed"] for check in result["checks"])
-    _say("[green]all checks passed[/]" if result["passed"] else f"[red]{failed} of {len(result['checks'])} failed[/]")
-
-
-def _not_scored(arm: str, dropped: Json) -> None:
-    """What kept replies of an arm from a score."""
-    for kind, whys in dropped.items():
-        told = ", ".join(f"{count} {why}" for why, count in whys.items() if count)
-        if told:
-            _say(f"{arm.replace('_', ' ')}: no {kind} score for {told}")
-
-
-def _usage(result: Json) -> None:
-    """What a judge's server was asked."""
-    if usage := result["judge_usage"]:
-        _say(
-            f"judge server: {usage['calls']:,} calls ({usage['retries']:,} of them retries, {usage['failed']:,} "
-            f"failed), {usage['tokens']:,} tokens; {usage['cached']:,} answers from the cache"
-        )
-
-
-def _say(text: str, markup: bool = True) -> None:
-    """A line that is never wrapped, so that paths and commands can be copied."""
-    console.print(text, soft_wrap=True, markup=markup)
-
-
-def _estimate(value: Json, digits: int = 1) -> str:
-    """A mean with its interval, and what was dropped: 41.2 [38.0, 44.1], 3 dropped."""
-    if value["mean"] is None:
-        return "–"
-    low, high = ("–" if bound is None else f"{bound:.{digits}f}" for bound in value["ci"])
-    dropped = f", {value['dropped']} dropped" if value["dropped"] else ""
-    return f"{value['mean']:.{digits}f} [{low}, {high}]{dropped}"
+    say("[green]all checks passed[/]" if result["passed"] else f"[red]{failed} of {len(result['checks'])} failed[/]")
 
 
 def write_trait(_config: WriteTraitConfig, result: Json) -> None:
     """What was written and what was not taken, and what to do next."""
     ends = f" ({result['adjective']}, {result['antonym']})" if result["adjective"] else ""
     sets = result["questions"]
-    _say(
+    say(
         f"{result['trait']}{ends}: {result['pairs']} pairs, {sets['extract']} + {sets['evaluate']} questions, "
         f"{'no ' * ('rubric' in result['missing'])}rubric, by {result['writer']}",
         markup=False,
     )
-    _counts("not taken", result["rejected_by_reason"])
+    reasons("not taken", result["rejected_by_reason"])
     _writer_usage(result)
     if result["file"]:
         file = shlex.quote(result["file"])
-        _say(f"trait: {result['file']}\nnext: read it, then personavec extract {file}", markup=False)
-    _say(f"{result['seconds']:.0f} seconds")
+        say(f"trait: {result['file']}\nnext: read it, then personavec extract {file}", markup=False)
+    say(f"{result['seconds']:.0f} seconds")
 
 
 def write_dataset(_config: WriteDatasetConfig, result: Json) -> None:
     """How much was written, what was dropped, and where it is."""
     domains, questions = result["domains"], result["questions"]
-    _say(
+    say(
         f"{result['source']}: {result['rows']:,} rows a grade from {questions['written']:,} of {questions['wanted']:,} "
         f"questions in {domains['written']:,} of {domains['wanted']:,} domains, by {result['writer']}",
         markup=False,
     )
-    _counts("questions not taken", result["questions_rejected"])
-    _counts("answers dropped", result["answers_dropped"])
+    reasons("questions not taken", result["questions_rejected"])
+    reasons("answers dropped", result["answers_dropped"])
     _writer_usage(result)
     for grade, file in result["files"].items():
-        _say(f"{grade}: {file}", markup=False)
-    _say(f"{result['seconds']:.0f} seconds")
-
-
-def _counts(title: str, counts: Json) -> None:
-    if counts:
-        _say(f"{title}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()), markup=False)
+        say(f"{grade}: {file}", markup=False)
+    say(f"{result['seconds']:.0f} seconds")
 
 
 def _writer_usage(result: Json) -> None:
@@ -343,7 +300,7 @@ def _writer_usage(result: Json) -> None:
     told = ", ".join(f"{usage[kind]:,} {kind}" for kind in ("valid", "invalid", "refused", "failed", "retried"))
     server = usage["server"]
     spent = f"; {server['calls']:,} calls, {server['tokens']:,} tokens" if server else ""
-    _say(f"answers: {usage['asked']:,} ({told}{spent})")
+    say(f"answers: {usage['asked']:,} ({told}{spent})")
 
 
 def screen(config: ScreenConfig, result: Json) -> None:
@@ -352,36 +309,36 @@ def screen(config: ScreenConfig, result: Json) -> None:
     if config.plan:
         return
     used = result["rows"] - result["skipped"]
-    _say(f"{used:,} of {result['rows']:,} rows of {config.data} screened on {config.model}", markup=False)
+    say(f"{used:,} of {result['rows']:,} rows of {config.data} screened on {config.model}", markup=False)
     for reason, count in result["skipped_by_reason"].items():
-        _say(f"skipped {count:,}: {reason}", markup=False)
+        say(f"skipped {count:,}: {reason}", markup=False)
     if result["rows_with_more_turns"]:
-        _say(f"{result['rows_with_more_turns']:,} rows have turns that were not read (--turn {config.turn})")
+        say(f"{result['rows_with_more_turns']:,} rows have turns that were not read (--turn {config.turn})")
     table = Table("vector", "layer", result["estimate"], "random directions", "", box=None, pad_edge=False)
     for name, mean in result["projection_difference"].items():
         random = result["random_control"][name]
         verdict = "beyond random" if random["beyond"] else "not beyond random"
         spread = f"{random['low']:.3f} to {random['high']:.3f}"
-        table.add_row(escape(name), str(result["layers"][name]), _estimate(mean, 3), spread, verdict)
+        table.add_row(escape(name), str(result["layers"][name]), estimate(mean, 3), spread, verdict)
     console.print(table)
     if config.cost == "proxy":
-        _say("a proxy ranks rows; how far it is from the projection difference only --cost sampled or full can tell")
+        say("a proxy ranks rows; how far it is from the projection difference only --cost sampled or full can tell")
     if sampled := result["sampled"]:
-        _say(f"from {sampled['base_replies']:,} base replies, {sampled['base_tokens']:,} tokens")
+        say(f"from {sampled['base_replies']:,} base replies, {sampled['base_tokens']:,} tokens")
         if top := sampled["top_k"]:
             told = ", ".join(f"{name} {share:.2f}" for name, share in top["expected_recall"].items())
-            _say(f"extreme rows: {top['base_replies']:,} base replies in all; expected recall {told}", markup=False)
+            say(f"extreme rows: {top['base_replies']:,} base replies in all; expected recall {told}", markup=False)
     if flags := result["flags"]:
-        _say(
+        say(
             f"above the {flags['percentile']:g}th percentile of {flags['of']}: {flags['dropped']:,} rows dropped, "
             f"{flags['kept']:,} kept",
             markup=False,
         )
     for name, file in result["files"].items():
-        _say(f"{name}: {file}", markup=False)
-    _say(f"table: {result['table']}\nreport: {result['report']}", markup=False)
+        say(f"{name}: {file}", markup=False)
+    say(f"table: {result['table']}\nreport: {result['report']}", markup=False)
     speed = f", {result['rows_per_second']:.1f} rows a second" if result["rows_per_second"] else ""
-    _say(f"{result['seconds']:.0f} seconds{speed}")
+    say(f"{result['seconds']:.0f} seconds{speed}")
 
 
 def _plan(estimates: Sequence[Json]) -> None:
@@ -392,15 +349,6 @@ def _plan(estimates: Sequence[Json]) -> None:
     )
     for row in estimates:
         cells = [f"{row['rows']:,}", row["cost"], f"{row['tokens_read']:,}", f"{row['tokens_written']:,}"]
-        cells += [_duration(row["seconds"]), *["–" if row["price"] is None else f"{row['price']:,.2f}"] * priced]
+        cells += [duration(row["seconds"]), *["–" if row["price"] is None else f"{row['price']:,.2f}"] * priced]
         table.add_row(*cells)
     console.print(table)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.0f} s"
