@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -11,9 +12,11 @@ import torch
 # before anything of the package is imported: argument types and tensor shapes are checked while tests run
 jaxtyping.install_import_hook("personavec", "checked.checked")
 
+import serving  # noqa: E402
 import tiny  # noqa: E402
 import tiny_chat  # noqa: E402
 
+from personavec.config_deploy import ServeConfig  # noqa: E402
 from personavec.model import ChatModel  # noqa: E402
 from personavec.vector import PersonaVector  # noqa: E402
 
@@ -79,3 +82,22 @@ def any_model(request: pytest.FixtureRequest, tiny_model: Callable[[str], ChatMo
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folder of the tiny chatting model, and a vector for it."""
     return tiny_chat.save(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def options(saved: tuple[Path, Path], tmp_path: Path) -> dict[str, Any]:
+    """Of a server of the tiny model, which is called by its folder."""
+    model, vector = saved
+    return {
+        "model": str(model),
+        "vectors": (vector,),
+        "log": tmp_path / "turns.db",
+        "max_tokens": 64,
+        "rows_at_once": 4,
+    }
+
+
+@pytest.fixture
+def server(options: dict[str, Any]) -> Iterator[serving.Client]:
+    with serving.client(ServeConfig(**options)) as made:
+        yield made

@@ -17,7 +17,7 @@ import rich.console
 import torch
 from tiny_chat import said
 
-from personavec.cli import summary
+from personavec.cli import lines, summary
 from personavec.cli.main import VERBS, main, parse
 from personavec.config import EvaluateConfig, ExtractConfig
 
@@ -218,7 +218,8 @@ def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     trait |= {"random_control": ESTIMATE | {"mean": None}, "judge_auc": ESTIMATE, "report": "r.html"}
     console = rich.console.Console(file=io.StringIO(), width=60, highlight=False)
-    monkeypatch.setattr(summary, "console", console)
+    for module in (lines, summary):
+        monkeypatch.setattr(module, "console", console)
     summary.extract(
         ExtractConfig(model="a/b"),
         {"traits": [trait], "failed": [{"trait": "odd", "error": "no replies"}], "report": "r.html", "seconds": 61.2}
@@ -245,7 +246,8 @@ def test_summary_of_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
         "judge_usage": None,
     }
     console = rich.console.Console(file=io.StringIO(), width=60, highlight=False)
-    monkeypatch.setattr(summary, "console", console)
+    for module in (lines, summary):
+        monkeypatch.setattr(module, "console", console)
     summary.evaluate(EvaluateConfig(steer=("v:2",)), {**result, "table": "t.jsonl", "seconds": 3.0})
     text = said(console)
     assert "evil on smollm2 with v:2" in text and "difference" in text and "90.0 [40.0, 60.0]" in text

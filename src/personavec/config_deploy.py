@@ -85,7 +85,7 @@ class MonitorConfig(Judging, Writing, Common):
 
 @dataclass(frozen=True)
 class ServeConfig(Common):
-    """Serve a model over OpenAI's API, steered and watched, with a dashboard.
+    """Serve a model over OpenAI's API, steered and watched.
 
     Examples:
       personavec serve --vectors runs/demo
