@@ -129,3 +129,16 @@ def test_what_clients_send_by_habit_is_taken(server: Client) -> None:
             ]
         )
     )
+
+
+def test_reports_open_by_links_that_only_the_key_tells(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("<p>A report")
+    monkeypatch.setenv("PERSONAVEC_API_KEY", "secret")
+    with client(ServeConfig(**options), {"demo/tiny": page}) as server:
+        (link,) = good(server.get("/v1/reports", headers={"authorization": "Bearer secret"}))["data"]
+        found = server.get(link["url"])
+        assert (link["name"], found.text) == ("demo/tiny", "<p>A report")
+        assert "sandbox" in found.headers["content-security-policy"]

@@ -82,6 +82,7 @@ def test_hostile_json_is_refused(server: Client, body: bytes, match: str) -> Non
     [
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages.0.content"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": 1e400}, "temperature"),

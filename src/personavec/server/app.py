@@ -3,6 +3,7 @@
 import asyncio
 import json
 import mimetypes
+import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -26,7 +27,9 @@ from personavec.server.service import Exchange, Service
 from personavec.steer import Steering
 
 POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
-"""What the dashboard may load. Reports bring a policy of their own."""
+"""What the dashboard may load."""
+SANDBOX = "sandbox allow-scripts allow-downloads"
+"""A report may not act as the dashboard does; what it may load is its own policy's."""
 UNCACHED = {"Cache-Control": "no-store"}
 GRACE_SECONDS = 1.0
 
@@ -52,7 +55,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     app.add_middleware(Limits, key=config.key, hosts=hosts, body_bytes=config.max_request_bytes)
     static = Path(str(files("personavec.server"))) / "static"
     assets = {path.relative_to(static).as_posix(): path.read_bytes() for path in static.rglob("*") if path.is_file()}
-    pages = list(reports.items())
+    pages = {secrets.token_urlsafe(16): (name, page) for name, page in reports.items()}
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
@@ -169,13 +172,15 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     @app.get("/v1/reports")
     async def listed() -> Any:
-        return {"data": [{"id": n, "name": name, "url": f"/reports/{n}"} for n, (name, _) in enumerate(pages)]}
+        # a link opens in a tab of its own, where nothing can send the key: who knows the link has been told it
+        told = enumerate(pages.items())
+        return {"data": [{"id": n, "name": name, "url": f"/reports/{link}"} for n, (link, (name, _)) in told]}
 
-    @app.get("/reports/{number}")
-    async def report(number: int) -> Response:
-        if not 0 <= number < len(pages):
-            raise Refused(404, f"expected a report below {len(pages)}, got {number}")
-        return FileResponse(pages[number][1], media_type="text/html")
+    @app.get("/reports/{link}")
+    async def report(link: str) -> Response:
+        if link not in pages:
+            raise Refused(404, "expected the link of a report, as /v1/reports tells it, got another one")
+        return FileResponse(pages[link][1], media_type="text/html", headers={"Content-Security-Policy": SANDBOX})
 
     @app.get("/health")
     async def health() -> Any:

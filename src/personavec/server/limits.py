@@ -8,8 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from personavec.server.protocol import Refused
 
-OPEN = ("/static/", "/health", "/ready")
-"""What needs no key, besides the page itself."""
+OPEN = ("/static/", "/health", "/ready", "/reports/")
+"""What needs no key, besides the page itself. Links of reports cannot be guessed."""
 
 
 class Limits:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 IGNORED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
@@ -13,6 +13,13 @@ IGNORED = frozenset(
 INERT: dict[str, Any] = {"response_format": {"type": "text"}, "tool_choice": "none", "suffix": "", "best_of": 1}
 """Fields that are taken with this value alone."""
 
+
+def _whole(text: str) -> str:
+    text.encode()  # JSON can spell half a surrogate pair; the error it raises here becomes a refusal
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -84,8 +91,8 @@ class _Asked(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     n: Annotated[int, Field(ge=1)] = 1
     stop: (
-        Annotated[str, Field(max_length=200)]
-        | Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=4)]
+        Annotated[Text, Field(max_length=200)]
+        | Annotated[list[Annotated[Text, Field(max_length=200)]], Field(max_length=4)]
         | None
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -109,14 +116,14 @@ class _Asked(BaseModel):
 
 class _Part(BaseModel):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class TurnAsked(BaseModel):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    content: Text | list[_Part]
 
     def plain(self) -> dict[str, str]:
         """As a chat template takes it."""
@@ -147,7 +154,7 @@ class CompletionAsked(_Asked):
     """Body of /v1/completions."""
 
     prompt: (
-        Annotated[str, Field(min_length=1)]
+        Annotated[Text, Field(min_length=1)]
         | Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

@@ -183,10 +183,11 @@ class Service:
                 param="messages",
                 code="context_length_exceeded",
             )
-        if longest * asked.n > self.config.max_tokens or asked.n > self.engine.rows:
+        replies = min(self.engine.rows, self.engine.queue)
+        if longest * asked.n > self.config.max_tokens or asked.n > replies:
             raise Refused(
                 400,
-                f"expected at most {self.config.max_tokens} tokens in all, of at most {self.engine.rows} replies, got "
+                f"expected at most {self.config.max_tokens} tokens in all, of at most {replies} replies, got "
                 f"n {asked.n} of {longest} tokens",
                 param="max_tokens",
             )
