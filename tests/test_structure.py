@@ -23,6 +23,7 @@ VERBS = (
     "shift",
     "screen",
     "space",
+    "interop",
     "verify",
 )
 LEVELS = {
@@ -30,7 +31,7 @@ LEVELS = {
         ("__init__", "errors", "options", "config", "config_finetune", "trait", "sample", "run", "stats", "progress"), 0
     ),
     **dict.fromkeys(("wording", "draft", "families", "forms", "dataset", "readers", "subset", "flagging", "plan"), 0),
-    "prediction": 0,
+    **dict.fromkeys(("prediction", "config_deploy"), 0),
     **dict.fromkeys(("vector", "projection"), 1),
     **dict.fromkeys(
         (
@@ -42,7 +43,9 @@ LEVELS = {
             "rollouts",
             "judges",
             "scoring",
-            "interop",
+            "exchange",
+            "bake",
+            "tolerance",
             "endpoint",
             "agreement",
             "sheet",

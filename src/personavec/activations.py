@@ -62,3 +62,13 @@ def activations(
             mine = [rows[i] for i in batch]
             yield batch, capture(model, [ids[i] for i in batch], weights(mine, positions), layers, of)
             batch = []
+
+
+def activation_norms(model: ChatModel, base: Sequence[Row]) -> tuple[float, ...]:
+    """Mean ‖h‖ over the tokens of the base model's replies, per layer: the unit of dose."""
+    total = torch.zeros(model.n_layers, dtype=torch.float64)
+    lengths = [len(row["response_ids"]) - row.get("reasoning_tokens", 0) for row in base]
+    for batch, read in activations(model, base, of=lambda stream: stream.float().norm(dim=-1, keepdim=True)):
+        tokens = torch.tensor([lengths[index] for index in batch], dtype=torch.float64)
+        total += torch.einsum("b,bl->l", tokens, read[:, 0, :, 0].double())
+    return tuple((total / sum(lengths)).tolist())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from personavec import proof
-from personavec.activations import POSITIONS, activations
+from personavec.activations import POSITIONS, activation_norms, activations
 from personavec.config import ExtractConfig
 from personavec.errors import ConfigError, DataError, JudgeError, ModelError
 from personavec.judges.load import load_bench
@@ -190,16 +190,6 @@ def difference_in_means(model: ChatModel, kept: Sequence[Row], card: Card, seed:
         own = dataclasses.replace(card, position=position, reliability=reliability)
         found[position] = PersonaVector(direction, own)
     return found
-
-
-def activation_norms(model: ChatModel, base: Sequence[Row]) -> tuple[float, ...]:
-    """Mean ‖h‖ over the tokens of the base model's replies, per layer: the unit of dose."""
-    total = torch.zeros(model.n_layers, dtype=torch.float64)
-    lengths = [len(row["response_ids"]) - row.get("reasoning_tokens", 0) for row in base]
-    for batch, read in activations(model, base, of=lambda stream: stream.float().norm(dim=-1, keepdim=True)):
-        tokens = torch.tensor([lengths[index] for index in batch], dtype=torch.float64)
-        total += torch.einsum("b,bl->l", tokens, read[:, 0, :, 0].double())
-    return tuple((total / sum(lengths)).tolist())
 
 
 def _base_replies(config: ExtractConfig, run: Run, model: ChatModel, traits: Sequence[Trait]) -> list[Row]:

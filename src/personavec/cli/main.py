@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from personavec import __version__, config, config_finetune
+from personavec import __version__, config, config_deploy, config_finetune
 from personavec.errors import ConfigError, PersonavecError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "screen": (config.ScreenConfig, "personavec.screen"),
     "finetune": (config_finetune.ReportConfig, "personavec.studies.before_after"),
     "shift": (config.ShiftConfig, "personavec.shift"),
+    "interop": (config_deploy.InteropConfig, "personavec.interop"),
     "verify": (config.VerifyConfig, "personavec.verify"),
     "write_trait": (config.WriteTraitConfig, "personavec.write_trait"),
     "write_dataset": (config.WriteDatasetConfig, "personavec.write_dataset"),
