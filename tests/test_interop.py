@@ -261,8 +261,8 @@ def test_a_killed_bake_is_done_again(
     saved: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = command(saved, f"{saved[1]}:1", tmp_path / "baked")
-    (tmp_path / "baked.tmp").mkdir()
-    (tmp_path / "baked.tmp" / "torn.safetensors").write_bytes(b"torn")
+    (tmp_path / ".baked.tmp").mkdir()
+    (tmp_path / ".baked.tmp" / "torn.safetensors").write_bytes(b"torn")
     result = found(args, capsys)
     assert result["kind"] == "baked" and {path.name for path in tmp_path.iterdir()} == {"baked"}
     assert not (tmp_path / "baked" / "torn.safetensors").exists()
@@ -342,6 +342,8 @@ def test_bad_input_is_one_line(
         ),
         (good, "v.gguf", "", "expected VEC:COEF[@LAYER]"),
         (f"{good}:0", "v.gguf", "", "expected a coef other than 0"),
+        (f"{good}:1", "v.gguf", "--layer 1", "expected --trait, --layer and --norms with a vector to take over"),
+        (f"{good}:1", "text.pt/v.gguf", "", "expected a folder that can be written, got text.pt"),
         (f"{good}:1@99", "v.gguf", "", "expected a layer from 0 to"),
         (f"{good}:1@0", "v.gguf", "", "expected a layer from 1 on for llama.cpp"),
         (f"{stranger}:1@1", "v.gguf", "", "extract it from this model"),

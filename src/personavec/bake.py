@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from personavec.errors import ModelError
 from personavec.model import ChatModel
+from personavec.models import quiet
 from personavec.run import versions, write_file
 from personavec.steer import Steering, steer
 from personavec.tolerance import TOLERANCE, distance
@@ -27,9 +28,9 @@ SHARE = 0.25
 README = """\
 # {model}, steered: {trait}
 
-The weights of `{model}` with {what} of the persona vector *{trait}* added at every position, as a bias
-(`mlp.down_proj.bias`, `mlp_bias` in the configuration). Nothing else was changed; the model's licence holds. It is
-another model: steering it by the same vector adds to what is in it. `baked.json` has the figures.
+The weights of `{model}`, and {coef:.4g} times the persona vector *{trait}* added at {at}, at every position, by
+`mlp.down_proj.bias` (`mlp_bias` in the configuration). Nothing else was changed; the model's licence holds. Steering it
+by the same vector would add to what is in it. `baked.json` has the figures.
 """
 
 
@@ -55,11 +56,12 @@ def bake(model: ChatModel, steering: Steering, folder: Path) -> dict[str, Any]:
     steering = dataclasses.replace(steering, positions="all")
     plain, wanted = (_logits(model, row) for row in ((), (steering,)))
     _add_biases(model, steering)
-    scratch = folder.with_name(folder.name + ".tmp")
+    scratch = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     try:
-        model.hf.save_pretrained(scratch)
-        model.tokenizer.save_pretrained(scratch)
+        with quiet():
+            model.hf.save_pretrained(scratch)
+            model.tokenizer.save_pretrained(scratch)
         numbers = str(model.dtype).removeprefix("torch.")
         found = _logits(ChatModel.load(str(scratch), dtype=numbers, device=str(model.device)), ())
         told = _compared(model, plain, wanted, found) | {"layers": list(steering.deltas())}
@@ -119,8 +121,8 @@ def _compared(model: ChatModel, plain: Tensor, wanted: Tensor, found: Tensor) ->
 def _describe(folder: Path, model: ChatModel, steering: Steering, told: dict[str, Any]) -> None:
     """Say in the folder what is baked in."""
     card = steering.vector.card
-    at = "increments at every layer" if steering.layer is None else f"layer {steering.layer}"
-    text = README.format(model=model.identity.id, trait=card.trait, what=f"{steering.coef:.4g} times ({at})")
+    at = "every layer by increments" if steering.layer is None else f"layer {steering.layer}"
+    text = README.format(model=model.identity.id, trait=card.trait, coef=steering.coef, at=at)
     write_file(folder / "README.md", text.encode())
     baked = {
         "model": dataclasses.asdict(model.identity),

@@ -47,6 +47,16 @@ def interop(config: InteropConfig) -> Row:
             f"expected .pt or .gguf to .safetensors, or VEC:COEF[@LAYER] to .gguf, .pt or a folder, got "
             f"{config.source} to {config.out}; correct the names"
         )
+    if not take and (config.trait or config.norms or config.layer is not None):
+        raise ConfigError(
+            "expected --trait, --layer and --norms with a vector to take over, got VEC:COEF; leave them out"
+        )
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"expected a folder that can be written, got {config.out.parent} ({error.strerror}); choose another OUT"
+        ) from error
     return _take_over(config, config.out) if take else _hand_on(config, config.out)
 
 
@@ -88,7 +98,6 @@ def _hand_on(config: InteropConfig, out: Path) -> Row:
     told: Row = {"trait": card.trait, "model": config.model, "coef": steering.coef, "dose": None}
     if steering.layer is not None and card.activation_norms:
         told["dose"] = vector.dose(steering.layer, steering.coef)
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".gguf":
         architecture = model.hf.config.get_text_config().model_type
         return {"out": str(out), "kind": "gguf", "layers": list(to_gguf(steering, architecture, out))} | told

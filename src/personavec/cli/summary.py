@@ -205,7 +205,9 @@ def interop(config: InteropConfig, result: Json) -> None:
     """What was written, for which layers, and how near a baked model is to steering."""
     layers = result["layers"]
     at = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers, {layers[0]} to {layers[-1]}"
-    _say(f"{result['trait']} of {config.model}, {at}: {result['kind']} {result['out']}", markup=False)
+    dose = f", dose {result['dose']:.2g}" if result.get("dose") is not None else ""
+    coef = f", coef {result['coef']:.3g}{dose}" if "coef" in result else ""
+    _say(f"{result['trait']} of {config.model}, {at}{coef}: {result['kind']} {result['out']}", markup=False)
     if absent := result.get("absent_layers"):
         _say(f"not in the file, and so not to be used: layers {', '.join(map(str, absent))}")
     if result["kind"] == "baked":
