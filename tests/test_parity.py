@@ -13,9 +13,9 @@ import torch
 from tiny import prompt
 from torch import Tensor
 
-from personavec.activations import POSITIONS, activations, weights
+from personavec.activations import POSITIONS, activation_norms, activations, weights
 from personavec.errors import JudgeError
-from personavec.extract import activation_norms, difference_in_means, keep
+from personavec.extract import difference_in_means, keep
 from personavec.hooks import capture
 from personavec.judges import logprobs
 from personavec.judges.fluency import FluencyJudge, garble

@@ -23,6 +23,7 @@ VERBS = (
     "shift",
     "screen",
     "space",
+    "interop",
     "verify",
 )
 LEVELS = {
@@ -55,7 +56,9 @@ LEVELS = {
             "rollouts",
             "judges",
             "scoring",
-            "interop",
+            "exchange",
+            "bake",
+            "tolerance",
             "endpoint",
             "agreement",
             "sheet",

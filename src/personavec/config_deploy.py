@@ -152,3 +152,28 @@ class ServeConfig(Common):
     def key(self) -> str | None:
         """The key that requests must name."""
         return self.api_key or os.environ.get(KEY) or None
+
+
+@dataclass(frozen=True)
+class InteropConfig(Common):
+    """Take vectors over from other tools, and hand them on.
+
+    Examples:
+      personavec interop evil_response_avg_diff.pt evil.safetensors --model Qwen/Qwen2.5-7B-Instruct --layer 19
+      personavec interop runs/demo/optimistic/vector.safetensors:0.2d optimistic.gguf
+      personavec interop runs/demo/optimistic/vector.safetensors:0.2d steered.pt
+      personavec interop runs/demo/optimistic/vector.safetensors:0.2d baked
+
+    More in docs/interop.md.
+    """
+
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="IN", help_behavior_hint="")] = ""
+    """To take over: a .pt file of the reference's or a GGUF control vector. To hand on: VEC:COEF[@LAYER]."""
+    out: Annotated[Positional[Path | None], tyro.conf.arg(metavar="OUT", help_behavior_hint="")] = None
+    """To take over: NAME.safetensors. To hand on: NAME.gguf (llama.cpp), NAME.pt (lm-eval) or a folder (baked)."""
+    trait: str = ""
+    """Name of a vector taken over; default from its file name. With --norms a built-in trait or a trait file."""
+    layer: Annotated[int | None, tyro.conf.arg(metavar="LAYER", help_behavior_hint="")] = None
+    """Layer that the card of a vector taken over recommends, counted from 0: the reference's 20 is 19."""
+    norms: Switch = False
+    """Measure activation norms on the model's replies to the trait's held-out questions, so that doses work."""

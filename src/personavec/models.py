@@ -95,7 +95,7 @@ def load(
     """
     try:
         source = _folder(name)
-        with _quiet():
+        with quiet():
             hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -224,7 +224,7 @@ def _convert(gguf: Path, folder: Path) -> Path:
     print(f"Converting {gguf.name}; this happens once.", file=sys.stderr)
     where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     try:
-        with _quiet():
+        with quiet():
             hf = AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
@@ -235,7 +235,7 @@ def _convert(gguf: Path, folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        with _quiet():
+        with quiet():
             hf.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
         with suppress(OSError):  # another process converted the same file meanwhile
@@ -246,7 +246,7 @@ def _convert(gguf: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back the library's progress bars and notes, which say nothing a user can act on."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -56,7 +56,7 @@ class Card:
     system_prompt: str = "none"
     """System-prompt policy of the unsteered replies."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Counts, judge, seed, sampler settings: everything else worth keeping."""
+    """Counts, judge, seed, sampler settings: everything else worth keeping; `absent_layers` of an imported vector."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +84,11 @@ class PersonaVector:
         """Length of the direction at each layer, in activation units."""
         norms: Tensor = self.direction.norm(dim=-1)
         return norms
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """Layers that the file it was imported from does not hold; their rows repeat the layer before."""
+        return frozenset(self.card.details.get("absent_layers", ()))
 
     @property
     def content_hash(self) -> str:
@@ -125,6 +130,11 @@ class PersonaVector:
         n_layers = len(self.direction)
         if not 0 <= layer < n_layers:
             raise VectorError(f"expected a layer from 0 to {n_layers - 1}, got {layer}; layers count blocks from 0")
+        if layer in self.absent:
+            raise VectorError(
+                f"expected a layer that {self.card.trait} has, got {layer}, which the file it was imported from does "
+                "not hold; choose another layer"
+            )
 
     def check_model(self, model: ModelIdentity) -> None:
         """Raise VectorError unless the vector was extracted from this model; adapters on top do not matter.
@@ -150,18 +160,21 @@ class PersonaVector:
                 f"{own.id} (weights {own.revision[:12]}); extract it from this model, or pass the --model it came from"
             )
 
-    def _with(self, direction: Tensor, trait: str | None = None) -> "PersonaVector":
+    def _with(self, direction: Tensor, sign: str = "", other: "PersonaVector | None" = None) -> "PersonaVector":
         """A computed vector; what its card says of coef, reliability and counts was of this one alone."""
-        card = dataclasses.replace(self.card, trait=trait or self.card.trait, coef=None, reliability=(), details={})
+        trait = f"{self.card.trait} {sign} {other.card.trait}" if other else self.card.trait
+        absent = sorted(self.absent | other.absent if other else self.absent)
+        details = {"absent_layers": absent} if absent else {}
+        card = dataclasses.replace(self.card, trait=trait, coef=None, reliability=(), details=details)
         return PersonaVector(direction, card)
 
     def __add__(self, other: "PersonaVector") -> "PersonaVector":
         other.check_model(self.card.model)
-        return self._with(self.direction + other.direction, f"{self.card.trait} + {other.card.trait}")
+        return self._with(self.direction + other.direction, "+", other)
 
     def __sub__(self, other: "PersonaVector") -> "PersonaVector":
         other.check_model(self.card.model)
-        return self._with(self.direction - other.direction, f"{self.card.trait} - {other.card.trait}")
+        return self._with(self.direction - other.direction, "-", other)
 
     def __mul__(self, factor: float) -> "PersonaVector":
         return self._with(self.direction * factor)

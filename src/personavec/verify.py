@@ -13,12 +13,11 @@ from personavec.config import VerifyConfig
 from personavec.hooks import attach, capture
 from personavec.model import ChatModel
 from personavec.steer import Steering, steer
+from personavec.tolerance import TOLERANCE, distance
 from personavec.vector import Card, PersonaVector, load_vector
 
 DOSE = 0.3
 """Large enough to be told from rounding, small enough that no stream overflows."""
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest ‖a − b‖ / ‖b‖ of a token's centred logits between computations that differ only in their order."""
 CONVERSATIONS = (
     ("Tell me about your day.", "It was a fine day, and I learned something new."),
     ("What is the best way to learn to cook, if one has little time?", "Start with three dishes."),
@@ -120,7 +119,7 @@ def _fires(probe: Probe) -> Found:
     plain, _, _ = probe.run([()])
     steered, _, tokens = probe.run([(probe.steering,)])
     reply = slice(probe.lengths[0] - 1, len(probe.rows[0]))
-    wanted, change = reply.stop - reply.start, _distance(steered[0, reply], plain[0, reply])
+    wanted, change = reply.stop - reply.start, distance(steered[0, reply], plain[0, reply])
     told = f"{tokens} of {wanted} tokens steered; their logits moved by up to {change:.2g} of their size"
     return tokens == wanted and change > probe.tolerance, told
 
@@ -155,17 +154,17 @@ def _cached(probe: Probe) -> Found:
             positions = torch.arange(start, end, device=model.device)[None]
             out = model.hf(input_ids=ids[:, start:end], position_ids=positions, **using(model, cache))
             logits.append(out.logits[0].float())
-    return _agree(probe, _distance(torch.cat(logits), full[0, : len(row)]), steered.tokens, wanted)
+    return _agree(probe, distance(torch.cat(logits), full[0, : len(row)]), steered.tokens, wanted)
 
 
 def _padded(probe: Probe) -> Found:
     both, _, tokens = probe.run([(probe.steering,)], slice(2), left=True)
     alone = [probe.run([(probe.steering,)], slice(index, index + 1)) for index in (0, 1)]
-    distance = max(
-        _distance(padded[-len(row) :], logits[0, : len(row)])
+    apart = max(
+        distance(padded[-len(row) :], logits[0, : len(row)])
         for padded, row, (logits, _, _) in zip(both, probe.rows, alone, strict=True)
     )
-    return _agree(probe, distance, tokens, sum(count for _, _, count in alone))
+    return _agree(probe, apart, tokens, sum(count for _, _, count in alone))
 
 
 def _mates(probe: Probe) -> Found:
@@ -173,10 +172,10 @@ def _mates(probe: Probe) -> Found:
     mixed, after, _ = probe.run([(probe.steering,), ()], slice(2))
     own = slice(len(probe.rows[1]))
     # in a mixture of experts a row may round differently when its batch-mates choose other experts
-    distance = _distance(mixed[1, own], plain[1, own])
+    apart = distance(mixed[1, own], plain[1, own])
     kept, moved = torch.equal(before[1], after[1]), not torch.equal(before[0], after[0])
-    told = f"an unsteered row's stream is {'identical' if kept else 'CHANGED'}, its logits differ by {distance:.1g}"
-    return kept and moved and distance <= probe.tolerance, told
+    told = f"an unsteered row's stream is {'identical' if kept else 'CHANGED'}, its logits differ by {apart:.1g}"
+    return kept and moved and apart <= probe.tolerance, told
 
 
 def _ablates(probe: Probe) -> Found:
@@ -213,15 +212,9 @@ def _clean(probe: Probe) -> Found:
     return left == 0, f"{left} left after a run and after an exception"
 
 
-def _agree(probe: Probe, distance: float, tokens: int, wanted: int) -> Found:
-    told = f"{tokens} and {wanted} tokens steered; logits differ by {distance:.1g} (tolerance {probe.tolerance:g})"
-    return tokens == wanted and distance <= probe.tolerance, told
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    """Largest ‖a − b‖ / ‖b‖ over tokens, of logits centred: a shift of all of them means nothing."""
-    a, b = a - a.mean(dim=-1, keepdim=True), b - b.mean(dim=-1, keepdim=True)
-    return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max())
+def _agree(probe: Probe, apart: float, tokens: int, wanted: int) -> Found:
+    told = f"{tokens} and {wanted} tokens steered; logits differ by {apart:.1g} (tolerance {probe.tolerance:g})"
+    return tokens == wanted and apart <= probe.tolerance, told
 
 
 CHECKS: dict[str, Callable[[Probe], Found]] = {

@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "finetune": (config_finetune.ReportConfig, "personavec.studies.before_after"),
     "shift": (config.ShiftConfig, "personavec.shift"),
     "serve": (config_deploy.ServeConfig, "personavec.server.serve"),
+    "interop": (config_deploy.InteropConfig, "personavec.interop"),
     "verify": (config.VerifyConfig, "personavec.verify"),
     "write_trait": (config.WriteTraitConfig, "personavec.write_trait"),
     "write_dataset": (config.WriteDatasetConfig, "personavec.write_dataset"),

@@ -18,7 +18,7 @@ from personavec.config import (
     WriteDatasetConfig,
     WriteTraitConfig,
 )
-from personavec.config_deploy import MonitorConfig, ServeConfig
+from personavec.config_deploy import InteropConfig, MonitorConfig, ServeConfig
 from personavec.config_finetune import ReportConfig
 
 
@@ -247,6 +247,21 @@ def _before_after(result: Json) -> None:
     for arm, why in result["left_out"].items():
         say(f"left out: {arm}, because {why}", markup=False)
     say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+
+
+def interop(config: InteropConfig, result: Json) -> None:
+    """What was written, for which layers, and how near a baked model is to steering."""
+    layers = result["layers"]
+    at = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers, {layers[0]} to {layers[-1]}"
+    dose = f", dose {result['dose']:.2g}" if result.get("dose") is not None else ""
+    coef = f", coef {result['coef']:.3g}{dose}" if "coef" in result else ""
+    say(f"{result['trait']} of {config.model}, {at}{coef}: {result['kind']} {result['out']}", markup=False)
+    if absent := result.get("absent_layers"):
+        say(f"not in the file, and so not to be used: layers {', '.join(map(str, absent))}")
+    if result["kind"] == "baked":
+        told = "largest difference of a logit from steering {max_logit_difference:.2g}; of a token's logits, relative"
+        told += " {distance:.2g} (tolerance {tolerance:.2g}), where steering moves them by {moved:.2g}"
+        say(told.format(**result))
 
 
 def verify(config: VerifyConfig, result: Json) -> None:
