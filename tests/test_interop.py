@@ -249,7 +249,7 @@ def test_what_does_not_equal_steering_is_refused(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma3", "phi3", "mixtral", "peft"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "gpt2", "gemma3", "phi3", "mixtral", "peft"])
 def test_families_without_the_bias_are_refused(family: str, tmp_path: Path) -> None:
     model = tiny.build(family)
     with pytest.raises(ModelError, match="expected a model whose MLPs may have a bias"):
