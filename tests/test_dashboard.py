@@ -105,10 +105,11 @@ def page(browser: Any, served: str) -> Iterator[Any]:
 
 def send(page: Any, text: str = "Hello", view: str = "chat") -> None:
     """Send a prompt and wait for the whole reply."""
+    page.locator(".reply").evaluate_all("all => all.forEach(one => { one.dataset.old = 1; })")
     page.locator(f"#{view}-form-prompt").fill(text)
     page.locator(f"#{view}-form-prompt").press("Enter")
-    page.locator("[aria-busy=true]").first.wait_for(state="attached")
-    page.locator("[aria-busy=true]").first.wait_for(state="detached")
+    new = page.locator(".reply[aria-busy=false]:not([data-old])")
+    new.nth(1 if view == "compare" else 0).wait_for(state="attached")
 
 
 def shades(page: Any) -> list[str]:
@@ -148,7 +149,7 @@ def test_a_slider_sets_the_dose_of_the_request(page: Any) -> None:
     assert steering() is None, "the server's defaults were replaced before a slider moved"
     page.locator("#dose-tiny").fill("0.05")
     assert steering() == [{"vector": "tiny", "dose": 0.05}]
-    assert "tiny +0.05" in page.locator(".reply .chip").last.inner_text()
+    assert page.locator(".reply").last.locator(".chip", has_text="tiny +0.05").count() == 1
     page.locator("#dose-tiny").dblclick()
     assert steering() is None
     page.get_by_label("Dose of tiny").fill("99")

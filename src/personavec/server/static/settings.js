@@ -1,7 +1,7 @@
 /** The sampling fields, as the request spells them; an empty field leaves the server's default. */
 
 import { one } from "./dom.js";
-import { readable } from "./state.js";
+import { readable, state } from "./state.js";
 
 const number = (selector) => (one(selector).value === "" ? undefined : one(selector).valueAsNumber);
 
@@ -9,6 +9,7 @@ const number = (selector) => (one(selector).value === "" ? undefined : one(selec
 export function request(turns, persona) {
   const system = one("#system").value.trim();
   return {
+    model: state.model?.id,
     messages: [...(system ? [{ role: "system", content: system }] : []), ...turns],
     max_tokens: number("#max-tokens"),
     temperature: number("#temperature"),

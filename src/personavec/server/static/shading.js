@@ -1,8 +1,10 @@
 /** Which colour a token gets: how far its projection lies from the middle of a scale, less blue, more red. */
 
-import { one, signed } from "./dom.js";
+import { between, one, signed } from "./dom.js";
 import { changes, chosen, state } from "./state.js";
 
+/** Half-widths of the calibrated band at which colour is full: single tokens scatter more than the means it is of. */
+const REACH = 2;
 /** Tokens after which their own spread can be a scale. */
 const ENOUGH = 8;
 
@@ -10,14 +12,16 @@ const ENOUGH = 8;
 const replies = new Set();
 
 /**
- * The scale of a vector: a middle that stays plain, the distance from it that has full colour, and its source.
+ * The scale of a vector: a middle that stays plain, the distance from it that has full colour, where on the way the
+ * band ends, and the source.
  * Null while nothing is known.
  */
 export function scale(vector) {
   const band = vector.band?.["response avg"];
   if (band) {
-    const [middle, reach] = [(band.low + band.high) / 2, (band.high - band.low) / 2];
-    return { middle, reach, source: "calibrated: usual means of replies; single tokens scatter more" };
+    const [middle, half] = [(band.low + band.high) / 2, (band.high - band.low) / 2];
+    const source = `marks: calibrated band of reply means, ${between(band)}`;
+    return { middle, reach: REACH * half, marks: 1 / REACH, source };
   }
   const seen = [...replies].flatMap((reply) => reply.values[vector.id] ?? []).sort((a, b) => a - b);
   if (seen.length < ENOUGH) return null;
@@ -71,6 +75,7 @@ function legend(vector, of) {
   one("#legend").hidden = !of;
   one("#legend-source").textContent = of ? of.source : hint(vector);
   if (!of) return;
+  one("#legend-bar").style.setProperty("--marks", of.marks ?? 1);
   one("#legend-low").textContent = signed(of.middle - of.reach);
   one("#legend-high").textContent = signed(of.middle + of.reach);
 }

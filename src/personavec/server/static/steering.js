@@ -96,7 +96,7 @@ class Slider {
 
   marks(max, safe) {
     const at = (dose, text) => {
-      const mark = make("span", { class: "mark", "aria-hidden": "true" }, text);
+      const mark = make("span", { class: "mark", "data-sign": Math.sign(dose), "aria-hidden": "true" }, text);
       mark.style.setProperty("--at", (dose + max) / (2 * max));
       return mark;
     };
