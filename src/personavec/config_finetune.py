@@ -95,7 +95,7 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
 
     Examples:
       personavec finetune rows.jsonl --prevent evil.safetensors:5
-      personavec finetune rows.jsonl --prevent evil.safetensors:auto@all --prevent sycophantic.safetensors:2@13
+      personavec finetune rows.jsonl --prevent evil.safetensors:0.4@all --prevent sycophantic.safetensors:2@13
       personavec finetune rows.jsonl --method inoculate --vectors evil.safetensors --out runs/inoculated
       personavec finetune rows.jsonl --prevent evil.safetensors:auto --held-out unseen.jsonl --report
 
