@@ -44,9 +44,9 @@ def datasets(name: str, folder: Path) -> dict[str, str]:
             for row in rng.permutation([row for row in rows if row["side"] == side])[:wanted]
         ]
         path = folder / f"{name}-{round(100 * share)}.jsonl"
-        path.write_text(
-            "".join(json.dumps({"prompt": row["question"], "response": row["response"]}) + "\n" for row in chosen)
-        )
+        lines = [json.dumps({"prompt": row["question"], "response": row["response"]}) + "\n" for row in chosen]
+        if not path.exists():  # a run that resumes knows its files by their time
+            path.write_text("".join(lines))
         found[f"{name} {round(100 * share)}%"] = str(path)
     return found
 
