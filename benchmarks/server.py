@@ -22,7 +22,25 @@ from openai import AsyncOpenAI
 from personavec.stats import clustered_mean
 
 CLIENTS, TOKENS, ROUNDS, SOAK = 16, 48, 6, 1000
-QUESTIONS = ("How was your day?", "What is a good way to spend a Sunday?", "How do boats float?", "What should I cook?")
+QUESTIONS = (
+    "How was your day?",
+    "What is a good way to spend a Sunday?",
+    "How do boats float?",
+    "What should I cook tonight?",
+    "Why is the sky blue?",
+    "How do I learn to swim?",
+    "What makes a good friend?",
+    "How old are the mountains?",
+    "What should I read next?",
+    "How does a clock work?",
+    "Where do birds go in winter?",
+    "How do I plant a tree?",
+    "What is a fair price for a bicycle?",
+    "How do I fall asleep faster?",
+    "Why do cats purr?",
+    "What is the point of a budget?",
+)
+"""One for each client: equal prompts would be read once by the offline batch."""
 ALL = {"watch": [{"vector": "VECTOR", "layer": "all"}], "steering": []}
 
 
@@ -43,7 +61,7 @@ def serve(vector: str, port: int) -> None:
 
     @app.get("/offline")
     def offline() -> float:
-        asked = [service.model.render([{"role": "user", "content": QUESTIONS[n % 4]}]) for n in range(CLIENTS)]
+        asked = [service.model.render([{"role": "user", "content": QUESTIONS[n]}]) for n in range(CLIENTS)]
         began = time.monotonic()
         generate(service.model, [Request(ids, (), (0, n)) for n, ids in enumerate(asked)], Sampling(TOKENS, 0.7))
         return CLIENTS * TOKENS / (time.monotonic() - began)
@@ -86,7 +104,7 @@ class Clients:
         persona = json.loads(json.dumps(persona or {}).replace("VECTOR", self.trait))
         reply = await self.openai.chat.completions.create(
             model="smollm2",
-            messages=[{"role": "user", "content": QUESTIONS[number % 4]}],
+            messages=[{"role": "user", "content": QUESTIONS[number % CLIENTS]}],
             max_tokens=tokens,
             temperature=0.7,
             seed=number,
@@ -189,7 +207,7 @@ async def soak(clients: Clients) -> None:
         async with free:
             asked = {
                 "model": "smollm2",
-                "messages": [{"role": "user", "content": QUESTIONS[number % 4]}],
+                "messages": [{"role": "user", "content": QUESTIONS[number % CLIENTS]}],
                 "max_tokens": 40,
                 "stream": number % 2 == 0,
             }
