@@ -20,6 +20,9 @@ from personavec.server.reply import Finish, Logprobs, News, Reply
 from personavec.server.slots import Slots
 from personavec.steer import Steering, steer
 
+READ_TOKENS = 1024
+"""Tokens of prompts that are read in one batch, padding included; a longer prompt is read alone."""
+
 
 class Full(PersonavecError):
     """There is no room for one more reply now."""
@@ -61,8 +64,8 @@ class Job:
 class Engine:
     """Continuous batching: every step writes one token of each row, and rows come and go between steps.
 
-    A prompt is read alone, so that neither its batch-mates nor their steering can matter to it; in a step each row is
-    steered by its own list. A row whose numbers overflow ends with an error, and the others go on.
+    Each row is steered by its own list, in the prompt and in every step, and what its batch-mates ask for cannot change
+    it. A row whose numbers overflow ends with an error, and the others go on.
     """
 
     def __init__(self, model: ChatModel, rows: int = 16, queue: int = 64) -> None:
@@ -146,36 +149,54 @@ class Engine:
     def _admit(self) -> None:
         """Read the prompts of those who find rows free, and draw their first tokens."""
         while self._fits:
+            asked: list[list[Job]] = []
+            free = self.rows - len(self._jobs)
             with self._changed:
-                jobs = self._waiting.popleft()
+                while self._waiting and len(self._waiting[0]) <= free and _small([*asked, self._waiting[0]]):
+                    asked.append(self._waiting.popleft())
+                    free -= len(asked[-1])
+            going = [jobs for jobs in asked if not all(job.over for job in jobs)]
             try:
-                if not all(job.over for job in jobs):
-                    self._read(jobs)
-            except Exception as error:  # of this prompt alone
-                for job in jobs:
-                    job.end("error", _told(error))
-            for job in jobs:
+                if going:
+                    self._read(going)
+            except Exception:  # of one prompt: it is found by reading each alone
+                for jobs in going:
+                    self._read_alone(jobs)
+            for job in (job for jobs in asked for job in jobs):
                 if job.over and job.reply.finish is None:
                     job.end("cancelled" if job.cancelled else "deadline")
 
-    def _read(self, jobs: list[Job]) -> None:
-        first, cache = jobs[0], DynamicCache()
-        ids, mask = self.model.tensor([first.prompt], left=True)
-        with steer(self.model, [first.steering], [len(first.prompt)]), watching(self.model, first.watch) as seen:
+    def _read_alone(self, jobs: list[Job]) -> None:
+        try:
+            self._read([jobs])
+        except Exception as error:
+            for job in jobs:
+                job.end("error", _told(error))
+
+    def _read(self, asked: Sequence[list[Job]]) -> None:
+        """Read prompts in one batch, each once for all replies to it."""
+        first, cache = [jobs[0] for jobs in asked], DynamicCache()
+        lengths = [len(job.prompt) for job in first]
+        ids, mask = self.model.tensor([job.prompt for job in first], left=True)
+        watch, places = _watched(first)
+        with steer(self.model, [job.steering for job in first], lengths), watching(self.model, watch) as seen:
             logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
-        for job in jobs:
-            job.reply.read.append([float(value) for value in seen])
-        self._draw(jobs, logits.expand(len(jobs), -1))
-        going = [job for job in jobs if not job.over]
-        if going:
-            self._slots.add(cache, len(first.prompt), len(going))
-            self._jobs += going
+        read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(asked)
+        for row, (jobs, own) in enumerate(zip(asked, places, strict=True)):
+            for job in jobs:
+                job.reply.read.append([read[row][place] for place in own])
+        rows = [row for row, jobs in enumerate(asked) for _ in jobs]
+        self._draw([job for jobs in asked for job in jobs], logits[rows])
+        for row, jobs in enumerate(asked):
+            going = [job for job in jobs if not job.over]
+            if going:
+                self._slots.add(cache, row, lengths[row], len(going))
+                self._jobs += going
 
     def _write(self) -> None:
         """Take steps until somebody leaves or can join."""
         jobs, slots, device = self._jobs, self._slots, self.model.device
-        watch = list({id(one): one for job in jobs for one in job.watch}.values())
-        places = [[next(n for n, one in enumerate(watch) if one is own) for own in job.watch] for job in jobs]
+        watch, places = _watched(jobs)
         # what was done to prompts is over
         steering = [tuple(one for one in job.steering if one.positions != "prompt") for job in jobs]
         try:
@@ -235,6 +256,18 @@ class Engine:
                 self._slots.remove(row)
                 self._jobs[row] = self._jobs[-1]
                 self._jobs.pop()
+
+
+def _small(asked: Sequence[list[Job]]) -> bool:
+    """Whether prompts may be read in one batch: those who write replies wait for it."""
+    return len(asked) == 1 or len(asked) * max(len(jobs[0].prompt) for jobs in asked) <= READ_TOKENS
+
+
+def _watched(jobs: Sequence[Job]) -> tuple[list[Watch], list[list[int]]]:
+    """All directions that jobs read, each once, and where each job finds its own."""
+    watch = list({id(one): one for job in jobs for one in job.watch}.values())
+    places = {id(one): place for place, one in enumerate(watch)}
+    return watch, [[places[id(one)] for one in job.watch] for job in jobs]
 
 
 def _logprobs(logits: Float[Tensor, " vocab"], token: int, top: int) -> Logprobs:

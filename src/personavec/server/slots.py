@@ -48,11 +48,12 @@ class Slots:
         self.end += 1
         self.lengths = [length + 1 for length in self.lengths]
 
-    def add(self, prompt: DynamicCache, length: int, rows: int) -> None:
+    def add(self, prompts: DynamicCache, row: int, length: int, rows: int) -> None:
         """Put rows behind the others that all begin with one prompt.
 
         Args:
-            prompt: Its keys and values, read alone; the last `length` columns count.
+            prompts: Keys and values of some that were read together.
+            row: Which of them; the last `length` columns count.
             length: Tokens of the prompt.
             rows: How many.
 
@@ -60,7 +61,7 @@ class Slots:
             ModelError: The model keeps something else than keys and values.
         """
         if not self.cache.layers:
-            self._layers = [_Layer(self, layer) for layer in prompt.layers]
+            self._layers = [_Layer(self, layer) for layer in prompts.layers]
             self.cache.layers = [*self._layers]
         if not self.lengths:
             self.end = length + 1
@@ -70,9 +71,9 @@ class Slots:
         self.lengths += [length] * rows
         new = slice(len(self.lengths) - rows, len(self.lengths))
         read: Any
-        for own, read in zip(self._layers, prompt.layers, strict=True):
+        for own, read in zip(self._layers, prompts.layers, strict=True):
             for store, states in zip(own.stores, (read.keys, read.values), strict=True):
-                store[new, :, self.end - length : self.end] = states[:, :, -length:]
+                store[new, :, self.end - length : self.end] = states[row, :, -length:]
 
     def reserve(self) -> None:
         """Make sure that a step has a column to write."""
