@@ -265,6 +265,24 @@ def test_no_error_ends_the_server(model: ChatModel, engine: Engine, monkeypatch:
     assert other.job.reply.finish in ("stop", "length")
 
 
+def test_an_error_after_a_reply_ended_is_not_told_twice(
+    model: ChatModel, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits counts the ends: a second one would leave it waiting for ever."""
+    first, second = Asked(model, prompt(4), 1, tokens=2), Asked(endless(model), prompt(5), 2, tokens=100)
+    own = Engine._take_out
+
+    def fail(self: Engine) -> None:
+        if first.job.reply.finish and not second.job.reply.finish:
+            raise RuntimeError("the disk is full")
+        own(self)
+
+    monkeypatch.setattr(Engine, "_take_out", fail)
+    ask(engine, [first, second])
+    assert [sum(news.over for news in one.news) for one in (first, second)] == [1, 1]
+    assert (first.job.reply.error, second.job.reply.error) == (None, "RuntimeError: the disk is full")
+
+
 def test_the_cache_moves_and_grows_without_a_trace(model: ChatModel) -> None:
     """A long prompt after short ones, and more tokens than a step of room."""
     made = Engine(endless(tiny.build("llama")), rows=3)

@@ -140,7 +140,10 @@ def test_sizes_kinds_and_hosts_are_limited(options: dict[str, Any]) -> None:
             415,
             "application/json",
         )
-        bad(server.get("/v1/models", headers={"host": "evil.example"}), 421, "expected one of the hosts")
+        for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:8000", ""):
+            bad(server.get("/v1/models", headers={"host": host}), 421, "expected one of the hosts")
+        for host in ("localhost", "localhost:8000", "[::1]", "[::1]:8000"):
+            good(server.get("/v1/models", headers={"host": host}))
         good(server.ask())
 
 

@@ -45,8 +45,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.engine.close(GRACE_SECONDS)
-        service.log.close()
+        await service.stop(GRACE_SECONDS)
 
     app = FastAPI(title="personavec", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     config = service.config

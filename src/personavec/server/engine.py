@@ -56,9 +56,10 @@ class Job:
         return self.reply.finish is not None or self.cancelled or time.monotonic() > self.deadline
 
     def end(self, finish: Finish, error: str | None = None) -> None:
-        """Write no more, and tell why."""
-        self.reply.finish, self.reply.error = finish, error
-        self.tell(self.reply.news())
+        """Write no more, and tell why; nothing where that is over already."""
+        if self.reply.finish is None:
+            self.reply.finish, self.reply.error = finish, error
+            self.tell(self.reply.news())
 
 
 class Engine:
@@ -155,43 +156,46 @@ class Engine:
                 while self._waiting and len(self._waiting[0]) <= free and _small([*asked, self._waiting[0]]):
                     asked.append(self._waiting.popleft())
                     free -= len(asked[-1])
-            going = [jobs for jobs in asked if not all(job.over for job in jobs)]
-            try:
-                if going:
-                    self._read(going)
-            except Exception:  # of one prompt: it is found by reading each alone
-                for jobs in going:
-                    self._read_alone(jobs)
+            self._join([jobs for jobs in asked if not all(job.over for job in jobs)])
             for job in (job for jobs in asked for job in jobs):
-                if job.over and job.reply.finish is None:
+                if job.over:
                     job.end("cancelled" if job.cancelled else "deadline")
 
-    def _read_alone(self, jobs: list[Job]) -> None:
+    def _join(self, asked: Sequence[list[Job]]) -> None:
+        """Read prompts and let their replies begin; where that fails, it is one of them alone that fails."""
+        if not asked:
+            return
         try:
-            self._read([jobs])
+            cache, logits, read = self._read([jobs[0] for jobs in asked])
         except Exception as error:
+            if len(asked) > 1:
+                for jobs in asked:
+                    self._join([jobs])
+            else:
+                for job in asked[0]:
+                    job.end("error", _told(error))
+            return
+        for row, jobs in enumerate(asked):
             for job in jobs:
-                job.end("error", _told(error))
-
-    def _read(self, asked: Sequence[list[Job]]) -> None:
-        """Read prompts in one batch, each once for all replies to it."""
-        first, cache = [jobs[0] for jobs in asked], DynamicCache()
-        lengths = [len(job.prompt) for job in first]
-        ids, mask = self.model.tensor([job.prompt for job in first], left=True)
-        watch, places = _watched(first)
-        with steer(self.model, [job.steering for job in first], lengths), watching(self.model, watch) as seen:
-            logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
-        read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(asked)
-        for row, (jobs, own) in enumerate(zip(asked, places, strict=True)):
-            for job in jobs:
-                job.reply.read.append([read[row][place] for place in own])
-        rows = [row for row, jobs in enumerate(asked) for _ in jobs]
-        self._draw([job for jobs in asked for job in jobs], logits[rows])
+                job.reply.read.append(read[row])
+        self._draw(
+            [job for jobs in asked for job in jobs], logits[[row for row, jobs in enumerate(asked) for _ in jobs]]
+        )
         for row, jobs in enumerate(asked):
             going = [job for job in jobs if not job.over]
             if going:
-                self._slots.add(cache, row, lengths[row], len(going))
+                self._slots.add(cache, row, len(jobs[0].prompt), len(going))
                 self._jobs += going
+
+    def _read(self, first: Sequence[Job]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], list[list[float]]]:
+        """Read prompts in one batch: the cache, what follows each, and the projections at its last token."""
+        ids, mask = self.model.tensor([job.prompt for job in first], left=True)
+        cache, lengths = DynamicCache(), [len(job.prompt) for job in first]
+        watch, places = _watched(first)
+        with steer(self.model, [job.steering for job in first], lengths), watching(self.model, watch) as seen:
+            logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+        read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(first)
+        return cache, logits, [[row[place] for place in own] for own, row in zip(places, read, strict=True)]
 
     def _write(self) -> None:
         """Take steps until somebody leaves or can join."""

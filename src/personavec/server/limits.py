@@ -57,7 +57,8 @@ class Limits:
     def _check(self, scope: Scope) -> None:
         headers = {name: value for name, value in scope["headers"]}
         path = scope["path"]
-        host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].strip("[]")
+        host = headers.get(b"host", b"").decode("latin-1").partition("]")[0].strip("[")  # [::1]:8000
+        host = host if host.count(":") > 1 else host.partition(":")[0]
         if self.hosts is not None and host not in self.hosts:
             raise Refused(421, f"expected one of the hosts {', '.join(sorted(self.hosts))}, got another name")
         given = headers.get(b"authorization", b"")

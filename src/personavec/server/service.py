@@ -250,6 +250,12 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def stop(self, seconds: float) -> None:
+        """End what is under way, log it, and close the log."""
+        await asyncio.to_thread(self.engine.close, seconds)
+        await asyncio.gather(*self._tasks)
+        self.log.close()
+
     def band(self, name: str) -> dict[str, Any] | None:
         """The usual range of a vector's projections, by kind; None without a calibration of it."""
         own = self.catalogue.vectors[name].content_hash
