@@ -52,6 +52,7 @@ def run(args: list[str]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_rungs_on_the_real_model(vector: Path, tmp_path: Path) -> None:
     data = questions(tmp_path / "data.jsonl", 60)
     full = run(command(data, vector, tmp_path / "full", "--cost", "full"))
