@@ -86,6 +86,9 @@ def test_a_row_of_the_reference_is_the_layer_before_it(
     assert torch.equal(vector.direction[:3], rows[1:4])
     assert (vector.card.position, vector.card.layer, vector.card.trait) == ("prompt avg", 1, "evil")
     vector.check_model(ChatModel.load(str(saved[0]), dtype="float32").identity)
+    told = command(saved, tmp_path / "evil_prompt_avg_diff.pt", tmp_path / "again.safetensors")
+    assert main([part for part in told if part != "--json"]) == 0
+    assert "not to be used: 1 of its layers (3 … 3)" in capsys.readouterr().out
 
 
 def test_a_layer_that_the_file_lacks_is_refused_and_adds_nothing(model: ChatModel, tmp_path: Path) -> None:

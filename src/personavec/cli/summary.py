@@ -257,7 +257,7 @@ def interop(config: InteropConfig, result: Json) -> None:
     coef = f", coef {result['coef']:.3g}{dose}" if "coef" in result else ""
     say(f"{result['trait']} of {config.model}, {at}{coef}: {result['kind']} {result['out']}", markup=False)
     if absent := result.get("absent_layers"):
-        say(f"not in the file, and so not to be used: layers {', '.join(map(str, absent))}")
+        say(f"not in the file, and so not to be used: {len(absent)} of its layers ({absent[0]} … {absent[-1]})")
     if result["kind"] == "baked":
         told = "largest difference of a logit from steering {max_logit_difference:.2g}; of a token's logits, relative"
         told += " {distance:.2g} (tolerance {tolerance:.2g}), where steering moves them by {moved:.2g}"
