@@ -52,6 +52,7 @@ def serve(config: ServeConfig) -> dict[str, Any]:
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
     )
+    listening.listen()  # whoever reads the next line may connect
     vectors = ", ".join(service.catalogue.vectors) or "no vectors"
     tell(f"serving {config.model} on {service.model.device} at {url} with {vectors}; Ctrl-C stops")
     with _stoppable():
