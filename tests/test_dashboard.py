@@ -125,7 +125,7 @@ def test_a_reply_streams(page: Any) -> None:
     }""")
     send(page)
     assert page.locator(".question").inner_text() == "Hello"
-    assert page.locator(".token").count() > 3
+    assert 3 < page.locator(".token").count() <= 24, "more tokens than were asked for"
     assert page.evaluate("window.counts.size") > 3, "the tokens came all at once"
     assert "Reply" in page.locator("#said").inner_text()
 

@@ -57,6 +57,7 @@ class Answer:
         """The chunk that ends a reply."""
         said: Json = {"delta": {}} if self.chat else {"text": ""}
         finish = self.exchange.jobs[index].reply.finish
+        persona = {name: persona[name] for name in ("projections", "alerts")}  # the pieces were all told
         return self._object(self._chunk_kind, [self._choice(index, said, finish, None) | {"persona": persona}])
 
     def counted(self) -> Json:
