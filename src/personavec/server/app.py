@@ -84,7 +84,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
         exchange = await service.open(asked)
         made = Answer(exchange, service.model)
         news = exchange.news()
-        watcher = asyncio.create_task(leave(request, exchange))
+        watcher = asyncio.create_task(leave(request, exchange, service))
         try:
             first = await anext(news)
             if asked.stream and exchange.jobs[first[0]].reply.finish not in ("error", "deadline"):
@@ -208,11 +208,12 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     return app
 
 
-async def leave(request: Request, exchange: Exchange) -> None:
-    """Wait until whoever asked is gone, and end their replies."""
+async def leave(request: Request, exchange: Exchange, service: Service) -> None:
+    """Wait until whoever asked is gone, end their replies, and log them."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     exchange.cancel()
+    service.abandon(exchange)
 
 
 def _event(told: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ class Exchange:
     began: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
     first_token: float | None = None
+    closing: "asyncio.Task[list[dict[str, Any]]] | None" = None
     _news: "asyncio.Queue[tuple[int, News]]" = field(default_factory=asyncio.Queue)
 
     def teller(self, index: int) -> Any:
@@ -194,11 +195,16 @@ class Service:
         return longest
 
     async def close(self, exchange: Exchange) -> list[dict[str, Any]]:
-        """Log the replies; returns for each what an answer tells of it.
+        """Log the replies, once however often it is called; returns for each what an answer tells of it.
 
         Raises:
             Refused: A reply could not be written.
         """
+        if exchange.closing is None:
+            exchange.closing = asyncio.create_task(self._close(exchange))
+        return await asyncio.shield(exchange.closing)
+
+    async def _close(self, exchange: Exchange) -> list[dict[str, Any]]:
         told, turns = [], []
         for index, job in enumerate(exchange.jobs):
             projections = exchange.projections(index)
