@@ -35,6 +35,7 @@ LEVELS = {
             "config",
             "config_finetune",
             "config_deploy",
+            "config_paper",
             "trait",
             "sample",
             "run",

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from personavec import __version__, config, config_deploy, config_finetune
+from personavec import __version__, config, config_deploy, config_finetune, config_paper
 from personavec.errors import ConfigError, PersonavecError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "serve": (config_deploy.ServeConfig, "personavec.server.serve"),
     "interop": (config_deploy.InteropConfig, "personavec.interop"),
     "verify": (config.VerifyConfig, "personavec.verify"),
+    "paper": (config_paper.PaperConfig, "personavec.studies.paper"),
     "write_trait": (config.WriteTraitConfig, "personavec.write_trait"),
     "write_dataset": (config.WriteDatasetConfig, "personavec.write_dataset"),
 }

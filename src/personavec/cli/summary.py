@@ -20,6 +20,7 @@ from personavec.config import (
 )
 from personavec.config_deploy import InteropConfig, MonitorConfig, ServeConfig
 from personavec.config_finetune import ReportConfig
+from personavec.config_paper import PaperConfig
 
 
 def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
@@ -367,3 +368,20 @@ def _plan(estimates: Sequence[Json]) -> None:
         cells += [duration(row["seconds"]), *["–" if row["price"] is None else f"{row['price']:,.2f}"] * priced]
         table.add_row(*cells)
     console.print(table)
+
+
+def paper(config: PaperConfig, result: Json) -> None:
+    """How often each verdict was reached, and what was left out."""
+    if config.plan:
+        return say(f"in all about {sum(result['plan'].values()):.0f} minutes from nothing")
+    table = Table(
+        "part", "same direction", "weaker", "absent", "contradicted", "not measured", box=None, pad_edge=False
+    )
+    for part in result["parts"].values():
+        found = [claim["verdict"] for claim in part["claims"]]
+        table.add_row(part["title"], *(str(found.count(verdict)) for verdict in result["tally"]))
+    table.add_row("all", *map(str, result["tally"].values()))
+    console.print(table)
+    for name, why in result["failed"].items():
+        say(f"left out: {name}, because {why}", markup=False)
+    say(f"report: {result['report']}\n{result['minutes']:.0f} minutes", markup=False)

@@ -101,7 +101,7 @@ def render(path: Path, template: str, **context: Any) -> Path:
     """Fill a template in; atomic."""
     environment = Environment(
         loader=PackageLoader("personavec.report", "."),
-        autoescape=True,
+        autoescape=template.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,0 +1,90 @@
+"""The pages of the paper's experiments: every claim beside the paper's figure, as HTML and as Markdown."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from personavec.report.charts import BLUE, GREY, INK, VERMILLION, finish, inline
+from personavec.report.page import drawn, render
+
+Json = Mapping[str, Any]
+
+GOOD, OURS, CONTROL, PAPER = "same direction", "here", "control", "the paper's models"
+MARKS = {OURS: BLUE, CONTROL: VERMILLION, PAPER: GREY}
+"""Colour of each kind of figure."""
+ROW, HEAD = 26, 40
+"""Height of a chart's row, and of what is around them."""
+
+
+def write_paper(result: dict[str, Any]) -> dict[str, Any]:
+    """Write paper.html, paper.md and charts/*.png and *.svg; adds the page's path as `report`.
+
+    Args:
+        result: What `paper` measured.
+    """
+    folder = Path(result["out"])
+    parts = []
+    charts: dict[str, alt.LayerChart | alt.ConcatChart] = {}
+    for name, part in result["parts"].items():
+        groups = grouped(part["claims"])
+        names = [f"{name}_{place}" for place in range(len(groups))]
+        charts |= {key: claim_chart(claims) for key, claims in zip(names, groups, strict=True)}
+        reports = [part["report"]] if part.get("report") else part.get("reports", [])
+        links = [os.path.relpath(path, folder) for path in reports]
+        told: dict[str, Any] = {"failed": [], "table": []} | dict(part)
+        parts.append(told | {"name": name, "charts": names, "links": links})
+    titles = {name: chart.to_dict()["title"]["text"] for name, chart in charts.items()}
+    context = {"result": result, "parts": parts, "titles": titles}
+    path = render(folder / "paper.html", "paper.html", **context, **drawn(folder, charts))
+    render(folder / "paper.md", "paper.md", **context)
+    return result | {"report": str(path)}
+
+
+def grouped(claims: Sequence[Json]) -> list[list[Json]]:
+    """Claims of one text and unit together, in order."""
+    found: dict[tuple[str, str], list[Json]] = {}
+    for claim in claims:
+        found.setdefault((claim["claim"], claim["unit"]), []).append(claim)
+    return list(found.values())
+
+
+def claim_chart(claims: Sequence[Json]) -> alt.LayerChart:
+    """One claim for all its subjects: our mean with its interval, what the control reaches, and the paper's figures."""
+    order = [claim["subject"] for claim in claims]
+    y = alt.Y("subject:N", sort=order, title=None, axis=alt.Axis(labelLimit=200, ticks=False, domain=False))
+    ours = [
+        {"subject": claim["subject"], "kind": OURS, "value": claim["mean"], "verdict": claim["verdict"]}
+        | dict(zip(("low", "high"), claim["ci"], strict=True))
+        for claim in claims
+        if claim["mean"] is not None
+    ]
+    others = [
+        {"subject": claim["subject"], "kind": kind, "value": value}
+        for claim in claims
+        for kind, values in ((CONTROL, [claim["control"]]), (PAPER, claim["published"]))
+        for value in values
+        if value is not None
+    ]
+    shown = [kind for kind in MARKS if any(row["kind"] == kind for row in [*ours, *others])]
+    legend = alt.Legend(title=None, orient="bottom", values=shown) if len(shown) > 1 else None
+    colour = alt.Color("kind:N", scale=alt.Scale(domain=list(MARKS), range=list(MARKS.values())), legend=legend)
+    x = alt.X("value:Q", title=claims[0]["unit"], scale=alt.Scale(zero=True))
+    base = alt.Chart(inline(ours)).encode(y=y)
+    layers = [
+        alt.Chart(inline([{"value": 0}])).mark_rule(color=INK, strokeWidth=1).encode(x="value:Q"),
+        base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", color=colour),
+        base.mark_point(filled=True, size=70, opacity=1).encode(x=x, color=colour, tooltip=["verdict:N", "value:Q"]),
+        alt.Chart(inline([row for row in others if row["kind"] == CONTROL]))
+        .mark_tick(thickness=3, height=16)
+        .encode(x="value:Q", y=y, color=colour),
+        alt.Chart(inline([row for row in others if row["kind"] == PAPER]))
+        .mark_point(shape="diamond", filled=False, size=90, strokeWidth=2)
+        .encode(x="value:Q", y=y, color=colour),
+    ]
+    held = sum(claim["verdict"] == GOOD for claim in claims)
+    title = f"{claims[0]['claim']}: {held} of {len(claims)}"
+    subtitle = [f"{claims[0]['where']}. Right of the line is the paper's direction; bars are 95% intervals."]
+    return finish(layers, title, subtitle, 420, ROW * len(claims) + HEAD)

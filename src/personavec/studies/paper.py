@@ -1,0 +1,141 @@
+"""The paper: every experiment on one model, from nothing to paper.html, with a computed verdict on every claim."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from personavec.config_paper import PaperConfig
+from personavec.errors import PersonavecError
+from personavec.generate import generate
+from personavec.model import ChatModel
+from personavec.progress import tell
+from personavec.report.paper import write_paper
+from personavec.rollouts import answers
+from personavec.run import Run, versions
+from personavec.studies.parts.claims import tally
+from personavec.studies.parts.finetuning import finetunings
+from personavec.studies.parts.mitigation import harmless, mitigation
+from personavec.studies.parts.monitoring import monitoring
+from personavec.studies.parts.screening import filtering, real_chats, rungs, separability
+from personavec.studies.parts.study import QUICK, WHOLE, Study
+from personavec.studies.parts.vectors import judges, positions, vectors
+from personavec.trait import load_trait
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """An experiment of the paper."""
+
+    title: str
+    run: Callable[[Study], Row]
+    whole: float
+    """Minutes that it took where `REFERENCE` was measured; printed by that run."""
+    quick: float
+
+
+PARTS = {
+    "vectors": Part("Vectors, and the proof by steering", vectors, 45, 4),
+    "positions": Part("Token positions", positions, 10, 1),
+    "judges": Part("A second judge", judges, 10, 1),
+    "monitoring": Part("Monitoring", monitoring, 60, 2),
+    "finetunings": Part("Finetunings, and what foretells them", finetunings, 90, 4),
+    "mitigation": Part("Prevention and its rivals", mitigation, 120, 4),
+    "harmless": Part("Prevention where there is nothing to prevent", harmless, 40, 2),
+    "separability": Part("Telling rows apart", separability, 1, 0.1),
+    "rungs": Part("Screening real chats at lower cost", rungs, 15, 1),
+    "filtering": Part("Filtering training data", filtering, 40, 3),
+    "real_chats": Part("Training on chosen real chats", real_chats, 20, 2),
+}
+"""In order; each may read what those before it found."""
+
+REFERENCE = 3.0
+"""Seconds that `pace` took there."""
+PROBE = "optimistic"
+"""Trait whose held-out questions `pace` asks."""
+
+
+def paper(config: PaperConfig) -> Row:
+    """Run every part that is not done, and write paper.html.
+
+    Every part has run folders of its own and goes on where it was killed. One that cannot be done is told, and the
+    others go on.
+
+    Returns:
+        `claims`: each with its figures, the paper's, the control's, and the verdict; `tally` of the verdicts; by part
+        what it found; `failed` parts with the error; the path of the `report`. With `plan` the estimate alone.
+
+    Raises:
+        PersonavecError: Bad options.
+
+    Source: Persona Vectors (arXiv 2507.21509).
+    """
+    size = QUICK if config.quick else WHOLE
+    out = config.out or Path("runs") / ("paper-quick" if config.quick else "paper")
+    run = Run.open(out, dataclasses.asdict(config) | {"plan": None})
+    study = Study(config, size, run)
+    slower = pace(config) / REFERENCE
+    minutes = {name: slower * (part.quick if config.quick else part.whole) for name, part in PARTS.items()}
+    for name, part in PARTS.items():
+        done = run.done(f"{name}.json")
+        tell(f"{part.title:<46} {'done' if done else f'about {minutes[name]:5.1f} min'}")
+    left = {name for name in PARTS if not run.done(f"{name}.json")}
+    tell(f"in all about {sum(minutes[name] for name in left):.0f} minutes")
+    if config.plan:
+        return {"plan": minutes, "out": str(out)}
+
+    failed = {}
+    for place, (name, part) in enumerate(PARTS.items(), 1):
+        if not run.done(f"{name}.json"):
+            tell(f"part {place} of {len(PARTS)}: {part.title}")
+            began = time.monotonic()
+            try:
+                found = part.run(study)
+            except PersonavecError as error:
+                failed[name] = str(error)
+                tell(f"{part.title}: left out, because {error}")
+                continue
+            taken = time.monotonic() - began
+            claims = [claim.to_json() for claim in found["claims"]]
+            run.write_json(f"{name}.json", found | {"claims": claims, "seconds": round(taken, 1)})
+            left.discard(name)
+            ahead = sum(minutes[one] for one in left - set(failed))
+            tell(f"{part.title}: {taken / 60:.1f} min; about {ahead:.0f} min to go")
+    parts = {
+        name: {"title": part.title} | run.read_json(f"{name}.json")
+        for name, part in PARTS.items()
+        if name not in failed
+    }
+    claims = [claim for part in parts.values() for claim in part["claims"]]
+    result: Row = {
+        "out": str(out),
+        "model": config.model,
+        "judge": config.judge,
+        "quick": config.quick,
+        "seed": config.seed,
+        "tally": tally(claims),
+        "claims": claims,
+        "parts": parts,
+        "failed": failed,
+        "versions": versions(),
+        "minutes": round(sum(part["seconds"] for part in parts.values()) / 60, 1),
+    }
+    run.write_json("result.json", result)
+    run.finish()
+    return write_paper(result)
+
+
+def pace(config: PaperConfig) -> float:
+    """Seconds to write a few replies, on this machine with this model: what the estimate goes by."""
+    model = ChatModel.from_config(config)
+    questions, systems = load_trait(PROBE).evaluate, (config.system,)
+    plans = answers(model, questions, 1, config.seed, systems=systems, draw="pace", extra={})
+    requests = [plan.request for plan in plans]
+    generate(model, requests, config)  # the first time is slower
+    began = time.monotonic()
+    generate(model, requests, config)
+    return time.monotonic() - began

@@ -1,0 +1,147 @@
+"""What all parts share: options, sizes, folders, vectors, and how replies are compared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from personavec.config import EvaluateConfig
+from personavec.config_finetune import FinetuneConfig
+from personavec.config_paper import PaperConfig
+from personavec.options import Common, Judging, Writing
+from personavec.run import Run
+from personavec.scoring import joined, mean_difference
+from personavec.vector import PersonaVector, load_vector
+
+Row = dict[str, Any]
+
+MAIN = ("evil", "sycophantic", "hallucinating")
+"""The traits of the paper's main text."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything. One object for the whole, one for --quick."""
+
+    traits: tuple[str, ...]
+    main: tuple[str, ...]
+    """Traits of the experiments that train once for each method."""
+    extract: Mapping[str, Any]
+    """Options of `extract`."""
+    rollouts: int
+    """Replies per held-out question wherever traits are measured."""
+    conditions: int
+    """Held-out questions that monitoring asks under each condition."""
+    shots: tuple[int, ...]
+    rows: int
+    """Training rows of a data set."""
+    levels: tuple[str, ...]
+    """Levels of each trait's data sets."""
+    methods: Mapping[str, Any]
+    """Options of the comparison of methods."""
+    texts: int
+    """Neutral texts of the perplexity."""
+    chats: int
+    """Real chats that are screened."""
+    chosen: int
+    """Of those, how many train a model from the top, the bottom and at random."""
+
+
+WHOLE = Size(
+    traits=(*MAIN, "optimistic", "impolite", "apathetic", "humorous"),
+    main=MAIN,
+    extract={},
+    rollouts=2,
+    conditions=20,
+    shots=(0, 5, 10, 15, 20),
+    rows=64,
+    levels=("normal", "I", "II"),
+    methods={},
+    texts=60,
+    chats=1000,
+    chosen=64,
+)
+QUICK = Size(
+    traits=("optimistic", "humorous"),
+    main=("humorous",),
+    extract={"layers": (12, 15, 18), "doses": (0.1, 0.2), "sweep_questions": 5, "check_rollouts": 1},
+    rollouts=1,
+    conditions=6,
+    shots=(0, 5),
+    rows=24,
+    levels=("normal", "II"),
+    methods={"compare": ("prevent", "posthoc"), "scales": (1.0,)},
+    texts=10,
+    chats=60,
+    chosen=16,
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One run of all experiments."""
+
+    config: PaperConfig
+    size: Size
+    run: Run
+
+    def options(self, *kinds: type) -> Row:
+        """The options of these kinds as they were given."""
+        return {one.name: getattr(self.config, one.name) for kind in kinds for one in fields(kind)}
+
+    @property
+    def training(self) -> FinetuneConfig:
+        """One plain training, without data and folder."""
+        own: Row = {
+            "rate": self.config.rate,
+            "batch": self.config.batch,
+            "checkpoints": 1,
+            "system": self.config.system,
+        }
+        return FinetuneConfig(**self.options(Common), **own)
+
+    @property
+    def evaluation(self) -> EvaluateConfig:
+        """One evaluation, without trait and folder."""
+        return EvaluateConfig(**self.options(Judging, Writing, Common), rollouts=self.size.rollouts)
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """The vector file of every trait that has one."""
+        folder = self.run.path("vectors")
+        found = {name: folder / name / "vector.safetensors" for name in self.size.traits}
+        return {name: path for name, path in found.items() if (path.parent / "result.json").is_file()}
+
+    @cached_property
+    def vectors(self) -> dict[str, PersonaVector]:
+        """The vector of every trait that has one."""
+        return {name: load_vector(path) for name, path in self.files.items()}
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        """The main traits that have a vector."""
+        return tuple(name for name in self.size.main if name in self.files)
+
+    def difference(self, one: list[Row], other: list[Row], kind: str = "trait") -> Row:
+        """Mean of one − other over replies to the same questions, clustered by question.
+
+        Args:
+            one: Scored replies of an arm.
+            other: Of the arm that is taken away.
+            kind: "trait" or "coherence".
+        """
+        known = {(row["question_id"], row["sample"]) for row in other}
+        both = [row for row in one if (row["question_id"], row["sample"]) in known]
+        return mean_difference(both, other, kind, self.config.seed).to_json()
+
+
+def replies(table: Path) -> list[Row]:
+    """The replies of an arm with their scores."""
+    run = Run(table.parent)
+    return joined(list(run.rows(table.name)), list(run.rows(f"{table.stem}.scores.jsonl")))
+
+
+def arm(rows: list[Row], name: str) -> list[Row]:
+    """The replies of one arm among several."""
+    return [row for row in rows if row["arm"] == name]

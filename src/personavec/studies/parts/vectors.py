@@ -1,0 +1,118 @@
+"""Sections 2 and 3.2, appendices A and B: vectors of all traits, the proof by steering, positions, and the judge."""
+
+from dataclasses import replace
+from typing import Any
+
+from personavec.config import ExtractConfig
+from personavec.evaluate import evaluate
+from personavec.extract import FILES, extract
+from personavec.options import Common, Judging, Writing
+from personavec.report.page import write_pages
+from personavec.studies.parts.claims import Claim
+from personavec.studies.parts.study import Study, arm, replies
+from personavec.vector import load_vector
+
+Row = dict[str, Any]
+
+POSITIONS = ("response avg", "prompt avg", "prompt last")
+SECOND_JUDGE = "likelihood:gemma3-270m"
+
+
+def vectors(study: Study) -> Row:
+    """Extract every trait's vector and prove it, against random directions, on held-out questions."""
+    options = study.options(Judging, Writing, Common) | dict(study.size.extract)
+    found = write_pages(extract(ExtractConfig(traits=study.size.traits, out=study.run.path("vectors"), **options)))
+    claims, table = [], []
+    for one in found["traits"]:
+        name, run = one["trait"], study.run.part("vectors").part(one["trait"])
+        rows = [*replies(run.path("check.jsonl")), *_base(study, name)]
+        steered, base, random = (arm(rows, of) for of in ("steered", "base", "random"))
+        moved = study.difference(random, base)["mean"]
+        claims += [
+            Claim(
+                "section 3.2, figure 3",
+                "Steering along the vector raises the trait, beyond random directions",
+                name,
+                study.difference(steered, random),
+            ),
+            Claim(
+                "section 5.1",
+                "Steering against the vector lowers the trait",
+                name,
+                study.difference(base, arm(rows, "suppressed")),
+                control=None if moved is None else max(0.0, -moved),
+            ),
+        ]
+        result = run.read_json("result.json")
+        check = {row["arm"]: row["trait"]["mean"] for row in result["check"]}
+        table.append(
+            {
+                "trait": name,
+                "layer": one["layer"],
+                "depth": round(one["layer"] / len(result["layers"]), 2),
+                "dose": result["choice"]["dose"],
+                "judge's AUC": result["judge"]["auc"]["mean"] if result["judge"]["auc"] else None,
+                "kept pos": result["counts"]["pos"]["kept"],
+                "kept neg": result["counts"]["neg"]["kept"],
+                **{of: check[of] for of in ("suppressed", "base", "steered", "random")},
+                "proven": result["proven"],
+            }
+        )
+    return {"claims": claims, "table": table, "failed": found["failed"], "report": found["report"]}
+
+
+def _base(study: Study, trait: str) -> list[Row]:
+    run = study.run.part("vectors")
+    scores = {row["id"]: row for row in run.part(trait).rows("base.scores.jsonl")}
+    return [row | scores[row["id"]] for row in run.rows("base.jsonl") if row["id"] in scores]
+
+
+def positions(study: Study) -> Row:
+    """Steer with the vector from each position, all of them as long as that of the response."""
+    claims, table = [], []
+    for name, vector in study.vectors.items():
+        layer, coef, file = vector.card.layer, vector.card.coef, study.files[name]
+        if layer is None or coef is None:
+            continue
+        rows = {}
+        for position in POSITIONS:
+            path = file.with_name(f"{FILES[position]}.safetensors")
+            own = coef * float(vector.norms[layer] / load_vector(path).norms[layer])
+            out = study.run.path("positions") / f"{name}-{FILES[position]}"
+            steer = (f"{path}:{own:.6g}@{layer}",)
+            asked = replace(study.evaluation, trait=name, steer=steer, judge_file=file, out=out)
+            found = evaluate(asked)
+            rows[position] = replies(out / "changed.jsonl")
+            table.append(
+                {"trait": name, "position": position, "coef": own, "trait score": found["trait_score"]["mean"]}
+            )
+        claims += [
+            Claim(
+                "appendix A.3, figure 11",
+                f"At equal length the mean over the response steers more than {told}",
+                name,
+                study.difference(rows["response avg"], rows[position]),
+            )
+            for position, told in (("prompt avg", "the mean over the prompt"), ("prompt last", "the last prompt token"))
+        ]
+    return {"claims": claims, "table": table}
+
+
+def judges(study: Study) -> Row:
+    """How far a second judge, of another model, agrees with the first on the same replies."""
+    claims, table = [], []
+    for name, file in study.files.items():
+        out = study.run.path("judges") / name
+        asked = replace(study.evaluation, trait=name, judge_file=file, agreement=SECOND_JUDGE, out=out)
+        found = evaluate(asked)["agreement"]["trait"]
+        claims.append(
+            Claim(
+                "appendix B.2, table 1",
+                f"Another judge ({SECOND_JUDGE}) ranks the replies alike",
+                name,
+                found["spearman"],
+                unit="rank correlation",
+            )
+        )
+        table.append({"trait": name} | {key: found[key] for key in ("scored_by_both", "agree", "kappa")})
+    return {"claims": claims, "table": table}
