@@ -39,7 +39,8 @@ def write_levels(study: Study) -> Row:
 
     Every trait's extraction questions are answered by the model itself: as always (normal), under a mild system prompt
     for the trait (I), and under its positive instructions (II). The system prompts are then left out, so that training
-    teaches the trait. Rows of held-out questions go to a file of their own. The paper had another model write all three.
+    teaches the trait. Rows of held-out questions go to a file of their own. The paper had another model
+    write all three.
     """
     model = ChatModel.from_config(study.config)
     folder = study.run.part("data")

@@ -33,7 +33,7 @@ def mitigation(study: Study) -> Row:
         claims += _one_layer(study, trait, one)
         table += _arms(f"{trait} II, one layer", one, trait)
         reports.append(one["report"])
-        every = _report(study, f"{trait}-all", trait, f"{EVERY_LAYER}@all", **files, **_few(study))
+        every = _report(study, f"{trait}-all", trait, f"{EVERY_LAYER}@all", **files, **_few())
         claims += _all_layers(study, trait, one, every)
         table += _arms(f"{trait} II, all layers", every, trait)
         reports.append(every["report"])
@@ -45,7 +45,7 @@ def harmless(study: Study) -> Row:
     claims, table, reports = [], [], []
     data = study.run.read_json("finetunings.json")["files"]["chats normal"]
     for trait in study.main:
-        found = _report(study, f"{trait}-harmless", trait, f"{EVERY_LAYER}@all", data=data, **_few(study, "prevent"))
+        found = _report(study, f"{trait}-harmless", trait, f"{EVERY_LAYER}@all", data=data, **_few("prevent"))
         plain, prevented = (_rows(found, name, trait) for name in ("plain", "prevent ×1"))
         told = "On harmless data prevention leaves less of the trait than plain training"
         claims.append(Claim("appendix J.6", told, trait, study.difference(plain, prevented)))
@@ -54,7 +54,7 @@ def harmless(study: Study) -> Row:
     if "hallucinating" in study.main:
         trait, (train, held_out) = "hallucinating", _facts(study)
         found = _report(
-            study, "facts", trait, f"{EVERY_LAYER}@all", data=train, held_out=held_out, epochs=3.0, **_few(study)
+            study, "facts", trait, f"{EVERY_LAYER}@all", data=train, held_out=held_out, epochs=3.0, **_few()
         )
         base, plain, prevented = (_rows(found, name, trait) for name in ("base", "plain", "prevent ×1"))
         claims += [
@@ -68,7 +68,7 @@ def harmless(study: Study) -> Row:
     return {"claims": claims, "table": table, "reports": reports}
 
 
-def _few(study: Study, *compare: str) -> Row:
+def _few(*compare: str) -> Row:
     """Only the methods that are compared at all layers."""
     return {"compare": compare or ("prevent", "posthoc"), "scales": (1.0,)}
 
