@@ -52,7 +52,7 @@ function entry({ id, turns, last, alerts, steered: pushed }) {
   return make(
     "a",
     { class: "entry", href, "aria-current": location.hash === href ? "true" : null },
-    make("span", { class: "name" }, id),
+    make("span", { class: "name", title: id }, id),
     ...badges,
     make("span", { class: "quiet" }, `${turns} turn${turns === 1 ? "" : "s"} · ${time(last)}`),
   );

@@ -86,7 +86,7 @@ export class Reply {
     if (of && pushed) lines.push("these contain the push of the steering");
     for (const one of this.about.steering ?? []) lines.push(make("span", { class: "chip" }, steered(one)));
     if (this.finish && !this.text) lines.push(make("span", { class: "chip" }, "empty reply"));
-    if (this.finish === "length") lines.push(make("span", { class: "chip" }, "cut off: tokens at most"));
+    if (this.finish === "length") lines.push(make("span", { class: "chip" }, `cut off at ${this.spans.length} tokens`));
     if (this.finish === "stopped") lines.push(make("span", { class: "chip" }, "stopped"));
     const told = [...(this.about.warnings ?? []).map(warning), ...alertBox(this.alerts)];
     this.notes.replaceChildren(make("p", { class: "figures" }, ...lines), ...told);
