@@ -111,7 +111,7 @@ class Engine:
             if self._closing:
                 raise Full("expected a running server, got one that shuts down; ask another one")
             if self.queued + len(jobs) > self.queue:
-                raise Full(f"expected room in the queue of {self.queue}, got {self.queued} replies waiting; ask later")
+                raise Full(f"expected room in the queue of {self.queue}, got {self.queued} waiting; ask later")
             self._waiting.append(list(jobs))
             self._changed.notify()
 
