@@ -235,7 +235,7 @@ def test_a_full_queue_refuses_and_recovers(model: ChatModel) -> None:
     waiting = [Asked(model, prompt(4), seed) for seed in (1, 2)]
     for one in waiting:
         made.submit([one.job])
-    with pytest.raises(Full, match="expected room in the queue of 2, got 2 replies waiting"):
+    with pytest.raises(Full, match="expected room in the queue of 2, got 2 waiting"):
         made.submit([Asked(model, prompt(4), 3).job])
     first.job.cancelled = True
     assert [one.wait().job.reply.finish is not None for one in waiting] == [True, True]
