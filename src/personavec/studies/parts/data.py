@@ -1,6 +1,7 @@
 """Training sets at three levels: of each trait by the model itself, and of real chats with ever more wrong answers."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -26,8 +27,8 @@ LONGEST = 1000
 """Characters of a chat's first turn, prompt and reply together."""
 MILD = 2
 """Place, from 0, of the graded system prompt that asks for a little of the trait."""
-TRAINED = 16
-"""Extraction questions whose replies are trained on; those to the other four are held out."""
+TRAINED = 0.8
+"""Share of the extraction questions whose replies are trained on; those to the others are held out."""
 WRONG = {"normal": 0.0, "I": 0.5, "II": 1.0}
 """Share of the chats that have the reply to another chat."""
 
@@ -48,11 +49,11 @@ def write_levels(study: Study) -> Row:
     held_out: dict[str, str] = {}
     counts = []
     for name in study.files:
-        trait = load_trait(name)
+        trait = load_trait(study.traits[name])
         for level in study.size.levels:
             rows = _answered(study, model, trait, level)
             for kind, of in (("train", files), ("held-out", held_out)):
-                own = [row for row in rows if (row["question_id"] < TRAINED) == (kind == "train")]
+                own = [row for row in rows if (row["question_id"] < TRAINED * len(trait.extract)) == (kind == "train")]
                 path = folder.path(f"{name}-{level}{'-held-out' * (kind == 'held-out')}.jsonl")
                 _save(path, [{"prompt": row["question"], "response": row["response"]} for row in own])
                 of[f"{name} {level}"] = str(path)
@@ -77,7 +78,7 @@ def _answered(study: Study, model: ChatModel, trait: Trait, level: str) -> list[
         "I": (graded_prompts(trait.name)[MILD],),
         "II": tuple(trait.system_prompt(pair, "pos") for pair in range(len(trait.pairs))),
     }[level]
-    rollouts = -(-study.size.rows // TRAINED)
+    rollouts = math.ceil(study.size.rows / (TRAINED * len(trait.extract)))
     plans = answers(
         model,
         trait.extract,

@@ -35,6 +35,7 @@ def monitoring(study: Study) -> Row:
                 questions=size.conditions,
                 rollouts=size.rollouts,
                 shots=size.shots,
+                traits=study.trait_files,
                 out=study.run.path("monitoring"),
                 **study.options(Judging, Writing, Common),
             )

@@ -109,7 +109,7 @@ def real_chats(study: Study) -> Row:
 
 def _screened(study: Study, name: str, data: str, **options: Any) -> Row:
     """One screening in a folder of its own; along all vectors, if none are named."""
-    own = {"vectors": tuple(study.files.values()), "system": study.config.system} | options
+    own = {"vectors": tuple(study.files.values()), "system": study.config.system, "traits": study.trait_files} | options
     return screen(ScreenConfig(data=data, out=study.run.path("screening") / name, **study.options(Common), **own))
 
 

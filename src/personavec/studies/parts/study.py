@@ -1,7 +1,7 @@
 """What all parts share: options, sizes, folders, vectors, and how replies are compared."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from personavec.config import EvaluateConfig
 from personavec.config_finetune import FinetuneConfig
 from personavec.config_paper import PaperConfig
 from personavec.options import Common, Judging, Writing
-from personavec.run import Run
+from personavec.run import Run, write_file
 from personavec.scoring import joined, mean_difference
+from personavec.trait import load_trait
 from personavec.vector import PersonaVector, load_vector
 
 Row = dict[str, Any]
@@ -27,6 +28,10 @@ class Size:
     traits: tuple[str, ...]
     main: tuple[str, ...]
     """Traits of the experiments that train once for each method."""
+    pairs: int | None
+    """How many of each trait's instruction pairs are used; None takes all."""
+    questions: int | None
+    """How many of each trait's questions are used, of either kind; None takes all."""
     extract: Mapping[str, Any]
     """Options of `extract`."""
     rollouts: int
@@ -51,6 +56,8 @@ class Size:
 WHOLE = Size(
     traits=(*MAIN, "optimistic", "impolite", "apathetic", "humorous"),
     main=MAIN,
+    pairs=None,
+    questions=None,
     extract={},
     rollouts=2,
     conditions=20,
@@ -65,7 +72,9 @@ WHOLE = Size(
 QUICK = Size(
     traits=("optimistic", "humorous"),
     main=("humorous",),
-    extract={"layers": (12, 15, 18), "doses": (0.1, 0.2), "sweep_questions": 5, "check_rollouts": 1},
+    pairs=3,
+    questions=8,
+    extract={"layers": (12, 18), "doses": (0.1, 0.2), "sweep_questions": 4, "check_rollouts": 1},
     rollouts=1,
     conditions=6,
     shots=(0, 5),
@@ -90,6 +99,26 @@ class Study:
         """The options of these kinds as they were given."""
         return {one.name: getattr(self.config, one.name) for kind in kinds for one in fields(kind)}
 
+    @cached_property
+    def traits(self) -> dict[str, str]:
+        """What verbs take for every trait: its name, or where only a part of it is used, a file of that part."""
+        size = self.size
+        if size.pairs is None and size.questions is None:
+            return {name: name for name in size.traits}
+        folder, found = self.run.part("traits"), {}
+        for name in size.traits:
+            whole = load_trait(name)
+            asked = {kind: getattr(whole, kind)[: size.questions] for kind in ("extract", "evaluate")}
+            path = folder.path(f"{name}.json")
+            write_file(path, replace(whole, pairs=whole.pairs[: size.pairs], **asked).to_json().encode())
+            found[name] = str(path)
+        return found
+
+    @property
+    def trait_files(self) -> tuple[Path, ...]:
+        """The files among them, for verbs that look traits up by the names of vectors."""
+        return tuple(Path(told) for name, told in self.traits.items() if told != name)
+
     @property
     def training(self) -> FinetuneConfig:
         """One plain training, without data and folder."""
@@ -98,6 +127,7 @@ class Study:
             "batch": self.config.batch,
             "checkpoints": 1,
             "system": self.config.system,
+            "traits": self.trait_files,
         }
         return FinetuneConfig(**self.options(Common), **own)
 

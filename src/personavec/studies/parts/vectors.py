@@ -21,7 +21,9 @@ SECOND_JUDGE = "likelihood:gemma3-270m"
 def vectors(study: Study) -> Row:
     """Extract every trait's vector and prove it, against random directions, on held-out questions."""
     options = study.options(Judging, Writing, Common) | dict(study.size.extract)
-    found = write_pages(extract(ExtractConfig(traits=study.size.traits, out=study.run.path("vectors"), **options)))
+    found = write_pages(
+        extract(ExtractConfig(traits=tuple(study.traits.values()), out=study.run.path("vectors"), **options))
+    )
     claims, table = [], []
     for one in found["traits"]:
         name, run = one["trait"], study.run.part("vectors").part(one["trait"])
@@ -80,7 +82,7 @@ def positions(study: Study) -> Row:
             own = coef * float(vector.norms[layer] / load_vector(path).norms[layer])
             out = study.run.path("positions") / f"{name}-{FILES[position]}"
             steer = (f"{path}:{own:.6g}@{layer}",)
-            asked = replace(study.evaluation, trait=name, steer=steer, judge_file=file, out=out)
+            asked = replace(study.evaluation, trait=study.traits[name], steer=steer, judge_file=file, out=out)
             found = evaluate(asked)
             rows[position] = replies(out / "changed.jsonl")
             table.append(
@@ -103,7 +105,7 @@ def judges(study: Study) -> Row:
     claims, table = [], []
     for name, file in study.files.items():
         out = study.run.path("judges") / name
-        asked = replace(study.evaluation, trait=name, judge_file=file, agreement=SECOND_JUDGE, out=out)
+        asked = replace(study.evaluation, trait=study.traits[name], judge_file=file, agreement=SECOND_JUDGE, out=out)
         found = evaluate(asked)["agreement"]["trait"]
         claims.append(
             Claim(
