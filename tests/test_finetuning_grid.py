@@ -33,7 +33,7 @@ def test_a_grid_grows(saved: tuple[Path, Path], tmp_path: Path) -> None:
     assert trained == {place: place.stat().st_mtime_ns for place in trained}
     own = result["traits"]["tiny"]
     assert result["models"] == list(datasets) and own["n"] == 4 and set(result["scores"]) == set(datasets)
-    assert own["nulls"]["covariance"]["directions"] == 1000 and own["projection_difference"]["n"] == 4
+    assert own["nulls"]["covariance"]["draws"] == 1000 and own["projection_difference"]["n"] == 4
     assert "set 3" in Path(result["report"]).read_text("utf-8")
 
     tuned = tmp_path / "grid" / "set 2-trained" / "adapter"

@@ -45,7 +45,7 @@ LEVELS = {
         0,
     ),
     **dict.fromkeys(("wording", "draft", "families", "forms", "dataset", "readers", "subset", "flagging", "plan"), 0),
-    **dict.fromkeys(("prediction", "calibration", "calibrating", "graded"), 0),
+    **dict.fromkeys(("nulls", "prediction", "calibration", "calibrating", "graded"), 0),
     **dict.fromkeys(("vector", "projection", "edits"), 1),
     **dict.fromkeys(
         (
