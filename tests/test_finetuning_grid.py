@@ -26,7 +26,7 @@ def test_a_grid_grows(saved: tuple[Path, Path], tmp_path: Path) -> None:
     evaluation = EvaluateConfig(rollouts=1, max_new_tokens=24)
     first = dict(list(datasets.items())[:2])
     few = finetuning_grid(first, [saved[1]], tmp_path / "grid", training, evaluation)
-    assert few["traits"]["tiny"]["reason"] == "expected 4 models or more, got 2"
+    assert few["traits"]["tiny"]["reason"] == "expected 4 rows or more, got 2"
     trained = {place: place.stat().st_mtime_ns for place in (tmp_path / "grid").glob("*/adapter/*.safetensors")}
     assert len(trained) == 2
     result = finetuning_grid(datasets, [saved[1]], tmp_path / "grid", training, evaluation)

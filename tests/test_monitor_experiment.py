@@ -135,7 +135,9 @@ def test_the_whole_of_it(
         places = np.array([point["place"] for point in points])
         assert own[kind]["overall"]["mean"] == pytest.approx(pearson(signal, score), abs=2e-3)
         assert own[kind]["within"]["mean"] == pytest.approx(pearson(signal, score, places), abs=2e-3)
-        assert own[kind]["random_control"]["overall"]["directions"] == 20 and own[kind]["flat_conditions"] == 0
+        tested = own[kind]["nulls"]["overall"]
+        assert tested["r"] == pytest.approx(own[kind]["overall"]["mean"], abs=2e-3)
+        assert tested["nulls"]["isotropic"]["draws"] == 1000 and own[kind]["flat_conditions"] == 0
     assert "r = " in Path(result["report"]).read_text()
 
 
@@ -145,7 +147,10 @@ def test_conditions_whose_scores_do_not_differ_are_left_out(
     judge_with(monkeypatch, flat=True)
     own = found([*command, "--out", str(tmp_path / "flat")], capsys)["traits"]["tiny"]["system"]
     assert own["flat_conditions"] == 3 and own["within"]["mean"] is None and own["overall"]["mean"] is None
-    assert own["random_control"] == {"overall": None, "within": None}
+    assert [one["reason"] for one in own["nulls"].values()] == [
+        "the score is the same for every row",
+        "expected 4 rows or more, got 0",
+    ]
     assert main([part for part in command if part != "--json"] + ["--out", str(tmp_path / "flat")]) == 0
     assert "too few replies show the trait for 9 shots" in capsys.readouterr().out
 

@@ -59,7 +59,7 @@ def test_it_is_the_formula(
     assert told["mean"] == pytest.approx(sum(moves) / len(moves), abs=1e-3) and abs(told["mean"]) > 1e-2
     assert told["n"] == len(QUESTIONS) and told["ci"][0] < told["mean"] < told["ci"][1]
     (random,) = one["random_control"].values()
-    assert random["low"] < random["high"] and random["directions"] == 20
+    assert random["low"] < random["high"] and random["draws"] == 20
     (over_replies,) = one["response_shift"].values()
     assert over_replies["n"] + over_replies["dropped"] == len(QUESTIONS)
 

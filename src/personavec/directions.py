@@ -3,9 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
@@ -48,16 +46,6 @@ class Directions:
         """Projections on the random directions."""
         units = torch.stack([self.random(layer) for layer in self.read_layers])
         return torch.einsum("rsld,lkd->rslk", read, units).numpy()
-
-
-def random_control(mean: float, means: Float[ndarray, " random"]) -> dict[str, Any]:
-    """The range of a mean along random directions, and whether the one along a vector lies beyond all of them."""
-    return {
-        "low": round(float(means.min()), 4),
-        "high": round(float(means.max()), 4),
-        "directions": len(means),
-        "beyond": bool(abs(mean) > np.abs(means).max()),
-    }
 
 
 def names_of(vectors: Sequence[PersonaVector]) -> list[str]:

@@ -46,7 +46,7 @@ def against(own: float, others: Float[ndarray, " draw"], *, whole: bool = False)
         `low` and `high` of the null, `percentiles` of its absolute values, `draws` (how many), the two-sided `p`,
         and whether the value lies `beyond` all of them. Nulls where there is nothing to compare.
     """
-    known = others[np.isfinite(others)]
+    known = others[np.isfinite(others)].astype(float)
     if not len(known) or not np.isfinite(own):
         return {"low": None, "high": None, "percentiles": {}, "draws": 0, "p": None, "beyond": None}
     size = np.abs(known)

@@ -14,11 +14,12 @@ from personavec.candidates import Differences, sample_differences, top_differenc
 from personavec.census import Census, measure, take_census
 from personavec.config import ScreenConfig
 from personavec.dataset import Dataset, open_dataset
-from personavec.directions import Directions, directions, names_of, random_control
+from personavec.directions import Directions, directions, names_of
 from personavec.errors import ConfigError, DataError
 from personavec.judged import judge_rows, load_judges
 from personavec.judges.judge import TraitJudge
 from personavec.model import ChatModel
+from personavec.nulls import against
 from personavec.parallel import screen_in_parallel
 from personavec.plan import SIZES, estimate, foretold
 from personavec.progress import stage, tell
@@ -260,7 +261,7 @@ def _random_control(table: Table, read: Directions, differences: Differences | N
     """The same mean along directions without meaning: what the data set does to any direction."""
     means = table.random_means() if differences is None else differences.random_means
     return {
-        name: random_control(_set_mean(table, name, differences).mean, means[read.read_layers.index(layer)])
+        name: against(_set_mean(table, name, differences).mean, means[read.read_layers.index(layer)])
         for name, layer in zip(read.names, read.layers, strict=True)
     }
 

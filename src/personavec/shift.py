@@ -15,10 +15,11 @@ from numpy import ndarray
 
 from personavec.activations import activations
 from personavec.config import ShiftConfig
-from personavec.directions import Directions, directions, names_of, random_control
+from personavec.directions import Directions, directions, names_of
 from personavec.errors import ConfigError, ModelError
 from personavec.generate import Request, batches, generate
 from personavec.model import ChatModel
+from personavec.nulls import against
 from personavec.options import Sampling, Writing
 from personavec.progress import stage
 from personavec.run import Run, sha256, versions
@@ -238,5 +239,5 @@ def _shifts(
         last_prompt, reply = (clustered_mean(own[:, span], places, seed) for span in (0, 1))
         found["shift"][name], found["response_shift"][name] = last_prompt.to_json(), reply.to_json()
         means = random[places, 0, read.read_layers.index(layer)].mean(axis=0)
-        found["random_control"][name] = random_control(last_prompt.mean, means)
+        found["random_control"][name] = against(last_prompt.mean, means)
     return found

@@ -170,11 +170,12 @@ def monitor(config: MonitorConfig, result: Json) -> None:
 
 def _experiment(result: Json) -> None:
     """How well the projection foretells the score."""
-    table = Table("trait", "conditions", "r overall", "r within", "random directions", box=None, pad_edge=False)
+    table = Table("trait", "conditions", "r overall", "r within", "95% of matched directions", box=None, pad_edge=False)
     for name, kinds in result["traits"].items():
         for kind, own in kinds.items():
             spread = (
-                f"{one['low']:.2f} to {one['high']:.2f}" if one else "–" for one in own["random_control"].values()
+                f"{limits['95']:.2f}" if (limits := one["nulls"]["covariance"].get("percentiles")) else "–"
+                for one in own["nulls"].values()
             )
             table.add_row(escape(name), kind, *(estimate(own[r], 2) for r in ("overall", "within")), " / ".join(spread))
     console.print(table)

@@ -12,12 +12,13 @@ from numpy import ndarray
 
 from personavec.activations import activations
 from personavec.config_deploy import MonitorConfig
-from personavec.directions import Directions, directions, names_of, random_control
+from personavec.directions import names_of
 from personavec.errors import ConfigError, VectorError
 from personavec.graded import graded_prompts
 from personavec.judges.load import load_bench
 from personavec.model import ChatModel
 from personavec.monitor import monitor as watch
+from personavec.nulls import adjust, null_battery
 from personavec.progress import stage
 from personavec.report.monitoring import write_experiment, write_monitoring
 from personavec.rollouts import Plan, answers, contrastive, write
@@ -51,7 +52,8 @@ def experiment(config: MonitorConfig) -> Row:
 
     Returns:
         `traits` by vector and kind of condition ("system", "shots"): r `overall` and `within` conditions with 95%
-        intervals over questions, the same along random directions, and every condition.
+        intervals over questions, the `nulls` of either (`nulls.null_battery`, adjusted over traits and kinds), and
+        every condition.
 
     Raises:
         PersonavecError: Bad input; what was done so far stays in the run folder.
@@ -72,7 +74,6 @@ def experiment(config: MonitorConfig) -> Row:
     model = ChatModel.from_config(config)
     for vector in vectors:
         vector.check_model(model.identity)
-    read = directions(vectors, names, (), config.seed)
     bench = load_bench(config.judge, model, config.system, config, config)
     judges = {
         name: _judges(config, Judges(bench.trait(trait), bench.coherence, trait.content_hash), vector, name)
@@ -88,15 +89,17 @@ def experiment(config: MonitorConfig) -> Row:
 
     found: Row = {}
     left_out: Row = {}
-    for name, trait, own in zip(names, traits, prompts, strict=True):
+    for name, vector, trait, own in zip(names, vectors, traits, prompts, strict=True):
         part = run.part(name)
         shown = _exemplars(config, part, model, trait, judges[name])
         left_out[name] = [shots for shots in config.shots if shots > len(shown)]
-        found[name] = _measured(config, part, model, trait, own, shown, judges[name], read, name)
+        found[name] = _measured(config, part, model, trait, own, shown, judges[name], vector)
+    for reach in ("overall", "within"):
+        adjust([own["nulls"][reach] for kinds in found.values() for own in kinds.values()])
     result: Row = {
         "out": str(out),
         "model": config.model,
-        "layers": dict(zip(names, read.layers, strict=True)),
+        "layers": {name: vector.card.layer for name, vector in zip(names, vectors, strict=True)},
         "questions": asked,
         "rollouts": config.rollouts,
         "traits": found,
@@ -147,8 +150,7 @@ def _measured(
     prompts: Sequence[str],
     shown: Sequence[Row],
     judges: Judges,
-    read: Directions,
-    name: str,
+    vector: PersonaVector,
 ) -> Row:
     """Both kinds of conditions of one trait."""
     told: dict[str, dict[int, str]] = {
@@ -167,13 +169,13 @@ def _measured(
         plans += _plans(config, model, trait, "shots", shots, config.system, before)
     replies = score(run, "replies", write(model, run, "replies.jsonl", plans, config, "replies"), judges, "judging")
     asked = [row for row in replies if row["sample"] == 0]
-    along, random = _projections(model, asked, read, name)
+    read = _read(model, asked, vector)
     found: Row = {}
     for kind, levels in told.items():
         if levels:
             of_kind = np.array([row["kind"] == kind for row in asked])
             own = [row for row in replies if row["kind"] == kind]
-            found[kind] = _correlated(config, levels, own, along[of_kind], random[of_kind])
+            found[kind] = _correlated(config, levels, own, read[of_kind], vector)
     return found
 
 
@@ -198,28 +200,24 @@ def _plans(
     )
 
 
-def _projections(
-    model: ChatModel, rows: Sequence[Row], read: Directions, name: str
-) -> tuple[Float[ndarray, " row"], Float[ndarray, "row random"]]:
-    """At the last prompt token, along a vector and along random directions at its layer."""
-    column = read.names.index(name)
-    at = read.read_layers.index(read.layers[column])
-    along, random = np.empty(len(rows)), np.empty((len(rows), len(read.random(0))))
+def _read(model: ChatModel, rows: Sequence[Row], vector: PersonaVector) -> Float[ndarray, "row d_model"]:
+    """Activations at the last prompt token and the vector's layer."""
+    layers = [vector.card.layer or 0]
+    found = np.empty((len(rows), model.identity.d_model), np.float32)
     with stage("reading prompts", len(rows)) as advance:
         prompts = [row | {"response_ids": [], "reasoning_tokens": 0} for row in rows]
-        for batch, own in activations(model, prompts, ("prompt last",), read.read_layers):
-            along[batch] = read.project(own)[:, 0, column]
-            random[batch] = read.project_random(own)[:, 0, at]
+        for batch, own in activations(model, prompts, ("prompt last",), layers):
+            found[batch] = own[:, 0, 0].numpy()
             advance(len(batch))
-    return along, random
+    return found
 
 
 def _correlated(
     config: MonitorConfig,
     levels: dict[int, str],
     replies: Sequence[Row],
-    along: Float[ndarray, " row"],
-    random: Float[ndarray, "row random"],
+    read: Float[ndarray, "row d_model"],
+    vector: PersonaVector,
 ) -> Row:
     """How projection and score go together, over all conditions of a kind and within them.
 
@@ -227,9 +225,11 @@ def _correlated(
         config: Options of the run.
         levels: Name of each condition.
         replies: Scored, condition by condition and question by question, `rollouts` to each.
-        along: Projection of each prompt, in the same order.
-        random: The same along random directions.
+        read: Activations of each prompt at the vector's layer, in the same order.
+        vector: What they are projected on.
     """
+    unit = vector.unit(vector.card.layer or 0).numpy()
+    along = (read @ unit).astype(float)
     scores = column(replies, "trait").reshape(len(along), config.rollouts)
     counts = (~np.isnan(scores)).sum(axis=1)
     means = np.where(counts, np.nansum(scores, axis=1) / np.maximum(counts, 1), np.nan)
@@ -238,12 +238,14 @@ def _correlated(
     condition = np.array([list(levels).index(row["level"]) for row in first])
     spread = [_spread(means[condition == place]) for place in range(len(levels))]
     varied = np.array(spread)[condition] >= LEAST_SD
-    found: Row = {"random_control": {}}
+    found: Row = {"nulls": {}}
+    rng = np.random.default_rng(config.seed)
     for reach, rows, groups in (("overall", np.ones_like(varied), None), ("within", varied, condition[varied])):
         r = pearson_interval(along[rows], means[rows], questions[rows], groups, config.seed)
-        others = np.array([pearson(other, means[rows], groups) for other in random[rows].T])
         found[reach] = r.to_json()
-        found["random_control"][reach] = None if np.isnan(r.mean) else random_control(r.mean, others)
+        found["nulls"][reach] = null_battery(
+            read[None, rows], means[rows], unit[None], rng, activations=read[None], groups=groups
+        )
     return found | {
         "flat_conditions": sum(one < LEAST_SD for one in spread),
         "conditions": [

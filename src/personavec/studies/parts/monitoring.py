@@ -45,7 +45,7 @@ def monitoring(study: Study) -> Row:
     for name, kinds in found["traits"].items():
         for (kind, reach), (told, figures) in TOLD.items():
             own = kinds.get(kind)
-            control = own["random_control"][reach] if own else None
+            limits = own["nulls"][reach]["nulls"]["covariance"].get("percentiles") if own else None
             claims.append(
                 Claim(
                     "section 3.3, table 2",
@@ -53,7 +53,7 @@ def monitoring(study: Study) -> Row:
                     name,
                     own[reach] if own else None,
                     unit="r",
-                    control=control["high"] if control else None,
+                    control=limits["95"] if limits else None,
                     published=figures.get(name, ()),
                 )
             )
