@@ -14,8 +14,9 @@ from tiny import prompt
 from torch import Tensor
 
 from personavec.activations import POSITIONS, activation_norms, activations, weights
+from personavec.difference import difference_in_means
 from personavec.errors import JudgeError
-from personavec.extract import difference_in_means, keep
+from personavec.extract import keep
 from personavec.hooks import capture
 from personavec.judges import logprobs
 from personavec.judges.fluency import FluencyJudge, garble

@@ -56,6 +56,8 @@ class ExtractConfig(Judging, Writing, Common):
     """Held-out questions that the sweep asks at every layer and dose; the final check asks all."""
     check_rollouts: int = 4
     """Replies per held-out question in the final check; the arms that decide nothing get half as many."""
+    confounds: Literal["report", "match", "residualise"] = "report"
+    """Length of replies: only report it, match it between the two sides, or take away what it explains."""
     coherence_floor: float = 75.0
     """Coherence (0-100) that a chosen layer and dose must keep, if any does. Source: the paper, section 5."""
 

@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from personavec import proof
-from personavec.activations import POSITIONS, activation_norms, activations
+from personavec.activations import activation_norms
 from personavec.config import ExtractConfig
+from personavec.confounds import audit, length_correlation, matched
+from personavec.difference import difference_in_means
 from personavec.errors import ConfigError, DataError, JudgeError, ModelError
 from personavec.judges.load import load_bench
 from personavec.model import ChatModel
-from personavec.progress import stage
 from personavec.result import outcome, summarise
 from personavec.rollouts import answers, contrastive, write
 from personavec.run import Run
@@ -117,6 +114,14 @@ def _extract_one(
             "--rollouts in another --out"
         )
 
+    confounds: Row = {"handling": config.confounds, "dropped": 0, "measures": audit(kept, seed)}
+    if config.confounds == "match":
+        confounds["dropped"] = len(kept) - len(kept := matched(kept, seed))
+        if not kept:
+            raise DataError(
+                f"expected positive and negative replies of {trait.name} that are alike in length, got none; "
+                "pass --confounds residualise, or report, in another --out"
+            )
     if not all(run.done(f"{name}.safetensors") for name in FILES.values()):
         card = Card(
             trait.name,
@@ -131,7 +136,7 @@ def _extract_one(
                 "sampling": config.sampling,
             },
         )
-        for position, vector in difference_in_means(model, kept, card, seed).items():
+        for position, vector in difference_in_means(model, kept, card, seed, config.confounds == "residualise").items():
             vector.save(run.path(f"{FILES[position]}.safetensors"))
     vectors = {position: load_vector(run.path(f"{name}.safetensors")) for position, name in FILES.items()}
     vector = vectors["response avg"]
@@ -142,8 +147,10 @@ def _extract_one(
     base = score(run, "base", base, judges, f"{trait.name}: judging base replies")
     asked = [row for row in base if row["question_id"] < config.sweep_questions]
     chosen = proof.knee(cells, mean_score(asked, "trait", seed), config.coherence_floor)
-    chosen_card = dataclasses.replace(vector.card, layer=chosen.layer, coef=chosen.coef)
-    vector = PersonaVector(vector.direction, chosen_card)
+    vector = PersonaVector(vector.direction, dataclasses.replace(vector.card, layer=chosen.layer, coef=chosen.coef))
+    confounds["length"] = length_correlation(model, kept, vector, seed)
+    details = vector.card.details | {"confounds": confounds}
+    vector = PersonaVector(vector.direction, dataclasses.replace(vector.card, details=details))
 
     directions = {
         "vector": [vector],
@@ -160,36 +167,6 @@ def _extract_one(
     }
     run.write_json("result.json", result)
     return outcome(result, run.folder)
-
-
-def difference_in_means(model: ChatModel, kept: Sequence[Row], card: Card, seed: int) -> dict[str, PersonaVector]:
-    """Vectors from each position, `shuffled` from permuted labels beside them; the card gets split-half reliability.
-
-    Sums are float64 and flat in the number of replies.
-    Source: Persona Vectors (arXiv 2507.21509) section 2.2 and appendix A.3.
-    """
-    is_pos = np.array([row["side"] == "pos" for row in kept])
-    odd = np.array([row["question_id"] % 2 == 1 for row in kept])
-    relabelled = np.random.default_rng(seed).permutation(is_pos)
-    groups = torch.tensor(np.stack([is_pos & odd, is_pos & ~odd, ~is_pos & odd, ~is_pos & ~odd, relabelled], axis=1))
-    counts = groups.double().sum(dim=0)
-    sums = torch.zeros((5, len(POSITIONS), model.n_layers, model.identity.d_model), dtype=torch.float64)
-    with stage(f"{card.trait}: activations", len(kept)) as advance:
-        for batch, read in activations(model, kept, POSITIONS):
-            sums += torch.einsum("bg,bpld->gpld", groups[batch].double(), read.double())
-            advance(len(batch))
-
-    def mean(*chosen: int) -> Tensor:
-        return sums[list(chosen)].sum(dim=0) / counts[list(chosen)].sum()
-
-    others = (sums[:4].sum(dim=0) - sums[4]) / (len(kept) - counts[4])
-    found = {"shuffled": PersonaVector((mean(4) - others)[0], dataclasses.replace(card, position="shuffled"))}
-    halves = torch.cosine_similarity(mean(0) - mean(2), mean(1) - mean(3), dim=-1)
-    for position, direction, cosines in zip(POSITIONS, mean(0, 1) - mean(2, 3), halves, strict=True):
-        reliability = () if cosines.isnan().any() else tuple(cosines.tolist())  # a half may have no replies
-        own = dataclasses.replace(card, position=position, reliability=reliability)
-        found[position] = PersonaVector(direction, own)
-    return found
 
 
 def _base_replies(config: ExtractConfig, run: Run, model: ChatModel, traits: Sequence[Trait]) -> list[Row]:

@@ -78,6 +78,8 @@ def summarise(
                 zip(vector.norms.tolist(), vector.card.activation_norms, reliabilities, strict=True)
             )
         ],
+        "confounds": vector.card.details["confounds"],
+        "pairwise_cosine": vector.card.details.get("pairwise_cosine"),
         "sweep": {
             "floor": config.coherence_floor,
             "cells": [
@@ -127,6 +129,7 @@ def outcome(result: Row, folder: Path) -> Row:
         **result["choice"],
         "n_pos": result["counts"]["pos"]["kept"],
         "n_neg": result["counts"]["neg"]["kept"],
+        "confounds": result.get("confounds"),  # an older run has none
         "trait_score": {name: arms[name]["trait"] for name in shown},
         "coherence": {name: arms[name]["coherence"] for name in shown},
         "random_control": arms["random"]["trait"],

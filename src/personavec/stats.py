@@ -181,6 +181,18 @@ def spearman_rows(one: Float[ndarray, " n"], other: Float[ndarray, " n"]) -> Int
     return Interval(found, float(np.tanh(z - half)), float(np.tanh(z + half)), n, dropped)
 
 
+def difference_interval(
+    values: Float[ndarray, " n"], is_pos: Bool[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0
+) -> Interval:
+    """Mean of the positive values minus that of the others, with an interval that resamples whole clusters."""
+
+    def of(rows: Int[ndarray, " row"]) -> float:
+        pos, neg = values[rows][is_pos[rows]], values[rows][~is_pos[rows]]
+        return float(pos.mean() - neg.mean()) if len(pos) and len(neg) else np.nan
+
+    return _clustered(of, clusters, seed)
+
+
 def _clustered(of: Callable[[Int[ndarray, " row"]], float], clusters: Int[ndarray, " n"], seed: int) -> Interval:
     """A statistic of rows, with an interval that resamples whole clusters."""
     from scipy.stats import DegenerateDataWarning, bootstrap

@@ -35,13 +35,14 @@ class Part:
     run: Callable[[Study], Row]
     whole: float
     """Minutes that it took where `REFERENCE` was measured; printed by that run."""
-    quick: float
+    quick: float | None
+    """None leaves it out of the quick version."""
 
 
 PARTS = {
     "vectors": Part("Vectors, and the proof by steering", vectors, 45, 4),
     "positions": Part("Token positions", positions, 10, 1),
-    "judges": Part("A second judge", judges, 10, 1),
+    "judges": Part("A second judge", judges, 10, None),
     "monitoring": Part("Monitoring", monitoring, 60, 2),
     "finetunings": Part("Finetunings, and what foretells them", finetunings, 90, 4),
     "mitigation": Part("Prevention and its rivals", mitigation, 120, 4),
@@ -79,19 +80,24 @@ def paper(config: PaperConfig) -> Row:
     run = Run.open(out, dataclasses.asdict(config) | {"plan": None})
     study = Study(config, size, run)
     slower = pace(config) / REFERENCE
-    minutes = {name: slower * (part.quick if config.quick else part.whole) for name, part in PARTS.items()}
-    for name, part in PARTS.items():
+    minutes = {
+        name: slower * told
+        for name, part in PARTS.items()
+        if (told := part.quick if config.quick else part.whole) is not None
+    }
+    chosen = {name: PARTS[name] for name in minutes}
+    for name, part in chosen.items():
         done = run.done(f"{name}.json")
         tell(f"{part.title:<46} {'done' if done else f'about {minutes[name]:5.1f} min'}")
-    left = {name for name in PARTS if not run.done(f"{name}.json")}
+    left = {name for name in chosen if not run.done(f"{name}.json")}
     tell(f"in all about {sum(minutes[name] for name in left):.0f} minutes")
     if config.plan:
         return {"plan": minutes, "out": str(out)}
 
     failed = {}
-    for place, (name, part) in enumerate(PARTS.items(), 1):
+    for place, (name, part) in enumerate(chosen.items(), 1):
         if not run.done(f"{name}.json"):
-            tell(f"part {place} of {len(PARTS)}: {part.title}")
+            tell(f"part {place} of {len(chosen)}: {part.title}")
             began = time.monotonic()
             try:
                 found = part.run(study)
@@ -107,7 +113,7 @@ def paper(config: PaperConfig) -> Row:
             tell(f"{part.title}: {taken / 60:.1f} min; about {ahead:.0f} min to go")
     parts = {
         name: {"title": part.title} | run.read_json(f"{name}.json")
-        for name, part in PARTS.items()
+        for name, part in chosen.items()
         if name not in failed
     }
     claims = [claim for part in parts.values() for claim in part["claims"]]
