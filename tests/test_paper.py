@@ -73,7 +73,7 @@ def test_parts_that_fail_are_told_and_tried_again(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(study, "pace", lambda _: study.REFERENCE)
     config = PaperConfig(quick=True, out=tmp_path / "paper")
     found = study.paper(config)
-    assert found["failed"] == {"bad": "expected replies, got none; ask again"}
+    assert found["failed"] == [{"part": "bad", "error": "expected replies, got none; ask again"}]
     assert found["tally"] | {"weaker": 1, "contradicted": 1} == found["tally"]
     page = Path(found["report"]).read_text("utf-8")
     assert "0 of 2 claims hold here, 1 are contradicted" in page and "expected replies, got none" in page

@@ -36,6 +36,7 @@ LEVELS = {
             "config_finetune",
             "config_deploy",
             "config_paper",
+            "config_space",
             "trait",
             "sample",
             "run",
@@ -45,7 +46,7 @@ LEVELS = {
         0,
     ),
     **dict.fromkeys(("wording", "draft", "families", "forms", "dataset", "readers", "subset", "flagging", "plan"), 0),
-    **dict.fromkeys(("nulls", "prediction", "calibration", "calibrating", "graded"), 0),
+    **dict.fromkeys(("nulls", "persona_space", "prediction", "calibration", "calibrating", "graded"), 0),
     **dict.fromkeys(("vector", "projection", "edits"), 1),
     **dict.fromkeys(
         (
@@ -86,6 +87,7 @@ LEVELS = {
             "directions",
             "difference",
             "confounds",
+            "coexpression",
             "capability",
         ),
         2,

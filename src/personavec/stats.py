@@ -109,7 +109,7 @@ def auc_interval(
         pos, neg = values[rows][is_pos[rows]], values[rows][~is_pos[rows]]
         return auc(pos, neg) if len(pos) and len(neg) else np.nan
 
-    return _clustered(of, clusters, seed)
+    return clustered(of, clusters, seed)
 
 
 def spearman_interval(
@@ -129,7 +129,7 @@ def spearman_interval(
             return np.nan
         return float(spearmanr(x[rows], y[rows]).statistic)
 
-    return _clustered(of, own, seed)._replace(dropped=int((~valid).sum()))
+    return clustered(of, own, seed)._replace(dropped=int((~valid).sum()))
 
 
 def pearson(one: Float[ndarray, " n"], other: Float[ndarray, " n"], groups: Int[ndarray, " n"] | None = None) -> float:
@@ -162,7 +162,7 @@ def pearson_interval(
     def of(rows: Int[ndarray, " row"]) -> float:
         return pearson(x[rows], y[rows], None if labels is None else labels[rows])
 
-    return _clustered(of, own, seed)._replace(dropped=int((~valid).sum()))
+    return clustered(of, own, seed)._replace(dropped=int((~valid).sum()))
 
 
 def spearman_rows(one: Float[ndarray, " n"], other: Float[ndarray, " n"]) -> Interval:
@@ -190,10 +190,10 @@ def difference_interval(
         pos, neg = values[rows][is_pos[rows]], values[rows][~is_pos[rows]]
         return float(pos.mean() - neg.mean()) if len(pos) and len(neg) else np.nan
 
-    return _clustered(of, clusters, seed)
+    return clustered(of, clusters, seed)
 
 
-def _clustered(of: Callable[[Int[ndarray, " row"]], float], clusters: Int[ndarray, " n"], seed: int) -> Interval:
+def clustered(of: Callable[[Int[ndarray, " row"]], float], clusters: Int[ndarray, " n"], seed: int) -> Interval:
     """A statistic of rows, with an interval that resamples whole clusters."""
     from scipy.stats import DegenerateDataWarning, bootstrap
 

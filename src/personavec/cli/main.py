@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from personavec import __version__, config, config_deploy, config_finetune, config_paper
+from personavec import __version__, config, config_deploy, config_finetune, config_paper, config_space
 from personavec.errors import ConfigError, PersonavecError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "finetune": (config_finetune.ReportConfig, "personavec.studies.before_after"),
     "shift": (config.ShiftConfig, "personavec.shift"),
     "serve": (config_deploy.ServeConfig, "personavec.server.serve"),
+    "space": (config_space.SpaceConfig, "personavec.space"),
     "interop": (config_deploy.InteropConfig, "personavec.interop"),
     "verify": (config.VerifyConfig, "personavec.verify"),
     "paper": (config_paper.PaperConfig, "personavec.studies.paper"),
@@ -103,12 +104,16 @@ def run(name: str, options: Any) -> int:
             from personavec.report.screening import write_screening
 
             result = write_screening(result)
+        if name == "space":
+            from personavec.report.space import write_space
+
+            result = write_space(result)
     if options.json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str), flush=True)
     else:
-        from personavec.cli import summary
+        from personavec.cli import summary, summary_deploy
 
-        getattr(summary, name)(options, result)
+        getattr(summary if hasattr(summary, name) else summary_deploy, name)(options, result)
     for failure in result.get("failed", ()):
         _tell(": ".join(failure.values()), BAD_INPUT)
     if result.get("failed"):

@@ -18,9 +18,9 @@ from personavec.config import (
     WriteDatasetConfig,
     WriteTraitConfig,
 )
-from personavec.config_deploy import InteropConfig, MonitorConfig, ServeConfig
 from personavec.config_finetune import ReportConfig
 from personavec.config_paper import PaperConfig
+from personavec.config_space import SpaceConfig
 
 
 def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
@@ -144,51 +144,6 @@ def chat(_config: ChatConfig, _result: Json) -> None:
     """Nothing: all was said."""
 
 
-def monitor(config: MonitorConfig, result: Json) -> None:
-    """Alerts by vector, or the projections where nothing says what is usual."""
-    if config.experiment:
-        return _experiment(result)
-    say(f"{result['turns']:,} turns of {result['conversations']:,} conversations on {config.model}", markup=False)
-    reasons("skipped", result["skipped_by_reason"])
-    say(f"{result['empty_replies']:,} empty replies; {result['unread_turns']:,} conversations end with unread turns")
-    limits = result["calibration"]
-    columns = ("alerts before the reply", "over it", "drift") if limits else ("last prompt token", "reply")
-    table = Table("vector", "layer", *columns, box=None, pad_edge=False)
-    for name, layer in result["layers"].items():
-        cells = [estimate(mean, 2) for mean in result["projections"][name].values()]
-        if limits:
-            counts = result["alerts"][name].values()
-            cells = [f"{own['alerts']:,} of {own.get('of_turns', own.get('of_conversations')):,}" for own in counts]
-        table.add_row(escape(name), str(layer), *cells)
-    console.print(table)
-    for name, own in (limits or {"held_out": {}})["held_out"].items():
-        told = ", ".join(f"{kind} {estimate(rate, 4)}" for kind, rate in own.items())
-        say(f"{name}: on unseen benign conversations {told or 'not measured, too few of them'}", markup=False)
-    told = "no alerts without limits: pass --calibrate with benign conversations of your own"
-    if limits:
-        told = f"{result['conversations_with_alerts']:,} conversations with alerts: {result['events']}"
-        told += f"\nlimits for a false-positive rate of {limits['false_positive_rate']:g}: {limits['file']}"
-    say(f"{told}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
-
-
-def _experiment(result: Json) -> None:
-    """How well the projection foretells the score."""
-    table = Table("trait", "conditions", "r overall", "r within", "95% of matched directions", box=None, pad_edge=False)
-    for name, kinds in result["traits"].items():
-        for kind, own in kinds.items():
-            spread = (
-                f"{limits['95']:.2f}" if (limits := one["nulls"]["covariance"].get("percentiles")) else "–"
-                for one in own["nulls"].values()
-            )
-            table.add_row(escape(name), kind, *(estimate(own[r], 2) for r in ("overall", "within")), " / ".join(spread))
-    console.print(table)
-    for name, shots in result["shots_left_out"].items():
-        if shots:
-            say(f"{name}: too few replies show the trait for {', '.join(map(str, shots))} shots", markup=False)
-    judge_usage(result)
-    say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
-
-
 def shift(config: ShiftConfig, result: Json) -> None:
     """A table of vectors for every finetuned model."""
     for tuned in result["tuned"]:
@@ -201,15 +156,6 @@ def shift(config: ShiftConfig, result: Json) -> None:
         say(tuned["tuned"], markup=False)
         console.print(table)
     say(f"{config.model} before; {result['out']}/result.json; {result['seconds']:.0f} seconds", markup=False)
-
-
-def serve(config: ServeConfig, result: Json) -> None:
-    """What was served, or exported."""
-    if config.export is not None:
-        say(f"{result['rows']:,} rows in {result['out']}", markup=False)
-    else:
-        told = f"{result['requests']:,} requests, {result['turns']:,} turns in {result['log']}"
-        say(f"{told}; {result['seconds']:.0f} seconds", markup=False)
 
 
 def finetune(config: ReportConfig, result: Json) -> None:
@@ -252,21 +198,6 @@ def _before_after(result: Json) -> None:
     for arm, why in result["left_out"].items():
         say(f"left out: {arm}, because {why}", markup=False)
     say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
-
-
-def interop(config: InteropConfig, result: Json) -> None:
-    """What was written, for which layers, and how near a baked model is to steering."""
-    layers = result["layers"]
-    at = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers, {layers[0]} to {layers[-1]}"
-    dose = f", dose {result['dose']:.2g}" if result.get("dose") is not None else ""
-    coef = f", coef {result['coef']:.3g}{dose}" if "coef" in result else ""
-    say(f"{result['trait']} of {config.model}, {at}{coef}: {result['kind']} {result['out']}", markup=False)
-    if absent := result.get("absent_layers"):
-        say(f"not in the file, and so not to be used: {len(absent)} of its layers ({absent[0]} … {absent[-1]})")
-    if result["kind"] == "baked":
-        told = "largest difference of a logit from steering {max_logit_difference:.2g}; of a token's logits, relative"
-        told += " {distance:.2g} (tolerance {tolerance:.2g}), where steering moves them by {moved:.2g}"
-        say(told.format(**result))
 
 
 def verify(config: VerifyConfig, result: Json) -> None:
@@ -386,6 +317,26 @@ def paper(config: PaperConfig, result: Json) -> None:
         table.add_row(part["title"], *(str(found.count(verdict)) for verdict in result["tally"]))
     table.add_row("all", *map(str, result["tally"].values()))
     console.print(table)
-    for name, why in result["failed"].items():
-        say(f"left out: {name}, because {why}", markup=False)
     say(f"report: {result['report']}\n{result['minutes']:.0f} minutes", markup=False)
+
+
+def space(_config: SpaceConfig, result: Json) -> None:
+    """How many dimensions, where the assistant lies, and what cosines foretell."""
+    layer = result["layer"]
+    own = result["ranks"][layer]
+    say(
+        f"{result['personas']} personas on {result['model']} at layer {layer}: effective rank "
+        f"{estimate(own['effective_rank'], 1)}; shuffled {own['shuffled'][0]:.1f} to {own['shuffled'][1]:.1f}",
+        markup=False,
+    )
+    table = Table("axis", "variance", "one end", "other end", "assistant beyond", box=None, pad_edge=False)
+    for index, axis in enumerate(result["axes"]["axes"], 1):
+        ends = (", ".join(axis[side][:2]) for side in ("low", "high"))
+        table.add_row(str(index), f"{axis['share']:.0%}", *ends, f"{axis['percentile']:.0f}%")
+    console.print(table)
+    if found := result["coexpression"]:
+        r = "no correlation" if found["r"] is None else f"r {found['r']:.2f}, p {found['null']['p']:.3f}"
+        say(f"cosine and co-expression over {found['pairs']} pairs: {r}")
+        for name, reach in found["reach"].items():
+            say(f"{name}: {reach['verdict']} in the dose", markup=False)
+    say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)

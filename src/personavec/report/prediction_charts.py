@@ -10,13 +10,12 @@ from typing import Any
 import altair as alt
 
 from personavec.report.charts import BLUE, FAINT, GREY, INK, MAX_SCORE, VERMILLION, finish, inline, themed
+from personavec.report.labels import labels
 
 Json = Mapping[str, Any]
 
 PANEL = 290
 """Width and height of a scatter, in pixels."""
-LETTER, LINE, GAP = 5.6, 12, 7
-"""Width of a letter and height of a line of a label, and its distance from its point, in pixels."""
 METHODS = {"prevent": "Preventative steering", "posthoc": "Post-hoc steering"}
 DOSES = {"prevent": "coefficient added while training", "posthoc": "coefficient subtracted while replying"}
 SCORES = (-6, MAX_SCORE + 6)
@@ -172,10 +171,15 @@ def _scatter(trait: str, own: Json) -> alt.LayerChart:
             color=GREY, opacity=0.5, strokeWidth=1.5, clip=True
         )
         layers.insert(0, line)
-    for label in _labels(points, x_domain):
+    (left, right), (bottom, top) = x_domain, SCORES
+    at = [
+        (PANEL * (one["shift"] - left) / (right - left), PANEL * (top - one["score"]) / (top - bottom))
+        for one in points
+    ]
+    for label in labels(at, [point["model"] for point in points], PANEL, PANEL):
         layers.append(
-            alt.Chart(inline([label["row"]]))
-            .mark_text(align=label["align"], dx=label["dx"], dy=label["dy"], fontSize=10, color=INK)
+            alt.Chart(inline([points[label.point]]))
+            .mark_text(align=label.align, dx=label.dx, dy=label.dy, fontSize=10, color=INK)
             .encode(x="shift:Q", y="score:Q", text="model:N")
         )
     title = alt.TitleParams(trait, subtitle=_scatter_notes(own), fontSize=13, offset=8)
@@ -193,38 +197,6 @@ def _scatter_notes(own: Json) -> list[str]:
 def _null_limit(null: Json) -> str:
     limit = null.get("percentiles", {}).get("97.5")
     return "–" if limit is None else f"{limit:.2f}"
-
-
-def _labels(points: Sequence[Json], x_domain: Sequence[float]) -> Iterator[Json]:
-    """Labels that fit: each stands at the first side of its point where it covers nothing, else it is left out."""
-    (left_end, right_end), (bottom, top) = x_domain, SCORES
-    at = [
-        (
-            PANEL * (point["shift"] - left_end) / (right_end - left_end),
-            PANEL * (top - point["score"]) / (top - bottom),
-        )
-        for point in points
-    ]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
-    for (x, y), point in sorted(zip(at, points, strict=True), key=lambda pair: pair[0][1]):
-        width = LETTER * len(point["model"])
-        places = [
-            ("left", GAP, 0, x + GAP, y),
-            ("right", -GAP, 0, x - GAP - width, y),
-            ("center", 0, -LINE, x - width / 2, y - LINE),
-            ("center", 0, LINE, x - width / 2, y + LINE),
-        ]
-        for align, dx, dy, left, middle in places:
-            box = (left, middle - LINE / 2, left + width, middle + LINE / 2)
-            inside = min(box) >= 0 and max(box) <= PANEL
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                yield {"row": point, "align": align, "dx": dx, "dy": dy}
-                break
-
-
-def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _padded(values: Sequence[float], share: float = 0.08) -> list[float]:

@@ -94,7 +94,7 @@ def paper(config: PaperConfig) -> Row:
     if config.plan:
         return {"plan": minutes, "out": str(out)}
 
-    failed = {}
+    failed: dict[str, str] = {}
     for place, (name, part) in enumerate(chosen.items(), 1):
         if not run.done(f"{name}.json"):
             tell(f"part {place} of {len(chosen)}: {part.title}")
@@ -126,7 +126,7 @@ def paper(config: PaperConfig) -> Row:
         "tally": tally(claims),
         "claims": claims,
         "parts": parts,
-        "failed": failed,
+        "failed": [{"part": name, "error": why} for name, why in failed.items()],
         "versions": versions(),
         "minutes": round(sum(part["seconds"] for part in parts.values()) / 60, 1),
     }

@@ -1,0 +1,273 @@
+"""The page of the persona space: a map, its axes, cosines and ranks by layer, and co-expression beside them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from personavec.report.charts import BLUE, FAINT, GREEN, GREY, INK, VERMILLION, finish, inline
+from personavec.report.labels import labels
+from personavec.report.page import drawn, render
+
+Json = Mapping[str, Any]
+
+WIDTH, HEIGHT = 900, 640
+"""Of the map, in pixels; labels are placed for it."""
+ARROW = 0.8
+"""Length of the longest vector on the map, as a share of the half width."""
+ASSISTANT = "the assistant"
+CELL = 46
+
+
+def write_space(result: dict[str, Any]) -> dict[str, Any]:
+    """Write report.html and charts/*.png and *.svg; adds the page's path as `report`.
+
+    Args:
+        result: What `space` returned.
+    """
+    folder = Path(result["out"])
+    charts: dict[str, alt.LayerChart | alt.ConcatChart] = {
+        "map": persona_map(result),
+        "cosines": cosine_chart(result),
+        "ranks": rank_chart(result),
+        "held_out": held_out_chart(result),
+    }
+    if result["coexpression"]:
+        charts |= {"effects": effect_chart(result), "reach": reach_chart(result)}
+    path = render(folder / "report.html", "space.html", result=result, **drawn(folder, charts))
+    return result | {"report": str(path)}
+
+
+def persona_map(result: Json) -> alt.LayerChart:
+    """Personas on the first two axes, the assistant among them, and the vectors as arrows from the centre."""
+    found = result["axes"]
+    rows = [{"name": one["name"], "x": one["place"][0], "y": one["place"][1]} for one in found["map"]["personas"]]
+    own = {"name": ASSISTANT, "x": found["map"]["assistant"][0], "y": found["map"]["assistant"][1]}
+    x_domain, y_domain = ([1.12 * sign * max(abs(row[k]) for row in [*rows, own]) for sign in (-1, 1)] for k in "xy")
+    longest = max((abs(place[0]) + abs(place[1]) for place in found["map"]["vectors"]), default=1) or 1
+    scale = ARROW * x_domain[1] / longest
+    arrows = [
+        {"name": name, "x": scale * place[0], "y": scale * place[1], "x0": 0, "y0": 0}
+        for name, place in zip(result["vectors"], found["map"]["vectors"], strict=True)
+    ]
+
+    def pixels(row: Json) -> tuple[float, float]:
+        (left, right), (bottom, top) = x_domain, y_domain
+        return WIDTH * (row["x"] - left) / (right - left), HEIGHT * (top - row["y"]) / (top - bottom)
+
+    titles = [_axis_title(index, axis) for index, axis in enumerate(found["axes"][:2])]
+    x = alt.X("x:Q", title=titles[0], scale=alt.Scale(domain=x_domain, nice=False))
+    y = alt.Y("y:Q", title=titles[1], scale=alt.Scale(domain=y_domain, nice=False))
+    points = [*rows, own, *arrows]
+    layers = [
+        alt.Chart(inline([{"x": 0}])).mark_rule(color=FAINT).encode(x="x:Q"),
+        alt.Chart(inline([{"y": 0}])).mark_rule(color=FAINT).encode(y="y:Q"),
+        alt.Chart(inline(rows)).mark_point(filled=True, size=45, color=BLUE).encode(x=x, y=y, tooltip="name:N"),
+        alt.Chart(inline(arrows)).mark_rule(color=VERMILLION).encode(x="x0:Q", y="y0:Q", x2="x:Q", y2="y:Q"),
+        alt.Chart(inline(arrows)).mark_point(filled=True, shape="diamond", size=110, color=VERMILLION, opacity=1)
+        .encode(x="x:Q", y="y:Q", tooltip="name:N"),
+        alt.Chart(inline([own])).mark_point(filled=True, shape="square", size=130, color=GREEN, opacity=1)
+        .encode(x="x:Q", y="y:Q", tooltip="name:N"),
+    ]  # fmt: skip
+    for label in labels([pixels(row) for row in points], [row["name"] for row in points], WIDTH, HEIGHT):
+        row = points[label.point]
+        strong = row not in rows
+        layers.append(
+            alt.Chart(inline([row]))
+            .mark_text(
+                align=label.align,
+                dx=label.dx,
+                dy=label.dy,
+                fontSize=12 if strong else 10,
+                fontWeight="bold" if strong else "normal",
+                color=VERMILLION if row in arrows else GREEN if strong else INK,
+            )
+            .encode(x="x:Q", y="y:Q", text="name:N")
+        )
+    place = found["axes"][0]["percentile"]
+    title = f"The assistant lies further along the first axis than {place:.0f}% of the personas"
+    subtitle = [
+        f"Layer {result['layer']}. Blue: a persona, mean over {result['questions']} questions. Green: the assistant.",
+        "Orange: persona vectors from the centre, to a scale of their own. Names that would cover others are left out.",
+    ]
+    return finish(layers, title, subtitle, WIDTH, HEIGHT)
+
+
+def cosine_chart(result: Json) -> alt.LayerChart:
+    """Cosines of the vectors at every layer, the reliability of each on the diagonal; a slider chooses the layer."""
+    names = result["vectors"]
+    rows = [
+        {
+            "layer": table["layer"],
+            "row": names[i],
+            "column": names[j],
+            "value": table["reliability"][i] if i == j else table["cosine"][i][j],
+            "corrected": table["corrected"][i][j],
+        }
+        for table in result["cosines"]
+        for i in range(len(names))
+        for j in range(len(names))
+    ]
+    slider = alt.binding_range(min=0, max=len(result["cosines"]) - 1, step=1, name="layer ")
+    chosen = alt.param(name="layer", value=result["layer"], bind=slider)
+    base = (
+        alt.Chart(inline(rows))
+        .transform_filter("datum.layer == layer")
+        .encode(
+            x=alt.X(
+                "column:N", sort=names, title=None, axis=alt.Axis(orient="top", labelAngle=-30, labelOverlap=False)
+            ),
+            y=alt.Y("row:N", sort=names, title=None),
+            tooltip=["row:N", "column:N", "layer:Q", "value:Q", "corrected:Q"],
+        )
+    )
+    colour = alt.Color(
+        "value:Q",
+        title="cosine",
+        scale=alt.Scale(domain=[-1, 1], scheme="redblue", clamp=True),
+        legend=alt.Legend(orient="bottom", direction="horizontal", gradientLength=200, values=[-1, -0.5, 0, 0.5, 1]),
+    )
+    ink = alt.condition("abs(datum.value) > 0.6", alt.value("white"), alt.value(INK))
+    layers = [
+        base.mark_rect().encode(color=colour).add_params(chosen),
+        base.mark_text(fontSize=11).encode(text=alt.Text("value:Q", format=".2f"), color=ink),
+    ]
+    null = result["cosines"][result["layer"]]["null"]
+    beyond = _beyond(result)
+    title = (
+        f"{beyond[0]} of {beyond[1]} pairs lie further from zero than random directions with the personas' covariance"
+    )
+    subtitle = [
+        f"Layer {result['layer']}: 95% of such pairs stay below {null['covariance']:.2f}; of directions any way alike "
+        f"{null['isotropic']:.2f}.",
+        "Diagonal: split-half reliability of the whole vector (Spearman–Brown).",
+    ]
+    return finish(layers, title, subtitle, alt.Step(CELL), alt.Step(CELL))
+
+
+def _beyond(result: Json) -> tuple[int, int]:
+    table, names = result["cosines"][result["layer"]], result["vectors"]
+    pairs = [(i, j) for i in range(len(names)) for j in range(i)]
+    limit = table["null"]["covariance"] or 0
+    return sum(abs(table["cosine"][i][j]) > limit for i, j in pairs), len(pairs)
+
+
+def rank_chart(result: Json) -> alt.LayerChart:
+    """Effective rank of the personas at every layer, beside personas shuffled and random directions."""
+    rows = [
+        {
+            "layer": one["layer"],
+            "rank": one["effective_rank"]["mean"],
+            **dict(zip(("low", "high"), one["effective_rank"]["ci"], strict=True)),
+            **dict(zip(("s_low", "s_high"), one["shuffled"], strict=True)),
+            **dict(zip(("r_low", "r_high"), one["random"], strict=True)),
+        }
+        for one in result["ranks"]
+    ]
+    base = alt.Chart(inline(rows)).encode(x=alt.X("layer:Q", title="layer (0 = first block)"))
+    y = alt.Y("low:Q", title="effective rank", scale=alt.Scale(zero=True))
+    own = result["ranks"][result["layer"]]
+    names = {"r": (GREY, "random directions"), "s": (VERMILLION, "personas shuffled within questions")}
+    layers = [
+        base.mark_area(color=names["r"][0], opacity=0.3).encode(y="r_low:Q", y2="r_high:Q"),
+        base.mark_area(color=names["s"][0], opacity=0.3).encode(y="s_low:Q", y2="s_high:Q"),
+        base.mark_area(color=BLUE, opacity=0.3).encode(y=y, y2="high:Q"),
+        base.mark_line(color=BLUE, strokeWidth=2).encode(y="rank:Q", tooltip=["layer:Q", "rank:Q", "low:Q", "high:Q"]),
+    ]
+    rank = own["effective_rank"]["mean"]
+    title = f"At layer {result['layer']} {result['personas']} personas span about {rank:.1f} dimensions"
+    subtitle = [
+        "Blue: effective rank (participation ratio) with its 95% interval over questions.",
+        "Orange: the same replies with personas shuffled within each question. Grey: random directions.",
+    ]
+    return finish(layers, title, subtitle, 420, 280)
+
+
+def held_out_chart(result: Json) -> alt.LayerChart:
+    """How much of the personas' variance on other questions the first components hold."""
+    own = result["ranks"][result["layer"]]
+    rows = [
+        {"components": place, "share": value, "of": of}
+        for of, values in (("personas", own["held_out"]), ("shuffled", own["held_out_shuffled"]))
+        for place, value in enumerate(values, 1)
+    ]
+    colour = alt.Color("of:N", title=None, scale=alt.Scale(domain=["personas", "shuffled"], range=[BLUE, VERMILLION]))
+    base = alt.Chart(inline(rows)).encode(
+        x=alt.X("components:O", title="components, found on half of the questions", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("share:Q", title="share on the other half", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+        color=colour,
+        tooltip=["of:N", "components:O", "share:Q"],
+    )
+    title = f"Three components hold {100 * own['held_out'][2]:.0f}% of what tells personas apart on other questions"
+    subtitle = [f"Layer {result['layer']}. Shuffled: personas exchanged within each question."]
+    return finish([base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=50)], title, subtitle, 420, 280)
+
+
+def effect_chart(result: Json) -> alt.LayerChart:
+    """Effect of steering along each vector on each trait, against the cosine of the two."""
+    found = result["coexpression"]
+    names = found["traits"]
+    rows = [
+        {
+            "steered": one,
+            "judged": other,
+            "cosine": found["cosine"][i][j],
+            "effect": found["effects"][one][other]["mean"],
+            "low": found["effects"][one][other]["ci"][0],
+            "high": found["effects"][one][other]["ci"][1],
+            "kind": "its own trait" if i == j else "another trait",
+            "name": f"{one} → {other}",
+        }
+        for i, one in enumerate(names)
+        for j, other in enumerate(names)
+        if found["effects"][one][other]["mean"] is not None
+    ]
+    colour = alt.Color(
+        "kind:N", title=None, scale=alt.Scale(domain=["its own trait", "another trait"], range=[VERMILLION, BLUE])
+    )
+    base = alt.Chart(inline(rows)).encode(
+        x=alt.X("cosine:Q", title="cosine of the two vectors, at the steered layer", scale=alt.Scale(domain=[-1, 1])),
+        color=colour,
+        tooltip=["name:N", "cosine:Q", "effect:Q", "low:Q", "high:Q"],
+    )
+    layers = [
+        alt.Chart(inline([{"y": 0}])).mark_rule(color=GREY).encode(y="y:Q"),
+        base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(y="low:Q", y2="high:Q"),
+        base.mark_point(filled=True, size=60, opacity=1).encode(y=alt.Y("effect:Q", title="change of the trait score")),
+    ]
+    r, p = found["r"], found["null"]["p"]
+    told = "no correlation" if r is None else f"r = {r:.2f}, p = {p:.3f}"
+    title = f"Cosine and co-expression of other traits: {told}"
+    subtitle = [f"{found['pairs']} pairs of different traits; p: names of the traits shuffled (Mantel)."]
+    return finish(layers, title, subtitle, 420, 320)
+
+
+def reach_chart(result: Json) -> alt.LayerChart:
+    """Change of each trait by the multiple of its vector's coefficient."""
+    found = result["coexpression"]
+    rows = [
+        {"trait": trait, "times": one["times"], "change": one["change"]["mean"]}
+        | dict(zip(("low", "high"), one["change"]["ci"], strict=True))
+        for trait, own in found["reach"].items()
+        for one in [*own["doses"], {"times": 0, "change": {"mean": 0, "ci": [0, 0]}}]
+    ]
+    base = alt.Chart(inline(rows)).encode(
+        x=alt.X("times:Q", title="multiple of the coefficient that the card recommends"),
+        color=alt.Color("trait:N", title=None),
+        tooltip=["trait:N", "times:Q", "change:Q", "low:Q", "high:Q"],
+    )
+    layers = [
+        alt.Chart(inline([{"y": 0}])).mark_rule(color=GREY).encode(y="y:Q"),
+        base.mark_rule(strokeWidth=1.5, opacity=0.5).encode(y="low:Q", y2="high:Q"),
+        base.mark_line(strokeWidth=2, point=True).encode(y=alt.Y("change:Q", title="change of its own trait score")),
+    ]
+    linear = [trait for trait, own in found["reach"].items() if own["verdict"] == "linear"]
+    title = f"Linear in the dose: {', '.join(linear) or 'none'}"
+    return finish(layers, title, ["Bars: 95% intervals over questions."], 420, 320)
+
+
+def _axis_title(index: int, axis: Json) -> str:
+    """The ends of an axis, as its title."""
+    low, high = ", ".join(axis["low"][:2]), ", ".join(axis["high"][:2])
+    return f"axis {index + 1} ({100 * axis['share']:.0f}% of the variance): {low} ← → {high}"
