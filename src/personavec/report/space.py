@@ -178,7 +178,7 @@ def rank_chart(result: Json) -> alt.LayerChart:
     rank = own["effective_rank"]["mean"]
     title = f"At layer {result['layer']} {result['personas']} personas span about {rank:.1f} dimensions"
     subtitle = [
-        "Blue: effective rank (participation ratio) with its 95% interval over questions.",
+        "Blue: effective rank (participation ratio), less what few questions add, with its 95% interval.",
         "Orange: the same replies with personas shuffled within each question. Grey: random directions.",
     ]
     return finish(layers, title, subtitle, 420, 280)
