@@ -69,16 +69,17 @@ def rank_of(every: Every, rng: Generator) -> Json:
         rng: Of the resampling.
 
     Returns:
-        `effective_rank`, corrected for what the noise of few questions adds, with a 95% interval; `components` that
-        hold 90%, the range of the effective rank for `random` directions as long as the personas' and for personas
-        `shuffled` within each question; `held_out`: the share of the variance between personas in one half of the
-        questions that the first components of the other half hold, and the same for shuffled personas.
+        `effective_rank` (`noiseless_rank`) with its 95% interval; `with_noise`: that of the means as they are, and the
+        `components` that hold 90% of their variance; the range of the latter rank for `random` directions as long as
+        the personas' and for personas `shuffled` within each question; `held_out`: the share of the variance between
+        personas in one half of the questions that the first components of the other half hold, and the same for
+        shuffled personas.
     """
     means = every.mean(axis=1)
     variances = eigenvalues(means)
     lengths = np.linalg.norm(means - means.mean(axis=0), axis=1, keepdims=True)
     questions = every.shape[1]
-    without = [effective_rank(eigenvalues(np.delete(every, one, axis=1).mean(axis=1))) for one in range(questions)]
+    without = [noiseless_rank(np.delete(every, one, axis=1), rng) for one in range(questions)]
     shuffles = [rng.permuted(np.tile(np.arange(len(every))[:, None], questions), axis=0) for _ in range(DRAWS)]
     mixed = [every[order, np.arange(questions)] for order in shuffles]
     random = [
@@ -88,7 +89,8 @@ def rank_of(every: Every, rng: Generator) -> Json:
     shuffled = [effective_rank(eigenvalues(one.mean(axis=1))) for one in mixed]
     held = np.mean([held_out(one) for one in mixed[:10]], axis=0)
     return {
-        "effective_rank": jackknife(effective_rank(variances), np.array(without)).to_json(),
+        "effective_rank": jackknife(noiseless_rank(every, rng), np.array(without)).to_json(),
+        "with_noise": rounded(effective_rank(variances)),
         "components": components_for(variances),
         "random": _bounds(random),
         "shuffled": _bounds(shuffled),
@@ -97,17 +99,34 @@ def rank_of(every: Every, rng: Generator) -> Json:
     }
 
 
-def jackknife(whole: float, without: Float[ndarray, " part"]) -> Interval:
-    """A statistic less its bias, from what it is without each part in turn, with Student's 95% interval.
+def noiseless_rank(every: Every, rng: Generator) -> float:
+    """Effective rank of the personas' covariance as infinitely many questions would give it.
 
-    Source: Quenouille (1956) and Tukey (1958). A bootstrap would add the noise once more instead of taking it away.
+    Noise adds dimensions. It is another one at every question, so products of different questions are free of it:
+    with the means of four disjoint parts of the questions, tr(M₀M₁ᵀ)·tr(M₂M₃ᵀ) / ⟨M₀M₁ᵀ, M₂M₃ᵀ⟩ has (Σλ)² above and Σλ²
+    below the line, both without bias; both are summed over random divisions.
+    """
+    centred = every - every.mean(axis=0)
+    above = below = 0.0
+    for _ in range(DRAWS):
+        parts = np.array_split(rng.permutation(every.shape[1]), 4)
+        one, two, three, four = (centred[:, part].mean(axis=1) for part in parts)
+        left, right = one @ two.T, three @ four.T
+        above += float(np.trace(left) * np.trace(right))
+        below += float((left * right).sum())
+    return above / below if below else float("nan")
+
+
+def jackknife(whole: float, without: Float[ndarray, " part"]) -> Interval:
+    """A statistic with Student's 95% interval, from what it is without each part in turn.
+
+    Source: Tukey (1958). A bootstrap would draw questions twice, whose noise is then the same.
     """
     from scipy.stats import t
 
     n = len(without)
-    each = n * whole - (n - 1) * without
-    half = float(t.ppf(0.975, n - 1) * each.std(ddof=1) / np.sqrt(n))
-    return Interval(float(each.mean()), float(each.mean()) - half, float(each.mean()) + half, n)
+    half = float(t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
+    return Interval(whole, whole - half, whole + half, n)
 
 
 def held_out(every: Every, most: int = 10) -> Float[ndarray, " component"]:

@@ -8,12 +8,13 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from personavec.errors import JudgeError
+from personavec.errors import ConfigError, JudgeError
 from personavec.judges.fluency import FluencyJudge
 from personavec.judges.judge import Judge, Score, TraitJudge, Why
 from personavec.progress import stage
 from personavec.run import Run
 from personavec.stats import Calibration, Interval, clustered_mean
+from personavec.vector import Card
 
 CHUNK = 256
 """Replies scored between two writes: the unit of resumption."""
@@ -54,6 +55,24 @@ class Judges:
             )
         take_scale(self.trait, scales.get("trait"), source)
         take_scale(self.coherence, scales.get("coherence"), source)
+
+
+def scaled(judges: Judges, judge: str, card: Card, name: str) -> Judges:
+    """The judges with the scale of a vector's card, where they need one.
+
+    Raises:
+        ConfigError: The card holds none.
+        JudgeError: It is of another judge.
+    """
+    if judge.startswith("likelihood"):
+        learned = card.details.get("judge")
+        if learned is None:
+            raise ConfigError(
+                f"expected the scale of a judge in the card of {name}, got none; choose --judge openai:MODEL or "
+                "hf:MODEL, which need none"
+            )
+        judges.restore(learned, f"the card of {name}")
+    return judges
 
 
 def scale(judge: Judge) -> Row:

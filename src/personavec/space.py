@@ -23,7 +23,7 @@ from personavec.persona_space import Personas, axes_of, built_in_personas, cosin
 from personavec.progress import stage
 from personavec.rollouts import Plan, answers, write
 from personavec.run import Run, versions, write_file
-from personavec.scoring import Judges
+from personavec.scoring import Judges, scaled
 from personavec.trait import trait_of
 from personavec.vector import PersonaVector, load_vector
 
@@ -53,7 +53,7 @@ def space(config: SpaceConfig) -> Row:
         vector.check_model(model.identity)
     if config.layer is not None and not 0 <= config.layer < model.n_layers:
         raise ConfigError(f"expected a layer from 0 to {model.n_layers - 1}, got {config.layer}; correct it")
-    inputs = {"model": model.identity.revision, "numbers": model.numbers, "personas": personas_hash(personas)}
+    inputs = {"model": model.identity.revision, "numbers": model.numbers, "personas": _hash(personas)}
     inputs |= {f"vector {name}": vector.content_hash for name, vector in vectors.items()}
     bench, judges = None, {}
     traits = (
@@ -63,10 +63,9 @@ def space(config: SpaceConfig) -> Row:
     )
     if config.coexpress:
         bench = load_bench(config.judge, model, config.system, config, config)
-        inputs["judge"] = bench.fingerprint
         for name, vector in vectors.items():
-            judges[name] = Judges(bench.trait(traits[name]), bench.coherence, traits[name].content_hash)
-            _restore(judges[name], vector, name)
+            judging = Judges(bench.trait(traits[name]), bench.coherence, traits[name].content_hash)
+            judges[name] = scaled(judging, config.judge, vector.card, name)
     out = config.out or Path("runs") / f"space-{'-'.join(vectors)}"
     run = Run.open(out, dataclasses.asdict(config) | {"coexpress": None}, inputs)
 
@@ -107,10 +106,12 @@ def space(config: SpaceConfig) -> Row:
         ),
         "coexpression": None,
     }
-    if config.coexpress:
-        found = coexpressed(config, run.part("coexpression"), model, vectors, traits, judges)
+    if bench is not None:
+        found = coexpressed(
+            config, run.part(f"coexpression-{Run.digest({'judge': bench.fingerprint})}"), model, vectors, traits, judges
+        )
         result["coexpression"] = found | _foretold(found, vectors, tables, rng)
-        result["judge_usage"] = bench.usage if bench else None
+        result["judge_usage"] = bench.usage
     result |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
     run.write_json("result.json", result)
     run.finish()
@@ -132,14 +133,7 @@ def _vectors(config: SpaceConfig) -> dict[str, PersonaVector]:
     return found
 
 
-def _restore(judges: Judges, vector: PersonaVector, name: str) -> None:
-    learned = vector.card.details.get("judge")
-    if learned is None:
-        raise ConfigError(f"expected the scale of a judge in the card of {name}, got none; extract it again")
-    judges.restore(learned, f"the card of {name}")
-
-
-def personas_hash(personas: Personas) -> str:
+def _hash(personas: Personas) -> str:
     """Names a set of personas."""
     return Run.digest(dict(zip(personas.names, personas.prompts, strict=True)) | {"": " ".join(personas.questions)})
 

@@ -159,6 +159,7 @@ def rank_chart(result: Json) -> alt.LayerChart:
         {
             "layer": one["layer"],
             "rank": one["effective_rank"]["mean"],
+            "noisy": one["with_noise"],
             **dict(zip(("low", "high"), one["effective_rank"]["ci"], strict=True)),
             **dict(zip(("s_low", "s_high"), one["shuffled"], strict=True)),
             **dict(zip(("r_low", "r_high"), one["random"], strict=True)),
@@ -173,13 +174,14 @@ def rank_chart(result: Json) -> alt.LayerChart:
         base.mark_area(color=names["r"][0], opacity=0.3).encode(y="r_low:Q", y2="r_high:Q"),
         base.mark_area(color=names["s"][0], opacity=0.3).encode(y="s_low:Q", y2="s_high:Q"),
         base.mark_area(color=BLUE, opacity=0.3).encode(y=y, y2="high:Q"),
+        base.mark_line(color=BLUE, strokeDash=[4, 3]).encode(y="noisy:Q"),
         base.mark_line(color=BLUE, strokeWidth=2).encode(y="rank:Q", tooltip=["layer:Q", "rank:Q", "low:Q", "high:Q"]),
     ]
     rank = own["effective_rank"]["mean"]
     title = f"At layer {result['layer']} {result['personas']} personas span about {rank:.1f} dimensions"
     subtitle = [
-        "Blue: effective rank (participation ratio), less what few questions add, with its 95% interval.",
-        "Orange: the same replies with personas shuffled within each question. Grey: random directions.",
+        "Blue: effective rank (participation ratio) without noise, with its 95% interval. Dashed: with it; compare",
+        "that with personas shuffled within each question (orange) and with random directions (grey).",
     ]
     return finish(layers, title, subtitle, 420, 280)
 

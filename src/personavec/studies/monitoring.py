@@ -23,7 +23,7 @@ from personavec.progress import stage
 from personavec.report.monitoring import write_experiment, write_monitoring
 from personavec.rollouts import Plan, answers, contrastive, write
 from personavec.run import Run, versions
-from personavec.scoring import Judges, column, keep, mean_score, score
+from personavec.scoring import Judges, column, keep, mean_score, scaled, score
 from personavec.stats import pearson, pearson_interval
 from personavec.trait import Trait, trait_of
 from personavec.vector import PersonaVector, load_vector
@@ -76,7 +76,7 @@ def experiment(config: MonitorConfig) -> Row:
         vector.check_model(model.identity)
     bench = load_bench(config.judge, model, config.system, config, config)
     judges = {
-        name: _judges(config, Judges(bench.trait(trait), bench.coherence, trait.content_hash), vector, name)
+        name: scaled(Judges(bench.trait(trait), bench.coherence, trait.content_hash), config.judge, vector.card, name)
         for name, trait, vector in zip(names, traits, vectors, strict=True)
     }
     inputs = {"model": model.identity.revision, "numbers": model.numbers, "judge": bench.fingerprint}
@@ -116,19 +116,6 @@ def experiment(config: MonitorConfig) -> Row:
     run.write_json("result.json", result)
     run.finish()
     return result
-
-
-def _judges(config: MonitorConfig, judges: Judges, vector: PersonaVector, name: str) -> Judges:
-    """The judges with the scale of the vector's card, where they need one."""
-    if config.judge.startswith("likelihood"):
-        learned = vector.card.details.get("judge")
-        if learned is None:
-            raise ConfigError(
-                f"expected the scale of a judge in the card of {name}, got none; choose --judge openai:MODEL or "
-                "hf:MODEL, which need none"
-            )
-        judges.restore(learned, f"the card of {name}")
-    return judges
 
 
 def _exemplars(config: MonitorConfig, run: Run, model: ChatModel, trait: Trait, judges: Judges) -> list[Row]:

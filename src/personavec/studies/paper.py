@@ -17,6 +17,7 @@ from personavec.rollouts import answers
 from personavec.run import Run, versions
 from personavec.studies.parts.claims import tally
 from personavec.studies.parts.finetuning import finetunings
+from personavec.studies.parts.geometry import geometry
 from personavec.studies.parts.mitigation import harmless, mitigation
 from personavec.studies.parts.monitoring import monitoring
 from personavec.studies.parts.screening import filtering, real_chats, rungs, separability
@@ -50,6 +51,7 @@ PARTS = {
     "separability": Part("Telling rows apart", separability, 1, 0.1),
     "rungs": Part("Screening real chats at lower cost", rungs, 15, 1),
     "filtering": Part("Filtering training data", filtering, 40, 3),
+    "geometry": Part("Cosines and persona space", geometry, 40, 4),
     "real_chats": Part("Training on chosen real chats", real_chats, 20, 2),
 }
 """In order; each may read what those before it found."""

@@ -1,0 +1,46 @@
+"""Appendix G.2, and what the paper leaves open: cosines of vectors, and whether they foretell co-expression."""
+
+from itertools import combinations
+from typing import Any
+
+from personavec.config_space import SpaceConfig
+from personavec.options import Common, Judging, Writing
+from personavec.report.space import write_space
+from personavec.space import space
+from personavec.studies.parts import published
+from personavec.studies.parts.claims import Claim
+from personavec.studies.parts.study import Study
+
+Row = dict[str, Any]
+
+
+def geometry(study: Study) -> Row:
+    """All vectors beside each other and beside many personas, with co-expression in the whole version."""
+    found = write_space(
+        space(
+            SpaceConfig(
+                vectors=tuple(study.files.values()),
+                coexpress=not study.config.quick,
+                traits=study.trait_files,
+                out=study.run.path("space"),
+                **study.options(Judging, Writing, Common),
+            )
+        )
+    )
+    names, own = found["vectors"], found["cosines"][found["layer"]]
+    claims, table = [], []
+    for i, j in combinations(range(len(names)), 2):
+        pair = (min(names[i], names[j]), max(names[i], names[j]))
+        cosine, limit = own["cosine"][i][j], own["null"]["covariance"]
+        figures = published.COSINES.get(pair, ())
+        sign = -1 if figures and figures[0] < 0 else 1
+        if figures:
+            # half of a vector's questions against the other half is all the noise there is: no interval of its own
+            spread = abs(cosine) * (1 - min(own["reliability"][i], own["reliability"][j]))
+            ours = {"mean": sign * cosine, "ci": [sign * cosine - spread, sign * cosine + spread]}
+            told = "Vectors of these traits point the way that the paper's do"
+            claims.append(
+                Claim("appendix G.2", told, " and ".join(pair), ours, "cosine", limit, tuple(map(abs, figures)))
+            )
+        table.append({"pair": " and ".join(pair), "cosine": cosine, "corrected": own["corrected"][i][j], "null": limit})
+    return {"claims": claims, "table": table, "report": found["report"], "coexpression": found["coexpression"]}
