@@ -12,7 +12,7 @@ from personavec.options import Common, Files, Folder, Judging, Switch, Writing
 
 @dataclass(frozen=True)
 class SpaceConfig(Judging, Writing, Common):
-    """How persona vectors lie to each other, to many personas, and what steering along one does to the others.
+    """Compare persona vectors with each other and with many personas.
 
     Examples:
       personavec space runs/two/humorous/vector.safetensors runs/two/impolite/vector.safetensors

@@ -39,7 +39,7 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
         )
         if not trait["above_floor"]:
             say("no layer and dose stayed surely above the coherence floor: the most coherent one was taken")
-        measures = (trait["confounds"] or {"measures": {}})["measures"]
+        measures = (trait.get("confounds") or {"measures": {}})["measures"]
         if out := [name for name, one in measures.items() if one["stands_out"]]:
             say(f"the two sides also differ in {', '.join(out)}: see the report")
         for arm, dropped in trait["unscored"].items():
