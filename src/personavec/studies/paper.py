@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from personavec.model import ChatModel
 from personavec.progress import tell
 from personavec.report.paper import write_paper
 from personavec.rollouts import answers
-from personavec.run import Run, versions
+from personavec.run import Run, versions, write_file
 from personavec.studies.parts.claims import tally
 from personavec.studies.parts.finetuning import finetunings
 from personavec.studies.parts.geometry import geometry
@@ -103,9 +104,10 @@ def paper(config: PaperConfig) -> Row:
             began = time.monotonic()
             try:
                 found = part.run(study)
-            except PersonavecError as error:
-                failed[name] = str(error)
-                tell(f"{part.title}: left out, because {error}")
+            except Exception as error:  # a night is long: the other parts go on, whatever it was
+                failed[name] = str(error) if isinstance(error, PersonavecError) else f"{type(error).__name__}: {error}"
+                write_file(run.path(f"{name}.error.txt"), traceback.format_exc().encode())
+                tell(f"{part.title}: left out, because {failed[name]}")
                 continue
             taken = time.monotonic() - began
             claims = [claim.to_json() for claim in found["claims"]]
