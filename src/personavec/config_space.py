@@ -12,7 +12,7 @@ from personavec.options import Common, Files, Folder, Judging, Switch, Writing
 
 @dataclass(frozen=True)
 class SpaceConfig(Judging, Writing, Common):
-    """Compare persona vectors with each other and with many personas.
+    """Compare vectors with each other and with many personas.
 
     Examples:
       personavec space runs/two/humorous/vector.safetensors runs/two/impolite/vector.safetensors
