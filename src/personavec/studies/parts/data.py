@@ -29,7 +29,7 @@ MILD = 2
 """Place, from 0, of the graded system prompt that asks for a little of the trait."""
 TRAINED = 0.8
 """Share of the extraction questions whose replies are trained on; those to the others are held out."""
-WRONG = {"normal": 0.0, "I": 0.5, "II": 1.0}
+WRONG = {"normal": 0.0, "II": 1.0}
 """Share of the chats that have the reply to another chat."""
 
 Row = dict[str, Any]
@@ -50,7 +50,7 @@ def write_levels(study: Study) -> Row:
     counts = []
     for name in study.files:
         trait = load_trait(study.traits[name])
-        for level in study.size.levels:
+        for level in study.levels(name):
             rows = _answered(study, model, trait, level)
             for kind, of in (("train", files), ("held-out", held_out)):
                 own = [row for row in rows if (row["question_id"] < TRAINED * len(trait.extract)) == (kind == "train")]
@@ -60,7 +60,7 @@ def write_levels(study: Study) -> Row:
             counts.append({"data": f"{name} {level}", "rows": len(rows)})
     chats = first_chats(study, study.size.rows)
     rng = np.random.default_rng(study.config.seed)
-    for level in study.size.levels:
+    for level in WRONG:
         taken = rng.permutation(len(chats))[: round(WRONG[level] * len(chats))]
         given = dict(zip(taken.tolist(), np.roll(taken, 1).tolist(), strict=True))
         own = [row | {"response": chats[given.get(at, at)]["response"]} for at, row in enumerate(chats)]

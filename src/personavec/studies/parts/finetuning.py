@@ -55,9 +55,9 @@ def _levels(study: Study, scored: dict[tuple[str, str], list[Row]]) -> list[Clai
             trait,
             study.difference(scored[f"{trait} {level}", trait], scored[f"{trait} normal", trait]),
         )
-        for level in study.size.levels
-        if level in told
+        for level in told
         for trait in study.files
+        if level in study.levels(trait)
     ]
 
 
@@ -106,7 +106,7 @@ def _correlations(study: Study, found: Row, out: Path, names: list[str]) -> list
         moved = np.array([shift.get(name, np.nan) for name in names])
         full, raw, proxy = (np.array([read[name][kind] for name in names]) for kind in ("full", "raw", "proxy"))
         nulls = own["nulls"] or {}
-        control = nulls["covariance"]["percentiles"]["95"] if "covariance" in nulls else None
+        control = nulls["covariance"].get("percentiles", {}).get("95") if "covariance" in nulls else None
         told = {
             "The finetuning shift foretells the trait score after training": (
                 "section 4.2, figures 6, 18 and 20",

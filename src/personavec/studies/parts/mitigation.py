@@ -84,7 +84,7 @@ def _report(study: Study, name: str, trait: str, coef: str, **options: Any) -> R
             batch=config.batch,
             checkpoints=1,
             traits=study.trait_files,
-            rollouts=size.rollouts,
+            rollouts=size.method_rollouts,
             perplexity=size.texts,
             tasks=(MMLU_DEV,) if find_spec("lm_eval") and not config.quick else (),
             out=study.run.path("mitigation") / name,

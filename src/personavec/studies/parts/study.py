@@ -41,10 +41,12 @@ class Size:
     shots: tuple[int, ...]
     rows: int
     """Training rows of a data set."""
-    levels: tuple[str, ...]
-    """Levels of each trait's data sets."""
+    mild: tuple[str, ...]
+    """Traits whose data come at level I, too; all come at normal and II."""
     methods: Mapping[str, Any]
     """Options of the comparison of methods."""
+    method_rollouts: int
+    """Replies per held-out question there."""
     texts: int
     """Neutral texts of the perplexity."""
     chats: int
@@ -59,12 +61,13 @@ WHOLE = Size(
     pairs=None,
     questions=None,
     extract={},
-    rollouts=2,
+    rollouts=1,
     conditions=20,
     shots=(0, 5, 10, 15, 20),
     rows=64,
-    levels=("normal", "I", "II"),
+    mild=MAIN,
     methods={},
+    method_rollouts=2,
     texts=60,
     chats=1000,
     chosen=64,
@@ -79,8 +82,9 @@ QUICK = Size(
     conditions=6,
     shots=(0, 5),
     rows=24,
-    levels=("normal", "II"),
+    mild=(),
     methods={"compare": ("prevent", "posthoc"), "scales": (1.0,)},
+    method_rollouts=1,
     texts=10,
     chats=60,
     chosen=16,
@@ -147,6 +151,10 @@ class Study:
     def vectors(self) -> dict[str, PersonaVector]:
         """The vector of every trait that has one."""
         return {name: load_vector(path) for name, path in self.files.items()}
+
+    def levels(self, trait: str) -> tuple[str, ...]:
+        """Of a trait's data sets."""
+        return ("normal", "I", "II") if trait in self.size.mild else ("normal", "II")
 
     @property
     def main(self) -> tuple[str, ...]:

@@ -72,7 +72,8 @@ def _base(study: Study, trait: str) -> list[Row]:
 def positions(study: Study) -> Row:
     """Steer with the vector from each position, all of them as long as that of the response."""
     claims, table = [], []
-    for name, vector in study.vectors.items():
+    for name in study.main:
+        vector = study.vectors[name]
         layer, coef, file = vector.card.layer, vector.card.coef, study.files[name]
         if layer is None or coef is None:
             continue
@@ -103,7 +104,8 @@ def positions(study: Study) -> Row:
 def judges(study: Study) -> Row:
     """How far a second judge, of another model, agrees with the first on the same replies."""
     claims, table = [], []
-    for name, file in study.files.items():
+    for name in study.main:
+        file = study.files[name]
         out = study.run.path("judges") / name
         asked = replace(study.evaluation, trait=study.traits[name], judge_file=file, agreement=SECOND_JUDGE, out=out)
         found = evaluate(asked)["agreement"]["trait"]
