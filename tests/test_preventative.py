@@ -204,6 +204,7 @@ def test_logs_tell_tokens_and_projection(tmp_path: Path) -> None:
     assert rows[0]["projection/tiny"] != rows[1]["projection/tiny"] and model.hf.training
 
 
+@pytest.mark.slow  # the compiler takes a minute
 @pytest.mark.usefixtures("unchecked")
 def test_a_compiled_model_is_steered(tmp_path: Path) -> None:
     found = []

@@ -7,19 +7,19 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy import ndarray
 from numpy.random import Generator
 
-from personavec.nulls import covariance_directions, isotropic_directions, rounded
+from personavec.nulls import correlations, covariance_directions, isotropic_directions, rounded
 from personavec.stats import Interval
 
 Json = dict[str, Any]
 Means = Float[ndarray, "persona d_model"]
 Every = Float[ndarray, "persona question d_model"]
 
-DRAWS = 50
-"""Of each null."""
+DRAWS, SHUFFLES = 50, 1000
+"""Of each null of a rank, and of names."""
 ENOUGH = 0.9
 """Share of the variance that the counted components hold."""
 LEAST_RELIABLE = 0.3
@@ -241,14 +241,11 @@ def mantel(
     Source: Mantel (1967). Cells of one row are no independent pairs; shuffling names keeps rows and columns together.
     """
     off = ~np.eye(len(one), dtype=bool)
-
-    def r(order: Int[ndarray, " vector"]) -> float:
-        mine, theirs = one[off], other[np.ix_(order, order)][off]
-        good = np.isfinite(mine) & np.isfinite(theirs)
-        varies = good.sum() > 2 and np.ptp(mine[good]) > 0 and np.ptp(theirs[good]) > 0
-        return float(np.corrcoef(mine[good], theirs[good])[0, 1]) if varies else float("nan")
-
-    return r(np.arange(len(one))), np.array([r(rng.permutation(len(one))) for _ in range(1000)])
+    orders = [np.arange(len(one)), *(rng.permutation(len(one)) for _ in range(SHUFFLES))]
+    mine, theirs = one[off], np.stack([other[np.ix_(order, order)][off] for order in orders], axis=1)
+    good = np.isfinite(mine) & np.isfinite(theirs).all(axis=1)
+    found = correlations(theirs[good], mine[good])
+    return float(found[0]), found[1:]
 
 
 def _bounds(values: Sequence[float]) -> list[float | None]:
