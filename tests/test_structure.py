@@ -23,6 +23,7 @@ VERBS = (
     "shift",
     "screen",
     "space",
+    "decompose",
     "interop",
     "verify",
 )
@@ -37,6 +38,7 @@ LEVELS = {
             "config_deploy",
             "config_paper",
             "config_space",
+            "config_decompose",
             "trait",
             "sample",
             "run",
@@ -87,6 +89,7 @@ LEVELS = {
             "directions",
             "difference",
             "confounds",
+            "contributions",
             "coexpression",
             "capability",
         ),

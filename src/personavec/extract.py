@@ -11,7 +11,7 @@ from personavec.activations import activation_norms
 from personavec.config import ExtractConfig
 from personavec.confounds import audit, length_correlation, matched
 from personavec.difference import difference_in_means
-from personavec.errors import ConfigError, DataError, JudgeError, ModelError
+from personavec.errors import DataError, JudgeError, ModelError
 from personavec.judges.load import load_bench
 from personavec.model import ChatModel
 from personavec.result import outcome, summarise
@@ -29,7 +29,7 @@ from personavec.scoring import (
     score,
     take_scale,
 )
-from personavec.trait import Trait, load_trait
+from personavec.trait import Trait, load_traits
 from personavec.vector import Card, PersonaVector, load_vector
 
 FILES = {"response avg": "vector", "prompt avg": "prompt_avg", "prompt last": "prompt_last", "shuffled": "shuffled"}
@@ -48,7 +48,7 @@ def extract(config: ExtractConfig) -> Row:
         PersonavecError: Bad input; what was done so far stays in the run folder.
     """
     began = time.monotonic()
-    traits = _traits(config)
+    traits = load_traits(config.traits)
     model = ChatModel.from_config(config)
     layers = proof.swept_layers(config.layers, model.n_layers)
     bench = load_bench(config.judge, model, config.system, config, config)
@@ -184,14 +184,3 @@ def _base_replies(config: ExtractConfig, run: Run, model: ChatModel, traits: Seq
         )
     ]
     return write(model, run, "base.jsonl", plans, config, "base replies")
-
-
-def _traits(config: ExtractConfig) -> list[Trait]:
-    traits = [load_trait(name) for name in config.traits]
-    names = [trait.name for trait in traits]
-    if not traits or len(set(names)) < len(names):
-        raise ConfigError(
-            f"expected one or more different traits, got {', '.join(names) or 'none'}; "
-            "for example: personavec extract optimistic"
-        )
-    return traits

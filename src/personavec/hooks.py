@@ -159,3 +159,50 @@ def capture(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     read(model, layers, add, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     return torch.stack([sums[layer] for layer in layers], dim=2).cpu()
+
+
+@contextmanager
+def parts(model: BlockModel, layers: Collection[int], fn: Callable[[int, str, Tensor], None]) -> Iterator[None]:
+    """Tell a function the `input` of some blocks and the stream in the `middle`, between attention and MLP.
+
+    The middle is found by structure: what the first part after the attention is given, parts of the attention's own
+    output (norms, dropout) left aside. Where it is given what the attention or the block was, both read the same, and
+    there is no middle.
+    """
+    handles: list[Any] = []
+
+    def watch(layer: int, block: nn.Module) -> None:
+        known: dict[str, Tensor] = {}
+
+        def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            known.clear()
+            known["block"] = args[0] if args else kwargs["hidden_states"]
+            fn(layer, "input", known["block"])
+
+        def attend(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            known["attention"] = args[0] if args else kwargs["hidden_states"]
+
+        def attended(_: nn.Module, _args: Any, output: Any) -> None:
+            known["added"] = output if isinstance(output, Tensor) else output[0]
+
+        def given(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if "added" in known and args[0] is not known["added"]:
+                if not any(args[0] is one for one in known.values()):
+                    fn(layer, "middle", args[0])
+                known.clear()
+
+        handles.append(block.register_forward_pre_hook(begin, with_kwargs=True))
+        for name, part in block.named_children():
+            if name.endswith(("attn", "attention")):
+                handles.append(part.register_forward_pre_hook(attend, with_kwargs=True))
+                handles.append(part.register_forward_hook(attended))
+            else:
+                handles.append(part.register_forward_pre_hook(given))
+
+    try:
+        for layer in layers:
+            watch(layer, model.blocks[layer])
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -8,13 +8,13 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from personavec.errors import TraitError
+from personavec.errors import ConfigError, TraitError
 
 Side = Literal["pos", "neg"]
 
@@ -199,6 +199,23 @@ def load_trait(name_or_path: str | Path) -> Trait:
         return _parse_two_files(data, path) if "instruction" in data else _parse(data)
     except TraitError as error:
         raise TraitError(f"{path}: {error}") from error
+
+
+def load_traits(names: Sequence[str]) -> list[Trait]:
+    """Several traits, as `load_trait` takes them.
+
+    Raises:
+        ConfigError: There are none, or one is there twice.
+        TraitError: One cannot be read.
+    """
+    traits = [load_trait(name) for name in names]
+    told = [trait.name for trait in traits]
+    if not traits or len(set(told)) < len(told):
+        raise ConfigError(
+            f"expected one or more different traits, got {', '.join(told) or 'none'}; "
+            "for example: personavec extract optimistic"
+        )
+    return traits
 
 
 def trait_of(name: str, files: Iterable[Path], advice: str = "pass it with --traits") -> Trait:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from personavec import __version__, config, config_deploy, config_finetune, config_paper, config_space
+from personavec import __version__, config, config_decompose, config_deploy, config_finetune, config_paper, config_space
 from personavec.errors import ConfigError, PersonavecError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "shift": (config.ShiftConfig, "personavec.shift"),
     "serve": (config_deploy.ServeConfig, "personavec.server.serve"),
     "space": (config_space.SpaceConfig, "personavec.space"),
+    "decompose": (config_decompose.DecomposeConfig, "personavec.decompose"),
     "interop": (config_deploy.InteropConfig, "personavec.interop"),
     "verify": (config.VerifyConfig, "personavec.verify"),
     "paper": (config_paper.PaperConfig, "personavec.studies.paper"),
@@ -108,6 +109,10 @@ def run(name: str, options: Any) -> int:
             from personavec.report.space import write_space
 
             result = write_space(result)
+        if name == "decompose":
+            from personavec.report.decompose import write_decomposition
+
+            result = write_decomposition(result)
     if options.json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str), flush=True)
     else:

@@ -18,6 +18,7 @@ from personavec.config import (
     WriteDatasetConfig,
     WriteTraitConfig,
 )
+from personavec.config_decompose import DecomposeConfig
 from personavec.config_finetune import ReportConfig
 from personavec.config_paper import PaperConfig
 from personavec.config_space import SpaceConfig
@@ -340,3 +341,18 @@ def space(_config: SpaceConfig, result: Json) -> None:
         for name, reach in found["reach"].items():
             say(f"{name}: {reach['verdict']} in the dose", markup=False)
     say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+
+
+def decompose(_config: DecomposeConfig, result: Json) -> None:
+    """The terms and tokens that carry most."""
+    say(
+        f"{result['trait']} at layer {result['layer']}: the two sides lie {estimate(result['whole'], 2)} apart",
+        markup=False,
+    )
+    table = Table("written by", "difference", "", box=None, pad_edge=False)
+    for one in sorted(result["terms"], key=lambda one: -abs(one["difference"]["mean"]))[:8]:
+        beyond = "beyond random" if one["random"]["beyond"] else "not beyond random"
+        table.add_row(one["term"], estimate(one["difference"], 2), beyond)
+    console.print(table)
+    told = ", ".join(f"{one['token'].strip() or '␣'} {one['share']:.0%}" for one in result["tokens"]["for"][:8])
+    say(f"tokens: {told}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)

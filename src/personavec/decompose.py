@@ -1,0 +1,172 @@
+"""Decompose: which tokens carry a vector's difference, and which attentions and MLPs write it."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from personavec.config_decompose import DecomposeConfig
+from personavec.contributions import Token, tokens, written
+from personavec.directions import directions
+from personavec.errors import ConfigError, DataError
+from personavec.model import ChatModel
+from personavec.nulls import against, rounded
+from personavec.run import Run, versions
+from personavec.scoring import joined, keep
+from personavec.stats import difference_interval
+from personavec.vector import load_vector
+
+Row = dict[str, Any]
+
+PLACES = ("first token", "first third", "second third", "last third")
+SHOWN = 3
+"""Replies of each side that the page shades."""
+
+
+def decompose(config: DecomposeConfig) -> Row:
+    """Split the difference between kept positive and negative replies along a vector, by token and by block.
+
+    The stream is the sum of what the embedding, every attention and every MLP have added. So the projection of the
+    difference is the sum of their projections, and likewise of those of all tokens: both sums are checked.
+
+    Returns:
+        `whole`: the difference along the unit vector, with a 95% interval over questions; `terms` with theirs, and what
+        random directions give; `tokens` by their share; `places` in the reply; `sum_error`: how far the terms' sum is
+        from the whole.
+
+    Raises:
+        PersonavecError: Bad input.
+    """
+    began = time.monotonic()
+    if config.vector is None:
+        raise ConfigError(
+            "expected a vector file, got none; for example: personavec decompose "
+            "runs/demo/optimistic/vector.safetensors"
+        )
+    vector = load_vector(config.vector)
+    layer = vector.card.layer if config.layer is None else config.layer
+    if layer is None:
+        raise ConfigError("expected a recommended layer in the card, got none; pass --layer")
+    unit = vector.unit(layer)
+    rows = _replies(config.vector)
+    model = ChatModel.from_config(config)
+    vector.check_model(model.identity)
+    out = config.out or Path("runs") / f"decompose-{vector.card.trait}"
+    run = Run.open(out, dataclasses.asdict(config), {"vector": vector.content_hash, "numbers": model.numbers})
+    random = directions([vector], [vector.card.trait], [layer], config.seed).random(layer)
+    found = written(model, rows, layer, torch.cat([unit[None], random]))
+    is_pos = np.array([row["side"] == "pos" for row in rows])
+    questions = np.array([row["question_id"] for row in rows])
+    terms = []
+    for index, name in enumerate(found.terms):
+        own = difference_interval(found.values[:, index, 0], is_pos, questions, config.seed)
+        others = found.values[is_pos, index, 1:].mean(axis=0) - found.values[~is_pos, index, 1:].mean(axis=0)
+        terms.append({"term": name, "difference": own.to_json(), "random": against(own.mean, others)})
+    whole = difference_interval(found.whole[:, 0], is_pos, questions, config.seed)
+    every = tokens(model, rows, layer, unit)
+    result: Row = {
+        "out": str(out),
+        "trait": vector.card.trait,
+        "model": config.model,
+        "vector": str(config.vector),
+        "layer": layer,
+        "replies": {"pos": int(is_pos.sum()), "neg": int((~is_pos).sum())},
+        "whole": whole.to_json(),
+        "terms": terms,
+        "sum_error": float(np.abs(found.values[:, :, 0].sum(axis=1) - found.whole[:, 0]).max()),
+        "tokens": _by_token(model, rows, every, config.top),
+        "places": _by_place(rows, every, config.seed),
+        "examples": _examples(model, rows, every),
+        "versions": versions(),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    run.write_json("result.json", result)
+    run.finish()
+    return result
+
+
+def _replies(vector: Path) -> list[Row]:
+    """The kept replies of the extraction that a vector file lies in."""
+    run = Run(vector.parent)
+    if not (run.done("rollouts.jsonl") and run.done("rollouts.scores.jsonl")):
+        raise ConfigError(
+            f"expected rollouts.jsonl and rollouts.scores.jsonl beside {vector}, got none; pass the vector where "
+            "extract left it"
+        )
+    rows = joined(list(run.rows("rollouts.jsonl")), list(run.rows("rollouts.scores.jsonl")))
+    kept = [row for row in rows if keep(row)]
+    if {row["side"] for row in kept} != {"pos", "neg"}:
+        raise DataError(f"expected kept replies of both sides beside {vector}, got one side; extract it again")
+    return kept
+
+
+def _by_token(model: ChatModel, rows: Sequence[Row], every: Sequence[Token], top: int) -> Row:
+    """Tokens by what all their occurrences add to the difference; the tokens' mean projection is taken away first.
+
+    That leaves the sum as it is, since either side's weights sum to one.
+    """
+    centre = float(np.mean([one.projection for one in every]))
+    shares: dict[int, float] = {}
+    counts: dict[int, dict[str, int]] = {}
+    for one in every:
+        side = rows[one.row]["side"]
+        sign = 1 if side == "pos" else -1
+        shares[one.id] = shares.get(one.id, 0.0) + sign * one.weight * (one.projection - centre)
+        own = counts.setdefault(one.id, {"pos": 0, "neg": 0})
+        own[side] += 1
+    order = sorted(shares, key=lambda token: -shares[token])
+    total = sum(shares.values())
+
+    def told(token: int) -> Row:
+        values = [one.projection for one in every if one.id == token]
+        return {
+            "token": model.decode([token]),
+            "share": rounded(shares[token] / total),
+            "projection": rounded(float(np.mean(values))),
+            **counts[token],
+        }
+
+    return {
+        "kinds": len(shares),
+        "mean_projection": rounded(centre),
+        "for": [told(token) for token in order[:top] if shares[token] > 0],
+        "against": [told(token) for token in order[::-1][:top] if shares[token] < 0],
+    }
+
+
+def _by_place(rows: Sequence[Row], every: Sequence[Token], seed: int) -> list[Row]:
+    """The difference of the mean projections at each place in the reply."""
+    lengths = {one.row: one.place + 1 for one in every}  # the last one counts
+    places: list[dict[int, list[float]]] = [{} for _ in PLACES]
+    for one in every:
+        places[0 if one.place == 0 else 1 + min(2, 3 * one.place // lengths[one.row])].setdefault(one.row, []).append(
+            one.projection
+        )
+    found = []
+    for name, own in zip(PLACES, places, strict=True):
+        index = sorted(own)
+        values = np.array([np.mean(own[row]) for row in index])
+        is_pos = np.array([rows[row]["side"] == "pos" for row in index])
+        questions = np.array([rows[row]["question_id"] for row in index])
+        known = bool(len(values) and is_pos.any() and not is_pos.all())
+        difference = difference_interval(values, is_pos, questions, seed).to_json() if known else None
+        found.append({"place": name, "difference": difference, "replies": len(index)})
+    return found
+
+
+def _examples(model: ChatModel, rows: Sequence[Row], every: Sequence[Token]) -> list[Row]:
+    """The first replies of each side, token by token."""
+    chosen = [[index for index, row in enumerate(rows) if row["side"] == side][:SHOWN] for side in ("pos", "neg")]
+    return [
+        {
+            "side": rows[index]["side"],
+            "question": rows[index]["question"],
+            "tokens": [[model.decode([one.id]), rounded(one.projection)] for one in every if one.row == index],
+        }
+        for side in chosen
+        for index in side
+    ]
