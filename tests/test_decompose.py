@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_chat
+import torch
+from safetensors.torch import save_file
 
 from personavec.cli.main import main
+from personavec.vector import load_vector
 
 
 @pytest.fixture
@@ -56,6 +59,28 @@ def test_blocks_and_tokens_sum_to_the_whole(
     assert "writes more of the difference" in page and "Question 0?" in page
     assert main(args) == 0
     assert "attention" in capsys.readouterr().out
+
+
+def test_features_of_a_dictionary(
+    extracted: Path, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vector = load_vector(extracted)
+    layer = int(vector.card.layer or 0)
+    rows = torch.randn((50, vector.direction.shape[1]), generator=torch.Generator().manual_seed(0))
+    rows[7] = vector.unit(layer)
+    file = tmp_path / "sae.safetensors"
+    save_file({"W_dec": rows, "W_enc": rows.T.contiguous(), "b_enc": torch.zeros(50)}, file)
+    args = ["decompose", str(extracted), "--model", str(saved[0]), "--dtype", "float32", "--top", "5", "--json"]
+    assert main([*args, "--sae", str(file), "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    own = found["dictionary"]
+    assert own["features"][0]["feature"] == 7 and own["features"][0]["cosine"] == pytest.approx(1, abs=1e-3)
+    assert own["null"]["p"] < 0.01 and len(own["features"]) == 5
+    assert any("⟦" in one["text"] for feature in own["features"] for one in feature["shown"])
+    assert "Features of the dictionary" in Path(found["report"]).read_text("utf-8")
+    (tmp_path / "cfg.json").write_text(json.dumps({"layer": layer + 1}))
+    assert main([*args, "--sae", str(file), "--out", str(tmp_path / "other")]) == 2
+    assert f"expected a dictionary of layer {layer}, got one of layer {layer + 1}" in capsys.readouterr().err
 
 
 def test_a_vector_without_its_replies_is_refused(saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

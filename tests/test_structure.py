@@ -90,6 +90,7 @@ LEVELS = {
             "difference",
             "confounds",
             "contributions",
+            "dictionary",
             "coexpression",
             "capability",
         ),

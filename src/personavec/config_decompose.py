@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from personavec.options import Common, Folder
+from personavec.options import Common, File, Folder
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class DecomposeConfig(Common):
     Examples:
       personavec decompose runs/demo/optimistic/vector.safetensors
       personavec decompose runs/demo/optimistic/vector.safetensors --layer 12 --json
+      personavec decompose runs/demo/optimistic/vector.safetensors --sae sae/blocks.18.hook_resid_post
 
     More in docs/decompose.md.
     """
@@ -27,5 +28,7 @@ class DecomposeConfig(Common):
     """Where it is read; default the layer that its card recommends."""
     out: Folder = None
     """Run folder; default runs/decompose-TRAIT. The same command does it again."""
+    sae: File = None
+    """A sparse dictionary of that layer: safetensors, as SAELens, sparsify and dictionary_learning write them."""
     top: int = 20
-    """Tokens to name on either side."""
+    """Tokens to name on either side, and features of the dictionary."""

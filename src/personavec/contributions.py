@@ -1,6 +1,6 @@
 """What writes a direction: the embedding, and attention and MLP of every block, each by what it adds to the stream."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,3 +106,26 @@ def tokens(model: ChatModel, rows: Sequence[Row], layer: int, unit: Float[Tensor
                 ]
             advance(len(batch))
     return sorted(found, key=lambda one: (one.row, one.place))
+
+
+def token_activations(
+    model: ChatModel, rows: Sequence[Row], layer: int
+) -> Iterator[tuple[Row, Float[Tensor, "token d_model"]]]:
+    """Each reply with the stream of its tokens at a layer."""
+    ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
+    with stage("tokens of replies", len(rows)) as advance:
+        for batch in by_length(ids, BATCH_TOKENS):
+            tokens, mask = model.tensor([ids[i] for i in batch], left=False)
+            kept: list[Tensor] = []
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, "use_cache": False}
+
+            def keep(_: int, stream: Tensor, kept: Any = kept) -> None:
+                kept.append(stream.float().cpu())
+
+            read(model, [layer], keep, **inputs)
+            for index, own in zip(batch, kept[0], strict=True):
+                row = rows[index]
+                start = len(row["prompt_ids"]) + row.get("reasoning_tokens", 0)
+                yield row, own[start : len(ids[index])]
+            advance(len(batch))

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from personavec.config_decompose import DecomposeConfig
-from personavec.contributions import Token, tokens, written
+from personavec.contributions import Token, token_activations, tokens, written
+from personavec.dictionary import Dictionary, load_dictionary, nearest
 from personavec.directions import directions
 from personavec.errors import ConfigError, DataError
 from personavec.model import ChatModel
@@ -23,6 +26,8 @@ from personavec.vector import load_vector
 Row = dict[str, Any]
 
 PLACES = ("first token", "first third", "second third", "last third")
+SEEN = 5
+"""Tokens that are shown of a feature, and how many stand before each."""
 SHOWN = 3
 """Replies of each side that the page shades."""
 
@@ -55,6 +60,12 @@ def decompose(config: DecomposeConfig) -> Row:
     rows = _replies(config.vector)
     model = ChatModel.from_config(config)
     vector.check_model(model.identity)
+    dictionary = load_dictionary(config.sae, model.identity.d_model) if config.sae else None
+    if dictionary is not None and dictionary.layer not in (None, layer):
+        raise ConfigError(
+            f"expected a dictionary of layer {layer}, got one of layer {dictionary.layer}; pass --layer "
+            f"{dictionary.layer}, or another dictionary"
+        )
     out = config.out or Path("runs") / f"decompose-{vector.card.trait}"
     run = Run.open(out, dataclasses.asdict(config), {"vector": vector.content_hash, "numbers": model.numbers})
     random = directions([vector], [vector.card.trait], [layer], config.seed).random(layer)
@@ -81,6 +92,7 @@ def decompose(config: DecomposeConfig) -> Row:
         "tokens": _by_token(model, rows, every, config.top),
         "places": _by_place(rows, every, config.seed),
         "examples": _examples(model, rows, every),
+        "dictionary": _features(config, model, rows, dictionary, layer, unit) if dictionary else None,
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -170,3 +182,36 @@ def _examples(model: ChatModel, rows: Sequence[Row], every: Sequence[Token]) -> 
         for side in chosen
         for index in side
     ]
+
+
+def _features(
+    config: DecomposeConfig,
+    model: ChatModel,
+    rows: Sequence[Row],
+    dictionary: Dictionary,
+    layer: int,
+    unit: Float[Tensor, " d_model"],
+) -> Row:
+    """The features of a dictionary most like the vector, and the tokens of the replies that show them most.
+
+    Of each the `cosine`, the mean strength over the replies of both sides, and where in a reply it is strongest.
+    """
+    found = nearest(dictionary, unit, config.top, config.seed)
+    chosen = [one["feature"] for one in found["features"]]
+    seen: list[list[tuple[float, str]]] = [[] for _ in chosen]
+    strengths: dict[str, list[Any]] = {"pos": [], "neg": []}
+    for row, stream in token_activations(model, rows, layer) if dictionary.encoder is not None else ():
+        strength = dictionary.encode(stream)[:, chosen].numpy()
+        ids = row["response_ids"][row.get("reasoning_tokens", 0) :]
+        strengths[row["side"]].append(strength.mean(axis=0))
+        for index, own in enumerate(strength.T):
+            at = int(own.argmax())
+            if own[at] > 0:
+                before, token = model.decode(ids[max(0, at - SEEN) : at]), model.decode([ids[at]])
+                seen[index].append((float(own[at]), f"{before}⟦{token}⟧"))
+    means = {side: np.mean(own, axis=0) if own else [np.nan] * len(chosen) for side, own in strengths.items()}
+    for index, one in enumerate(found["features"]):
+        best = sorted(seen[index], key=lambda pair: -pair[0])[:SEEN]
+        one["shown"] = [{"strength": rounded(strength), "text": text} for strength, text in best]
+        one |= {side: rounded(float(own[index])) for side, own in means.items()}
+    return found
