@@ -373,6 +373,7 @@ def test_another_vector_set_is_another_run(run: Run, data: Path, saved: tuple[Pa
     assert list(layers["projection_difference"]) == ["tiny@1", "tiny@3"]
 
 
+@pytest.mark.slow  # actors import torch, each by itself
 def test_ray_actors_write_the_same_table(run: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     data.write_text("".join(json.dumps({"prompt": f"{n}?", "response": f"{n}."}) + "\n" for n in range(1100)))
