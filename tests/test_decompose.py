@@ -3,13 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_chat
 import torch
 from safetensors.torch import save_file
+from test_monitor_experiment import Letters
 
+from personavec import decompose
 from personavec.cli.main import main
 from personavec.vector import load_vector
 
@@ -62,7 +65,11 @@ def test_blocks_and_tokens_sum_to_the_whole(
 
 
 def test_features_of_a_dictionary(
-    extracted: Path, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    extracted: Path,
+    saved: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vector = load_vector(extracted)
     layer = int(vector.card.layer or 0)
@@ -71,12 +78,20 @@ def test_features_of_a_dictionary(
     file = tmp_path / "sae.safetensors"
     save_file({"W_dec": rows, "W_enc": rows.T.contiguous(), "b_enc": torch.zeros(50)}, file)
     args = ["decompose", str(extracted), "--model", str(saved[0]), "--dtype", "float32", "--top", "5", "--json"]
-    assert main([*args, "--sae", str(file), "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    trait = tmp_path / "tiny.json"
+    trait.write_text(json.dumps(tiny_chat.WARM | {"name": vector.card.trait}))
+    bench = SimpleNamespace(trait=lambda _: Letters(), coherence=Letters(flat=True), fingerprint="letters", usage=None)
+    monkeypatch.setattr(decompose, "load_bench", lambda *_: bench)
+    causal = ["--causal", "2", "--judge", "hf:letters", "--traits", str(trait), "--max-new-tokens", "4"]
+    assert main([*args, *causal, "--sae", str(file), "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     found = json.loads(capsys.readouterr().out)
     own = found["dictionary"]
     assert own["features"][0]["feature"] == 7 and own["features"][0]["cosine"] == pytest.approx(1, abs=1e-3)
     assert own["null"]["p"] < 0.01 and len(own["features"]) == 5
     assert any("⟦" in one["text"] for feature in own["features"] for one in feature["shown"])
+    assert list(found["causal"]["features"]) == [str(one["feature"]) for one in own["features"][:2]]
+    steered = found["causal"]["features"]["7"]["mean"]
+    assert steered == pytest.approx(found["causal"]["vector"]["mean"]), "the feature is the vector's own direction"
     assert "Features of the dictionary" in Path(found["report"]).read_text("utf-8")
     (tmp_path / "cfg.json").write_text(json.dumps({"layer": layer + 1}))
     assert main([*args, "--sae", str(file), "--out", str(tmp_path / "other")]) == 2

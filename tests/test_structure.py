@@ -91,6 +91,7 @@ LEVELS = {
             "confounds",
             "contributions",
             "dictionary",
+            "causal",
             "coexpression",
             "capability",
         ),

@@ -11,16 +11,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from personavec.causal import causal_rank
 from personavec.config_decompose import DecomposeConfig
 from personavec.contributions import Token, token_activations, tokens, written
 from personavec.dictionary import Dictionary, load_dictionary, nearest
 from personavec.directions import directions
 from personavec.errors import ConfigError, DataError
+from personavec.judges.load import load_bench
 from personavec.model import ChatModel
 from personavec.nulls import against, rounded
 from personavec.run import Run, versions
-from personavec.scoring import joined, keep
+from personavec.scoring import Judges, joined, keep, scaled
 from personavec.stats import difference_interval
+from personavec.trait import trait_of
 from personavec.vector import load_vector
 
 Row = dict[str, Any]
@@ -41,7 +44,7 @@ def decompose(config: DecomposeConfig) -> Row:
     Returns:
         `whole`: the difference along the unit vector, with a 95% interval over questions; `terms` with theirs, and what
         random directions give; `tokens` by their share; `places` in the reply; `sum_error`: how far the terms' sum is
-        from the whole.
+        from the whole; with a dictionary the features of `dictionary.nearest`, and what `causal.causal_rank` found.
 
     Raises:
         PersonavecError: Bad input.
@@ -66,6 +69,14 @@ def decompose(config: DecomposeConfig) -> Row:
             f"expected a dictionary of layer {layer}, got one of layer {dictionary.layer}; pass --layer "
             f"{dictionary.layer}, or another dictionary"
         )
+    if config.causal and dictionary is None:
+        raise ConfigError("expected --sae with --causal, got none; pass a dictionary")
+    trait, judges = None, None
+    if config.causal:
+        trait = trait_of(vector.card.trait, config.traits)
+        bench = load_bench(config.judge, model, config.system, config, config)
+        judges = Judges(bench.trait(trait), bench.coherence, trait.content_hash)
+        scaled(judges, config.judge, vector.card, vector.card.trait)
     out = config.out or Path("runs") / f"decompose-{vector.card.trait}"
     run = Run.open(out, dataclasses.asdict(config), {"vector": vector.content_hash, "numbers": model.numbers})
     random = directions([vector], [vector.card.trait], [layer], config.seed).random(layer)
@@ -93,9 +104,13 @@ def decompose(config: DecomposeConfig) -> Row:
         "places": _by_place(rows, every, config.seed),
         "examples": _examples(model, rows, every),
         "dictionary": _features(config, model, rows, dictionary, layer, unit) if dictionary else None,
+        "causal": None,
         "versions": versions(),
-        "seconds": round(time.monotonic() - began, 1),
     }
+    if dictionary is not None and judges is not None and trait is not None:
+        first = [one["feature"] for one in result["dictionary"]["features"][: config.causal]]
+        result["causal"] = causal_rank(config, run, model, vector, layer, trait, judges, dictionary, first)
+    result["seconds"] = round(time.monotonic() - began, 1)
     run.write_json("result.json", result)
     run.finish()
     return result
