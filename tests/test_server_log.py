@@ -133,6 +133,9 @@ def test_drift_is_told_over_the_turns_of_a_conversation(options: dict[str, Any],
 def test_metrics_count(server: Client) -> None:
     good(server.ask())
     bad(server.ask(n=0), 400, "n")
+    until = time.monotonic() + 20
+    while "personavec_running 0.0" not in server.get("/metrics").text and time.monotonic() < until:
+        time.sleep(0.01)  # the engine takes a row out just after its reply was told
     text = server.get("/metrics").text
     for line in (
         'personavec_requests_total{path="/v1/chat/completions",status="200"} 1.0',
