@@ -102,7 +102,7 @@ def test_residualising_takes_length_out_of_the_vector(monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("length", [0.1, 0.0])
 def test_projections_that_go_along_with_length_are_found(length: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("personavec.confounds.activations", read)
+    monkeypatch.setattr("personavec.activations.activations", read)
     direction = torch.zeros(LAYERS, WIDTH)
     direction[:, 1] = 1
     vector = PersonaVector(direction, Card("t", Reading.identity, "response avg", layer=1))

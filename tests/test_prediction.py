@@ -105,11 +105,24 @@ def test_length_of_a_direction_does_not_matter() -> None:
 
 def test_projection_difference_is_measured_where_given() -> None:
     grid = planted(2)
-    predicted = {"trait0": grid.scores["trait0"] + RNG(3).standard_normal(N)}
-    found = measure_prediction(planted(2, predicted=predicted), **FAST)["traits"]
+    unit = grid.directions["trait0"] / np.linalg.norm(grid.directions["trait0"])
+    along = grid.scores["trait0"] + RNG(3).standard_normal(N)
+    predicted = {"trait0": np.outer(along, unit) + RNG(4).standard_normal((N, WIDTH))}
+    replies = {"trait0": RNG(5).standard_normal((PROMPTS, WIDTH))}
+    found = measure_prediction(planted(2, predicted=predicted, reply_activations=replies), **FAST)["traits"]
     own = found["trait0"]["projection_difference"]
-    assert own["pearson"]["r"] > 0.99 and own["nulls"]["permutation"]["beats"] and set(own["nulls"]) == {"permutation"}
+    assert own["pearson"]["r"] > 0.99 and set(own["nulls"]) == set(NULLS)
+    assert own["nulls"]["permutation"]["beats"] and own["nulls"]["covariance"]["percentiles"]["95"] > 0.5
     assert found["trait1"]["projection_difference"] is None
+
+
+def test_data_that_move_everything_alike_beat_no_matched_direction() -> None:
+    grid, strong = dominant(), RNG(0).standard_normal(WIDTH)
+    moves = {"a": np.outer(grid.scores["a"], strong)}
+    found = measure_prediction(
+        Finetunings(MODELS, grid.moved, grid.directions, grid.scores, grid.activations, moves, grid.activations), **FAST
+    )["traits"]["a"]["projection_difference"]
+    assert found["pearson"]["r"] > 0.9 and not found["nulls"]["covariance"]["beats"]
 
 
 # the other traits
@@ -146,7 +159,7 @@ def test_a_better_direction_of_another_trait_is_told() -> None:
     ],
 )
 def test_without_a_correlation_the_reason_is_told(scores: np.ndarray, reason: str) -> None:
-    own = one(scores, predicted={"trait0": RNG(0).standard_normal(N)})
+    own = one(scores, predicted={"trait0": RNG(0).standard_normal((N, WIDTH))})
     assert own["reason"] == reason and own["verdict"] == f"no correlation: {reason}"
     assert own["pearson"]["r"] is own["spearman"]["r"] is own["principal"]["best"] is None
     assert all(null["p"] is null["q"] is null["beats"] is None for null in own["nulls"].values())

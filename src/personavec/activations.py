@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 from personavec.hooks import capture, read
 from personavec.model import ChatModel
+from personavec.progress import stage
 
 POSITIONS = ("response avg", "prompt avg", "prompt last")
 """What a conversation's activation may be: a mean over its reply, a mean over its prompt, or its last prompt token."""
@@ -58,6 +61,18 @@ def activations(
         yield batch, capture(model, [ids[i] for i in batch], weights(mine, positions), layers, of)
 
 
+def read_rows(
+    model: ChatModel, rows: Sequence[Row], position: str, layers: Sequence[int], title: str
+) -> Float[ndarray, "row layer d_model"]:
+    """Activations of all rows at one kind of position, in their order, under a progress bar."""
+    found = np.empty((len(rows), len(layers), model.identity.d_model), np.float32)
+    with stage(title, len(rows)) as advance:
+        for batch, own in activations(model, rows, (position,), layers):
+            found[batch] = own[:, 0].numpy()
+            advance(len(batch))
+    return found
+
+
 def by_length(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
     """Indices of rows in batches of similar length under a token budget, padding included; longer rows stand alone."""
     batch: list[int] = []
@@ -81,8 +96,8 @@ def token_projections(
         layers: Block output of each direction.
         units: The directions.
     """
-    ids, mask = model.tensor(rows, left=False)
-    projections = torch.zeros((*ids.shape, len(units)))
+    inputs = model.inputs(rows)
+    projections = torch.zeros((*inputs["input_ids"].shape, len(units)))
     norms = torch.zeros_like(projections)
 
     def at(layer: int, stream: Tensor) -> None:
@@ -91,8 +106,7 @@ def token_projections(
         projections[:, :, own] = (found @ units[own].T.to(found.device)).cpu()
         norms[:, :, own] = found.norm(dim=-1, keepdim=True).cpu()
 
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    read(model, layers, at, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    read(model, layers, at, **inputs)
     return projections, norms
 
 

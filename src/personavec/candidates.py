@@ -47,7 +47,8 @@ class Differences:
     """Rows drawn at random that have a base reply."""
     tokens: int
     """Of their base replies."""
-    random_means: Float[ndarray, "layer random"]
+    move: Float[ndarray, "layer d_model"]
+    """Mean difference of activations over the rows drawn."""
     values: dict[str, Float[ndarray, " row"]]
     """Difference of every row of the data set that has a base reply; nan for the others."""
     rows: Int[ndarray, " drawn"]
@@ -175,7 +176,7 @@ def sample_differences(
         },
         drawn=int(answered.sum()),
         tokens=sampled.tokens["base"],
-        random_means=sampled.random_means(),
+        move=sampled.mean_move(),
         values=values,
         missing=[*sampled.errors()],
         rows=order[:taken],

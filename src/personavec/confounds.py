@@ -3,23 +3,21 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from personavec.activations import activations
+from personavec.activations import read_rows
 from personavec.difference import response_tokens
 from personavec.model import ChatModel
 from personavec.nulls import adjust, null_battery
-from personavec.progress import stage
 from personavec.stats import auc_interval, difference_interval
 from personavec.vector import PersonaVector
 
 Row = dict[str, Any]
 Column = Float[ndarray, " row"]
-Handling = Literal["report", "match", "residualise"]
 
 STANDS_OUT = 0.2
 """Distance of an AUC from one half from which a difference is worth a warning, if its interval excludes one half."""
@@ -77,11 +75,8 @@ def length_correlation(model: ChatModel, kept: Sequence[Row], vector: PersonaVec
         As `nulls.null_battery` tells it.
     """
     layer = vector.card.layer or 0
-    read = np.empty((1, len(kept), model.identity.d_model), np.float32)
-    with stage(f"{vector.card.trait}: length and projection", len(kept)) as advance:
-        for batch, own in activations(model, kept, ("response avg",), [layer]):
-            read[0, batch] = own[:, 0, 0].numpy()
-            advance(len(batch))
+    title = f"{vector.card.trait}: length and projection"
+    read = read_rows(model, kept, "response avg", [layer], title).transpose(1, 0, 2)
     sides = np.array([int(row["side"] == "pos") for row in kept])
     lengths, rng = np.array([response_tokens(row) for row in kept], dtype=float), np.random.default_rng(seed)
     found = null_battery(read, lengths, vector.unit(layer).numpy()[None], rng, activations=read, groups=sides)

@@ -43,10 +43,10 @@ def written(model: ChatModel, rows: Sequence[Row], layer: int, units: Float[Tens
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     with stage("contributions of blocks", len(rows)) as advance:
         for batch in by_length(ids, BATCH_TOKENS):
-            tokens, mask = model.tensor([ids[i] for i in batch], left=False)
-            spread = torch.zeros((len(batch), 1, tokens.shape[1]), device=tokens.device)
+            inputs = model.inputs([ids[i] for i in batch])
+            spread = torch.zeros((len(batch), 1, inputs["input_ids"].shape[1]), device=model.device)
             own = weights([rows[i] for i in batch], ("response avg",))
-            spread[:, :, : own.shape[2]] = own.to(tokens.device)
+            spread[:, :, : own.shape[2]] = own.to(model.device)
 
             def keep(site: int, stream: Tensor, batch: Any = batch, spread: Any = spread) -> None:
                 mean = torch.bmm(spread, stream.float())[:, 0].double().cpu()
@@ -58,8 +58,6 @@ def written(model: ChatModel, rows: Sequence[Row], layer: int, units: Float[Tens
             def after(block: int, stream: Tensor, keep: Any = keep) -> None:
                 keep(2 * block + 2, stream)
 
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, "use_cache": False}
             with parts(model, range(layer + 1), part):
                 read(model, range(layer + 1), after, **inputs)
             advance(len(batch))
@@ -115,15 +113,12 @@ def token_activations(
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     with stage("tokens of replies", len(rows)) as advance:
         for batch in by_length(ids, BATCH_TOKENS):
-            tokens, mask = model.tensor([ids[i] for i in batch], left=False)
             kept: list[Tensor] = []
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, "use_cache": False}
 
             def keep(_: int, stream: Tensor, kept: Any = kept) -> None:
                 kept.append(stream.float().cpu())
 
-            read(model, [layer], keep, **inputs)
+            read(model, [layer], keep, **model.inputs([ids[i] for i in batch]))
             for index, own in zip(batch, kept[0], strict=True):
                 row = rows[index]
                 start = len(row["prompt_ids"]) + row.get("reasoning_tokens", 0)

@@ -21,7 +21,7 @@ from personavec.judges.load import load_bench
 from personavec.model import ChatModel
 from personavec.nulls import against, rounded
 from personavec.run import Run, versions
-from personavec.scoring import Judges, joined, keep, scaled
+from personavec.scoring import Judges, keep, scaled, scored_rows
 from personavec.stats import difference_interval
 from personavec.trait import trait_of
 from personavec.vector import load_vector
@@ -124,7 +124,7 @@ def _replies(vector: Path) -> list[Row]:
             f"expected rollouts.jsonl and rollouts.scores.jsonl beside {vector}, got none; pass the vector where "
             "extract left it"
         )
-    rows = joined(list(run.rows("rollouts.jsonl")), list(run.rows("rollouts.scores.jsonl")))
+    rows = scored_rows(run, "rollouts")
     kept = [row for row in rows if keep(row)]
     if {row["side"] for row in kept} != {"pos", "neg"}:
         raise DataError(f"expected kept replies of both sides beside {vector}, got one side; extract it again")

@@ -148,7 +148,8 @@ def capture(
 
     The site is `resid_post`, never `output_hidden_states`, whose last entry is normed.
     """
-    ids, mask = model.tensor(rows, left=False)
+    inputs = model.inputs(rows)
+    ids = inputs["input_ids"]
     spread = torch.zeros((len(rows), weights.shape[1], ids.shape[1]), device=ids.device)
     spread[:, :, : weights.shape[2]] = weights.to(ids.device)
     sums: dict[int, Tensor] = {}
@@ -156,8 +157,7 @@ def capture(
     def add(layer: int, stream: Tensor) -> None:
         sums[layer] = torch.bmm(spread, of(stream))
 
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    read(model, layers, add, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    read(model, layers, add, **inputs)
     return torch.stack([sums[layer] for layer in layers], dim=2).cpu()
 
 

@@ -234,6 +234,12 @@ class ChatModel(BlockModel):
             real[span] = 1
         return ids.to(self.device), mask.to(self.device)
 
+    def inputs(self, rows: Sequence[Sequence[int]], *, left: bool = False) -> dict[str, Any]:
+        """What a forward pass over padded rows takes: `input_ids`, `attention_mask`, `position_ids`, and no cache."""
+        ids, mask = self.tensor(rows, left=left)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
+
 
 def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
     """The decoder and its blocks: the one ModuleList of length `num_hidden_layers` under `get_decoder()`.

@@ -84,7 +84,7 @@ def null_battery(
         activations: Of any prompts at the same layers: their covariance is that of one of the nulls.
         others: Directions of other traits.
         groups: Pearson's r is then the mean over groups, and scores are shuffled within them.
-        n_random: Random directions of each kind; 0 leaves these nulls out.
+        n_random: Random directions of each kind.
         n_permutations: Shuffles; all of them where there are no more than that.
 
     Returns:
@@ -102,8 +102,7 @@ def null_battery(
         why = "nothing varies within a group"
     told: Json = {"n": len(own), "dropped": len(score) - len(own), "reason": why}
     if why:
-        names = list(NULLS) if n_random else ["permutation"]
-        return told | {"r": None, "layer": None, "nulls": {name: untested(why) for name in names}, "beaten_by": []}
+        return told | {"r": None, "layer": None, "nulls": {name: untested(why) for name in NULLS}, "beaten_by": []}
     layer = int(np.nanargmax(np.abs(each)))
     r = float(each[layer])
 
@@ -114,15 +113,14 @@ def null_battery(
     orders, whole = _orders(len(own), inside, n_permutations, rng)
     shuffled = _largest([correlations(own[orders].T, column, inside) for column in values.T])
     nulls = {"permutation": against(r, shuffled, whole=whole)}
-    if n_random:
-        nulls["isotropic"] = against(r, along([isotropic_directions(n_random, rows.shape[2], rng)] * len(rows)))
-        matched = None if activations is None else covariance_directions(n_random, activations, rng)
-        if matched is None:
-            nulls["covariance"] = untested("no activations were given")
-        elif not len(matched[0]):
-            nulls["covariance"] = untested("the activations do not vary")
-        else:
-            nulls["covariance"] = against(r, along(matched))
+    nulls["isotropic"] = against(r, along([isotropic_directions(n_random, rows.shape[2], rng)] * len(rows)))
+    matched = None if activations is None else covariance_directions(n_random, activations, rng)
+    if matched is None:
+        nulls["covariance"] = untested("no activations were given")
+    elif not len(matched[0]):
+        nulls["covariance"] = untested("the activations do not vary")
+    else:
+        nulls["covariance"] = against(r, along(matched))
     rivals = {name: float(along(list(one[:, None]))[0]) for name, one in (others or {}).items()}
     return told | {
         "r": rounded(r),

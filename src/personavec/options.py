@@ -187,3 +187,8 @@ class Authoring(Api, Machine):
     """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
     writer_tokens: int = 2048
     """Longest answer of an hf: writer, in tokens; a server decides by itself."""
+
+
+def given(config: Any, *kinds: type) -> dict[str, Any]:
+    """The options of these kinds as they were given, for another verb's."""
+    return {one.name: getattr(config, one.name) for kind in kinds for one in fields(kind)}

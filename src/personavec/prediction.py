@@ -40,15 +40,17 @@ class Finetunings:
     """Trait score after finetuning."""
     activations: Mapping[str, Float[ndarray, "_prompt d_model"]] = field(default_factory=dict)
     """The base model's, at the last token of many prompts and the trait's layer; without them a null is missing."""
-    predicted: Mapping[str, Float[ndarray, " model"]] = field(default_factory=dict)
-    """Projection difference of the data set that each model was finetuned on."""
+    predicted: Mapping[str, Float[ndarray, "model d_model"]] = field(default_factory=dict)
+    """Mean activation, rows − base replies, of the data set that each model was finetuned on, averaged over replies."""
+    reply_activations: Mapping[str, Float[ndarray, "_reply d_model"]] = field(default_factory=dict)
+    """The base model's, averaged over many replies, for the same null of what the data foretell."""
 
     def __post_init__(self) -> None:
         traits, n = set(self.scores), len(self.models)
         if not traits or set(self.moved) != traits or set(self.directions) != traits:
             got = f"{sorted(self.moved)}, {sorted(self.directions)} and {sorted(traits)}"
             raise DataError(f"expected moves, directions and scores of the same traits, got {got}; give each all three")
-        if unknown := (set(self.activations) | set(self.predicted)) - traits:
+        if unknown := (set(self.activations) | set(self.predicted) | set(self.reply_activations)) - traits:
             raise DataError(f"expected traits out of {sorted(traits)}, got {sorted(unknown)}; give their scores too")
         for trait in self.scores:
             self._check(trait, n)
@@ -59,7 +61,8 @@ class Finetunings:
             "moves": self.moved[trait].shape == (n, width),
             "scores": self.scores[trait].shape == (n,),
             "activations": trait not in self.activations or self.activations[trait].shape[1:] == (width,),
-            "projection differences": trait not in self.predicted or self.predicted[trait].shape == (n,),
+            "data sets' differences": trait not in self.predicted or self.predicted[trait].shape == (n, width),
+            "replies": trait not in self.reply_activations or self.reply_activations[trait].shape[1:] == (width,),
         }
         if wrong := [name for name, fit in fits.items() if not fit]:
             raise DataError(
@@ -76,8 +79,18 @@ class Finetunings:
 
         Source: Persona Vectors (arXiv 2507.21509) section 4.2.
         """
+        return self._along(self.moved[trait], trait)
+
+    def differences(self, trait: str) -> Float[ndarray, " model"]:
+        """Projection difference of every model's data along a trait's own direction, in activation units.
+
+        Source: Persona Vectors section 6.1.
+        """
+        return self._along(self.predicted[trait], trait)
+
+    def _along(self, moves: Float[ndarray, "model d_model"], trait: str) -> Float[ndarray, " model"]:
         direction = self.directions[trait].astype(float)
-        return np.asarray(self.moved[trait].astype(float) @ (direction / np.linalg.norm(direction)))
+        return np.asarray(moves.astype(float) @ (direction / np.linalg.norm(direction)))
 
 
 def measure_prediction(grid: Finetunings, *, n_random: int = 1000, n_permutations: int = 9999, seed: int = 0) -> Json:
@@ -145,37 +158,30 @@ def cross_traits(grid: Finetunings) -> Json:
 def _trait(grid: Finetunings, trait: str, cross: Json, n_random: int, n_permutations: int, rng: Generator) -> Json:
     """All that is said of one trait, before p-values are adjusted."""
     shift, score = grid.shifts(trait), grid.scores[trait]
-    activations = grid.activations.get(trait)
-    tested = null_battery(
-        grid.moved[trait][None],
-        score,
-        grid.directions[trait][None],
-        rng,
-        activations=None if activations is None else activations[None],
-        n_random=n_random,
-        n_permutations=n_permutations,
-    )
-    return (
-        tested
-        | _intervals(shift, score)
-        | {
-            "principal": _principal(grid, trait),
-            "beaten_by": cross["beaten_by"][trait],
-            "projection_difference": _ahead(grid, trait, n_permutations, rng),
-            "points": list(_points(grid.models, shift, score)),
-        }
-    )
 
+    def tested(moves: Float[ndarray, "model d_model"], activations: Float[ndarray, "_row d_model"] | None) -> Json:
+        """Moves along the trait's direction against its score."""
+        return null_battery(
+            moves[None],
+            score,
+            grid.directions[trait][None],
+            rng,
+            activations=None if activations is None else activations[None],
+            n_random=n_random,
+            n_permutations=n_permutations,
+        )
 
-def _ahead(grid: Finetunings, trait: str, n_permutations: int, rng: Generator) -> Json | None:
-    """How the projection difference of the data goes along with the score; no direction is tried beside it."""
-    predicted, score = grid.predicted.get(trait), grid.scores[trait]
-    if predicted is None:
-        return None
-    tested = null_battery(
-        predicted[None, :, None], score, np.ones((1, 1)), rng, n_random=0, n_permutations=n_permutations
-    )
-    return tested | _intervals(predicted, score)
+    found = tested(grid.moved[trait], grid.activations.get(trait)) | _intervals(shift, score)
+    ahead = None
+    if trait in grid.predicted:
+        ahead = tested(grid.predicted[trait], grid.reply_activations.get(trait))
+        ahead |= _intervals(grid.differences(trait), score)
+    return found | {
+        "principal": _principal(grid, trait),
+        "beaten_by": cross["beaten_by"][trait],
+        "projection_difference": ahead,
+        "points": list(_points(grid.models, shift, score)),
+    }
 
 
 def _intervals(x: Float[ndarray, " model"], score: Float[ndarray, " model"]) -> Json:

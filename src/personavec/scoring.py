@@ -160,6 +160,11 @@ def joined(rows: Sequence[Row], scores: Sequence[Row]) -> list[Row]:
     return [row | by_id[row["id"]] for row in rows]
 
 
+def scored_rows(run: Run, name: str) -> list[Row]:
+    """The replies that `score` scored under a name, with their scores."""
+    return joined(list(run.rows(f"{name}.jsonl")), list(run.rows(f"{name}.scores.jsonl")))
+
+
 def keep(row: Row) -> bool:
     """Whether a scored rollout serves the vector: on its own side of 50, and coherent."""
     if row["trait"] is None or row["coherence"] is None or row["coherence"] < KEEP_COHERENCE:

@@ -259,9 +259,9 @@ def _set_mean(table: Table, name: str, differences: Differences | None) -> Inter
 
 def _random_control(table: Table, read: Directions, differences: Differences | None) -> Row:
     """The same mean along directions without meaning: what the data set does to any direction."""
-    means = table.random_means() if differences is None else differences.random_means
+    moves = dict(zip(read.read_layers, table.mean_move() if differences is None else differences.move, strict=True))
     return {
-        name: against(_set_mean(table, name, differences).mean, means[read.read_layers.index(layer)])
+        name: against(_set_mean(table, name, differences).mean, read.random(layer).numpy() @ moves[layer])
         for name, layer in zip(read.names, read.layers, strict=True)
     }
 

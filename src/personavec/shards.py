@@ -1,6 +1,7 @@
 """Screening a data set shard by shard: encode, read, project; one table row for every row of the data."""
 
-import json
+import base64
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from personavec.base_replies import BaseReplies
 from personavec.branches import branches
 from personavec.config import ScreenConfig
 from personavec.dataset import Bad
-from personavec.directions import RANDOM, Directions
+from personavec.directions import Directions
 from personavec.endpoint import Failure
 from personavec.errors import DataError, ModelError
 from personavec.generate import Reply
@@ -78,7 +79,7 @@ def screen_shard(
     Returns:
         A pyarrow table with `row where id source kind error prompt_tokens response_tokens base_tokens more_turns`, and
         for every name its score (see `score`), projections (`READ`) and cosine. Its metadata hold the sum over rows of
-        the score on random directions, by layer.
+        what is projected for the score, [layer, d_model].
     """
     rows = [encode(model, sample, config, config.cost in WITH_BASE) for sample in samples]
     bad = next((row for row in rows if row["error"]), None)
@@ -93,16 +94,16 @@ def screen_shard(
     spans = len(READ) if base else 2
     found = np.full((len(rows), spans, len(read.names)), np.nan, dtype=np.float32)
     cosine = np.full((len(rows), len(read.names)), np.nan, dtype=np.float32)
-    random = np.zeros((spans, len(read.read_layers), RANDOM))
+    total = np.zeros((spans, len(read.read_layers), model.identity.d_model))
     at = [read.read_layers.index(layer) for layer in read.layers]
     for batch, own in _contrasted(model, good, read, config) if base else _read(model, good, read, config):
         places = [usable[index] for index in batch]
         found[places] = read.project(own)
         norms = own[:, 0].norm(dim=-1).numpy()[:, at]
         cosine[places] = found[places, 0] / np.where(norms > 0, norms, 1)
-        random += read.project_random(own).sum(axis=0)
+        total += own.double().sum(dim=0).numpy()
         advance(len(batch))
-    return _table(rows, read, found, cosine, random, config)
+    return _table(rows, read, found, cosine, score(total, config.cost), config)
 
 
 def _answer(model: ChatModel, row: Row, reply: Reply | Failure, config: ScreenConfig) -> None:
@@ -217,7 +218,7 @@ def _table(
     read: Directions,
     found: Float[ndarray, "row span name"],
     cosine: Float[ndarray, "row name"],
-    random: Float[ndarray, "span layer random"],
+    total: Float[ndarray, "layer d_model"],
     config: ScreenConfig,
 ) -> Any:
     import pyarrow as pa
@@ -228,5 +229,6 @@ def _table(
         for span, values in zip(READ, found[:, :, index].T, strict=False):
             columns[f"{name}.{span}"] = pa.array(values, pa.float32(), from_pandas=True)  # nan is null
         columns[f"{name}.cosine"] = pa.array(cosine[:, index], pa.float32(), from_pandas=True)
-    metadata = {"random": json.dumps(score(random, config.cost).tolist())}
-    return pa.table(columns).replace_schema_metadata(metadata)
+    packed = io.BytesIO()
+    np.save(packed, total.astype(np.float32))
+    return pa.table(columns).replace_schema_metadata({"total": base64.b64encode(packed.getvalue())})

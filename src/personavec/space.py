@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from safetensors.numpy import load_file, save
 
-from personavec.activations import activations
+from personavec.activations import read_rows
 from personavec.coexpression import coexpressed
 from personavec.config_space import SpaceConfig
 from personavec.directions import names_of
@@ -153,10 +153,8 @@ def _read(config: SpaceConfig, run: Run, model: ChatModel, personas: Personas) -
     path = run.path("personas.safetensors")
     if not path.is_file():
         found = np.full((len(rows), *shape[2:]), np.nan, np.float32)
-        with stage("reading personas", len(said)) as advance:
-            for batch, own in activations(model, [rows[index] for index in said], ("response avg",)):
-                found[[said[index] for index in batch]] = own[:, 0].numpy()
-                advance(len(batch))
+        spoken = [rows[index] for index in said]
+        found[said] = read_rows(model, spoken, "response avg", range(model.n_layers), "reading personas")
         write_file(path, save({"read": found}))
     read = load_file(path)["read"].reshape(shape)
     silent = np.isnan(read).any(axis=(2, 3))

@@ -1,6 +1,7 @@
 """The table of a screening: Parquet files in a folder, read a column at a time."""
 
-import json
+import base64
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -140,9 +141,9 @@ class Table:
             if counts[place]
         }
 
-    def random_means(self) -> Float[ndarray, "layer random"]:
-        """Mean score on random directions over the rows without error."""
+    def mean_move(self) -> Float[ndarray, "layer d_model"]:
+        """Mean over the rows without error of what is projected for the score: with base replies, row less base."""
         import pyarrow.parquet as pq
 
-        sums = [np.array(json.loads(pq.read_schema(part).metadata[b"random"])) for part in self.parts]
-        return np.asarray(sum(sums)) / max(1, int(self.good.sum()))
+        packed = [io.BytesIO(base64.b64decode(pq.read_schema(part).metadata[b"total"])) for part in self.parts]
+        return np.asarray(sum(np.load(one).astype(float) for one in packed)) / max(1, int(self.good.sum()))

@@ -44,14 +44,12 @@ class Probe:
         self, steering: Sequence[Sequence[Steering]], which: slice = slice(1), left: bool = False
     ) -> tuple[Tensor, Tensor, int]:
         """Logits and stream at the layer, [row, token, …] with padding, and the number of steered tokens."""
-        ids, mask = self.model.tensor(self.rows[which], left=left)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         seen: list[Tensor] = []
         with (
             steer(self.model, steering, self.lengths[which]) as steered,
             attach(self.model, lambda _: None, {self.layer: lambda stream: seen.append(stream.clone())}),
         ):
-            out = self.model.hf(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+            out = self.model.hf(**self.model.inputs(self.rows[which], left=left))
         return out.logits.float(), seen[0], steered.tokens
 
 
@@ -190,11 +188,11 @@ def _ablates(probe: Probe) -> Found:
 
 def _reads(probe: Probe) -> Found:
     model, layers = probe.model, range(probe.model.n_layers - 1)
-    ids, mask = model.tensor(probe.rows, left=False)
+    inputs = model.inputs(probe.rows)
+    mask = inputs["attention_mask"]
     weights = mask / mask.sum(dim=1, keepdim=True)
     read = capture(model, probe.rows, weights[:, None], layers)[:, 0]
-    where = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0), "use_cache": False}
-    states = model.decoder(input_ids=ids, output_hidden_states=True, **where).hidden_states
+    states = model.decoder(**inputs, output_hidden_states=True).hidden_states
     wanted = torch.stack([(weights[..., None] * states[k + 1].float()).sum(dim=1) for k in layers], dim=1).to(read)
     error = float(((read - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max())
     return error <= probe.rounding, f"layers 0 to {layers[-1]} differ by {error:.1g} (rounding {probe.rounding:.1g})"

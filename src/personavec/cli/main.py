@@ -46,6 +46,14 @@ VERBS: dict[str, tuple[type, str]] = {
 }
 """Options of each verb, and the module that holds the function of its name."""
 
+PAGES = {
+    "extract": ("personavec.report.page", "write_pages"),
+    "screen": ("personavec.report.screening", "write_screening"),
+    "space": ("personavec.report.space", "write_space"),
+    "decompose": ("personavec.report.decompose", "write_decomposition"),
+}
+"""Who writes the page of a verb that does not do so itself."""
+
 DESCRIPTION = """\
 Find the directions in a language model that carry character traits, prove them, steer and watch with them.
 
@@ -97,22 +105,9 @@ def run(name: str, options: Any) -> int:
         result = verb(options)
         if int(os.environ.get("RANK", 0)):  # of several processes of accelerate launch the first one speaks
             return DONE
-        if name == "extract":
-            from personavec.report.page import write_pages
-
-            result = write_pages(result)
-        if name == "screen":
-            from personavec.report.screening import write_screening
-
-            result = write_screening(result)
-        if name == "space":
-            from personavec.report.space import write_space
-
-            result = write_space(result)
-        if name == "decompose":
-            from personavec.report.decompose import write_decomposition
-
-            result = write_decomposition(result)
+        if name in PAGES:
+            module, write = PAGES[name]
+            result = getattr(import_module(module), write)(result)
     if options.json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str), flush=True)
     else:

@@ -41,11 +41,8 @@ class LocalReader:
         scores = [Score(None, self.id) for _ in requests]
         columns = torch.tensor(list(self._labels), device=self._model.device)
         for batch in batches(requests, 0, BATCH_TOKENS):
-            ids, mask = self._model.tensor([requests[index].prompt for index in batch], left=True)
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            logits = self._model.hf(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
-            ).logits[:, -1]
+            inputs = self._model.inputs([requests[index].prompt for index in batch], left=True)
+            logits = self._model.hf(**inputs, logits_to_keep=1).logits[:, -1]
             logprobs = torch.log_softmax(logits.float(), dim=-1)[:, columns].tolist()
             for index, row in zip(batch, logprobs, strict=True):
                 value, why, mass = expectation(zip(self._labels.values(), row, strict=True), self.scale)

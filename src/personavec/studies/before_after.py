@@ -4,7 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from personavec.finetune import finetune as train
 from personavec.methods import vectors_of
 from personavec.model import ChatModel
 from personavec.notation import parse_steering
-from personavec.options import Common, Judging, Writing
+from personavec.options import Common, Judging, Writing, given
 from personavec.progress import tell
 from personavec.report.finetuning import write_before_after
 from personavec.run import Run, versions
-from personavec.scoring import joined
+from personavec.scoring import scored_rows
 from personavec.screen import screen
 from personavec.shift import shift
 from personavec.stats import clustered_ratio
@@ -215,7 +215,7 @@ def _measure(
     found = {}
     opposite = {one["trait"] for one in steering if one["coef"] < 0}
     for place, (trait, file) in enumerate(traits.items()):
-        options: Row = {"trait": file, "rollouts": config.rollouts, **options_of(config, Judging, Writing, Common)}
+        options: Row = {"trait": file, "rollouts": config.rollouts, **given(config, Judging, Writing, Common)}
         if not place:
             options |= {"perplexity": config.perplexity, "tasks": config.tasks, "task_limit": config.task_limit}
         if training:
@@ -223,10 +223,15 @@ def _measure(
             options |= {"adapter": Path(training["tuned"]), "judge_file": judge, **arm.reply}
         if arm.method == "negative-prompt":
             options["instruct"] = "pos" if trait in opposite else "neg"
-        folder = run.path(f"{arm.name.replace(', ', '-').replace(' ', '-').replace('×', '')}-{trait}")
+        folder = arm_folder(run.folder, arm.name, trait)
         tell(f"measuring {folder}")
         found[trait] = evaluate_on_card(EvaluateConfig(**options, out=folder), cards[trait] if cards else None)
     return found
+
+
+def arm_folder(out: Path, arm: str, trait: str) -> Path:
+    """Where an arm's evaluation for a trait is, in the report's folder."""
+    return out / f"{arm.replace(', ', '-').replace(' ', '-').replace('×', '')}-{trait}"
 
 
 def evaluate_on_card(config: EvaluateConfig, card: Path | None) -> Row:
@@ -241,7 +246,7 @@ def evaluate_on_card(config: EvaluateConfig, card: Path | None) -> Row:
 
 
 def _shift(config: ReportConfig, run: Run, tuned: Mapping[str, str], vectors: tuple[Path, ...]) -> dict[str, Row]:
-    options: Row = {**options_of(config, Common), "system": config.system, "traits": config.traits, "vectors": vectors}
+    options: Row = {**given(config, Common), "system": config.system, "traits": config.traits, "vectors": vectors}
     mark = Run.digest(tuned)  # another report in this folder may have other arms
     found = shift(ShiftConfig(**options, tuned=tuple(tuned.values()), out=run.path(f"shift-{mark}")))
     moved = {row["tuned"]: row for row in found["tuned"]}  # checkpoints too: the curve is in its result.json
@@ -250,13 +255,8 @@ def _shift(config: ReportConfig, run: Run, tuned: Mapping[str, str], vectors: tu
 
 def screened(config: FinetuneConfig, data: str, vectors: tuple[Path, ...], out: Path) -> Row:
     """What could be known of a data set before training on it."""
-    options: Row = {**options_of(config, Common), "system": config.system, "on_error": config.on_error}
+    options: Row = {**given(config, Common), "system": config.system, "on_error": config.on_error}
     return screen(ScreenConfig(**options, data=data, vectors=vectors, turn="last", cost="full", out=out))
-
-
-def options_of(config: FinetuneConfig, *kinds: type) -> Row:
-    """The options of these kinds, as they were given."""
-    return {one.name: getattr(config, one.name) for kind in kinds for one in fields(kind)}
 
 
 def trait_file(name: str, config: FinetuneConfig) -> str:
@@ -320,6 +320,5 @@ def _kept(own: Row, plain: Row, seed: int) -> Row | None:
 
 def _scores(table: Path) -> dict[tuple[int, int], float]:
     """Trait scores of an arm of an evaluation, by question and sample; nan where there is none."""
-    run = Run(table.parent)
-    rows = joined(list(run.rows(table.name)), list(run.rows(f"{table.stem}.scores.jsonl")))
+    rows = scored_rows(Run(table.parent), table.stem)
     return {(row["question_id"], row["sample"]): np.nan if row["trait"] is None else row["trait"] for row in rows}

@@ -13,18 +13,20 @@ from jaxtyping import Float
 from numpy import ndarray
 from safetensors.numpy import load_file, save
 
-from personavec.activations import activations
+from personavec.activations import read_rows
 from personavec.config import EvaluateConfig
 from personavec.config_finetune import FinetuneConfig
+from personavec.difference import response_tokens
 from personavec.errors import ConfigError, VectorError
 from personavec.finetune import finetune
 from personavec.model import ChatModel
-from personavec.options import Common
+from personavec.options import Common, given
 from personavec.prediction import Finetunings, measure_prediction
 from personavec.progress import tell
 from personavec.report.finetuning import write_grid
 from personavec.run import IRRELEVANT, Run, sha256, versions, write_file
-from personavec.studies.before_after import evaluate_on_card, options_of, screened, trait_file
+from personavec.studies.before_after import evaluate_on_card, screened, trait_file
+from personavec.table import Table
 from personavec.trait import trait_of
 from personavec.vector import PersonaVector, load_vector
 
@@ -73,7 +75,7 @@ def finetuning_grid(
         raise ConfigError("expected plain training of adapters, got another kind; leave --full and --method out")
     if missing := [name for name, vector in loaded.items() if vector.card.layer is None]:
         raise VectorError(f"expected a recommended layer for {missing[0]}, got none; extract it again")
-    evaluation = replace(evaluation, **options_of(training, Common))
+    evaluation = replace(evaluation, **given(training, Common))
     options = {
         f"{kind} {name}": value
         for kind, config in (("training", training), ("evaluation", evaluation))
@@ -86,12 +88,15 @@ def finetuning_grid(
     base = {trait: _evaluated(run, trait, training, evaluation, card=card) for trait, card in cards.items()}
     read = {"base": _read(run, "base", training, loaded)}
     scores: dict[str, dict[str, Row]] = {}
-    predicted: dict[str, dict[str, Row]] = {}
+    at = {trait: int(vector.card.layer or 0) for trait, vector in loaded.items()}
+    layers = sorted(set(at.values()))
+    predicted: dict[str, Float[ndarray, "layer d_model"]] = {}
     for name, data in datasets.items():
         tell(f"data set {name}")
         tuned = Path(finetune(replace(training, data=data, out=run.path(f"{name}-trained")))["tuned"])
         scores[name] = {trait: _evaluated(run, trait, training, evaluation, name, tuned) for trait in loaded}
-        predicted[name] = screened(training, data, tuple(vectors), run.path(f"{name}-screen"))["projection_difference"]
+        screened(training, data, tuple(vectors), run.path(f"{name}-screen"))
+        predicted[name] = Table(run.path(f"{name}-screen") / "table", tuple(loaded)).mean_move()
         read[name] = _read(run, name, training, loaded, tuned)
     grid = Finetunings(
         models=tuple(datasets),
@@ -99,7 +104,8 @@ def finetuning_grid(
         directions={t: vector.direction[vector.card.layer].numpy() for t, vector in loaded.items()},
         scores={t: _means([scores[name][t]["trait_score"] for name in datasets]) for t in loaded},
         activations={t: read["base"][f"every {t}"] for t in loaded},
-        predicted={t: _means([predicted[name][t] for name in datasets]) for t in loaded},
+        predicted={t: np.stack([predicted[name][layers.index(at[t])] for name in datasets]) for t in loaded},
+        reply_activations={t: read["base"][f"replies {t}"] for t in loaded},
     )
     result = measure_prediction(grid, seed=training.seed) | {
         "out": str(out),
@@ -134,7 +140,8 @@ def _read(
 ) -> Activations:
     """Of each trait the mean activation at the last token of its held-out questions, at its layer; `every` prompt's.
 
-    The prompts of `every TRAIT` are all questions of all traits.
+    The prompts of `every TRAIT` are all questions of all traits; `replies TRAIT` are the base model's to those held
+    out, averaged over their tokens.
     """
     mark = "-" + sha256(adapter / "adapter_model.safetensors")[:8] if adapter else ""
     path = run.path(f"{name}{mark}.safetensors")
@@ -145,14 +152,17 @@ def _read(
         asked = [model.render([{"role": "user", "content": question}], training.system) for question in questions]
         at = {trait: int(vector.card.layer or 0) for trait, vector in vectors.items()}
         layers = sorted(set(at.values()))
-        found = np.empty((len(asked), len(layers), model.identity.d_model), np.float32)
         rows = [{"prompt_ids": prompt, "response_ids": ()} for prompt in asked]
-        for batch, own in activations(model, rows, ("prompt last",), layers):
-            found[batch] = own[:, 0].numpy()
+        found = read_rows(model, rows, "prompt last", layers, f"{name}: reading prompts")
         columns = {trait: np.take(found, layers.index(layer), axis=1) for trait, layer in at.items()}
         places = {trait: [questions.index(one) for one in own.evaluate] for trait, own in traits.items()}
         kept = {trait: column[places[trait]].mean(axis=0) for trait, column in columns.items()}
         kept |= {f"every {trait}": column for trait, column in columns.items()}
+        if adapter is None:
+            replies = [row for trait in vectors for row in Run(run.path(f"base-{trait}")).rows("base.jsonl")]
+            said = [row for row in replies if response_tokens(row)]
+            found = read_rows(model, said, "response avg", layers, f"{name}: reading replies")
+            kept |= {f"replies {trait}": np.take(found, layers.index(own), axis=1) for trait, own in at.items()}
         write_file(path, save(kept))
     return load_file(path)
 

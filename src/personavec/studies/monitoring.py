@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from personavec.activations import activations
+from personavec.activations import read_rows
 from personavec.config_deploy import MonitorConfig
 from personavec.directions import names_of
 from personavec.errors import ConfigError, VectorError
@@ -19,7 +19,6 @@ from personavec.judges.load import load_bench
 from personavec.model import ChatModel
 from personavec.monitor import monitor as watch
 from personavec.nulls import adjust, null_battery
-from personavec.progress import stage
 from personavec.report.monitoring import write_experiment, write_monitoring
 from personavec.rollouts import Plan, answers, contrastive, write
 from personavec.run import Run, versions
@@ -156,7 +155,8 @@ def _measured(
         plans += _plans(config, model, trait, "shots", shots, config.system, before)
     replies = score(run, "replies", write(model, run, "replies.jsonl", plans, config, "replies"), judges, "judging")
     asked = [row for row in replies if row["sample"] == 0]
-    read = _read(model, asked, vector)
+    unanswered = [row | {"response_ids": [], "reasoning_tokens": 0} for row in asked]
+    read = read_rows(model, unanswered, "prompt last", [vector.card.layer or 0], "reading prompts")[:, 0]
     found: Row = {}
     for kind, levels in told.items():
         if levels:
@@ -185,18 +185,6 @@ def _plans(
         extra={"kind": kind, "level": level},
         before=before,
     )
-
-
-def _read(model: ChatModel, rows: Sequence[Row], vector: PersonaVector) -> Float[ndarray, "row d_model"]:
-    """Activations at the last prompt token and the vector's layer."""
-    layers = [vector.card.layer or 0]
-    found = np.empty((len(rows), model.identity.d_model), np.float32)
-    with stage("reading prompts", len(rows)) as advance:
-        prompts = [row | {"response_ids": [], "reasoning_tokens": 0} for row in rows]
-        for batch, own in activations(model, prompts, ("prompt last",), layers):
-            found[batch] = own[:, 0, 0].numpy()
-            advance(len(batch))
-    return found
 
 
 def _correlated(

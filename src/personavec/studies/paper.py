@@ -89,17 +89,16 @@ def paper(config: PaperConfig) -> Row:
         if (told := part.quick if config.quick else part.whole) is not None
     }
     chosen = {name: PARTS[name] for name in minutes}
-    for name, part in chosen.items():
-        done = run.done(f"{name}.json")
-        tell(f"{part.title:<46} {'done' if done else f'about {minutes[name]:5.1f} min'}")
     left = {name for name in chosen if not run.done(f"{name}.json")}
+    for name, part in chosen.items():
+        tell(f"{part.title:<46} {f'about {minutes[name]:5.1f} min' if name in left else 'done'}")
     tell(f"in all about {sum(minutes[name] for name in left):.0f} minutes")
     if config.plan:
         return {"plan": minutes, "out": str(out)}
 
     failed: dict[str, str] = {}
     for place, (name, part) in enumerate(chosen.items(), 1):
-        if not run.done(f"{name}.json"):
+        if name in left:
             tell(f"part {place} of {len(chosen)}: {part.title}")
             began = time.monotonic()
             try:

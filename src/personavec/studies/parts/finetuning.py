@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from personavec.run import Run
+from personavec.scoring import scored_rows
 from personavec.stats import Interval, clustered_mean, pearson_interval
 from personavec.studies.finetuning_grid import finetuning_grid
 from personavec.studies.parts import published
 from personavec.studies.parts.claims import Claim, correlation
 from personavec.studies.parts.data import write_levels
-from personavec.studies.parts.study import MAIN, Study, replies
+from personavec.studies.parts.study import MAIN, Study
 from personavec.table import Table
 
 Row = dict[str, Any]
@@ -25,7 +27,7 @@ def finetunings(study: Study) -> Row:
     out = study.run.path("finetunings")
     found = finetuning_grid(data["files"], tuple(study.files.values()), out, study.training, study.evaluation)
     scored = {
-        (name, trait): replies(out / f"{name}-{trait}" / ("base.jsonl" if name == "base" else "changed.jsonl"))
+        (name, trait): scored_rows(Run(out / f"{name}-{trait}"), "base" if name == "base" else "changed")
         for name in ("base", *data["files"])
         for trait in study.files
     }
@@ -105,19 +107,17 @@ def _correlations(study: Study, found: Row, out: Path, names: list[str]) -> list
         shift = {point["model"]: _or_nan(point["shift"]) for point in own["points"]}
         moved = np.array([shift.get(name, np.nan) for name in names])
         full, raw, proxy = (np.array([read[name][kind] for name in names]) for kind in ("full", "raw", "proxy"))
-        nulls = own["nulls"] or {}
-        control = nulls["covariance"].get("percentiles", {}).get("95") if "covariance" in nulls else None
         told = {
             "The finetuning shift foretells the trait score after training": (
                 "section 4.2, figures 6, 18 and 20",
                 correlation(own["pearson"]),
-                control,
+                _matched(own),
                 published.SHIFT,
             ),
             "The projection difference of the data foretells the trait score after training": (
                 "section 6.1, figures 8 and 19",
                 correlation(own["projection_difference"]["pearson"]),
-                None,
+                _matched(own["projection_difference"]),
                 published.PROJECTION_DIFFERENCE,
             ),
             "The projection difference of the data foretells the finetuning shift": (
@@ -144,6 +144,12 @@ def _correlations(study: Study, found: Row, out: Path, names: list[str]) -> list
             for text, (where, r, limit, figures) in told.items()
         ]
     return claims
+
+
+def _matched(found: Row) -> float | None:
+    """What covariance-matched directions reach: the 95th percentile of their |r|."""
+    told = found["nulls"]["covariance"].get("percentiles")
+    return told["95"] if told else None
 
 
 def _projections(folder: Path, trait: str) -> dict[str, float]:

@@ -4,7 +4,7 @@ from itertools import combinations
 from typing import Any
 
 from personavec.config_space import SpaceConfig
-from personavec.options import Common, Judging, Writing
+from personavec.options import Common, Judging, Writing, given
 from personavec.report.space import write_space
 from personavec.space import space
 from personavec.studies.parts import published
@@ -23,7 +23,7 @@ def geometry(study: Study) -> Row:
                 coexpress=not study.config.quick,
                 traits=study.trait_files,
                 out=study.run.path("space"),
-                **study.options(Judging, Writing, Common),
+                **given(study.config, Judging, Writing, Common),
             )
         )
     )

@@ -7,11 +7,12 @@ from typing import Any
 
 from personavec.capability import MMLU_DEV
 from personavec.config_finetune import ReportConfig
-from personavec.options import Common, Judging, Writing
+from personavec.options import Common, Judging, Writing, given
 from personavec.run import Run, write_file
-from personavec.studies.before_after import before_after
+from personavec.scoring import scored_rows
+from personavec.studies.before_after import arm_folder, before_after
 from personavec.studies.parts.claims import Claim, one_minus
-from personavec.studies.parts.study import Study, replies
+from personavec.studies.parts.study import Study
 
 Row = dict[str, Any]
 
@@ -88,7 +89,7 @@ def _report(study: Study, name: str, trait: str, coef: str, **options: Any) -> R
             perplexity=size.texts,
             tasks=(MMLU_DEV,) if find_spec("lm_eval") and not config.quick else (),
             out=study.run.path("mitigation") / name,
-            **study.options(Judging, Writing, Common),
+            **given(study.config, Judging, Writing, Common),
             **options,
         )
     )
@@ -141,8 +142,8 @@ def _all_layers(study: Study, trait: str, one: Row, every: Row) -> list[Claim]:
 
 def _rows(found: Row, arm: str, trait: str) -> list[Row]:
     """The scored replies of an arm."""
-    folder = f"{arm.replace(', ', '-').replace(' ', '-').replace('×', '')}-{trait}"
-    return replies(Path(found["out"]) / folder / ("base.jsonl" if arm == "base" else "changed.jsonl"))
+    folder = arm_folder(Path(found["out"]), arm, trait)
+    return scored_rows(Run(folder), "base" if arm == "base" else "changed")
 
 
 def _arms(data: str, found: Row, trait: str) -> list[Row]:

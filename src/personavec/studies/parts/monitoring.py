@@ -3,7 +3,7 @@
 from typing import Any
 
 from personavec.config_deploy import MonitorConfig
-from personavec.options import Common, Judging, Writing
+from personavec.options import Common, Judging, Writing, given
 from personavec.report.monitoring import write_experiment
 from personavec.studies.monitoring import experiment
 from personavec.studies.parts import published
@@ -37,7 +37,7 @@ def monitoring(study: Study) -> Row:
                 shots=size.shots,
                 traits=study.trait_files,
                 out=study.run.path("monitoring"),
-                **study.options(Judging, Writing, Common),
+                **given(study.config, Judging, Writing, Common),
             )
         )
     )

@@ -52,5 +52,3 @@ COSINES: dict[tuple[str, str], tuple[float, ...]] = {
     ("humorous", "impolite"): (0.594, 0.435),
 }
 """Figure of appendix G.2: cosines between vectors at the layer of the first three."""
-AGREEMENT: Figures = {"evil": (0.97,), "sycophantic": (0.92,), "hallucinating": (0.95,)}
-"""Table 1, appendix B.2: of 50 pairs of replies, in how many people agree with the judge."""

@@ -7,20 +7,23 @@ from typing import Any
 import numpy as np
 
 from personavec.config import ScreenConfig
-from personavec.options import Common
-from personavec.run import write_file
+from personavec.options import Common, given
+from personavec.run import Run, write_file
+from personavec.scoring import scored_rows
 from personavec.screen import screen
 from personavec.stats import auc_interval, spearman_rows
 from personavec.studies.finetuning_grid import finetuning_grid
 from personavec.studies.parts.claims import Claim
 from personavec.studies.parts.data import chats_file
-from personavec.studies.parts.study import Study, replies
+from personavec.studies.parts.study import Study
 from personavec.table import Table
 
 Row = dict[str, Any]
 
 KEEP_BELOW = 95.0
 """Percentile of the clean rows. Source: arXiv 2507.21509, appendix K."""
+FILTERS = ("projection", "judge", "either")
+"""What drops rows."""
 
 
 def separability(study: Study) -> Row:
@@ -70,24 +73,27 @@ def filtering(study: Study) -> Row:
         if not mixed.exists():
             write_file(mixed, b"".join(Path(files[f"{trait} {level}"]).read_bytes() for level in ("normal", "II")))
         sets = {"unfiltered": str(mixed)}
-        for by in ("projection", "judge", "either"):
+        for by in FILTERS:  # one folder: rows are read and judged once
             found = _screened(
                 study,
-                f"{trait}-{by}",
+                trait,
                 str(mixed),
                 vectors=(study.files[trait],),
                 cost="full",
                 clean=chats_file(study),
                 keep_below=KEEP_BELOW,
-                judge="" if by == "projection" else study.config.judge,
+                judge=study.config.judge,
                 flag_by=by,
             )
             flags = found["flags"]
             table.append({"trait": trait, "by": by, "dropped": flags["dropped"], "kept": flags["kept"]})
             if flags["kept"]:
-                sets[by] = found["files"]["kept"]
+                kept = study.run.part("data").path(f"{trait}-kept-{by}.jsonl")
+                if not kept.exists():
+                    write_file(kept, Path(found["files"]["kept"]).read_bytes())
+                sets[by] = str(kept)
         scored = _trained(study, f"filtered-{trait}", sets, trait)
-        for by in ("projection", "judge", "either"):
+        for by in FILTERS:
             told = f"Dropping rows by {'the ' * (by == 'judge')}{by} leaves less of the trait than training on all"
             own = study.difference(scored["unfiltered"], scored[by]) if by in scored else None
             claims.append(Claim("appendix K", told, trait, own))
@@ -110,7 +116,7 @@ def real_chats(study: Study) -> Row:
 def _screened(study: Study, name: str, data: str, **options: Any) -> Row:
     """One screening in a folder of its own; along all vectors, if none are named."""
     own = {"vectors": tuple(study.files.values()), "system": study.config.system, "traits": study.trait_files} | options
-    return screen(ScreenConfig(data=data, out=study.run.path("screening") / name, **study.options(Common), **own))
+    return screen(ScreenConfig(data=data, out=study.run.path("screening") / name, **given(study.config, Common), **own))
 
 
 def _trained(study: Study, name: str, sets: dict[str, str], trait: str) -> dict[str, list[Row]]:
@@ -118,4 +124,4 @@ def _trained(study: Study, name: str, sets: dict[str, str], trait: str) -> dict[
     out = study.run.path("screening") / name
     training = replace(study.training, on_error="skip")
     finetuning_grid(sets, (study.files[trait],), out, training, study.evaluation)
-    return {one: replies(out / f"{one}-{trait}" / "changed.jsonl") for one in sets}
+    return {one: scored_rows(Run(out / f"{one}-{trait}"), "changed") for one in sets}

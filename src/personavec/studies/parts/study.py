@@ -1,7 +1,7 @@
 """What all parts share: options, sizes, folders, vectors, and how replies are compared."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from typing import Any
 from personavec.config import EvaluateConfig
 from personavec.config_finetune import FinetuneConfig
 from personavec.config_paper import PaperConfig
-from personavec.options import Common, Judging, Writing
+from personavec.options import Common, Judging, Writing, given
 from personavec.run import Run, write_file
-from personavec.scoring import joined, mean_difference
+from personavec.scoring import mean_difference
 from personavec.trait import load_trait
 from personavec.vector import PersonaVector, load_vector
 
@@ -62,15 +62,15 @@ WHOLE = Size(
     questions=None,
     extract={},
     rollouts=1,
-    conditions=20,
-    shots=(0, 5, 10, 15, 20),
-    rows=64,
+    conditions=12,
+    shots=(0, 5, 10, 20),
+    rows=32,
     mild=MAIN,
-    methods={},
-    method_rollouts=2,
-    texts=60,
-    chats=1000,
-    chosen=64,
+    methods={"scales": (1.0, 2.0)},
+    method_rollouts=1,
+    texts=20,
+    chats=160,
+    chosen=32,
 )
 QUICK = Size(
     traits=("optimistic", "humorous"),
@@ -98,10 +98,6 @@ class Study:
     config: PaperConfig
     size: Size
     run: Run
-
-    def options(self, *kinds: type) -> Row:
-        """The options of these kinds as they were given."""
-        return {one.name: getattr(self.config, one.name) for kind in kinds for one in fields(kind)}
 
     @cached_property
     def traits(self) -> dict[str, str]:
@@ -133,12 +129,12 @@ class Study:
             "system": self.config.system,
             "traits": self.trait_files,
         }
-        return FinetuneConfig(**self.options(Common), **own)
+        return FinetuneConfig(**given(self.config, Common), **own)
 
     @property
     def evaluation(self) -> EvaluateConfig:
         """One evaluation, without trait and folder."""
-        return EvaluateConfig(**self.options(Judging, Writing, Common), rollouts=self.size.rollouts)
+        return EvaluateConfig(**given(self.config, Judging, Writing, Common), rollouts=self.size.rollouts)
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -172,12 +168,6 @@ class Study:
         known = {(row["question_id"], row["sample"]) for row in other}
         both = [row for row in one if (row["question_id"], row["sample"]) in known]
         return mean_difference(both, other, kind, self.config.seed).to_json()
-
-
-def replies(table: Path) -> list[Row]:
-    """The replies of an arm with their scores."""
-    run = Run(table.parent)
-    return joined(list(run.rows(table.name)), list(run.rows(f"{table.stem}.scores.jsonl")))
 
 
 def arm(rows: list[Row], name: str) -> list[Row]:

@@ -6,10 +6,12 @@ from typing import Any
 from personavec.config import ExtractConfig
 from personavec.evaluate import evaluate
 from personavec.extract import FILES, extract
-from personavec.options import Common, Judging, Writing
+from personavec.options import Common, Judging, Writing, given
 from personavec.report.page import write_pages
+from personavec.run import Run
+from personavec.scoring import scored_rows
 from personavec.studies.parts.claims import Claim
-from personavec.studies.parts.study import Study, arm, replies
+from personavec.studies.parts.study import Study, arm
 from personavec.vector import load_vector
 
 Row = dict[str, Any]
@@ -20,14 +22,14 @@ SECOND_JUDGE = "likelihood:gemma3-270m"
 
 def vectors(study: Study) -> Row:
     """Extract every trait's vector and prove it, against random directions, on held-out questions."""
-    options = study.options(Judging, Writing, Common) | dict(study.size.extract)
+    options = given(study.config, Judging, Writing, Common) | dict(study.size.extract)
     found = write_pages(
         extract(ExtractConfig(traits=tuple(study.traits.values()), out=study.run.path("vectors"), **options))
     )
     claims, table = [], []
     for one in found["traits"]:
         name, run = one["trait"], study.run.part("vectors").part(one["trait"])
-        rows = [*replies(run.path("check.jsonl")), *_base(study, name)]
+        rows = [*scored_rows(run, "check"), *_base(study, name)]
         steered, base, random = (arm(rows, of) for of in ("steered", "base", "random"))
         moved = study.difference(random, base)["mean"]
         claims += [
@@ -85,7 +87,7 @@ def positions(study: Study) -> Row:
             steer = (f"{path}:{own:.6g}@{layer}",)
             asked = replace(study.evaluation, trait=study.traits[name], steer=steer, judge_file=file, out=out)
             found = evaluate(asked)
-            rows[position] = replies(out / "changed.jsonl")
+            rows[position] = scored_rows(Run(out), "changed")
             table.append(
                 {"trait": name, "position": position, "coef": own, "trait score": found["trait_score"]["mean"]}
             )
