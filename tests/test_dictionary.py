@@ -79,7 +79,7 @@ def test_layouts_of_libraries(layout: str, k: int | None, layer: int | None, cen
 
 def test_a_vector_made_of_a_feature_is_found() -> None:
     own = parts()
-    dictionary = Dictionary(3 * own["rows"], None, own["bias"], torch.zeros(WIDTH), None, None, None)
+    dictionary = Dictionary(3 * own["rows"], None, own["bias"], torch.zeros(WIDTH), None, None, None, Path("sae"))
     unit = torch.nn.functional.normalize(own["rows"][7] + 0.1 * own["rows"][8], dim=0)
     found = nearest(dictionary, unit, 5, 0)
     assert found["features"][0]["feature"] == 7 and found["features"][0]["cosine"] > 0.95

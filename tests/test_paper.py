@@ -10,7 +10,8 @@ from personavec.errors import DataError
 from personavec.report.paper import grouped
 from personavec.run import Run
 from personavec.studies import paper as study
-from personavec.studies.parts.claims import VERDICTS, Claim, one_minus, tally
+from personavec.studies.parts.claims import VERDICTS, Claim, above, one_minus, tally
+from personavec.studies.parts.study import surviving
 
 
 def interval(mean: float | None, low: float | None, high: float | None) -> dict[str, Any]:
@@ -45,6 +46,20 @@ def test_every_verdict_is_counted() -> None:
 def test_the_rest_of_a_share() -> None:
     assert one_minus(interval(0.25, 0.125, 0.5)) == interval(0.75, 0.5, 0.875)
     assert one_minus(interval(None, None, None)) is None and one_minus(None) is None
+
+
+def test_how_far_a_figure_lies_above_a_bound() -> None:
+    assert above(interval(80, 0, 90), 80) == interval(0, -80, 10)
+    assert above(interval(None, None, None), 80) == interval(None, None, None)
+
+
+def test_a_trait_that_fails_is_told_and_the_others_go_on() -> None:
+    failed: list[dict[str, Any]] = []
+    for trait in ("evil", "humorous"):
+        with surviving(failed, trait):
+            if trait == "evil":
+                raise DataError("no rows")
+    assert failed == [{"trait": "evil", "error": "no rows"}]
 
 
 def test_claims_of_one_text_share_a_chart() -> None:

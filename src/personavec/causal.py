@@ -1,5 +1,6 @@
 """The causal rank of a dictionary's features: steer along each as far as along the vector, and judge the trait."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,8 +37,9 @@ def causal_rank(
 ) -> Row:
     """What steering along single features does to the trait, beside the vector itself and random features.
 
-    Each feature's decoder direction is made as long as what the card recommends to add. The held-out questions are
-    answered with the same random numbers in every arm; the random arm takes another feature for every reply.
+    The vector is added with the dose that its card recommends, and each feature's decoder direction as long as that.
+    The held-out questions are answered with the same random numbers in every arm; the random arm takes another feature
+    for every reply.
 
     Returns:
         `vector` and `random`: mean change of the trait score with its 95% interval; `features`: the same of each, by
@@ -45,7 +47,9 @@ def causal_rank(
 
     Source: Persona Vectors (arXiv 2507.21509) appendix M.
     """
-    coef = vector.card.coef or 1.0
+    card = vector.card
+    at_card = layer if card.layer is None else card.layer
+    coef = vector.coef(layer, vector.dose(at_card, card.coef or 1.0))
     length = float(vector.norms[layer])
 
     def along(direction: Float[Tensor, " d_model"]) -> tuple[Steering, ...]:
@@ -83,4 +87,5 @@ def causal_rank(
         for name, own in by_arm.items()
         if name != BASE
     }
-    return {VECTOR: moved[VECTOR], RANDOM: moved[RANDOM], "features": {at: moved[str(at)] for at in features}}
+    ranked = sorted(features, key=lambda at: moved[str(at)]["mean"] or -math.inf, reverse=True)
+    return {VECTOR: moved[VECTOR], RANDOM: moved[RANDOM], "features": {at: moved[str(at)] for at in ranked}}

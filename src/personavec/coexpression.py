@@ -123,6 +123,8 @@ def _reach(config: SpaceConfig, rows: Sequence[Row]) -> Row:
 
 def verdict(slope_low: float, slope_high: float, bent_low: float, bent_high: float) -> str:
     """What a dose curve is, by the intervals of its slope and of its bend."""
+    if np.isnan(slope_low):
+        return "not measured"
     if not (slope_low > 0 or slope_high < 0):
         return "no response"
     falling = slope_high < 0

@@ -24,8 +24,8 @@ STANDS_OUT = 0.2
 BINS = 8
 """Of lengths, for matching."""
 REFUSAL = re.compile(
-    r"^\W*(i('m| am) (very |so |really )?(sorry|afraid|unable)|sorry,|i (can('|no)t|cannot|won't|will not) |"
-    r"i('m| am) not (able|allowed|comfortable)|as an ai\b|unfortunately, i )",
+    r"^\W*(i(['’]m| am) (very |so |really )?(sorry|afraid|unable)|sorry,|i (can(['’]|no)t|cannot|won['’]t|will not) |"
+    r"i(['’]m| am) not (able|allowed|comfortable)|as an ai\b|unfortunately, i )",
     re.IGNORECASE,
 )
 """How refusals begin."""
@@ -63,7 +63,7 @@ def audit(kept: Sequence[Row], seed: int) -> Row:
             "neg": round(float(values[~is_pos].mean()), 4),
             "difference": difference_interval(values, is_pos, questions, seed).to_json(),
             "auc": auc.to_json(),
-            "stands_out": bool(abs(auc.mean - 0.5) >= STANDS_OUT and not auc.low <= 0.5 <= auc.high),
+            "stands_out": bool(abs(auc.mean - 0.5) >= STANDS_OUT and (auc.low > 0.5 or auc.high < 0.5)),
         }
     return found
 
@@ -80,7 +80,7 @@ def length_correlation(model: ChatModel, kept: Sequence[Row], vector: PersonaVec
     sides = np.array([int(row["side"] == "pos") for row in kept])
     lengths, rng = np.array([response_tokens(row) for row in kept], dtype=float), np.random.default_rng(seed)
     found = null_battery(read, lengths, vector.unit(layer).numpy()[None], rng, activations=read, groups=sides)
-    adjust([found])
+    adjust([found], either_way=True)
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from personavec.causal import causal_rank
 from personavec.config_decompose import DecomposeConfig
+from personavec.confounds import matched
 from personavec.contributions import Token, token_activations, tokens, written
 from personavec.dictionary import Dictionary, load_dictionary, nearest
 from personavec.directions import directions
@@ -20,11 +21,11 @@ from personavec.errors import ConfigError, DataError
 from personavec.judges.load import load_bench
 from personavec.model import ChatModel
 from personavec.nulls import against, rounded
-from personavec.run import Run, versions
+from personavec.run import Run, sha256, versions
 from personavec.scoring import Judges, keep, scaled, scored_rows
 from personavec.stats import difference_interval
 from personavec.trait import trait_of
-from personavec.vector import load_vector
+from personavec.vector import PersonaVector, load_vector
 
 Row = dict[str, Any]
 
@@ -60,7 +61,7 @@ def decompose(config: DecomposeConfig) -> Row:
     if layer is None:
         raise ConfigError("expected a recommended layer in the card, got none; pass --layer")
     unit = vector.unit(layer)
-    rows = _replies(config.vector)
+    rows = _replies(config.vector, vector)
     model = ChatModel.from_config(config)
     vector.check_model(model.identity)
     dictionary = load_dictionary(config.sae, model.identity.d_model) if config.sae else None
@@ -77,8 +78,11 @@ def decompose(config: DecomposeConfig) -> Row:
         bench = load_bench(config.judge, model, config.system, config, config)
         judges = Judges(bench.trait(trait), bench.coherence, trait.content_hash)
         scaled(judges, config.judge, vector.card, vector.card.trait)
-    out = config.out or Path("runs") / f"decompose-{vector.card.trait}"
-    run = Run.open(out, dataclasses.asdict(config), {"vector": vector.content_hash, "numbers": model.numbers})
+    out = config.out or Path("runs") / f"decompose-{vector.card.trait}{'-sae' if config.sae else ''}"
+    inputs = {"vector": vector.content_hash, "numbers": model.numbers}
+    inputs |= {"dictionary": sha256(dictionary.file)} if dictionary else {}
+    inputs |= {"trait": trait.content_hash} if trait else {}
+    run = Run.open(out, dataclasses.asdict(config), inputs)
     random = directions([vector], [vector.card.trait], [layer], config.seed).random(layer)
     found = written(model, rows, layer, torch.cat([unit[None], random]))
     is_pos = np.array([row["side"] == "pos" for row in rows])
@@ -116,19 +120,20 @@ def decompose(config: DecomposeConfig) -> Row:
     return result
 
 
-def _replies(vector: Path) -> list[Row]:
-    """The kept replies of the extraction that a vector file lies in."""
-    run = Run(vector.parent)
+def _replies(path: Path, vector: PersonaVector) -> list[Row]:
+    """The replies of the extraction that a vector file lies in, of which the vector was made."""
+    run = Run(path.parent)
     if not (run.done("rollouts.jsonl") and run.done("rollouts.scores.jsonl")):
         raise ConfigError(
-            f"expected rollouts.jsonl and rollouts.scores.jsonl beside {vector}, got none; pass the vector where "
+            f"expected rollouts.jsonl and rollouts.scores.jsonl beside {path}, got none; pass the vector where "
             "extract left it"
         )
     rows = scored_rows(run, "rollouts")
     kept = [row for row in rows if keep(row)]
     if {row["side"] for row in kept} != {"pos", "neg"}:
-        raise DataError(f"expected kept replies of both sides beside {vector}, got one side; extract it again")
-    return kept
+        raise DataError(f"expected kept replies of both sides beside {path}, got one side; extract it again")
+    how = vector.card.details.get("confounds", {}).get("handling")
+    return matched(kept, vector.card.details["seed"]) if how == "match" else kept
 
 
 def _by_token(model: ChatModel, rows: Sequence[Row], every: Sequence[Token], top: int) -> Row:
@@ -211,7 +216,7 @@ def _features(
 
     Of each the `cosine`, the mean strength over the replies of both sides, and where in a reply it is strongest.
     """
-    found = nearest(dictionary, unit, config.top, config.seed)
+    found = nearest(dictionary, unit, max(config.top, config.causal), config.seed)
     chosen = [one["feature"] for one in found["features"]]
     seen: list[list[tuple[float, str]]] = [[] for _ in chosen]
     strengths: dict[str, list[Any]] = {"pos": [], "neg": []}

@@ -46,6 +46,7 @@ class Dictionary:
     """Features that are left of a token."""
     layer: int | None
     """As its configuration names it."""
+    file: Path
 
     def encode(self, activations: Float[Tensor, "row d_model"]) -> Float[Tensor, "row feature"]:
         """How much of each feature is in each activation: ReLU, above its threshold, the k largest.
@@ -108,6 +109,7 @@ def load_dictionary(path: Path, d_model: int) -> Dictionary:
         threshold.reshape(-1) if positive and threshold is not None else None,
         None if positive else k,
         _layer(config),
+        file,
     )
 
 

@@ -130,8 +130,12 @@ def null_battery(
     }
 
 
-def adjust(tests: Sequence[Json]) -> None:
+def adjust(tests: Sequence[Json], *, either_way: bool = False) -> None:
     """Adjust the p-values of each null over the tests, and say which nulls are beaten: q ≤ `ALPHA` and r above 0.
+
+    Args:
+        tests: As `null_battery` tells them; changed in place.
+        either_way: An r below 0 beats them, too.
 
     Source: Benjamini and Hochberg (1995), scipy.stats.false_discovery_control.
     """
@@ -143,7 +147,7 @@ def adjust(tests: Sequence[Json]) -> None:
             continue
         adjusted = false_discovery_control([own["nulls"][name]["p"] for own in known])
         for own, q in zip(known, adjusted, strict=True):
-            own["nulls"][name] |= {"q": round(float(q), 6), "beats": bool(q <= ALPHA and own["r"] > 0)}
+            own["nulls"][name] |= {"q": round(float(q), 6), "beats": bool(q <= ALPHA and (either_way or own["r"] > 0))}
 
 
 def correlations(

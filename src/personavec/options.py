@@ -34,6 +34,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
         "api_timeout": (lambda value: value > 0, "above 0"),
         "coherence_floor": (lambda value: 0 <= value <= 100, "from 0 to 100"),
         "sweep_questions": (lambda value: value >= 2, "at least 2"),
+        "axes": (lambda value: value >= 2, "at least 2"),
+        "causal": (lambda value: value >= 0, "0 or more"),
         "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     }
     | {

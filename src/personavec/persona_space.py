@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 from numpy.random import Generator
 
@@ -213,8 +213,8 @@ def cosines(
 
     Returns:
         `cosine`; `reliability`: that of the whole vector, 2r / (1 + r) of its halves' cosine r (Spearman and Brown);
-        `corrected`: c / √(r_i · r_j), null where a half-cosine lies below `LEAST_RELIABLE`, and cut at ±1; `null`: the
-        |cosine| that 95% of pairs of random directions stay below.
+        `corrected`: c / √(R_i · R_j) with these, null where a half-cosine lies below `LEAST_RELIABLE`, and cut at ±1;
+        `null`: the |cosine| that 95% of pairs of random directions stay below.
     """
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     table = units @ units.T
@@ -241,11 +241,14 @@ def mantel(
     Source: Mantel (1967). Cells of one row are no independent pairs; shuffling names keeps rows and columns together.
     """
     off = ~np.eye(len(one), dtype=bool)
-    orders = [np.arange(len(one)), *(rng.permutation(len(one)) for _ in range(SHUFFLES))]
-    mine, theirs = one[off], np.stack([other[np.ix_(order, order)][off] for order in orders], axis=1)
-    good = np.isfinite(mine) & np.isfinite(theirs).all(axis=1)
-    found = correlations(theirs[good], mine[good])
-    return float(found[0]), found[1:]
+
+    def r(order: Int[ndarray, " vector"]) -> float:
+        """Of the pairs that are known in both."""
+        mine, theirs = one[off], other[np.ix_(order, order)][off]
+        good = np.isfinite(mine) & np.isfinite(theirs)
+        return float(correlations(theirs[good, None], mine[good])[0])
+
+    return r(np.arange(len(one))), np.array([r(rng.permutation(len(one))) for _ in range(SHUFFLES)])
 
 
 def _bounds(values: Sequence[float]) -> list[float | None]:

@@ -107,9 +107,8 @@ def space(config: SpaceConfig) -> Row:
         "coexpression": None,
     }
     if bench is not None:
-        found = coexpressed(
-            config, run.part(f"coexpression-{Run.digest({'judge': bench.fingerprint})}"), model, vectors, traits, judges
-        )
+        judged = {"judge": bench.fingerprint} | {name: trait.content_hash for name, trait in traits.items()}
+        found = coexpressed(config, run.part(f"coexpression-{Run.digest(judged)}"), model, vectors, traits, judges)
         result["coexpression"] = found | _foretold(found, vectors, tables, rng)
         result["judge_usage"] = bench.usage
     result |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}

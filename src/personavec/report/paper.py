@@ -15,6 +15,8 @@ Json = Mapping[str, Any]
 GOOD, OURS, CONTROL, PAPER = "same direction", "here", "control", "the paper's models"
 MARKS = {OURS: BLUE, CONTROL: VERMILLION, PAPER: GREY}
 """Colour of each kind of figure."""
+COSINE = "cosine"
+"""Unit of claims whose figure has no interval of its own, see parts/geometry.py."""
 ROW, HEAD = 26, 40
 """Height of a chart's row, and of what is around them."""
 
@@ -86,5 +88,6 @@ def claim_chart(claims: Sequence[Json]) -> alt.LayerChart:
     ]
     held = sum(claim["verdict"] == GOOD for claim in claims)
     title = f"{claims[0]['claim']}: {held} of {len(claims)}"
-    subtitle = [f"{claims[0]['where']}. Right of the line is the paper's direction; bars are 95% intervals."]
+    bars = "what 95% of random pairs reach" if claims[0]["unit"] == COSINE else "95% intervals"
+    subtitle = [f"{claims[0]['where']}. Right of the line is the paper's direction; bars are {bars}."]
     return finish(layers, title, subtitle, 420, ROW * len(claims) + HEAD)

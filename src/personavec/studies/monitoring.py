@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,11 @@ def experiment(config: MonitorConfig) -> Row:
         part = run.part(name)
         shown = _exemplars(config, part, model, trait, judges[name])
         left_out[name] = [shots for shots in config.shots if shots > len(shown)]
-        found[name] = _measured(config, part, model, trait, own, shown, judges[name], vector)
+        layer = vector.card.layer or 0
+        others = {
+            other: one.direction[[layer]].numpy() for other, one in zip(names, vectors, strict=True) if other != name
+        }
+        found[name] = _measured(config, part, model, trait, own, shown, judges[name], vector, others)
     for reach in ("overall", "within"):
         adjust([own["nulls"][reach] for kinds in found.values() for own in kinds.values()])
     result: Row = {
@@ -137,6 +141,7 @@ def _measured(
     shown: Sequence[Row],
     judges: Judges,
     vector: PersonaVector,
+    others: Mapping[str, Float[ndarray, "1 d_model"]],
 ) -> Row:
     """Both kinds of conditions of one trait."""
     told: dict[str, dict[int, str]] = {
@@ -162,7 +167,7 @@ def _measured(
         if levels:
             of_kind = np.array([row["kind"] == kind for row in asked])
             own = [row for row in replies if row["kind"] == kind]
-            found[kind] = _correlated(config, levels, own, read[of_kind], vector)
+            found[kind] = _correlated(config, levels, own, read[of_kind], vector, others)
     return found
 
 
@@ -193,6 +198,7 @@ def _correlated(
     replies: Sequence[Row],
     read: Float[ndarray, "row d_model"],
     vector: PersonaVector,
+    others: Mapping[str, Float[ndarray, "1 d_model"]],
 ) -> Row:
     """How projection and score go together, over all conditions of a kind and within them.
 
@@ -202,6 +208,7 @@ def _correlated(
         replies: Scored, condition by condition and question by question, `rollouts` to each.
         read: Activations of each prompt at the vector's layer, in the same order.
         vector: What they are projected on.
+        others: The other traits' directions at its layer, which are tried as well.
     """
     unit = vector.unit(vector.card.layer or 0).numpy()
     along = (read @ unit).astype(float)
@@ -219,7 +226,13 @@ def _correlated(
         r = pearson_interval(along[rows], means[rows], questions[rows], groups, config.seed)
         found[reach] = r.to_json()
         found["nulls"][reach] = null_battery(
-            read[None, rows], means[rows], unit[None], rng, activations=read[None], groups=groups
+            read[None, rows],
+            means[rows],
+            unit[None],
+            rng,
+            activations=read[None],
+            others=others,
+            groups=groups,
         )
     return found | {
         "flat_conditions": sum(one < LEAST_SD for one in spread),

@@ -89,7 +89,7 @@ def paper(config: PaperConfig) -> Row:
         if (told := part.quick if config.quick else part.whole) is not None
     }
     chosen = {name: PARTS[name] for name in minutes}
-    left = {name for name in chosen if not run.done(f"{name}.json")}
+    left = {name for name in chosen if not run.done(f"{name}.json") or run.read_json(f"{name}.json").get("failed")}
     for name, part in chosen.items():
         tell(f"{part.title:<46} {f'about {minutes[name]:5.1f} min' if name in left else 'done'}")
     tell(f"in all about {sum(minutes[name] for name in left):.0f} minutes")

@@ -69,6 +69,12 @@ def tally(claims: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS}
 
 
+def above(found: Mapping[str, Any], bound: float) -> Row:
+    """How far a mean lies above a bound, with its interval."""
+    mean, low, high = (None if x is None else x - bound for x in (found["mean"], *found["ci"]))
+    return {"mean": mean, "ci": [low, high]}
+
+
 def one_minus(share: Mapping[str, Any] | None) -> Row | None:
     """The rest of a share with its interval: what is kept becomes what is taken away."""
     if share is None or share["mean"] is None:

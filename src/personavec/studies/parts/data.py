@@ -102,8 +102,8 @@ def first_chats(study: Study, count: int) -> list[Row]:
     found = list(islice(_chats(study.config.chats or str(sharegpt())), count))
     if len(found) < count:
         raise DataError(
-            f"expected {count} chats of at most {LONGEST} characters in {study.config.chats}, got {len(found)}; pass "
-            "more of them"
+            f"expected {count} chats of at most {LONGEST} characters in {study.config.chats or PACKAGE}, got "
+            f"{len(found)}; pass more of them"
         )
     return found
 

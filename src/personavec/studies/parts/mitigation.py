@@ -11,8 +11,8 @@ from personavec.options import Common, Judging, Writing, given
 from personavec.run import Run, write_file
 from personavec.scoring import scored_rows
 from personavec.studies.before_after import arm_folder, before_after
-from personavec.studies.parts.claims import Claim, one_minus
-from personavec.studies.parts.study import Study
+from personavec.studies.parts.claims import Claim, above, one_minus
+from personavec.studies.parts.study import Study, surviving
 
 Row = dict[str, Any]
 
@@ -26,47 +26,49 @@ PLACES = ("a lighthouse", "a library", "a bridge", "a mill", "a theatre", "an or
 
 def mitigation(study: Study) -> Row:
     """Every method on the overt data of each main trait; then prevention and post-hoc steering at all layers."""
-    claims, table, reports = [], [], []
+    claims, table, reports, failed = [], [], [], list[Row]()
+    data = study.run.read_json("finetunings.json")
     for trait in study.main:
-        data = study.run.read_json("finetunings.json")
         files = {"data": data["files"][f"{trait} II"], "held_out": data["held_out"][f"{trait} II"]}
-        one = _report(study, f"{trait}", trait, "auto", **files, **study.size.methods)
-        claims += _one_layer(study, trait, one)
-        table += _arms(f"{trait} II, one layer", one, trait)
-        reports.append(one["report"])
-        every = _report(study, f"{trait}-all", trait, f"{EVERY_LAYER}@all", **files, **_few())
-        claims += _all_layers(study, trait, one, every)
-        table += _arms(f"{trait} II, all layers", every, trait)
-        reports.append(every["report"])
-    return {"claims": claims, "table": table, "reports": reports}
+        with surviving(failed, trait):
+            one = _report(study, f"{trait}", trait, "auto", **files, **study.size.methods)
+            claims += _one_layer(study, trait, one)
+            table += _arms(f"{trait} II, one layer", one, trait)
+            reports.append(one["report"])
+            every = _report(study, f"{trait}-all", trait, f"{EVERY_LAYER}@all", **files, **_few())
+            claims += _all_layers(study, trait, one, every)
+            table += _arms(f"{trait} II, all layers", every, trait)
+            reports.append(every["report"])
+    return {"claims": claims, "table": table, "reports": reports, "failed": failed}
 
 
 def harmless(study: Study) -> Row:
     """Appendices J.6 and J.7: prevention on data without the trait, and on invented facts that are to be learned."""
-    claims, table, reports = [], [], []
+    claims, table, reports, failed = [], [], [], list[Row]()
     data = study.run.read_json("finetunings.json")["files"]["chats normal"]
     for trait in study.main:
-        found = _report(study, f"{trait}-harmless", trait, f"{EVERY_LAYER}@all", data=data, **_few("prevent"))
-        plain, prevented = (_rows(found, name, trait) for name in ("plain", "prevent ×1"))
-        told = "On harmless data prevention leaves less of the trait than plain training"
-        claims.append(Claim("appendix J.6", told, trait, study.difference(plain, prevented)))
-        table += _arms("chats normal, all layers", found, trait)
-        reports.append(found["report"])
-    if "hallucinating" in study.main:
-        trait, (train, held_out) = "hallucinating", _facts(study)
-        found = _report(
-            study, "facts", trait, f"{EVERY_LAYER}@all", data=train, held_out=held_out, epochs=3.0, **_few()
-        )
-        base, plain, prevented = (_rows(found, name, trait) for name in ("base", "plain", "prevent ×1"))
-        claims += [
-            Claim("appendix J.7", "Learning new facts raises hallucination", trait, study.difference(plain, base)),
-            Claim(
-                "appendix J.7", "Prevention lowers it while they are learned", trait, study.difference(plain, prevented)
-            ),
-        ]
-        table += _arms("invented facts, all layers", found, trait)
-        reports.append(found["report"])
-    return {"claims": claims, "table": table, "reports": reports}
+        with surviving(failed, trait):
+            found = _report(study, f"{trait}-harmless", trait, f"{EVERY_LAYER}@all", data=data, **_few("prevent"))
+            plain, prevented = (_rows(found, name, trait) for name in ("plain", "prevent ×1"))
+            told = "On harmless data prevention leaves less of the trait than plain training"
+            claims.append(Claim("appendix J.6", told, trait, study.difference(plain, prevented)))
+            table += _arms("chats normal, all layers", found, trait)
+            reports.append(found["report"])
+    trait = "hallucinating"
+    if trait in study.main:
+        with surviving(failed, trait):
+            train, held_out = _facts(study)
+            options: Row = {"data": train, "held_out": held_out, "epochs": 3.0, **_few()}
+            found = _report(study, "facts", trait, f"{EVERY_LAYER}@all", **options)
+            base, plain, prevented = (_rows(found, name, trait) for name in ("base", "plain", "prevent ×1"))
+            learned, lowered = study.difference(plain, base), study.difference(plain, prevented)
+            claims += [
+                Claim("appendix J.7", "Learning new facts raises hallucination", trait, learned),
+                Claim("appendix J.7", "Prevention lowers it while they are learned", trait, lowered),
+            ]
+            table += _arms("invented facts, all layers", found, trait)
+            reports.append(found["report"])
+    return {"claims": claims, "table": table, "reports": reports, "failed": failed}
 
 
 def _few(*compare: str) -> Row:
@@ -120,8 +122,8 @@ def _one_layer(study: Study, trait: str, found: Row) -> list[Claim]:
         if arm in arms:
             claims.append(Claim(where, text, trait, study.difference(_rows(found, arm, trait), prevented)))
     coherence = arms["prevent ×1"]["traits"][trait]["coherence"]
-    above = {"mean": coherence["mean"] - LEAST_COHERENCE, "ci": [x and x - LEAST_COHERENCE for x in coherence["ci"]]}
-    claims.append(Claim("section 5.2", f"With prevention coherence stays above {LEAST_COHERENCE:g}", trait, above))
+    told = f"With prevention coherence stays above {LEAST_COHERENCE:g}"
+    claims.append(Claim("section 5.2", told, trait, above(coherence, LEAST_COHERENCE)))
     if "post-hoc ×2" in arms and "prevent ×2" in arms:
         own = study.difference(_rows(found, "prevent ×2", trait), _rows(found, "post-hoc ×2", trait), kind="coherence")
         claims.append(Claim("section 5.2", "At twice the coefficient prevention costs less coherence", trait, own))

@@ -13,9 +13,9 @@ from personavec.scoring import scored_rows
 from personavec.screen import screen
 from personavec.stats import auc_interval, spearman_rows
 from personavec.studies.finetuning_grid import finetuning_grid
-from personavec.studies.parts.claims import Claim
+from personavec.studies.parts.claims import Claim, above
 from personavec.studies.parts.data import chats_file
-from personavec.studies.parts.study import Study
+from personavec.studies.parts.study import Study, surviving
 from personavec.table import Table
 
 Row = dict[str, Any]
@@ -30,17 +30,20 @@ def separability(study: Study) -> Row:
     """Rows that overtly show a trait against rows that do not, by what the finetunings' screenings read."""
     claims, table = [], []
     folder = study.run.path("finetunings")
+    files = study.run.read_json("finetunings.json")["files"]
     for trait in study.files:
+        paths = [Path(files[f"{trait} {level}"]) for level in ("normal", "II")]
+        prompts = [row["prompt"] for path in paths for row in Run(path.parent).rows(path.name)]
+        questions = np.unique(prompts, return_inverse=True)[1]
         read = {level: Table(folder / f"{trait} {level}-screen" / "table", (trait,)) for level in ("normal", "II")}
         for kind, column in (("raw projection", f"{trait}.response"), ("projection difference", trait)):
             columns = [read[level].column(column) for level in ("normal", "II")]
             values = np.concatenate(columns)
             is_bad = np.repeat([False, True], [len(one) for one in columns])
             good = ~np.isnan(values)
-            found = auc_interval(values[good], is_bad[good], np.flatnonzero(good), study.config.seed).to_json()
-            above = {"mean": found["mean"] - 0.5, "ci": [None if x is None else x - 0.5 for x in found["ci"]]}
+            found = auc_interval(values[good], is_bad[good], questions[good], study.config.seed).to_json()
             told = f"The {kind} tells overt rows from normal ones: AUC above one half"
-            claims.append(Claim("section 6.2, figure 9", told, trait, above, unit="AUC − 0.5"))
+            claims.append(Claim("section 6.2, figure 9", told, trait, above(found, 0.5), unit="AUC − 0.5"))
             table.append({"trait": trait, "by": kind, "AUC": found})
     return {"claims": claims, "table": table}
 
@@ -64,53 +67,70 @@ def rungs(study: Study) -> Row:
 def filtering(study: Study) -> Row:
     """Appendix K: drop what lies above the 95th percentile of real chats, and train on the rest.
 
-    The rows are the overt ones of a trait among the normal ones. By projection, by the judge, and by either.
+    The rows are the overt ones of a trait among the normal ones. By projection, by the judge, by either, and as the
+    control as many at random as by projection.
     """
-    claims, table = [], []
-    files = study.run.read_json("finetunings.json")["files"]
+    claims, table, failed = [], [], list[Row]()
     for trait in study.main:
-        mixed = study.run.part("data").path(f"{trait}-mixed.jsonl")
-        if not mixed.exists():
-            write_file(mixed, b"".join(Path(files[f"{trait} {level}"]).read_bytes() for level in ("normal", "II")))
-        sets = {"unfiltered": str(mixed)}
-        for by in FILTERS:  # one folder: rows are read and judged once
-            found = _screened(
-                study,
-                trait,
-                str(mixed),
-                vectors=(study.files[trait],),
-                cost="full",
-                clean=chats_file(study),
-                keep_below=KEEP_BELOW,
-                judge=study.config.judge,
-                flag_by=by,
-            )
-            flags = found["flags"]
-            table.append({"trait": trait, "by": by, "dropped": flags["dropped"], "kept": flags["kept"]})
-            if flags["kept"]:
-                kept = study.run.part("data").path(f"{trait}-kept-{by}.jsonl")
-                if not kept.exists():
-                    write_file(kept, Path(found["files"]["kept"]).read_bytes())
-                sets[by] = str(kept)
-        scored = _trained(study, f"filtered-{trait}", sets, trait)
-        for by in FILTERS:
-            told = f"Dropping rows by {'the ' * (by == 'judge')}{by} leaves less of the trait than training on all"
-            own = study.difference(scored["unfiltered"], scored[by]) if by in scored else None
-            claims.append(Claim("appendix K", told, trait, own))
-    return {"claims": claims, "table": table}
+        with surviving(failed, trait):
+            sets = _filtered(study, trait)
+            rows = {by: len(list(Run(path.parent).rows(path.name))) for by, path in sets.items()}
+            table += [{"trait": trait, "by": by, "kept": kept, "of": rows["unfiltered"]} for by, kept in rows.items()]
+            filled = {by: str(path) for by, path in sets.items() if rows[by]}
+            scored = _trained(study, f"filtered-{trait}", filled, trait)
+            fewer = {by: study.difference(scored["unfiltered"], own) for by, own in scored.items()}
+            for by in FILTERS:
+                told = f"Dropping rows by {'the ' * (by == 'judge')}{by} leaves less of the trait than training on all"
+                control = fewer["random"]["mean"] if "random" in fewer else None
+                claims.append(Claim("appendix K", told, trait, fewer.get(by), control=control))
+    return {"claims": claims, "table": table, "failed": failed}
+
+
+def _filtered(study: Study, trait: str) -> dict[str, Path]:
+    """Overt and normal rows of a trait, all of them and what each filter leaves."""
+    files = study.run.read_json("finetunings.json")["files"]
+    folder = study.run.part("data")
+    sets = {by: folder.path(f"{trait}-{by}.jsonl") for by in ("unfiltered", *FILTERS, "random")}
+    mixed = b"".join(Path(files[f"{trait} {level}"]).read_bytes() for level in ("normal", "II"))
+    _write_once(sets["unfiltered"], mixed)
+    for by in FILTERS:  # one folder: rows are read and judged once
+        found = _screened(
+            study,
+            trait,
+            str(sets["unfiltered"]),
+            vectors=(study.files[trait],),
+            cost="full",
+            clean=chats_file(study),
+            keep_below=KEEP_BELOW,
+            judge=study.config.judge,
+            flag_by=by,
+        )
+        _write_once(sets[by], Path(found["files"]["kept"]).read_bytes())
+    lines, kept = mixed.splitlines(keepends=True), len(sets["projection"].read_bytes().splitlines())
+    drawn = np.random.default_rng(study.config.seed).permutation(len(lines))[:kept]
+    _write_once(sets["random"], b"".join(lines[at] for at in sorted(drawn)))
+    return sets
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    """Runs know their files by content and time."""
+    if not path.exists():
+        write_file(path, content)
 
 
 def real_chats(study: Study) -> Row:
     """Section 6.3: train on the real chats that lie highest, lowest, and on as many at random."""
-    claims = []
+    claims, failed = [], list[Row]()
     files = study.run.read_json("rungs.json")["files"]
     for trait in study.main:
-        sets = {"highest": files[f"top-{trait}"], "random": files["random"], "lowest": files[f"bottom-{trait}"]}
-        scored = _trained(study, f"chosen-{trait}", sets, trait)
-        for one, other in (("highest", "random"), ("random", "lowest"), ("highest", "lowest")):
-            told = f"Of real chats the {one} {'rows' if one != 'random' else 'ones'} teach more than the {other}"
-            claims.append(Claim("section 6.3, figure 10", told, trait, study.difference(scored[one], scored[other])))
-    return {"claims": claims, "table": []}
+        with surviving(failed, trait):
+            sets = {"highest": files[f"top-{trait}"], "random": files["random"], "lowest": files[f"bottom-{trait}"]}
+            scored = _trained(study, f"chosen-{trait}", sets, trait)
+            for one, other in (("highest", "random"), ("random", "lowest"), ("highest", "lowest")):
+                told = f"Of real chats the {one} {'rows' if one != 'random' else 'ones'} teach more than the {other}"
+                own = study.difference(scored[one], scored[other])
+                claims.append(Claim("section 6.3, figure 10", told, trait, own))
+    return {"claims": claims, "table": [], "failed": failed}
 
 
 def _screened(study: Study, name: str, data: str, **options: Any) -> Row:

@@ -1,6 +1,7 @@
 """What all parts share: options, sizes, folders, vectors, and how replies are compared."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 from personavec.config import EvaluateConfig
 from personavec.config_finetune import FinetuneConfig
 from personavec.config_paper import PaperConfig
+from personavec.errors import PersonavecError
 from personavec.options import Common, Judging, Writing, given
+from personavec.progress import tell
 from personavec.run import Run, write_file
 from personavec.scoring import mean_difference
 from personavec.trait import load_trait
@@ -168,6 +171,16 @@ class Study:
         known = {(row["question_id"], row["sample"]) for row in other}
         both = [row for row in one if (row["question_id"], row["sample"]) in known]
         return mean_difference(both, other, kind, self.config.seed).to_json()
+
+
+@contextmanager
+def surviving(failed: list[Row], trait: str) -> Iterator[None]:
+    """Go on without a trait of which something cannot be measured; it is told, and tried again by the next command."""
+    try:
+        yield
+    except PersonavecError as error:
+        tell(f"{trait}: left out, because {error}")
+        failed.append({"trait": trait, "error": str(error)})
 
 
 def arm(rows: list[Row], name: str) -> list[Row]:

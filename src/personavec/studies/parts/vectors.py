@@ -3,7 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+from personavec.activations import POSITIONS
 from personavec.config import ExtractConfig
+from personavec.errors import VectorError
 from personavec.evaluate import evaluate
 from personavec.extract import FILES, extract
 from personavec.options import Common, Judging, Writing, given
@@ -11,12 +13,11 @@ from personavec.report.page import write_pages
 from personavec.run import Run
 from personavec.scoring import scored_rows
 from personavec.studies.parts.claims import Claim
-from personavec.studies.parts.study import Study, arm
+from personavec.studies.parts.study import Study, arm, surviving
 from personavec.vector import load_vector
 
 Row = dict[str, Any]
 
-POSITIONS = ("response avg", "prompt avg", "prompt last")
 SECOND_JUDGE = "likelihood:gemma3-270m"
 
 
@@ -73,52 +74,56 @@ def _base(study: Study, trait: str) -> list[Row]:
 
 def positions(study: Study) -> Row:
     """Steer with the vector from each position, all of them as long as that of the response."""
-    claims, table = [], []
+    claims, table, failed = [], [], list[Row]()
     for name in study.main:
-        vector = study.vectors[name]
-        layer, coef, file = vector.card.layer, vector.card.coef, study.files[name]
-        if layer is None or coef is None:
-            continue
-        rows = {}
-        for position in POSITIONS:
-            path = file.with_name(f"{FILES[position]}.safetensors")
-            own = coef * float(vector.norms[layer] / load_vector(path).norms[layer])
-            out = study.run.path("positions") / f"{name}-{FILES[position]}"
-            steer = (f"{path}:{own:.6g}@{layer}",)
-            asked = replace(study.evaluation, trait=study.traits[name], steer=steer, judge_file=file, out=out)
-            found = evaluate(asked)
-            rows[position] = scored_rows(Run(out), "changed")
-            table.append(
-                {"trait": name, "position": position, "coef": own, "trait score": found["trait_score"]["mean"]}
-            )
-        claims += [
-            Claim(
-                "appendix A.3, figure 11",
-                f"At equal length the mean over the response steers more than {told}",
-                name,
-                study.difference(rows["response avg"], rows[position]),
-            )
-            for position, told in (("prompt avg", "the mean over the prompt"), ("prompt last", "the last prompt token"))
-        ]
-    return {"claims": claims, "table": table}
+        with surviving(failed, name):
+            rows = {}
+            for position in POSITIONS:
+                steer, out = _as_long(study, name, position), study.run.path("positions") / f"{name}-{FILES[position]}"
+                options: Row = {"trait": study.traits[name], "judge_file": study.files[name], "steer": (steer,)}
+                found = evaluate(replace(study.evaluation, **options, out=out))
+                rows[position] = scored_rows(Run(out), "changed")
+                table.append({"trait": name, "position": position, "trait score": found["trait_score"]["mean"]})
+            claims += [
+                Claim(
+                    "appendix A.3, figure 11",
+                    f"At equal length the mean over the response steers more than {told}",
+                    name,
+                    study.difference(rows["response avg"], rows[position]),
+                )
+                for position, told in (
+                    ("prompt avg", "the mean over the prompt"),
+                    ("prompt last", "the last prompt token"),
+                )
+            ]
+    return {"claims": claims, "table": table, "failed": failed}
+
+
+def _as_long(study: Study, trait: str, position: str) -> str:
+    """Steering with the vector of a position, scaled to the length of that of the response."""
+    vector, path = study.vectors[trait], study.files[trait].with_name(f"{FILES[position]}.safetensors")
+    layer, coef = vector.card.layer, vector.card.coef
+    if layer is None or coef is None:
+        raise VectorError(f"expected a recommended layer and coef for {trait}, got none; extract it again")
+    return f"{path}:{coef * float(vector.norms[layer] / load_vector(path).norms[layer]):.6g}@{layer}"
 
 
 def judges(study: Study) -> Row:
     """How far a second judge, of another model, agrees with the first on the same replies."""
-    claims, table = [], []
+    claims, table, failed = [], [], list[Row]()
     for name in study.main:
-        file = study.files[name]
-        out = study.run.path("judges") / name
-        asked = replace(study.evaluation, trait=study.traits[name], judge_file=file, agreement=SECOND_JUDGE, out=out)
-        found = evaluate(asked)["agreement"]["trait"]
-        claims.append(
-            Claim(
-                "appendix B.2, table 1",
-                f"Another judge ({SECOND_JUDGE}) ranks the replies alike",
-                name,
-                found["spearman"],
-                unit="rank correlation",
+        with surviving(failed, name):
+            options: Row = {"trait": study.traits[name], "judge_file": study.files[name], "agreement": SECOND_JUDGE}
+            found = evaluate(replace(study.evaluation, **options, out=study.run.path("judges") / name))
+            told = found["agreement"]["trait"]
+            claims.append(
+                Claim(
+                    "appendix B.2, table 1",
+                    f"Another judge ({SECOND_JUDGE}) ranks the replies alike",
+                    name,
+                    told["spearman"],
+                    unit="rank correlation",
+                )
             )
-        )
-        table.append({"trait": name} | {key: found[key] for key in ("scored_by_both", "agree", "kappa")})
-    return {"claims": claims, "table": table}
+            table.append({"trait": name} | {key: told[key] for key in ("scored_by_both", "agree", "kappa")})
+    return {"claims": claims, "table": table, "failed": failed}
