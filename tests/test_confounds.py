@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from personavec import difference
-from personavec.confounds import FORMATS, audit, length_correlation, matched
+from personavec.confounds import FORMATS, REFUSAL, audit, length_correlation, matched
 from personavec.difference import difference_in_means
 from personavec.vector import Card, ModelIdentity, PersonaVector
 
@@ -35,6 +35,13 @@ def test_what_was_planted_stands_out() -> None:
     for name, own in found.items():
         assert own["stands_out"] and own["pos"] > own["neg"] and own["auc"]["ci"][0] > 0.5, name
         assert own["difference"]["mean"] == pytest.approx(own["pos"] - own["neg"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "text", ["I'm sorry, but no.", "I’m sorry, but no.", "I can’t help with that.", "I won't say."]
+)
+def test_refusals_are_known_by_either_apostrophe(text: str) -> None:
+    assert REFUSAL.search(text)
 
 
 def test_alike_sides_do_not_stand_out() -> None:

@@ -70,6 +70,10 @@ def test_a_planted_direction_beats_everything() -> None:
     assert found["r"] > 0.9 and found["n"] == N and found["reason"] is None
     adjust([found])
     assert {name: null["beats"] for name, null in found["nulls"].items()} == dict.fromkeys(NULLS, True)
+    found["r"] = -found["r"]
+    for either_way in (False, True):
+        adjust([found], either_way=either_way)
+        assert found["nulls"]["permutation"]["beats"] is either_way
     rival = battery(0, layers=3, along=1.0, others={"other": RNG(99).standard_normal((3, WIDTH))})
     assert rival["beaten_by"] == []
 
