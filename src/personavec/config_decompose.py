@@ -27,7 +27,7 @@ class DecomposeConfig(Judging, Writing, Common):
     layer: Annotated[int | None, tyro.conf.arg(metavar="LAYER", help_behavior_hint="")] = None
     """Where it is read; default the layer that its card recommends."""
     out: Folder = None
-    """Run folder; default runs/decompose-TRAIT. The same command does it again."""
+    """Run folder; default runs/decompose-TRAIT, with --sae runs/decompose-TRAIT-sae. The same command does it again."""
     sae: File = None
     """A sparse dictionary of that layer: safetensors, as SAELens, sparsify and dictionary_learning write them."""
     causal: int = 0

@@ -22,8 +22,8 @@ class MonitorConfig(Judging, Writing, Common):
 
     Examples:
       personavec monitor chats.jsonl --vectors runs/demo/optimistic/vector.safetensors
-      personavec monitor chats.jsonl --vectors evil.safetensors --calibrate benign.jsonl --group-by source
-      personavec monitor chats.jsonl --vectors evil.safetensors --calibration runs/monitor-chats/calibration.json
+      personavec monitor chats.jsonl --vectors evil.safetensors --calibrate benign.jsonl --out runs/watched
+      personavec monitor more.jsonl --vectors evil.safetensors --calibration runs/watched/calibration.json
       personavec monitor --experiment --vectors runs/demo/optimistic/vector.safetensors
 
     The judge and how replies are written are those of --experiment.
