@@ -167,21 +167,24 @@ def rank_chart(result: Json) -> alt.LayerChart:
         for one in result["ranks"]
     ]
     base = alt.Chart(inline(rows)).encode(x=alt.X("layer:Q", title="layer (0 = first block)"))
-    y = alt.Y("low:Q", title="effective rank", scale=alt.Scale(zero=True))
+    # where noise is nearly all there is, in the first blocks, the interval has no end
+    most = max(row[key] for row in rows for key in ("noisy", "s_high", "r_high"))
+    y = alt.Y("low:Q", title="effective rank", scale=alt.Scale(domain=[0, 1.1 * most]))
     own = result["ranks"][result["layer"]]
     names = {"r": (GREY, "random directions"), "s": (VERMILLION, "personas shuffled within questions")}
     layers = [
         base.mark_area(color=names["r"][0], opacity=0.3).encode(y="r_low:Q", y2="r_high:Q"),
         base.mark_area(color=names["s"][0], opacity=0.3).encode(y="s_low:Q", y2="s_high:Q"),
-        base.mark_area(color=BLUE, opacity=0.3).encode(y=y, y2="high:Q"),
+        base.mark_area(color=BLUE, opacity=0.3, clip=True).encode(y=y, y2="high:Q"),
         base.mark_line(color=BLUE, strokeDash=[4, 3]).encode(y="noisy:Q"),
-        base.mark_line(color=BLUE, strokeWidth=2).encode(y="rank:Q", tooltip=["layer:Q", "rank:Q", "low:Q", "high:Q"]),
+        base.mark_line(color=BLUE, strokeWidth=2, clip=True).encode(y="rank:Q", tooltip=["layer:Q", "rank:Q", "low:Q", "high:Q"]),
     ]
     rank = own["effective_rank"]["mean"]
     title = f"At layer {result['layer']} {result['personas']} personas span about {rank:.1f} dimensions"
     subtitle = [
         "Blue: effective rank (participation ratio) without noise, with its 95% interval. Dashed: with it; compare",
         "that with personas shuffled within each question (orange) and with random directions (grey).",
+        "Intervals that leave the picture are cut.",
     ]
     return finish(layers, title, subtitle, 420, 280)
 
