@@ -177,7 +177,9 @@ def rank_chart(result: Json) -> alt.LayerChart:
         base.mark_area(color=names["s"][0], opacity=0.3).encode(y="s_low:Q", y2="s_high:Q"),
         base.mark_area(color=BLUE, opacity=0.3, clip=True).encode(y=y, y2="high:Q"),
         base.mark_line(color=BLUE, strokeDash=[4, 3]).encode(y="noisy:Q"),
-        base.mark_line(color=BLUE, strokeWidth=2, clip=True).encode(y="rank:Q", tooltip=["layer:Q", "rank:Q", "low:Q", "high:Q"]),
+        base.mark_line(color=BLUE, strokeWidth=2, clip=True).encode(
+            y="rank:Q", tooltip=["layer:Q", "rank:Q", "low:Q", "high:Q"]
+        ),
     ]
     rank = own["effective_rank"]["mean"]
     title = f"At layer {result['layer']} {result['personas']} personas span about {rank:.1f} dimensions"
