@@ -65,14 +65,14 @@ WHOLE = Size(
     questions=None,
     extract={},
     rollouts=1,
-    conditions=12,
+    conditions=10,
     shots=(0, 5, 10, 20),
     rows=32,
     mild=MAIN,
     methods={"scales": (1.0, 2.0)},
     method_rollouts=1,
     texts=20,
-    chats=160,
+    chats=120,
     chosen=32,
 )
 QUICK = Size(
