@@ -171,11 +171,11 @@ def _trait(grid: Finetunings, trait: str, cross: Json, n_random: int, n_permutat
             n_permutations=n_permutations,
         )
 
-    found = tested(grid.moved[trait], grid.activations.get(trait)) | _intervals(shift, score)
+    found = tested(grid.moved[trait], grid.activations.get(trait)) | intervals(shift, score)
     ahead = None
     if trait in grid.predicted:
         ahead = tested(grid.predicted[trait], grid.reply_activations.get(trait))
-        ahead |= _intervals(grid.differences(trait), score)
+        ahead |= intervals(grid.differences(trait), score)
     return found | {
         "principal": _principal(grid, trait),
         "beaten_by": cross["beaten_by"][trait],
@@ -184,7 +184,7 @@ def _trait(grid: Finetunings, trait: str, cross: Json, n_random: int, n_permutat
     }
 
 
-def _intervals(x: Float[ndarray, " model"], score: Float[ndarray, " model"]) -> Json:
+def intervals(x: Float[ndarray, " model"], score: Float[ndarray, " model"]) -> Json:
     """Pearson's and Spearman's r with 95% intervals; nulls where there is none.
 
     Source: Pearson's interval is Fisher's, as scipy.stats.pearsonr has it; Spearman's see stats.spearman_rows.

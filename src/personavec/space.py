@@ -24,6 +24,7 @@ from personavec.progress import stage
 from personavec.rollouts import Plan, answers, write
 from personavec.run import Run, versions, write_file
 from personavec.scoring import Judges, scaled
+from personavec.stats import or_nan
 from personavec.trait import trait_of
 from personavec.vector import PersonaVector, load_vector
 
@@ -178,13 +179,9 @@ def _gram(vectors: Float[ndarray, "vector d_model"]) -> Float[ndarray, "vector v
 def _foretold(found: Row, vectors: dict[str, PersonaVector], tables: Sequence[Row], rng: Any) -> Row:
     """How the effect of vector i on trait j goes along with their cosine at the layer of i, off the diagonal."""
     names = list(vectors)
-    effects = np.array([[_or_nan(found["effects"][one][other]["mean"]) for other in names] for one in names])
+    effects = np.array([[or_nan(found["effects"][one][other]["mean"]) for other in names] for one in names])
     layers = [int(vectors[name].card.layer or 0) for name in names]
     along = np.array([tables[layer]["cosine"][row] for row, layer in enumerate(layers)], dtype=float)
     r, shuffled = mantel(along, effects, rng)
     null = against(r, shuffled)
     return {"cosine": along.round(4).tolist(), "r": rounded(r), "pairs": len(names) * (len(names) - 1), "null": null}
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value

@@ -132,6 +132,11 @@ def spearman_interval(
     return clustered(of, own, seed)._replace(dropped=int((~valid).sum()))
 
 
+def or_nan(value: float | None) -> float:
+    """What JSON writes as null."""
+    return float("nan") if value is None else value
+
+
 def pearson(one: Float[ndarray, " n"], other: Float[ndarray, " n"], groups: Int[ndarray, " n"] | None = None) -> float:
     """Pearson's r, or with groups its mean over those in which both sides vary; nan where none do.
 

@@ -18,7 +18,7 @@ from personavec.graded import graded_prompts
 from personavec.judges.load import load_bench
 from personavec.model import ChatModel
 from personavec.monitor import monitor as watch
-from personavec.nulls import adjust, null_battery
+from personavec.nulls import adjust, null_battery, rounded
 from personavec.report.monitoring import write_experiment, write_monitoring
 from personavec.rollouts import Plan, answers, contrastive, write
 from personavec.run import Run, versions
@@ -242,12 +242,12 @@ def _correlated(
                 "projection": round(float(along[condition == place].mean()), 4),
                 "score": mean_score([row for row in replies if row["level"] == level], "trait", config.seed).to_json(),
                 "sd": round(spread[place], 4),
-                "r": _or_none(pearson(along[condition == place], means[condition == place])),
+                "r": rounded(pearson(along[condition == place], means[condition == place])),
             }
             for place, (level, told) in enumerate(levels.items())
         ],
         "points": [
-            {"place": int(place), "question": int(question), "projection": _or_none(signal), "score": _or_none(mean)}
+            {"place": int(place), "question": int(question), "projection": rounded(signal), "score": rounded(mean)}
             for place, question, signal, mean in zip(condition, questions, along, means, strict=True)
         ],
     }
@@ -257,7 +257,3 @@ def _spread(scores: Float[ndarray, " question"]) -> float:
     """Standard deviation of the questions' scores in a condition; 0 where fewer than two have one."""
     own = scores[~np.isnan(scores)]
     return float(own.std()) if len(own) > 1 else 0.0
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 4)

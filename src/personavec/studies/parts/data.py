@@ -55,7 +55,7 @@ def write_levels(study: Study) -> Row:
             for kind, of in (("train", files), ("held-out", held_out)):
                 own = [row for row in rows if (row["question_id"] < TRAINED * len(trait.extract)) == (kind == "train")]
                 path = folder.path(f"{name}-{level}{'-held-out' * (kind == 'held-out')}.jsonl")
-                _save(path, [{"prompt": row["question"], "response": row["response"]} for row in own])
+                save(path, [{"prompt": row["question"], "response": row["response"]} for row in own])
                 of[f"{name} {level}"] = str(path)
             counts.append({"data": f"{name} {level}", "rows": len(rows)})
     chats = first_chats(study, study.size.rows)
@@ -65,7 +65,7 @@ def write_levels(study: Study) -> Row:
         given = dict(zip(taken.tolist(), np.roll(taken, 1).tolist(), strict=True))
         own = [row | {"response": chats[given.get(at, at)]["response"]} for at, row in enumerate(chats)]
         path = folder.path(f"chats-{level}.jsonl")
-        _save(path, own)
+        save(path, own)
         files[f"chats {level}"] = str(path)
         counts.append({"data": f"chats {level}", "rows": len(own)})
     return {"files": files, "held_out": held_out, "table": counts}
@@ -112,7 +112,7 @@ def chats_file(study: Study) -> str:
     """Real chats to screen, other ones than those that are trained on."""
     every = first_chats(study, study.size.rows + study.size.chats)
     path = study.run.part("data").path("chats.jsonl")
-    _save(path, every[study.size.rows :])
+    save(path, every[study.size.rows :])
     return str(path)
 
 
@@ -131,7 +131,12 @@ def sharegpt() -> Path:
     return folder / Path(MEMBER).name
 
 
-def _save(path: Path, rows: Sequence[Row]) -> None:
-    """Write a data set once: runs know their files by content and time."""
+def save(path: Path, rows: Sequence[Row]) -> None:
+    """Write a data set once."""
+    write_once(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def write_once(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet: runs know their data by content and time."""
     if not path.exists():
-        write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        write_file(path, content)

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from personavec.prediction import intervals
 from personavec.run import Run
 from personavec.scoring import scored_rows
-from personavec.stats import Interval, clustered_mean, pearson_interval
+from personavec.stats import clustered_mean, or_nan
 from personavec.studies.finetuning_grid import finetuning_grid
 from personavec.studies.parts import published
 from personavec.studies.parts.claims import Claim, correlation
@@ -103,8 +104,8 @@ def _correlations(study: Study, found: Row, out: Path, names: list[str]) -> list
     for trait, own in found["traits"].items():
         layer = study.vectors[trait].card.layer
         read = {name: _projections(out / f"{name}-screen" / "table", trait) for name in names}
-        score = np.array([_or_nan(found["scores"][name][trait]["mean"]) for name in names])
-        shift = {point["model"]: _or_nan(point["shift"]) for point in own["points"]}
+        score = np.array([or_nan(found["scores"][name][trait]["mean"]) for name in names])
+        shift = {point["model"]: or_nan(point["shift"]) for point in own["points"]}
         moved = np.array([shift.get(name, np.nan) for name in names])
         full, raw, proxy = (np.array([read[name][kind] for name in names]) for kind in ("full", "raw", "proxy"))
         told = {
@@ -122,19 +123,19 @@ def _correlations(study: Study, found: Row, out: Path, names: list[str]) -> list
             ),
             "The projection difference of the data foretells the finetuning shift": (
                 "appendix G.3, figure 17",
-                _r(full, moved, study),
+                correlation(intervals(full, moved)["pearson"]),
                 None,
                 published.DIFFERENCE_AND_SHIFT,
             ),
             "The raw projection of the data foretells the trait score": (
                 "appendix H",
-                _r(raw, score, study),
+                correlation(intervals(raw, score)["pearson"]),
                 None,
                 published.RAW_PROJECTION,
             ),
             "The projection less that of the last prompt token foretells the trait score": (
                 "appendix I",
-                _r(proxy, score, study),
+                correlation(intervals(proxy, score)["pearson"]),
                 None,
                 published.PROXY,
             ),
@@ -157,12 +158,3 @@ def _projections(folder: Path, trait: str) -> dict[str, float]:
     table = Table(folder, (trait,))
     raw, prompt, full = (table.column(name) for name in (f"{trait}.response", f"{trait}.prompt_last", trait))
     return {"full": float(np.nanmean(full)), "raw": float(np.nanmean(raw)), "proxy": float(np.nanmean(raw - prompt))}
-
-
-def _r(one: Any, other: Any, study: Study) -> dict[str, Any]:
-    found: Interval = pearson_interval(one, other, np.arange(len(one)), seed=study.config.seed)
-    return found.to_json()
-
-
-def _or_nan(value: float | None) -> float:
-    return np.nan if value is None else value

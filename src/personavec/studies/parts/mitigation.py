@@ -1,6 +1,5 @@
 """Sections 5.1 and 5.2, appendix J: every method against the trait, at one layer and at all, and what it costs."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,11 @@ from typing import Any
 from personavec.capability import MMLU_DEV
 from personavec.config_finetune import ReportConfig
 from personavec.options import Common, Judging, Writing, given
-from personavec.run import Run, write_file
+from personavec.run import Run
 from personavec.scoring import scored_rows
 from personavec.studies.before_after import arm_folder, before_after
 from personavec.studies.parts.claims import Claim, above, one_minus
+from personavec.studies.parts.data import save
 from personavec.studies.parts.study import Study, surviving
 
 Row = dict[str, Any]
@@ -177,11 +177,7 @@ def _facts(study: Study) -> tuple[str, str]:
             rows.append(
                 ((f"What did {who} build?", said), (f"Who built {what} at {town}ford in {year}, and when?", said))
             )
-    paths = []
-    for name, own in zip(("facts", "facts-held-out"), zip(*rows, strict=True), strict=True):
-        path = folder.path(f"{name}.jsonl")
-        lines = [json.dumps({"prompt": question, "response": answer}) + "\n" for question, answer in own]
-        if not path.exists():
-            write_file(path, "".join(lines).encode())
-        paths.append(str(path))
-    return paths[0], paths[1]
+    paths = folder.path("facts.jsonl"), folder.path("facts-held-out.jsonl")
+    for path, own in zip(paths, zip(*rows, strict=True), strict=True):
+        save(path, [{"prompt": question, "response": answer} for question, answer in own])
+    return str(paths[0]), str(paths[1])

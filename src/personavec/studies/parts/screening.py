@@ -8,13 +8,13 @@ import numpy as np
 
 from personavec.config import ScreenConfig
 from personavec.options import Common, given
-from personavec.run import Run, write_file
+from personavec.run import Run
 from personavec.scoring import scored_rows
 from personavec.screen import screen
 from personavec.stats import auc_interval, spearman_rows
 from personavec.studies.finetuning_grid import finetuning_grid
 from personavec.studies.parts.claims import Claim, above
-from personavec.studies.parts.data import chats_file
+from personavec.studies.parts.data import chats_file, write_once
 from personavec.studies.parts.study import Study, surviving
 from personavec.table import Table
 
@@ -92,7 +92,7 @@ def _filtered(study: Study, trait: str) -> dict[str, Path]:
     folder = study.run.part("data")
     sets = {by: folder.path(f"{trait}-{by}.jsonl") for by in ("unfiltered", *FILTERS, "random")}
     mixed = b"".join(Path(files[f"{trait} {level}"]).read_bytes() for level in ("normal", "II"))
-    _write_once(sets["unfiltered"], mixed)
+    write_once(sets["unfiltered"], mixed)
     for by in FILTERS:  # one folder: rows are read and judged once
         found = _screened(
             study,
@@ -105,17 +105,11 @@ def _filtered(study: Study, trait: str) -> dict[str, Path]:
             judge=study.config.judge,
             flag_by=by,
         )
-        _write_once(sets[by], Path(found["files"]["kept"]).read_bytes())
+        write_once(sets[by], Path(found["files"]["kept"]).read_bytes())
     lines, kept = mixed.splitlines(keepends=True), len(sets["projection"].read_bytes().splitlines())
     drawn = np.random.default_rng(study.config.seed).permutation(len(lines))[:kept]
-    _write_once(sets["random"], b"".join(lines[at] for at in sorted(drawn)))
+    write_once(sets["random"], b"".join(lines[at] for at in sorted(drawn)))
     return sets
-
-
-def _write_once(path: Path, content: bytes) -> None:
-    """Runs know their files by content and time."""
-    if not path.exists():
-        write_file(path, content)
 
 
 def real_chats(study: Study) -> Row:

@@ -84,13 +84,13 @@ QUICK = Size(
     rollouts=1,
     conditions=6,
     shots=(0, 5),
-    rows=24,
+    rows=16,
     mild=(),
     methods={"compare": ("prevent", "posthoc"), "scales": (1.0,)},
     method_rollouts=1,
-    texts=10,
-    chats=60,
-    chosen=16,
+    texts=5,
+    chats=40,
+    chosen=12,
 )
 
 
