@@ -71,9 +71,9 @@ WHOLE = Size(
     mild=MAIN,
     methods={"scales": (1.0, 2.0)},
     method_rollouts=1,
-    texts=20,
-    chats=120,
-    chosen=32,
+    texts=10,
+    chats=80,
+    chosen=24,
 )
 QUICK = Size(
     traits=("optimistic", "humorous"),
