@@ -98,6 +98,8 @@ class EvaluateConfig(Judging, Writing, Common):
     """Ask for the trait (pos) or against it (neg) in the system prompt, by each of its instructions in turn."""
     steer: Steer = ()
     """Steer the replies; repeat for several vectors. COEF may be a dose (0.2d); LAYER may be all."""
+    questions: Limit = None
+    """Ask only the first so many of the held-out questions."""
     rollouts: int = 3
     """Replies per held-out question."""
     agreement: Annotated[str, tyro.conf.arg(metavar="JUDGE", help_behavior_hint="")] = ""

@@ -155,7 +155,7 @@ def _write(
     asked = [trait.system_prompt(pair, config.instruct) for pair in range(len(trait.pairs))] if config.instruct else []
     plans = answers(
         model,
-        trait.evaluate,
+        trait.evaluate[: config.questions],
         config.rollouts,
         config.seed,
         systems=(config.system,) if arm == "base" else asked or (config.system,),

@@ -48,7 +48,6 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
             "api_concurrency",
             "writer_tokens",
             "domains",
-            "questions",
             "read_tokens",
             "workers",
             "batch",
@@ -63,7 +62,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = (
     }
     | {
         name: (lambda value: value is None or value >= 1, "at least 1")
-        for name in ("api_calls", "api_tokens", "top_k", "export_k", "task_limit")
+        for name in ("api_calls", "api_tokens", "top_k", "export_k", "task_limit", "questions")
     }
     | {"keep_below": (lambda value: value is None or 0 < value < 100, "between 0 and 100")}
     | {"precision": (lambda value: value > 0, "above 0")}

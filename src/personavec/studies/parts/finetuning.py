@@ -1,5 +1,6 @@
 """Sections 4 and 6.1, appendices D, G, H and I: finetunings on all data sets, and what foretells what they do."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def finetunings(study: Study) -> Row:
     """Train on every data set, measure every trait, and correlate."""
     data = write_levels(study)
     out = study.run.path("finetunings")
-    found = finetuning_grid(data["files"], tuple(study.files.values()), out, study.training, study.evaluation)
+    evaluation = replace(study.evaluation, questions=study.size.asked)
+    found = finetuning_grid(data["files"], tuple(study.files.values()), out, study.training, evaluation)
     scored = {
         (name, trait): scored_rows(Run(out / f"{name}-{trait}"), "base" if name == "base" else "changed")
         for name in ("base", *data["files"])

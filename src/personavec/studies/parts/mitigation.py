@@ -28,7 +28,7 @@ def mitigation(study: Study) -> Row:
     """Every method on the overt data of each main trait; then prevention and post-hoc steering at all layers."""
     claims, table, reports, failed = [], [], [], list[Row]()
     data = study.run.read_json("finetunings.json")
-    for trait in study.main:
+    for trait in study.known(study.size.compared):
         files = {"data": data["files"][f"{trait} II"], "held_out": data["held_out"][f"{trait} II"]}
         with surviving(failed, trait):
             one = _report(study, f"{trait}", trait, "auto", **files, **study.size.methods)
@@ -46,7 +46,7 @@ def harmless(study: Study) -> Row:
     """Appendices J.6 and J.7: prevention on data without the trait, and on invented facts that are to be learned."""
     claims, table, reports, failed = [], [], [], list[Row]()
     data = study.run.read_json("finetunings.json")["files"]["chats normal"]
-    for trait in study.main:
+    for trait in study.known(study.size.chosen_for):
         with surviving(failed, trait):
             found = _report(study, f"{trait}-harmless", trait, f"{EVERY_LAYER}@all", data=data, **_few("prevent"))
             plain, prevented = (_rows(found, name, trait) for name in ("plain", "prevent ×1"))
@@ -55,7 +55,7 @@ def harmless(study: Study) -> Row:
             table += _arms("chats normal, all layers", found, trait)
             reports.append(found["report"])
     trait = "hallucinating"
-    if trait in study.main:
+    if trait in study.known(study.size.compared):
         with surviving(failed, trait):
             train, held_out = _facts(study)
             options: Row = {"data": train, "held_out": held_out, "epochs": 3.0, **_few()}

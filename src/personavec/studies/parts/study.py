@@ -30,7 +30,11 @@ class Size:
 
     traits: tuple[str, ...]
     main: tuple[str, ...]
-    """Traits of the experiments that train once for each method."""
+    """Traits whose positions and judges are compared."""
+    compared: tuple[str, ...]
+    """Traits that every method is tried against."""
+    chosen_for: tuple[str, ...]
+    """Traits by which harmless, filtered and real chats are trained on."""
     pairs: int | None
     """How many of each trait's instruction pairs are used; None takes all."""
     questions: int | None
@@ -39,6 +43,8 @@ class Size:
     """Options of `extract`."""
     rollouts: int
     """Replies per held-out question wherever traits are measured."""
+    asked: int | None
+    """How many held-out questions the models of the finetunings are asked; None asks all."""
     conditions: int
     """Held-out questions that monitoring asks under each condition."""
     shots: tuple[int, ...]
@@ -61,10 +67,13 @@ class Size:
 WHOLE = Size(
     traits=(*MAIN, "optimistic", "impolite", "apathetic", "humorous"),
     main=MAIN,
+    compared=("evil", "hallucinating"),
+    chosen_for=("evil",),
     pairs=None,
     questions=None,
     extract={},
     rollouts=1,
+    asked=12,
     conditions=10,
     shots=(0, 5, 10, 20),
     rows=32,
@@ -78,10 +87,13 @@ WHOLE = Size(
 QUICK = Size(
     traits=("optimistic", "humorous"),
     main=("humorous",),
+    compared=("humorous",),
+    chosen_for=("humorous",),
     pairs=3,
     questions=8,
     extract={"layers": (12, 18), "doses": (0.1, 0.2), "sweep_questions": 4, "check_rollouts": 1},
     rollouts=1,
+    asked=None,
     conditions=6,
     shots=(0, 5),
     rows=16,
@@ -155,10 +167,9 @@ class Study:
         """Of a trait's data sets."""
         return ("normal", "I", "II") if trait in self.size.mild else ("normal", "II")
 
-    @property
-    def main(self) -> tuple[str, ...]:
-        """The main traits that have a vector."""
-        return tuple(name for name in self.size.main if name in self.files)
+    def known(self, traits: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of some traits that have a vector."""
+        return tuple(name for name in traits if name in self.files)
 
     def difference(self, one: list[Row], other: list[Row], kind: str = "trait") -> Row:
         """Mean of one − other over replies to the same questions, clustered by question.
