@@ -61,6 +61,11 @@ def test_evaluate_with_a_server_pays_once(
     assert sum(server.answered.values()) == before and again["judge_usage"]["calls"] == 0
     assert again["trait_score"] == found["trait_score"]
 
+    assert main([*args, "--questions", "1", "--out", str(tmp_path / "few")]) == 0
+    few = [json.loads(line) for line in (tmp_path / "few" / "changed.jsonl").open()]
+    whole = {row["id"]: row for row in map(json.loads, (tmp_path / "one" / "changed.jsonl").open())}
+    assert [row["question_id"] for row in few] == [0, 0] and all(whole[row["id"]] == row for row in few)
+
 
 def test_a_run_stopped_by_its_budget_goes_on(
     trait: str, server: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
