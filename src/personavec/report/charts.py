@@ -12,7 +12,7 @@ import altair as alt
 Json = Mapping[str, Any]
 Look = TypeVar("Look", alt.LayerChart, alt.ConcatChart)
 
-BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, VERMILLION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 """Source: Okabe and Ito's palette, told apart by people with any form of colour blindness."""
 INK, GREY, FAINT = "#222222", "#6b6b6b", "#dddddd"
 FONT = "Helvetica Neue, Arial, Liberation Sans, sans-serif"

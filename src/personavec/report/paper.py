@@ -7,14 +7,17 @@ from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, GREY, INK, VERMILLION, finish, inline
+from personavec.report.charts import BLUE, FAINT, GREY, INK, SKY, VERMILLION, finish, inline
 from personavec.report.page import drawn, render
+from personavec.studies.parts.claims import VERDICTS, tally
 
 Json = Mapping[str, Any]
 
 GOOD, OURS, CONTROL, PAPER = "same direction", "here", "control", "the paper's models"
 MARKS = {OURS: BLUE, CONTROL: VERMILLION, PAPER: GREY}
 """Colour of each kind of figure."""
+LOOKS = dict(zip(VERDICTS, (BLUE, SKY, GREY, VERMILLION, FAINT), strict=True))
+"""Colour of each verdict."""
 COSINE = "cosine"
 """Unit of claims whose figure has no interval of its own, see parts/geometry.py."""
 ROW, HEAD = 26, 40
@@ -38,11 +41,39 @@ def write_paper(result: dict[str, Any]) -> dict[str, Any]:
         links = [os.path.relpath(path, folder) for path in reports]
         told: dict[str, Any] = {"failed": [], "table": []} | dict(part)
         parts.append(told | {"name": name, "charts": names, "links": links})
+    charts["verdicts"] = verdict_chart(result)
     titles = {name: chart.to_dict()["title"]["text"] for name, chart in charts.items()}
     context = {"result": result, "parts": parts, "titles": titles}
     path = render(folder / "paper.html", "paper.html", **context, **drawn(folder, charts))
     render(folder / "paper.md", "paper.md", **context)
     return result | {"report": str(path)}
+
+
+def verdict_chart(result: Json) -> alt.LayerChart:
+    """How often each verdict was reached, part by part."""
+    rows = [
+        {"part": part["title"], "verdict": verdict, "claims": count, "order": place}
+        for part in result["parts"].values()
+        for place, (verdict, count) in enumerate(tally(part["claims"]).items())
+        if count
+    ]
+    order = [part["title"] for part in result["parts"].values()]
+    colour = alt.Scale(domain=list(LOOKS), range=list(LOOKS.values()))
+    base = alt.Chart(inline(rows)).encode(
+        y=alt.Y("part:N", sort=order, title=None, axis=alt.Axis(labelLimit=300, ticks=False, domain=False)),
+        x=alt.X("claims:Q", title="claims", axis=alt.Axis(tickMinStep=1)),
+        order="order:Q",
+    )
+    legend = alt.Legend(title=None, orient="bottom")
+    bars = base.mark_bar().encode(
+        color=alt.Color("verdict:N", scale=colour, legend=legend), tooltip=["part:N", "verdict:N", "claims:Q"]
+    )
+    counts = result["tally"]
+    title = f"{counts[GOOD]} of {len(result['claims'])} claims point the way the paper's do"
+    subtitle = [
+        f"{result['model']}. One claim is one figure of one trait; absent: not told from zero or from the control."
+    ]
+    return finish([bars], title, subtitle, 420, ROW * len(order))
 
 
 def grouped(claims: Sequence[Json]) -> list[list[Json]]:
