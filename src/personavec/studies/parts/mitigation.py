@@ -46,7 +46,7 @@ def harmless(study: Study) -> Row:
     """Appendices J.6 and J.7: prevention on data without the trait, and on invented facts that are to be learned."""
     claims, table, reports, failed = [], [], [], list[Row]()
     data = study.run.read_json("finetunings.json")["files"]["chats normal"]
-    for trait in study.known(study.size.chosen_for):
+    for trait in study.known(study.size.single):
         with surviving(failed, trait):
             found = _report(study, f"{trait}-harmless", trait, f"{EVERY_LAYER}@all", data=data, **_few("prevent"))
             plain, prevented = (_rows(found, name, trait) for name in ("plain", "prevent ×1"))

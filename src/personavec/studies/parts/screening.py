@@ -71,7 +71,7 @@ def filtering(study: Study) -> Row:
     control as many at random as by projection.
     """
     claims, table, failed = [], [], list[Row]()
-    for trait in study.known(study.size.chosen_for):
+    for trait in study.known(study.size.single):
         with surviving(failed, trait):
             sets = _filtered(study, trait)
             rows = {by: len(list(Run(path.parent).rows(path.name))) for by, path in sets.items()}
@@ -116,7 +116,7 @@ def real_chats(study: Study) -> Row:
     """Section 6.3: train on the real chats that lie highest, lowest, and on as many at random."""
     claims, failed = [], list[Row]()
     files = study.run.read_json("rungs.json")["files"]
-    for trait in study.known(study.size.chosen_for):
+    for trait in study.known(study.size.single):
         with surviving(failed, trait):
             sets = {"highest": files[f"top-{trait}"], "random": files["random"], "lowest": files[f"bottom-{trait}"]}
             scored = _trained(study, f"chosen-{trait}", sets, trait)

@@ -30,11 +30,11 @@ class Size:
 
     traits: tuple[str, ...]
     main: tuple[str, ...]
-    """Traits whose positions and judges are compared."""
+    """Traits whose token positions are compared."""
     compared: tuple[str, ...]
     """Traits that every method is tried against."""
-    chosen_for: tuple[str, ...]
-    """Traits by which harmless, filtered and real chats are trained on."""
+    single: tuple[str, ...]
+    """Trait of what costs most: a second judge, and training on harmless, filtered and chosen real chats."""
     pairs: int | None
     """How many of each trait's instruction pairs are used; None takes all."""
     questions: int | None
@@ -68,7 +68,7 @@ WHOLE = Size(
     traits=(*MAIN, "optimistic", "impolite", "apathetic", "humorous"),
     main=MAIN,
     compared=("evil", "hallucinating"),
-    chosen_for=("evil",),
+    single=("evil",),
     pairs=None,
     questions=None,
     extract={},
@@ -88,7 +88,7 @@ QUICK = Size(
     traits=("optimistic", "humorous"),
     main=("humorous",),
     compared=("humorous",),
-    chosen_for=("humorous",),
+    single=("humorous",),
     pairs=3,
     questions=8,
     extract={"layers": (12, 18), "doses": (0.1, 0.2), "sweep_questions": 4, "check_rollouts": 1},

@@ -111,7 +111,7 @@ def _as_long(study: Study, trait: str, position: str) -> str:
 def judges(study: Study) -> Row:
     """How far a second judge, of another model, agrees with the first on the same replies."""
     claims, table, failed = [], [], list[Row]()
-    for name in study.known(study.size.main):
+    for name in study.known(study.size.single):
         with surviving(failed, name):
             options: Row = {"trait": study.traits[name], "judge_file": study.files[name], "agreement": SECOND_JUDGE}
             found = evaluate(replace(study.evaluation, **options, out=study.run.path("judges") / name))
