@@ -1,0 +1,42 @@
+"""Why monitoring fails for a trait: does the model follow the graded system prompts at all?
+
+From the result.json of a monitoring experiment, by trait: how the strength that a prompt asks for goes along with the
+trait score and with the projection, over conditions, beside r over all replies. Then the hypothesis: r is low where the
+score does not follow the prompts.
+
+    python benchmarks/graded_prompts.py runs/paper/monitoring/result.json
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import pearsonr, spearmanr
+
+
+def followed(conditions: list[dict[str, Any]]) -> tuple[float, float]:
+    """Rank correlation of what is asked for with the score, and with the projection; the first prompt asks for most."""
+    asked = range(len(conditions), 0, -1)
+    score = spearmanr(asked, [one["score"]["mean"] for one in conditions]).statistic
+    return float(score), float(spearmanr(asked, [one["projection"] for one in conditions]).statistic)
+
+
+def main(path: Path) -> None:
+    """Print the table and the correlation over traits."""
+    traits = json.loads(path.read_text())["traits"]
+    found = {
+        name: (*followed(own["system"]["conditions"]), own["system"]["overall"]["mean"]) for name, own in traits.items()
+    }
+    print("| trait | score follows the prompts | projection follows the prompts | r overall |\n|---|---|---|---|")
+    for name, figures in found.items():
+        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in figures)} |")
+    follows, _, overall = zip(*found.values(), strict=True)
+    test = pearsonr(follows, overall)
+    low, high = test.confidence_interval()
+    told = f"{test.statistic:.2f} [{low:.2f}, {high:.2f}] over {len(found)} traits"
+    print(f"\nr overall where the score follows the prompts: {told}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
