@@ -28,7 +28,7 @@ def mitigation(study: Study) -> Row:
     """Every method on the overt data of each main trait; then prevention and post-hoc steering at all layers."""
     claims, table, reports, failed = [], [], [], list[Row]()
     data = study.run.read_json("finetunings.json")
-    for trait in study.known(study.size.compared):
+    for trait in study.known(study.size.single):
         files = {"data": data["files"][f"{trait} II"], "held_out": data["held_out"][f"{trait} II"]}
         with surviving(failed, trait):
             one = _report(study, f"{trait}", trait, "auto", **files, **study.size.methods)
@@ -55,7 +55,7 @@ def harmless(study: Study) -> Row:
             table += _arms("chats normal, all layers", found, trait)
             reports.append(found["report"])
     trait = "hallucinating"
-    if trait in study.known(study.size.compared):
+    if trait in study.known(study.size.main):
         with surviving(failed, trait):
             train, held_out = _facts(study)
             options: Row = {"data": train, "held_out": held_out, "epochs": 3.0, **_few()}

@@ -31,10 +31,8 @@ class Size:
     traits: tuple[str, ...]
     main: tuple[str, ...]
     """Traits whose token positions are compared."""
-    compared: tuple[str, ...]
-    """Traits that every method is tried against."""
     single: tuple[str, ...]
-    """Trait of what costs most: a second judge, and training on harmless, filtered and chosen real chats."""
+    """Trait of what costs most: a second judge, every method, and training on harmless, filtered and real chats."""
     pairs: int | None
     """How many of each trait's instruction pairs are used; None takes all."""
     questions: int | None
@@ -67,7 +65,6 @@ class Size:
 WHOLE = Size(
     traits=(*MAIN, "optimistic", "impolite", "apathetic", "humorous"),
     main=MAIN,
-    compared=("evil", "hallucinating"),
     single=("evil",),
     pairs=None,
     questions=None,
@@ -87,7 +84,6 @@ WHOLE = Size(
 QUICK = Size(
     traits=("optimistic", "humorous"),
     main=("humorous",),
-    compared=("humorous",),
     single=("humorous",),
     pairs=3,
     questions=8,
