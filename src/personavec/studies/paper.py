@@ -48,12 +48,12 @@ PARTS = {
     "monitoring": Part("Monitoring", monitoring, 15, 1.1),
     "finetunings": Part("Finetunings, and what foretells them", finetunings, 49, 7),
     "mitigation": Part("Prevention and its rivals", mitigation, 12, 4.1),
-    "harmless": Part("Prevention where there is nothing to prevent", harmless, 6, None),
+    "harmless": Part("Prevention where there is nothing to prevent", harmless, 12, None),
     "separability": Part("Telling rows apart", separability, 0.1, 0.1),
     "rungs": Part("Screening real chats at lower cost", rungs, 1, 2.7),
-    "filtering": Part("Filtering training data", filtering, 6, 5.7),
+    "filtering": Part("Filtering training data", filtering, 11, 5.7),
     "geometry": Part("Cosines and persona space", geometry, 15, 1.8),
-    "real_chats": Part("Training on chosen real chats", real_chats, 4, 3.3),
+    "real_chats": Part("Training on chosen real chats", real_chats, 3, 3.3),
 }
 """In order; each may read what those before it found."""
 
