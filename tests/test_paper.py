@@ -77,7 +77,8 @@ def test_parts_that_fail_are_told_and_tried_again(monkeypatch: pytest.MonkeyPatc
             Claim("section 3.2, figure 3", "It rises", name, interval(*ours), control=0.1, published=(0.9,))
             for name, ours in (("evil", (0.5, 0.3, 0.7)), ("hallucinating", (-0.5, -0.7, -0.3)))
         ]
-        return {"claims": claims, "table": [{"trait": "evil", "score": interval(0.5, 0.3, 0.7), "proven": True}]}
+        table = [{"trait": "evil", "score": interval(0.5, 0.3, 0.7), "proven": True}, {"trait": "without a score"}]
+        return {"claims": claims, "table": table}
 
     def bad(_: Any) -> dict[str, Any]:
         calls.append("bad")
