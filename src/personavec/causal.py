@@ -1,6 +1,5 @@
 """The causal rank of a dictionary's features: steer along each as far as along the vector, and judge the trait."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,5 +86,6 @@ def causal_rank(
         for name, own in by_arm.items()
         if name != BASE
     }
-    ranked = sorted(features, key=lambda at: moved[str(at)]["mean"] or -math.inf, reverse=True)
+    known = [at for at in features if moved[str(at)]["mean"] is not None]
+    ranked = sorted(known, key=lambda at: -moved[str(at)]["mean"]) + [at for at in features if at not in known]
     return {VECTOR: moved[VECTOR], RANDOM: moved[RANDOM], "features": {at: moved[str(at)] for at in ranked}}

@@ -36,9 +36,10 @@ class Part:
     title: str
     run: Callable[[Study], Row]
     whole: float
-    """Minutes where `REFERENCE` was measured, on two cores with bfloat16, as the runs printed them."""
+    """Minutes where `REFERENCE` was measured, on two cores with bfloat16; all but `vectors` ran two at a time, a thread
+    each, and are scaled by what `pace` took then."""
     quick: float | None
-    """None leaves it out of the quick version."""
+    """As a run of a somewhat larger version took; None leaves it out of the quick version."""
 
 
 PARTS = {

@@ -93,6 +93,7 @@ def _filtered(study: Study, trait: str) -> dict[str, Path]:
     sets = {by: folder.path(f"{trait}-{by}.jsonl") for by in ("unfiltered", *FILTERS, "random")}
     mixed = b"".join(Path(files[f"{trait} {level}"]).read_bytes() for level in ("normal", "II"))
     write_once(sets["unfiltered"], mixed)
+    clean = chats_file(study)
     for by in FILTERS:  # one folder: rows are read and judged once
         found = _screened(
             study,
@@ -100,7 +101,7 @@ def _filtered(study: Study, trait: str) -> dict[str, Path]:
             str(sets["unfiltered"]),
             vectors=(study.files[trait],),
             cost="full",
-            clean=chats_file(study),
+            clean=clean,
             keep_below=KEEP_BELOW,
             judge=study.config.judge,
             flag_by=by,
