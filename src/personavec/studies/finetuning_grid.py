@@ -28,7 +28,7 @@ from personavec.run import IRRELEVANT, Run, sha256, versions, write_file
 from personavec.studies.before_after import evaluate_on_card, screened, trait_file
 from personavec.table import Table
 from personavec.trait import trait_of
-from personavec.vector import PersonaVector, load_vector
+from personavec.vector import load_vector
 
 Row = dict[str, Any]
 Activations = dict[str, Float[ndarray, "..."]]
@@ -86,10 +86,10 @@ def finetuning_grid(
 
     cards = dict(zip(loaded, vectors, strict=True))
     base = {trait: _evaluated(run, trait, training, evaluation, card=card) for trait, card in cards.items()}
-    read = {"base": _read(run, "base", training, loaded)}
-    scores: dict[str, dict[str, Row]] = {}
     at = {trait: int(vector.card.layer or 0) for trait, vector in loaded.items()}
     layers = sorted(set(at.values()))
+    read = {"base": _read(run, "base", training, at)}
+    scores: dict[str, dict[str, Row]] = {}
     predicted: dict[str, Float[ndarray, "layer d_model"]] = {}
     for name, data in datasets.items():
         tell(f"data set {name}")
@@ -97,7 +97,7 @@ def finetuning_grid(
         scores[name] = {trait: _evaluated(run, trait, training, evaluation, name, tuned) for trait in loaded}
         screened(training, data, tuple(vectors), run.path(f"{name}-screen"))
         predicted[name] = Table(run.path(f"{name}-screen") / "table", tuple(loaded)).mean_move()
-        read[name] = _read(run, name, training, loaded, tuned)
+        read[name] = _read(run, name, training, at, tuned)
     grid = Finetunings(
         models=tuple(datasets),
         moved={t: np.stack([read[name][t] - read["base"][t] for name in datasets]) for t in loaded},
@@ -136,9 +136,9 @@ def _evaluated(
 
 
 def _read(
-    run: Run, name: str, training: FinetuneConfig, vectors: Mapping[str, PersonaVector], adapter: Path | None = None
+    run: Run, name: str, training: FinetuneConfig, at: Mapping[str, int], adapter: Path | None = None
 ) -> Activations:
-    """Of each trait the mean activation at the last token of its held-out questions, at its layer; `every` prompt's.
+    """Of each trait the mean activation at the last token of its held-out questions, `at` its layer; `every` prompt's.
 
     The prompts of `every TRAIT` are all questions of all traits; `replies TRAIT` are the base model's to those held
     out, averaged over their tokens.
@@ -146,11 +146,10 @@ def _read(
     mark = "-" + sha256(adapter / "adapter_model.safetensors")[:8] if adapter else ""
     path = run.path(f"{name}{mark}.safetensors")
     if not path.is_file():
-        traits = {trait: trait_of(trait, training.traits) for trait in vectors}
+        traits = {trait: trait_of(trait, training.traits) for trait in at}
         questions = list(dict.fromkeys(one for own in traits.values() for one in (*own.evaluate, *own.extract)))
         model = ChatModel.from_config(training, adapter=adapter)
         asked = [model.render([{"role": "user", "content": question}], training.system) for question in questions]
-        at = {trait: int(vector.card.layer or 0) for trait, vector in vectors.items()}
         layers = sorted(set(at.values()))
         rows = [{"prompt_ids": prompt, "response_ids": ()} for prompt in asked]
         found = read_rows(model, rows, "prompt last", layers, f"{name}: reading prompts")
@@ -159,7 +158,7 @@ def _read(
         kept = {trait: column[places[trait]].mean(axis=0) for trait, column in columns.items()}
         kept |= {f"every {trait}": column for trait, column in columns.items()}
         if adapter is None:
-            replies = [row for trait in vectors for row in Run(run.path(f"base-{trait}")).rows("base.jsonl")]
+            replies = [row for trait in at for row in Run(run.path(f"base-{trait}")).rows("base.jsonl")]
             said = [row for row in replies if response_tokens(row)]
             found = read_rows(model, said, "response avg", layers, f"{name}: reading replies")
             kept |= {f"replies {trait}": np.take(found, layers.index(own), axis=1) for trait, own in at.items()}
