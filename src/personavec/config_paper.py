@@ -11,7 +11,7 @@ from personavec.options import Common, Judging, Switch, Writing
 
 @dataclass(frozen=True)
 class PaperConfig(Judging, Writing, Common):
-    """Every experiment of the paper on one model.
+    """The paper's experiments on one model.
 
     Examples:
       personavec paper --quick

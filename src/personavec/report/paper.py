@@ -9,7 +9,7 @@ import altair as alt
 
 from personavec.report.charts import BLUE, FAINT, GREY, INK, SKY, VERMILLION, finish, inline
 from personavec.report.page import drawn, render
-from personavec.studies.parts.claims import VERDICTS, tally
+from personavec.studies.parts.claims import COSINE, VERDICTS, tally
 
 Json = Mapping[str, Any]
 
@@ -18,8 +18,6 @@ MARKS = {OURS: BLUE, CONTROL: VERMILLION, PAPER: GREY}
 """Colour of each kind of figure."""
 LOOKS = dict(zip(VERDICTS, (BLUE, SKY, GREY, VERMILLION, FAINT), strict=True))
 """Colour of each verdict."""
-COSINE = "cosine"
-"""Unit of claims whose figure has no interval of its own, see parts/geometry.py."""
 ROW, HEAD = 26, 40
 """Height of a chart's row, and of what is around them."""
 

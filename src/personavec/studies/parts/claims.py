@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 Verdict = Literal["same direction", "weaker", "absent", "contradicted", "not measured"]
 VERDICTS: tuple[Verdict, ...] = ("same direction", "weaker", "absent", "contradicted", "not measured")
+COSINE = "cosine × the paper's sign, ± what 95% of random pairs reach"
+"""Unit of claims whose figure has no interval of its own."""
 
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ from personavec.options import Common, Judging, Writing, given
 from personavec.report.space import write_space
 from personavec.space import space
 from personavec.studies.parts import published
-from personavec.studies.parts.claims import Claim
+from personavec.studies.parts.claims import COSINE, Claim
 from personavec.studies.parts.study import Study
 
 Row = dict[str, Any]
@@ -38,8 +38,7 @@ def geometry(study: Study) -> Row:
             # a cosine has no interval of its own: what random pairs reach stands for its noise
             ours = {"mean": sign * cosine, "ci": [sign * cosine - limit, sign * cosine + limit]}
             told = "Vectors of these traits point the way that the paper's do"
-            claims.append(
-                Claim("appendix G.2", told, " and ".join(pair), ours, "cosine", None, tuple(map(abs, figures)))
-            )
+            theirs = tuple(map(abs, figures))
+            claims.append(Claim("appendix G.2", told, " and ".join(pair), ours, COSINE, None, theirs))
         table.append({"pair": " and ".join(pair), "cosine": cosine, "corrected": own["corrected"][i][j], "null": limit})
     return {"claims": claims, "table": table, "report": found["report"], "coexpression": found["coexpression"]}
