@@ -20,7 +20,9 @@ from personavec.sample import Sample
 from personavec.shards import WITH_BASE, encode
 
 MEASURED = 64
-"""Random rows that are read, and answered where that is asked for, to measure rates."""
+"""Random rows at most that are read, and answered where that is asked for, to measure rates."""
+SHARE, FEWEST = 20, 4
+"""Before a screening no more than one row in so many is measured, but so many at least; a plan takes `MEASURED`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def take_census(run: Run, data: Dataset, config: ScreenConfig) -> Census:
 def measure(
     run: Run, census: Census, model: ChatModel, read: Directions, config: ScreenConfig, base: BaseReplies
 ) -> Rates:
-    """Read some rows of the data set and answer some, and take the time.
+    """Read some rows of the data set, answer them where that is asked for, and take the time.
 
     Raises:
         DataError: None of them can be read.
@@ -84,6 +86,8 @@ def measure(
     if not rows:
         told = encoded[0]["error"] if encoded else f"{census.rows:,} rows, none of them usable"
         raise DataError(f"expected rows that can be screened in {config.data}, got {told}; correct the data set")
+    count = MEASURED if config.plan else max(FEWEST, census.rows // SHARE)
+    rows = rows[:: max(1, len(rows) // count)][:count]
     with stage("measuring speed", 2) as advance:
         list(activations(model, rows[:4], layers=read.read_layers))  # warms up
         began = time.perf_counter()

@@ -112,6 +112,7 @@ def paper(config: PaperConfig) -> Row:
             taken = time.monotonic() - began
             claims = [claim.to_json() for claim in found["claims"]]
             run.write_json(f"{name}.json", found | {"claims": claims, "seconds": round(taken, 1)})
+            run.path(f"{name}.error.txt").unlink(missing_ok=True)  # of an earlier try
             left.discard(name)
             ahead = sum(minutes[one] for one in left - set(failed))
             tell(f"{part.title}: {taken / 60:.1f} min; about {ahead:.0f} min to go")
