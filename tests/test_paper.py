@@ -84,7 +84,8 @@ def test_parts_that_fail_are_told_and_tried_again(monkeypatch: pytest.MonkeyPatc
         calls.append("bad")
         raise DataError("expected replies, got none; ask again")
 
-    parts = {"good": study.Part("Good & sound", good, 1, 1), "bad": study.Part("Bad", bad, 2, 2)}
+    none = study.Part("No figures", lambda _: {"claims": [], "table": []}, 1, 1)
+    parts = {"good": study.Part("Good & sound", good, 1, 1), "bad": study.Part("Bad", bad, 2, 2), "none": none}
     monkeypatch.setattr(study, "PARTS", parts)
     monkeypatch.setattr(study, "pace", lambda _: study.REFERENCE)
     config = PaperConfig(quick=True, out=tmp_path / "paper")
@@ -96,8 +97,13 @@ def test_parts_that_fail_are_told_and_tried_again(monkeypatch: pytest.MonkeyPatc
     assert "Good &amp; sound" in page
     table = (tmp_path / "paper" / "paper.md").read_text("utf-8")
     assert "| evil | 0.50 [0.30, 0.70] | 0.10 | 0.9 | weaker |" in table and "## Good & sound" in table
+    assert "## No figures\n\nThe paper prints no figure for these traits." in table
     again = study.paper(config)
     assert calls == ["good", "bad", "bad"]
     assert again["claims"] == found["claims"]
-    assert study.paper(PaperConfig(quick=True, out=tmp_path / "paper", plan=True))["plan"] == {"good": 1.0, "bad": 2.0}
+    assert study.paper(PaperConfig(quick=True, out=tmp_path / "paper", plan=True))["plan"] == {
+        "good": 1.0,
+        "bad": 2.0,
+        "none": 1.0,
+    }
     assert Run(tmp_path / "paper").read_json("result.json")["claims"] == found["claims"]
