@@ -142,6 +142,9 @@ def test_labels_cover_nothing_and_stay_inside() -> None:
     assert 3 < len(found) < 40
     alone = list(labels([(195.0, 100.0)], ["a long name"], 200, 200))
     assert alone[0].align == "right", "on the side where there is room"
+    crowd = [(100.0, 100.0), *((x, y) for x in range(0, 200, 10) for y in range(0, 200, 10))]
+    assert not list(labels(crowd, ["some name"] * len(crowd), 200, 200))
+    assert [label.point for label in labels(crowd, ["some name"] * len(crowd), 200, 200, always=1)] == [0]
 
 
 def test_the_whole_of_it(

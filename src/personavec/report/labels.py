@@ -17,17 +17,22 @@ class Label(NamedTuple):
     dy: float
 
 
-def labels(points: Sequence[tuple[float, float]], names: Sequence[str], width: float, height: float) -> Iterator[Label]:
+def labels(
+    points: Sequence[tuple[float, float]], names: Sequence[str], width: float, height: float, always: int = 0
+) -> Iterator[Label]:
     """Labels that fit: each stands at the first side of its point where it covers nothing, else it is left out.
+
+    Those of the first points are placed first.
 
     Args:
         points: Pixels from the left and from the top.
         names: Of the points.
         width: Of the panel; no label leaves it.
         height: Of the panel.
+        always: How many of the first points have a label even where it covers something.
     """
     taken = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in points]
-    for index, (x, y) in sorted(enumerate(points), key=lambda pair: pair[1][1]):
+    for index, (x, y) in enumerate(points):
         long = LETTER * len(names[index])
         places: list[tuple[Literal["left", "center", "right"], float, float, float, float]] = [
             ("left", GAP, 0, x + GAP, y),
@@ -35,13 +40,16 @@ def labels(points: Sequence[tuple[float, float]], names: Sequence[str], width: f
             ("center", 0, -LINE, x - long / 2, y - LINE),
             ("center", 0, LINE, x - long / 2, y + LINE),
         ]
+        fitting = []
         for align, dx, dy, left, middle in places:
             box = (left, middle - LINE / 2, left + long, middle + LINE / 2)
-            inside = box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
-            if inside and not any(_overlap(box, other) for other in taken):
+            if box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height:
+                covered = sum(_overlap(box, other) for other in taken)
+                fitting.append((covered, box, Label(index, align, dx, dy)))
+        for covered, box, label in sorted(fitting, key=lambda place: place[0])[:1]:
+            if covered == 0 or index < always:
                 taken.append(box)
-                yield Label(index, align, dx, dy)
-                break
+                yield label
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -59,7 +59,7 @@ def persona_map(result: Json) -> alt.LayerChart:
     titles = [_axis_title(index, axis) for index, axis in enumerate(found["axes"][:2])]
     x = alt.X("x:Q", title=titles[0], scale=alt.Scale(domain=x_domain, nice=False))
     y = alt.Y("y:Q", title=titles[1], scale=alt.Scale(domain=y_domain, nice=False))
-    points = [*rows, own, *arrows]
+    points = [*arrows, own, *rows]
     layers = [
         alt.Chart(inline([{"x": 0}])).mark_rule(color=FAINT).encode(x="x:Q"),
         alt.Chart(inline([{"y": 0}])).mark_rule(color=FAINT).encode(y="y:Q"),
@@ -70,7 +70,9 @@ def persona_map(result: Json) -> alt.LayerChart:
         alt.Chart(inline([own])).mark_point(filled=True, shape="square", size=130, color=GREEN, opacity=1)
         .encode(x="x:Q", y="y:Q", tooltip="name:N"),
     ]  # fmt: skip
-    for label in labels([pixels(row) for row in points], [row["name"] for row in points], WIDTH, HEIGHT):
+    for label in labels(
+        [pixels(row) for row in points], [row["name"] for row in points], WIDTH, HEIGHT, len(arrows) + 1
+    ):
         row = points[label.point]
         strong = row not in rows
         layers.append(
