@@ -54,7 +54,7 @@ PARTS = {
     "rungs": Part("Screening real chats at lower cost", rungs, 1, 2.7),
     "filtering": Part("Filtering training data", filtering, 11, 5.7),
     "geometry": Part("Cosines and persona space", geometry, 15, 1.8),
-    "real_chats": Part("Training on chosen real chats", real_chats, 3, 3.3),
+    "real_chats": Part("Training on chosen real chats", real_chats, 3, None),
 }
 """In order; each may read what those before it found."""
 

@@ -89,7 +89,7 @@ QUICK = Size(
     questions=8,
     extract={"layers": (12, 18), "doses": (0.1, 0.2), "sweep_questions": 4, "check_rollouts": 1},
     rollouts=1,
-    asked=None,
+    asked=6,
     conditions=6,
     shots=(0, 5),
     rows=16,
@@ -97,8 +97,8 @@ QUICK = Size(
     methods={"compare": ("prevent", "posthoc"), "scales": (1.0,)},
     method_rollouts=1,
     texts=5,
-    chats=40,
-    chosen=12,
+    chats=24,
+    chosen=8,
 )
 
 
