@@ -39,21 +39,21 @@ class Part:
     """Minutes where `REFERENCE` was measured, on two cores with bfloat16; all but `vectors` ran two at a time, a thread
     each, and are scaled by what `pace` took then."""
     quick: float | None
-    """As a run of a somewhat larger version took; None leaves it out of the quick version."""
+    """The same of the quick version, which ran alone; None leaves the part out there."""
 
 
 PARTS = {
-    "vectors": Part("Vectors, and the proof by steering", vectors, 35, 1.8),
-    "positions": Part("Token positions", positions, 7, 0.9),
+    "vectors": Part("Vectors, and the proof by steering", vectors, 35, 2.2),
+    "positions": Part("Token positions", positions, 7, 1.1),
     "judges": Part("A second judge", judges, 7, None),
-    "monitoring": Part("Monitoring", monitoring, 15, 1.1),
-    "finetunings": Part("Finetunings, and what foretells them", finetunings, 49, 7),
-    "mitigation": Part("Prevention and its rivals", mitigation, 12, 4.1),
+    "monitoring": Part("Monitoring", monitoring, 15, 1.4),
+    "finetunings": Part("Finetunings, and what foretells them", finetunings, 49, 5.1),
+    "mitigation": Part("Prevention and its rivals", mitigation, 12, 3.4),
     "harmless": Part("Prevention where there is nothing to prevent", harmless, 12, None),
     "separability": Part("Telling rows apart", separability, 0.1, 0.1),
-    "rungs": Part("Screening real chats at lower cost", rungs, 1, 2.7),
-    "filtering": Part("Filtering training data", filtering, 11, 5.7),
-    "geometry": Part("Cosines and persona space", geometry, 15, 1.8),
+    "rungs": Part("Screening real chats at lower cost", rungs, 1, 0.4),
+    "filtering": Part("Filtering training data", filtering, 11, 3.8),
+    "geometry": Part("Cosines and persona space", geometry, 15, 1.9),
     "real_chats": Part("Training on chosen real chats", real_chats, 3, None),
 }
 """In order; each may read what those before it found."""
