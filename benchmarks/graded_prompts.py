@@ -2,7 +2,7 @@
 
 From the result.json of a monitoring experiment, by trait: how the strength that a prompt asks for goes along with the
 trait score and with the projection, over conditions, beside r over all replies. Then the hypothesis: r is low where the
-score does not follow the prompts.
+score does not follow the prompts; over all traits, and with each left out.
 
     python benchmarks/graded_prompts.py runs/paper/monitoring/result.json
 """
@@ -31,11 +31,13 @@ def main(path: Path) -> None:
     print("| trait | score follows the prompts | projection follows the prompts | r overall |\n|---|---|---|---|")
     for name, figures in found.items():
         print(f"| {name} | {' | '.join(f'{value:.2f}' for value in figures)} |")
-    follows, _, overall = zip(*found.values(), strict=True)
-    test = pearsonr(follows, overall)
-    low, high = test.confidence_interval()
-    told = f"{test.statistic:.2f} [{low:.2f}, {high:.2f}] over {len(found)} traits"
-    print(f"\nr overall where the score follows the prompts: {told}")
+    print("\nr overall where the score follows the prompts:")
+    for left_out in (None, *found) if len(found) > 3 else (None,):
+        rows = [figures for name, figures in found.items() if name != left_out]
+        test = pearsonr([score for score, _, _ in rows], [r for _, _, r in rows])
+        low, high = test.confidence_interval()
+        told = f"without {left_out}" if left_out else "over all traits"
+        print(f"{test.statistic:.2f} [{low:.2f}, {high:.2f}] {told}")
 
 
 if __name__ == "__main__":

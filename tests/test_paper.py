@@ -97,7 +97,7 @@ def test_parts_that_fail_are_told_and_tried_again(monkeypatch: pytest.MonkeyPatc
     assert "Good &amp; sound" in page
     table = (tmp_path / "paper" / "paper.md").read_text("utf-8")
     assert "| evil | 0.50 [0.30, 0.70] | 0.10 | 0.9 | weaker |" in table and "## Good & sound" in table
-    assert "## No figures\n\nThe paper prints no figure for these traits." in table
+    assert "## No figures\n\nNothing here was compared with the paper." in table
     again = study.paper(config)
     assert calls == ["good", "bad", "bad"]
     assert again["claims"] == found["claims"]

@@ -13,6 +13,7 @@ import tiny_chat
 import torch
 
 from personavec import shards
+from personavec.census import FEWEST
 from personavec.cli.main import main
 from personavec.generate import Request, generate
 from personavec.hooks import capture
@@ -123,6 +124,8 @@ def test_the_set_is_summed_up(run: Run, data: Path) -> None:
     assert found["length_matched"]["tiny"]["n"] == 40
     assert sum(found["distributions"]["tiny"]["data"]) == 40
     assert [row["cost"] for row in found["plan"]["estimates"][:4]] == ["raw", "proxy", "sampled", "full"]
+    assert found["plan"]["rates"]["rows"] == FEWEST
+    assert run(data, "--cost", "full", "--plan")["plan"]["rates"]["rows"] == 40, "a plan measures more"
 
 
 def test_planted_rows_come_first(run: Run, tmp_path: Path, chat: ChatModel, saved: tuple[Path, Path]) -> None:

@@ -1,6 +1,7 @@
 """Persona space: planted dimensions are counted, noise is taken away, and the whole of it on a tiny model."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ from personavec.persona_space import (
     mantel,
     rank_of,
 )
-from personavec.report.labels import labels
+from personavec.report.labels import LETTER, LINE, labels
 from personavec.vector import load_vector
 
 RNG = np.random.default_rng
@@ -141,6 +142,15 @@ def test_labels_cover_nothing_and_stay_inside() -> None:
     points = [(float(x), float(y)) for x, y in RNG(0).uniform(0, 200, (40, 2))]
     found = list(labels(points, ["some name"] * 40, 200, 200))
     assert 3 < len(found) < 40
+    wide = LETTER * len("some name")
+    boxes = []
+    for label in found:
+        x, y = points[label.point]
+        left = x + label.dx - {"left": 0, "right": wide, "center": wide / 2}[label.align]
+        boxes.append((left, y + label.dy - LINE / 2, left + wide, y + label.dy + LINE / 2))
+    assert all(left >= 0 and top >= 0 and right <= 200 and bottom <= 200 for left, top, right, bottom in boxes)
+    for one, other in combinations(boxes, 2):
+        assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
     alone = list(labels([(195.0, 100.0)], ["a long name"], 200, 200))
     assert alone[0].align == "right", "on the side where there is room"
     crowd = [(100.0, 100.0), *((x, y) for x in range(0, 200, 10) for y in range(0, 200, 10))]

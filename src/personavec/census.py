@@ -22,7 +22,7 @@ from personavec.shards import WITH_BASE, encode
 MEASURED = 64
 """Random rows at most that are read, and answered where that is asked for, to measure rates."""
 SHARE, FEWEST = 20, 16
-"""Before a screening no more than one row in so many is measured, but so many at least; a plan takes `MEASURED`."""
+"""Before a screening no more than one row in so many is measured, but so many at least; a plan measures `MEASURED`."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,17 @@ def measure(
         DataError: None of them can be read.
     """
     answers = config.plan or config.cost in WITH_BASE
-    if run.done("rates.json"):
-        rates = Rates(**run.read_json("rates.json"))
-        if rates.written_per_second or not answers:
-            return rates
     encoded = [encode(model, sample, config, config.cost in WITH_BASE) for sample in census.drawn]
     rows = [row for row in encoded if not row["error"]]
     if not rows:
         told = encoded[0]["error"] if encoded else f"{census.rows:,} rows, none of them usable"
         raise DataError(f"expected rows that can be screened in {config.data}, got {told}; correct the data set")
-    count = MEASURED if config.plan else max(FEWEST, census.rows // SHARE)
-    rows = rows[:: max(1, len(rows) // count)][:count]
+    count = min(len(rows), MEASURED if config.plan else max(FEWEST, census.rows // SHARE))
+    if run.done("rates.json"):
+        rates = Rates(**run.read_json("rates.json"))
+        if rates.rows >= count and (rates.written_per_second or not answers):
+            return rates
+    rows = [rows[place] for place in np.linspace(0, len(rows) - 1, count).astype(int)]
     with stage("measuring speed", 2) as advance:
         list(activations(model, rows[:4], layers=read.read_layers))  # warms up
         began = time.perf_counter()

@@ -20,9 +20,9 @@ class Label(NamedTuple):
 def labels(
     points: Sequence[tuple[float, float]], names: Sequence[str], width: float, height: float, always: int = 0
 ) -> Iterator[Label]:
-    """Labels that fit: each stands at the first side of its point where it covers nothing, else it is left out.
+    """Labels that fit: each stands at the first side of its point where it covers nothing.
 
-    Those of the first points are placed first.
+    The first points come first. What fits nowhere is left out; what always stands, only outside the panel.
 
     Args:
         points: Pixels from the left and from the top.

@@ -46,7 +46,7 @@ def persona_map(result: Json) -> alt.LayerChart:
     own = {"name": ASSISTANT, "x": found["map"]["assistant"][0], "y": found["map"]["assistant"][1]}
     x_domain, y_domain = ([1.12 * sign * max(abs(row[k]) for row in [*rows, own]) for sign in (-1, 1)] for k in "xy")
     longest = max((abs(place[0]) + abs(place[1]) for place in found["map"]["vectors"]), default=1) or 1
-    scale = ARROW * x_domain[1] / longest
+    scale = ARROW * min(x_domain[1], y_domain[1]) / longest
     arrows = [
         {"name": name, "x": scale * place[0], "y": scale * place[1], "x0": 0, "y0": 0}
         for name, place in zip(result["vectors"], found["map"]["vectors"], strict=True)
