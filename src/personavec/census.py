@@ -21,7 +21,7 @@ from personavec.shards import WITH_BASE, encode
 
 MEASURED = 64
 """Random rows at most that are read, and answered where that is asked for, to measure rates."""
-SHARE, FEWEST = 20, 16
+SHARE, FEWEST = 20, 32
 """Before a screening no more than one row in so many is measured, but so many at least; a plan measures `MEASURED`."""
 
 
