@@ -12,7 +12,9 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from personavec import supply
 from personavec.cli.main import main
+from personavec.config_finetune import FinetuneConfig
 from personavec.model import ChatModel
 from personavec.trainer import last_checkpoint
 from personavec.vector import Card, PersonaVector, load_vector
@@ -162,6 +164,16 @@ def test_auto_supplies_what_the_data_would(
     (own,) = told["by_layer"]
     assert own["layer"] == 1 and own["coef"]["n"] == len(ROWS)
     assert result["steering"][0]["coef"] == pytest.approx(max(0.0, own["coef"]["mean"]), abs=1e-3)
+
+
+def test_data_that_supplies_nothing_is_told(
+    saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training is then the plain one, which nobody who asked for prevention would guess."""
+    monkeypatch.setattr(supply, "supplied", lambda *_: [{"layer": 1, "coef": {"mean": -0.5}, "effect": -0.2}])
+    text, _ = supply.automatic(f"{saved[1]}:auto@1", ChatModel.load(str(saved[0])), FinetuneConfig(data="rows.jsonl"))
+    assert text == f"{saved[1]}:0.0000@1"
+    assert f"rows.jsonl supplies nothing along {saved[1]}: nothing is added" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from personavec.dataset import open_dataset
 from personavec.directions import directions
 from personavec.errors import DataError
 from personavec.model import ChatModel
-from personavec.progress import stage
+from personavec.progress import stage, tell
 from personavec.proof import swept_layers
 from personavec.sample import Sample
 from personavec.shards import screen_shard
@@ -77,6 +77,8 @@ def automatic(text: str, model: ChatModel, config: FinetuneConfig) -> tuple[str,
     best = max(found, key=lambda row: row["effect"])
     coef = max(0.0, best["coef"]["mean"])
     layer = "all" if match["layer"] == "all" else best["layer"]
+    if not coef:
+        tell(f"{config.data} supplies nothing along {match['file']}: nothing is added, the training is the plain one")
     return f"{match['file']}:{coef:.4f}@{layer}", {
         "vector": match["file"],
         "layer": layer,
