@@ -169,7 +169,7 @@ def test_auto_supplies_what_the_data_would(
 def test_data_that_supplies_nothing_is_told(
     saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The training is then the plain one, which nobody who asked for prevention would guess."""
+    """With no other vector the training is then the plain one, which nobody who asked for prevention would guess."""
     monkeypatch.setattr(supply, "supplied", lambda *_: [{"layer": 1, "coef": {"mean": -0.5}, "effect": -0.2}])
     text, _ = supply.automatic(f"{saved[1]}:auto@1", ChatModel.load(str(saved[0])), FinetuneConfig(data="rows.jsonl"))
     assert text == f"{saved[1]}:0.0000@1"

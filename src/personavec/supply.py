@@ -78,7 +78,7 @@ def automatic(text: str, model: ChatModel, config: FinetuneConfig) -> tuple[str,
     coef = max(0.0, best["coef"]["mean"])
     layer = "all" if match["layer"] == "all" else best["layer"]
     if not coef:
-        tell(f"{config.data} supplies nothing along {match['file']}: nothing is added, the training is the plain one")
+        tell(f"{config.data} supplies nothing along {match['file']}: nothing is added along it in training")
     return f"{match['file']}:{coef:.4f}@{layer}", {
         "vector": match["file"],
         "layer": layer,

@@ -46,10 +46,12 @@ def labels(
             if box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height:
                 covered = sum(_overlap(box, other) for other in taken)
                 fitting.append((covered, box, Label(index, align, dx, dy)))
-        for covered, box, label in sorted(fitting, key=lambda place: place[0])[:1]:
-            if covered == 0 or index < always:
-                taken.append(box)
-                yield label
+        if not fitting:
+            continue
+        covered, box, label = min(fitting, key=lambda place: place[0])
+        if covered == 0 or index < always:
+            taken.append(box)
+            yield label
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
