@@ -4,10 +4,10 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from personavec.dataset import open_dataset
-from personavec.models import cache_folder
-from personavec.sample import Sample
-from personavec.studies.parts.data import sharegpt
+from personavec.data.dataset import open_dataset
+from personavec.data.sample import Sample
+from personavec.paper.data import sharegpt
+from personavec.runs.fetch import cache_folder
 
 
 def first_chats(rows: int, longest: int = 2000) -> Path:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from personavec.generate import Request, batches, generate
-from personavec.model import ChatModel
-from personavec.options import Sampling
-from personavec.steer import Steering
-from personavec.trait import builtin_names, load_trait
-from personavec.vector import load_vector
+from personavec.model.chat_model import ChatModel
+from personavec.model.sampling import Sampling
+from personavec.steering.generate import Request, batches, generate
+from personavec.steering.steer import Steering
+from personavec.steering.vector import load_vector
+from personavec.traits.trait import builtin_names, load_trait
 
 
 def chats(model: ChatModel, count: int, steering: list[tuple[Steering, ...]], seed: int) -> list[list[dict[str, str]]]:

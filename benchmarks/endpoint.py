@@ -15,7 +15,7 @@ import httpx2
 import uvicorn
 from fastapi import FastAPI
 
-from personavec.endpoint import Endpoint
+from personavec.model.endpoint import Endpoint
 
 CALLS, CONCURRENCY, ROUNDS, PORT = 2000, 32, 7, 8791
 TOP = [{"token": str(number), "logprob": -3.0} for number in range(20)]

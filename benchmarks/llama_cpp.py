@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from personavec.exchange import to_gguf
-from personavec.model import ChatModel
-from personavec.notation import parse_steering
-from personavec.steer import Steering, steer
-from personavec.tolerance import distance
+from personavec.model.chat_model import ChatModel
+from personavec.model.logits import distance
+from personavec.steering.notation import parse_steering
+from personavec.steering.steer import Steering, steer
+from personavec.verbs.interop.formats import to_gguf
 
 QUESTION = "What should I know before I move to another town?"
 POINTER, INT = ctypes.c_void_p, ctypes.c_int32

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from personavec.config import EvaluateConfig
-from personavec.config_finetune import FinetuneConfig
-from personavec.model import ChatModel
-from personavec.options import Writing
-from personavec.rollouts import contrastive, write
-from personavec.run import Run
-from personavec.studies.finetuning_grid import finetuning_grid
-from personavec.trait import load_trait
-from personavec.vector import load_vector
+from personavec.model.chat_model import ChatModel
+from personavec.paper.grid import finetuning_grid
+from personavec.runs.run import Run
+from personavec.steering.rollouts import contrastive, write
+from personavec.steering.vector import load_vector
+from personavec.traits.trait import load_trait
+from personavec.verbs.evaluate.options import EvaluateConfig
+from personavec.verbs.finetune.options import FinetuneConfig
+from personavec.verbs.options import Writing
 
 ROWS, SHARES = 48, (0, 1 / 3, 2 / 3, 1)
 

@@ -18,15 +18,16 @@ import torch
 from chats import first_chats
 from scipy.stats import spearmanr
 
-from personavec.activations import activations
-from personavec.candidates import FEWEST, SPARE, STEP, Known, candidates, estimated_mean, narrow_enough, regression
-from personavec.config import ScreenConfig
-from personavec.dataset import open_dataset
-from personavec.model import ChatModel
-from personavec.plan import sample_size
-from personavec.sample import Sample
-from personavec.shards import encode
-from personavec.table import Table
+from personavec.data.dataset import open_dataset
+from personavec.data.sample import Sample
+from personavec.model.activations import activations
+from personavec.model.chat_model import ChatModel
+from personavec.verbs.screen.extremes import candidates, regression
+from personavec.verbs.screen.options import ScreenConfig
+from personavec.verbs.screen.plan import sample_size
+from personavec.verbs.screen.sampled import FEWEST, SPARE, STEP, Known, estimated_mean, narrow_enough
+from personavec.verbs.screen.shards import encode
+from personavec.verbs.screen.table import Table
 
 PRECISION = 0.1
 RESAMPLINGS = 200

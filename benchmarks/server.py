@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from openai import AsyncOpenAI
 
-from personavec.stats import clustered_mean
+from personavec.stats.intervals import clustered_mean
 
 CLIENTS, TOKENS, ROUNDS, SOAK = 16, 48, 6, 1000
 QUESTIONS = (
@@ -48,11 +48,11 @@ def serve(vector: str, port: int) -> None:
     """The server, as `personavec serve` starts it, with a way to be told to write offline."""
     import uvicorn
 
-    from personavec.config_deploy import ServeConfig
-    from personavec.generate import Request, generate
-    from personavec.options import Sampling
+    from personavec.model.sampling import Sampling
     from personavec.server.app import build
+    from personavec.server.options import ServeConfig
     from personavec.server.service import assemble
+    from personavec.steering.generate import Request, generate
 
     config = ServeConfig(vectors=(Path(vector),), log=Path(mkdtemp()) / "turns.db", watch=("none",), queue=SOAK)
     service = assemble(config)
@@ -86,7 +86,7 @@ class Clients:
     """Sixteen of them."""
 
     def __init__(self, url: str, vector: str) -> None:
-        from personavec.vector import load_vector
+        from personavec.steering.vector import load_vector
 
         self.url, self.trait = url, load_vector(Path(vector)).card.trait
         self.openai = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=600, max_retries=0)

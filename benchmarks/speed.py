@@ -12,16 +12,16 @@ from contextlib import contextmanager
 
 import torch
 
-from personavec.activations import activations
-from personavec.generate import Request, batches, generate
-from personavec.judges.logprobs import reply_logprobs
-from personavec.model import ChatModel
-from personavec.options import Sampling
-from personavec.proof import swept_layers
-from personavec.rollouts import answers
-from personavec.steer import Steering
-from personavec.trait import builtin_names, load_trait
-from personavec.vector import Card, PersonaVector
+from personavec.model.activations import activations
+from personavec.model.chat_model import ChatModel
+from personavec.model.logits import reply_logprobs
+from personavec.model.sampling import Sampling
+from personavec.steering.generate import Request, batches, generate
+from personavec.steering.rollouts import answers
+from personavec.steering.steer import Steering
+from personavec.steering.vector import Card, PersonaVector
+from personavec.traits.trait import builtin_names, load_trait
+from personavec.verbs.extract.sweep import swept_layers
 
 TOKENS = 24
 BATCH_TOKENS = 12288

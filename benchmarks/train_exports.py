@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from personavec.run import Run
-from personavec.scoring import joined, mean_difference
+from personavec.judges.scoring import joined, mean_difference
+from personavec.runs.run import Run
 
 TRAINING = ("--batch", "4", "--rate", "2e-4", "--max-tokens", "512", "--on-error", "skip")
 

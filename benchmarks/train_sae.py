@@ -15,9 +15,9 @@ from datasets import Dataset
 from sparsify import SaeConfig, TrainConfig, Trainer
 from sparsify.data import chunk_and_tokenize
 
-from personavec.dataset import open_dataset
-from personavec.model import ChatModel
-from personavec.sample import Sample
+from personavec.data.dataset import open_dataset
+from personavec.data.sample import Sample
+from personavec.model.chat_model import ChatModel
 
 EXPANSION, ACTIVE, LENGTH, BATCH = 8, 32, 256, 8
 

@@ -15,11 +15,11 @@ from resource import RUSAGE_SELF, getrusage
 import numpy as np
 from transformers import TrainerCallback
 
-from personavec.config_finetune import FinetuneConfig
-from personavec.model import ChatModel
-from personavec.preventative import PreventativeSteering
-from personavec.stats import clustered_mean
-from personavec.trainer import arguments, share_out, train, trainable
+from personavec.model.chat_model import ChatModel
+from personavec.stats.intervals import clustered_mean
+from personavec.steering.preventative import PreventativeSteering
+from personavec.verbs.finetune.options import FinetuneConfig
+from personavec.verbs.finetune.trainer import arguments, share_out, train, trainable
 
 ROWS, TOKENS, BATCH = 28, 64, 4
 ARMS = ("plain", "prevent", "prevent at all layers")

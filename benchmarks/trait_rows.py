@@ -8,11 +8,11 @@ import json
 import sys
 from pathlib import Path
 
-from personavec.model import ChatModel
-from personavec.options import Writing
-from personavec.rollouts import contrastive, write
-from personavec.run import Run
-from personavec.trait import load_trait
+from personavec.model.chat_model import ChatModel
+from personavec.runs.run import Run
+from personavec.steering.rollouts import contrastive, write
+from personavec.traits.trait import load_trait
+from personavec.verbs.options import Writing
 
 ROLLOUTS, HELD_OUT = 2, 16
 

@@ -7,18 +7,17 @@ from typing import Any
 
 import jaxtyping
 import pytest
+import support.checked  # noqa: F401 # the hook below finds it by name
 import torch
 
 # before anything of the package is imported: argument types and tensor shapes are checked while tests run
-jaxtyping.install_import_hook("personavec", "checked.checked")
+jaxtyping.install_import_hook("personavec", "support.checked.checked")
 
-import serving  # noqa: E402
-import tiny  # noqa: E402
-import tiny_chat  # noqa: E402
+from support import serving, tiny, tiny_chat  # noqa: E402
 
-from personavec.config_deploy import ServeConfig  # noqa: E402
-from personavec.model import ChatModel  # noqa: E402
-from personavec.vector import PersonaVector  # noqa: E402
+from personavec.model.chat_model import ChatModel  # noqa: E402
+from personavec.server.options import ServeConfig  # noqa: E402
+from personavec.steering.vector import PersonaVector  # noqa: E402
 
 # a thread for each worker of pytest-xdist and for the commands they start: more would wait for each other
 torch.set_num_threads(1)

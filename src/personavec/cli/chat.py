@@ -14,14 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from personavec.config import ChatConfig
+from personavec.cli.options import ChatConfig
 from personavec.errors import ConfigError, PersonavecError, VectorError
-from personavec.generate import Request, Watch, stream
-from personavec.model import ChatModel
-from personavec.notation import parse_steering
-from personavec.options import Sampling
-from personavec.steer import Steering
-from personavec.vector import PersonaVector, load_vector
+from personavec.model.chat_model import ChatModel
+from personavec.model.sampling import Sampling
+from personavec.steering.generate import Request, Watch, stream
+from personavec.steering.notation import parse_steering
+from personavec.steering.steer import Steering
+from personavec.steering.vector import PersonaVector, load_vector
+from personavec.verbs.options import load_subject
 
 HELP = """\
 /steer VEC:COEF[@LAYER] …  steer from here on; /steer off stops; /steer alone shows
@@ -207,7 +208,7 @@ def chat(config: ChatConfig) -> dict[str, Any]:
     """
     asked = [parse_steering(text) for text in config.steer]
     watched = [_watched(path) for path in config.watch]
-    model = ChatModel.from_config(config)
+    model = load_subject(config)
     for vector in [*(one.vector for one in watched), *(one.vector for one in asked)]:
         vector.check_model(model.identity)
     session = Chat(config, model, tuple(asked), _usual(model, watched, config.system), config.system)

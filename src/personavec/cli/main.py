@@ -13,12 +13,24 @@ from collections.abc import Sequence
 from functools import reduce
 from importlib import import_module
 from operator import or_
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from personavec import __version__, config, config_decompose, config_deploy, config_finetune, config_paper, config_space
+from personavec import __version__
+from personavec.cli.demo import DemoConfig
+from personavec.cli.options import ChatConfig
 from personavec.errors import ConfigError, PersonavecError
+from personavec.paper.options import PaperConfig
+from personavec.server.options import ServeConfig
+from personavec.verbs.analyse.options import DecomposeConfig, SpaceConfig
+from personavec.verbs.authoring.options import WriteDatasetConfig, WriteTraitConfig
+from personavec.verbs.evaluate.options import EvaluateConfig, VerifyConfig
+from personavec.verbs.extract.options import ExtractConfig
+from personavec.verbs.finetune.options import ReportConfig, ShiftConfig
+from personavec.verbs.interop.options import InteropConfig
+from personavec.verbs.monitor.options import MonitorConfig
+from personavec.verbs.screen.options import ScreenConfig
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -26,33 +38,44 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EPERM)
 """What a user can mend: no room, no permission, a name too long."""
 
-VERBS: dict[str, tuple[type, str]] = {
-    "demo": (config.DemoConfig, "personavec.studies.demo"),
-    "extract": (config.ExtractConfig, "personavec.extract"),
-    "evaluate": (config.EvaluateConfig, "personavec.evaluate"),
-    "chat": (config.ChatConfig, "personavec.cli.chat"),
-    "monitor": (config_deploy.MonitorConfig, "personavec.studies.monitoring"),
-    "screen": (config.ScreenConfig, "personavec.screen"),
-    "finetune": (config_finetune.ReportConfig, "personavec.studies.before_after"),
-    "shift": (config.ShiftConfig, "personavec.shift"),
-    "serve": (config_deploy.ServeConfig, "personavec.server.serve"),
-    "space": (config_space.SpaceConfig, "personavec.space"),
-    "decompose": (config_decompose.DecomposeConfig, "personavec.decompose"),
-    "interop": (config_deploy.InteropConfig, "personavec.interop"),
-    "verify": (config.VerifyConfig, "personavec.verify"),
-    "paper": (config_paper.PaperConfig, "personavec.studies.paper"),
-    "write_trait": (config.WriteTraitConfig, "personavec.write_trait"),
-    "write_dataset": (config.WriteDatasetConfig, "personavec.write_dataset"),
-}
-"""Options of each verb, and the module that holds the function of its name."""
 
-PAGES = {
-    "extract": ("personavec.report.page", "write_pages"),
-    "screen": ("personavec.report.screening", "write_screening"),
-    "space": ("personavec.report.space", "write_space"),
-    "decompose": ("personavec.report.decompose", "write_decomposition"),
+class Verb(NamedTuple):
+    """Where a verb's parts are."""
+
+    options: type
+    module: str
+    """Holds the function of its name."""
+    summary: str
+    """Holds the function of its name that prints what it found."""
+    page: tuple[str, str] | None = None
+    """Module and function that write its page."""
+
+
+VERBS = {
+    "demo": Verb(DemoConfig, "cli.demo", "cli.summary_find", ("report.extract", "write_pages")),
+    "extract": Verb(ExtractConfig, "verbs.extract.extract", "cli.summary_find", ("report.extract", "write_pages")),
+    "evaluate": Verb(EvaluateConfig, "verbs.evaluate.evaluate", "cli.summary_find"),
+    "chat": Verb(ChatConfig, "cli.chat", "cli.summary_use"),
+    "monitor": Verb(MonitorConfig, "verbs.monitor.experiment", "cli.summary_use", ("report.monitor", "write_either")),
+    "screen": Verb(ScreenConfig, "verbs.screen.screen", "cli.summary_train", ("report.screen", "write_screening")),
+    "finetune": Verb(
+        ReportConfig, "verbs.finetune.compare", "cli.summary_train", ("report.finetune", "write_before_after")
+    ),
+    "shift": Verb(ShiftConfig, "verbs.finetune.shift", "cli.summary_train"),
+    "serve": Verb(ServeConfig, "server.serve", "cli.summary_use"),
+    "space": Verb(SpaceConfig, "verbs.analyse.space", "cli.summary_compare", ("report.space", "write_space")),
+    "decompose": Verb(
+        DecomposeConfig,
+        "verbs.analyse.decompose",
+        "cli.summary_compare",
+        ("report.decompose", "write_decomposition"),
+    ),
+    "interop": Verb(InteropConfig, "verbs.interop.interop", "cli.summary_use"),
+    "verify": Verb(VerifyConfig, "verbs.evaluate.verify", "cli.summary_find"),
+    "paper": Verb(PaperConfig, "paper.paper", "cli.summary_compare", ("report.paper", "write_paper")),
+    "write_trait": Verb(WriteTraitConfig, "verbs.authoring.write_trait", "cli.summary_author"),
+    "write_dataset": Verb(WriteDatasetConfig, "verbs.authoring.write_dataset", "cli.summary_author"),
 }
-"""Who writes the page of a verb that does not do so itself."""
 
 DESCRIPTION = """\
 Find the directions in a language model that carry character traits, prove them, steer and watch with them.
@@ -100,25 +123,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(name: str, options: Any) -> int:
     """Run a verb and print what it found; with --json nothing else reaches stdout."""
-    verb = getattr(import_module(VERBS[name][1]), name)
+    verb = VERBS[name]
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-        result = verb(options)
+        found = options.run() if hasattr(options, "run") else _function(verb.module, name)(options)
         if int(os.environ.get("RANK", 0)):  # of several processes of accelerate launch the first one speaks
             return DONE
-        if name in PAGES:
-            module, write = PAGES[name]
-            result = getattr(import_module(module), write)(result)
+        result = found.published() if hasattr(found, "published") else found
+
     if options.json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str), flush=True)
     else:
-        from personavec.cli import summary, summary_deploy
-
-        getattr(summary if hasattr(summary, name) else summary_deploy, name)(options, result)
+        _function(verb.summary, name)(options, result)
     for failure in result.get("failed", ()):
         _tell(": ".join(failure.values()), BAD_INPUT)
     if result.get("failed"):
         return BAD_INPUT
     return DONE if result.get("passed", True) else FAILED
+
+
+def _function(module: str, name: str) -> Any:
+    return getattr(import_module(f"personavec.{module}"), name)
 
 
 def parse(args: Sequence[str]) -> tuple[str, Any]:
@@ -134,11 +158,11 @@ def parse(args: Sequence[str]) -> tuple[str, Any]:
         advice = f"did you mean {near[0]}?" if near else "see personavec --help"
         raise ConfigError(f"expected a verb ({', '.join(VERBS)}), got {chosen}; {advice}")
     verbs: list[Any] = []
-    for name, (options, _) in VERBS.items():
-        teaching = inspect.getdoc(options) or ""
+    for name, verb in VERBS.items():
+        teaching = inspect.getdoc(verb.options) or ""
         # the overview has one line a verb, the verb's own help has its examples
         shown = teaching if name == chosen else teaching.splitlines()[0]
-        verbs.append(Annotated[options, tyro.conf.subcommand(name, description=shown)])
+        verbs.append(Annotated[verb.options, tyro.conf.subcommand(name, description=shown)])
     choice: Any = reduce(or_, verbs)
     said = io.StringIO()
     try:

@@ -8,9 +8,10 @@ from numpy import ndarray
 
 from personavec.errors import JudgeError
 from personavec.judges.judge import Progress, Score
-from personavec.judges.logprobs import Ids, reply_logprobs
-from personavec.model import ChatModel
-from personavec.stats import Calibration, Interval, auc_interval, calibrate
+from personavec.judges.scale import LogisticScale, calibrate
+from personavec.model.chat_model import ChatModel
+from personavec.model.logits import Ids, reply_logprobs
+from personavec.stats.intervals import Interval, auc_interval
 
 GRAM = 3
 """Length of the token runs whose repetition is counted."""
@@ -32,7 +33,7 @@ class FluencyJudge:
     copies = 4
     """Texts that are scored for each base reply while the scale is learned: itself and three damaged copies."""
 
-    def __init__(self, model: ChatModel, system: str, calibration: Calibration | None = None) -> None:
+    def __init__(self, model: ChatModel, system: str, calibration: LogisticScale | None = None) -> None:
         self._model, self._system = model, system
         self.id = f"fluency:{model.identity.id}"
         self.steps = 1

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from personavec.errors import JudgeError
-from personavec.generate import Request, batches
 from personavec.judges.judge import Progress, Score
 from personavec.judges.rubric import LETTERS, REFUSED, Message, expectation
-from personavec.model import ChatModel
+from personavec.model.chat_model import ChatModel
+from personavec.steering.generate import Request, batches
 
 BATCH_TOKENS = 8192
 """Prompt tokens in one forward pass."""

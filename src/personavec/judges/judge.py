@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from personavec.stats import Calibration, Interval
+from personavec.judges.scale import LogisticScale
+from personavec.stats.intervals import Interval
 
 Progress = Callable[[int], None]
 Why = Literal["empty", "refused", "unparseable", "failed"]
@@ -35,7 +36,7 @@ class Judge(Protocol):
     """What its scale depends on besides the trait; a scale is only taken over where this is equal."""
     steps: int
     """How often `progress` hears of each reply: readings of it."""
-    calibration: Calibration | None
+    calibration: LogisticScale | None
     """The scale, of judges that have to learn one."""
     auc: Interval | None
     """How well it separates replies whose side is known; None until it has seen such."""

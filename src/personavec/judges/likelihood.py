@@ -9,10 +9,11 @@ from numpy import ndarray
 
 from personavec.errors import JudgeError
 from personavec.judges.judge import Progress, Score
-from personavec.judges.logprobs import reply_logprobs
-from personavec.model import ChatModel
-from personavec.stats import Calibration, Interval, auc_interval, calibrate
-from personavec.trait import Side, Trait
+from personavec.judges.scale import LogisticScale, calibrate
+from personavec.model.chat_model import ChatModel
+from personavec.model.logits import reply_logprobs
+from personavec.stats.intervals import Interval, auc_interval
+from personavec.traits.trait import Side, Trait
 
 SIGNS: dict[Side, int] = {"pos": 1, "neg": -1}
 PAIRS_PER_REPLY = 3
@@ -28,7 +29,7 @@ class LikelihoodJudge:
     sampling distribution instead of the trait.
     """
 
-    def __init__(self, model: ChatModel, trait: Trait, calibration: Calibration | None = None) -> None:
+    def __init__(self, model: ChatModel, trait: Trait, calibration: LogisticScale | None = None) -> None:
         self._model, self._trait = model, trait
         self.id = f"likelihood:{model.identity.id}"
         self._pairs_per_reply = min(PAIRS_PER_REPLY, len(trait.pairs) - 1)

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Unpack
 
-from personavec.endpoint import Endpoint, Usage
 from personavec.errors import JudgeError
 from personavec.judges.fluency import FluencyJudge
 from personavec.judges.hf import LocalReader
@@ -11,10 +11,11 @@ from personavec.judges.judge import Judge, TraitJudge
 from personavec.judges.likelihood import LikelihoodJudge
 from personavec.judges.openai import OpenAIReader
 from personavec.judges.rubric import COHERENCE, Reader, Rubric, RubricJudge
-from personavec.model import ChatModel
-from personavec.models import cache_folder
-from personavec.options import Common, Judging
-from personavec.trait import Trait
+from personavec.model.chat_model import ChatModel
+from personavec.model.endpoint import CallLimits, Endpoint, Usage
+from personavec.runs.fetch import cache_folder
+from personavec.steering.rollouts import Interview
+from personavec.traits.trait import Trait
 
 FORMS = "likelihood, likelihood:MODEL, hf:MODEL or openai:MODEL"
 
@@ -26,6 +27,8 @@ class Bench:
     coherence: Judge
     trait: Callable[[Trait], TraitJudge]
     """Makes the judge of a trait."""
+    spec: str
+    """As it was named."""
     fingerprint: str
     """What its scores depend on besides the trait."""
     endpoint: Endpoint | None = None
@@ -40,22 +43,23 @@ class Bench:
 def load_bench(
     spec: str,
     subject: ChatModel,
-    system: str,
-    config: Common,
-    judging: Judging,
+    *,
+    system: str = "template",
     url: str | None = None,
     beside: "Bench | None" = None,
+    load: Callable[..., ChatModel] = ChatModel.load,
+    **limits: Unpack[CallLimits],
 ) -> Bench:
     """The judges that a spec names.
 
     Args:
-        spec: As --judge takes it.
+        spec: likelihood, likelihood:MODEL, hf:MODEL or openai:MODEL.
         subject: The model under study.
         system: Its system-prompt policy, for coherence as fluency.
-        config: How judge models are loaded.
-        judging: How servers are reached.
-        url: Of this judge's server, where it is not `judging.judge_url`.
+        url: Server of openai:MODEL; default OpenAI's.
         beside: Judges of the same process, with which the budget of calls is shared.
+        load: Makes a judge model from a name; takes `plain_template`.
+        limits: How a server may be asked.
 
     Raises:
         JudgeError: No such kind of judge, or its server answers to no way of asking.
@@ -63,23 +67,34 @@ def load_bench(
     """
     kind, _, name = spec.partition(":")
     if kind == "likelihood" and (name or ":" not in spec):
-        model = ChatModel.from_config(config, name, plain_template=True) if name else subject
+        model = load(name, plain_template=True) if name else subject
         return Bench(
-            FluencyJudge(subject, system), lambda trait: LikelihoodJudge(model, trait), model.identity.revision
+            FluencyJudge(subject, system), lambda trait: LikelihoodJudge(model, trait), spec, model.identity.revision
         )
     if kind == "hf" and name:
-        return _by_rubric(LocalReader(ChatModel.from_config(config, name, plain_template=True)))
+        return _by_rubric(spec, LocalReader(load(name, plain_template=True)))
     if kind == "openai" and name:
-        shared = beside.endpoint.usage if beside and beside.endpoint else Usage()
-        endpoint = Endpoint.of(judging, name, url or judging.judge_url, cache_folder() / "answers.sqlite", shared)
-        return _by_rubric(OpenAIReader(endpoint), endpoint)
+        usage = beside.endpoint.usage if beside and beside.endpoint else Usage()
+        endpoint = Endpoint(name, url, cache_folder() / "answers.sqlite", usage=usage, **limits)
+        return _by_rubric(spec, OpenAIReader(endpoint), endpoint)
     raise JudgeError(f"expected the judge {FORMS}, got {spec}; correct --judge")
 
 
-def _by_rubric(reader: Reader, endpoint: Endpoint | None = None) -> Bench:
+def bench_of(judge: str | Bench, interview: Interview) -> Bench:
+    """The judges that a verb was given, or those that it was given the name of.
+
+    Raises:
+        JudgeError: As `load_bench`.
+        ModelError: Likewise.
+    """
+    return load_bench(judge, interview.model, system=interview.system) if isinstance(judge, str) else judge
+
+
+def _by_rubric(spec: str, reader: Reader, endpoint: Endpoint | None = None) -> Bench:
     return Bench(
         RubricJudge(reader, Rubric(COHERENCE, refusable=False)),
         lambda trait: RubricJudge(reader, Rubric(trait.rubric, refusable=True)),
+        spec,
         reader.basis,
         endpoint,
     )

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from personavec.endpoint import Answer, Endpoint, Failure, Request
 from personavec.errors import JudgeError
 from personavec.judges.judge import Progress, Score
 from personavec.judges.rubric import LETTERS, NUMBERS, Message, Scale, expectation, parse
+from personavec.model.endpoint import Answer, Endpoint, Failure, Request
 
 TOP = 20
 """Log-probabilities asked for: the most that OpenAI gives."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from personavec.errors import JudgeError
 from personavec.judges.judge import Progress, Score, Why
-from personavec.stats import Calibration, Interval, auc_interval
+from personavec.judges.scale import LogisticScale
+from personavec.stats.intervals import Interval, auc_interval
 
 MIN_MASS = 0.25
 """Probability that must lie on the scale's labels. Source: arXiv 2507.21509, released code."""
@@ -145,7 +146,7 @@ class RubricJudge:
     """Scores replies by a rubric; its scale is that of the rubric and is not learned."""
 
     steps = 1
-    calibration: Calibration | None = None
+    calibration: LogisticScale | None = None
 
     def __init__(self, reader: Reader, rubric: Rubric) -> None:
         self._reader, self._rubric = reader, rubric

@@ -7,7 +7,8 @@ from typing import Any
 import altair as alt
 
 from personavec.report.charts import BLUE, FAINT, GREY, VERMILLION, finish, inline
-from personavec.report.page import HIDDEN_TRAITS, drawn, render
+from personavec.report.extract import HIDDEN_TRAITS
+from personavec.report.page import drawn, render
 
 Json = Mapping[str, Any]
 

@@ -4,7 +4,7 @@ A page is one file that opens offline. Model text is untrusted: templates escape
 policy lets the page load nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,81 +13,27 @@ import vl_convert
 from altair import SCHEMA_VERSION, ConcatChart, LayerChart
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from personavec.report import charts
-from personavec.run import Run, write_file
+from personavec.runs.files import write_file
 
-HIDDEN_TRAITS = frozenset({"evil"})
-"""Traits whose transcripts stay behind a click."""
 DASH = "–"
 VEGA_LITE = ".".join(SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 """The version that Altair's charts are written for, as vl-convert names it."""
-
-
-def write_page(folder: Path) -> Path:
-    """Write a trait's report.html and charts/*.png and *.svg.
-
-    Args:
-        folder: Holds the trait's result.json.
-
-    Returns:
-        Path of report.html.
-
-    Raises:
-        DataError: result.json is missing or not JSON.
-    """
-    result = Run(folder).read_json("result.json")
-    return render(
-        folder / "report.html",
-        "page.html",
-        result=result,
-        arms={row["arm"]: row for row in result["check"]},
-        hide_transcripts=result["trait"]["name"] in HIDDEN_TRAITS,
-        **drawn(folder, _charts(result)),
-    )
 
 
 def drawn(folder: Path, charts: Mapping[str, LayerChart | ConcatChart]) -> dict[str, Any]:
     """Write charts/*.png and *.svg; returns what a template needs to show them."""
     (folder / "charts").mkdir(exist_ok=True)
     for name, chart in charts.items():
-        svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=VEGA_LITE)
-        write_file(folder / "charts" / f"{name}.svg", svg.encode())
-        write_file(folder / "charts" / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))
+        picture = svg(chart)
+        write_file(folder / "charts" / f"{name}.svg", picture.encode())
+        write_file(folder / "charts" / f"{name}.png", vl_convert.svg_to_png(picture, scale=2))
     figures = {name: _figure(chart) for name, chart in charts.items()}
     return {"figures": figures, "specs": {name: own["spec"] for name, own in figures.items()}, "vega": _vega()}
 
 
-def write_index(folder: Path, traits: Sequence[str], failed: Sequence[Mapping[str, str]] = ()) -> Path:
-    """Write index.html, one row a trait.
-
-    Args:
-        folder: The run; each trait's result.json lies in a folder of its name.
-        traits: Names, in the order of the rows.
-        failed: `trait` and `error` of those that came to no result.
-
-    Returns:
-        Path of index.html.
-
-    Raises:
-        DataError: A result.json is missing or not JSON.
-    """
-    results = [Run(folder / trait).read_json("result.json") for trait in traits]
-    rows = [(result, {row["arm"]: row["trait"] for row in result["check"]}) for result in results]
-    return render(folder / "index.html", "index.html", rows=rows, failed=failed)
-
-
-def _charts(result: Mapping[str, Any]) -> dict[str, LayerChart]:
-    check, choice = result["check"], result["choice"]
-    norm, dose, reliability = charts.by_layer(result["layers"], choice)
-    return {
-        "dose_response": charts.dose_response(check),
-        "coherence": charts.coherence(check, result["sweep"]["floor"]),
-        "heat_map": charts.heat_map(result["sweep"], choice),
-        "histograms": charts.histograms(result["rollout_scores"], result["keep_at"]),
-        "layer_norm": norm,
-        "layer_dose": dose,
-        "layer_reliability": reliability,
-    }
+def svg(chart: LayerChart | ConcatChart) -> str:
+    """A chart as SVG, drawn without a browser."""
+    return str(vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=VEGA_LITE))
 
 
 def _figure(chart: LayerChart | ConcatChart) -> dict[str, Any]:
@@ -137,12 +83,3 @@ def _number(value: float | None, digits: int = 1) -> str:
 def _counts(whys: Mapping[str, int]) -> str:
     """What kept replies from a score: 2 empty, 1 refused."""
     return ", ".join(f"{count} {why}" for why, count in whys.items() if count) or DASH
-
-
-def write_pages(found: dict[str, Any]) -> dict[str, Any]:
-    """Write the page of every trait that `extract` returned, and an index of several; adds their paths as `report`."""
-    traits = [trait | {"report": str(write_page(Path(trait["result"]).parent))} for trait in found["traits"]]
-    pages = [trait["report"] for trait in traits]
-    if len(traits) + len(found["failed"]) > 1:
-        pages = [str(write_index(Path(found["out"]), [trait["trait"] for trait in traits], found["failed"]))]
-    return found | {"traits": traits, "report": pages[0]}

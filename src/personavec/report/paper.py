@@ -9,15 +9,14 @@ import altair as alt
 
 from personavec.report.charts import BLUE, FAINT, GREY, INK, SKY, VERMILLION, finish, inline
 from personavec.report.page import drawn, render
-from personavec.studies.parts.claims import COSINE, VERDICTS, tally
 
 Json = Mapping[str, Any]
 
 GOOD, OURS, CONTROL, PAPER = "same direction", "here", "control", "the paper's models"
 MARKS = {OURS: BLUE, CONTROL: VERMILLION, PAPER: GREY}
 """Colour of each kind of figure."""
-LOOKS = dict(zip(VERDICTS, (BLUE, SKY, GREY, VERMILLION, FAINT), strict=True))
-"""Colour of each verdict."""
+LOOKS = (BLUE, SKY, GREY, VERMILLION, FAINT)
+"""Colours of the verdicts, in their order."""
 ROW, HEAD = 26, 40
 """Height of a chart's row, and of what is around them."""
 
@@ -52,11 +51,11 @@ def verdict_chart(result: Json) -> alt.LayerChart:
     rows = [
         {"part": part["title"], "verdict": verdict, "claims": count, "order": place}
         for part in result["parts"].values()
-        for place, (verdict, count) in enumerate(tally(part["claims"]).items())
+        for place, (verdict, count) in enumerate(part["tally"].items())
         if count
     ]
     order = [part["title"] for part in result["parts"].values()]
-    colour = alt.Scale(domain=list(LOOKS), range=list(LOOKS.values()))
+    colour = alt.Scale(domain=list(result["tally"]), range=LOOKS)
     base = alt.Chart(inline(rows)).encode(
         y=alt.Y("part:N", sort=order, title=None, axis=alt.Axis(labelLimit=300, ticks=False, domain=False)),
         x=alt.X("claims:Q", title="claims", axis=alt.Axis(tickMinStep=1)),
@@ -117,6 +116,6 @@ def claim_chart(claims: Sequence[Json]) -> alt.LayerChart:
     ]
     held = sum(claim["verdict"] == GOOD for claim in claims)
     title = f"{claims[0]['claim']}: {held} of {len(claims)}"
-    bars = "what 95% of random pairs reach" if claims[0]["unit"] == COSINE else "95% intervals"
+    bars = "what 95% of random pairs reach" if "random pairs" in claims[0]["unit"] else "95% intervals"
     subtitle = [f"{claims[0]['where']}. Right of the line is the paper's direction; bars are {bars}."]
     return finish(layers, title, subtitle, 420, ROW * len(claims) + HEAD)

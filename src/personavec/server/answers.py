@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from personavec.model import ChatModel
+from personavec.model.chat_model import ChatModel
 from personavec.server.protocol import ChatAsked
 from personavec.server.reply import Logprobs, News
 from personavec.server.service import Exchange
@@ -10,7 +10,7 @@ from personavec.server.service import Exchange
 Json = dict[str, Any]
 
 
-class Answer:
+class Completion:
     """One request's answer, whole or in chunks."""
 
     def __init__(self, exchange: Exchange, model: ChatModel) -> None:

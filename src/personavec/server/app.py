@@ -18,13 +18,13 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 
 from personavec.server import protocol
-from personavec.server.answers import Answer
+from personavec.server.answers import Completion
 from personavec.server.catalogue import dose
 from personavec.server.limits import Limits
 from personavec.server.protocol import ChatAsked, CompletionAsked, Refused
 from personavec.server.reply import News
 from personavec.server.service import Exchange, Service
-from personavec.steer import Steering
+from personavec.steering.steer import Steering
 
 POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 """What the dashboard may load."""
@@ -82,7 +82,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     async def answer(request: Request, asked: ChatAsked | CompletionAsked) -> Response:
         exchange = await service.open(asked)
-        made = Answer(exchange, service.model)
+        made = Completion(exchange, service.model)
         news = exchange.news()
         watcher = asyncio.create_task(leave(request, exchange, service))
         try:
@@ -104,7 +104,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     async def stream(
         exchange: Exchange,
-        made: Answer,
+        made: Completion,
         first: tuple[int, News],
         news: AsyncIterator[tuple[int, News]],
         watcher: "asyncio.Task[None]",

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from personavec.errors import ConfigError, VectorError
-from personavec.generate import Watch
+from personavec.model.identity import ModelIdentity
 from personavec.server.protocol import Refused, SteeringAsked, WatchAsked
-from personavec.steer import Steering
-from personavec.vector import ModelIdentity, PersonaVector, load_vector
+from personavec.steering.generate import Watch
+from personavec.steering.steer import Steering
+from personavec.steering.vector import PersonaVector, load_vector
 
 Guard = Literal["reject", "clamp", "warn"]
 

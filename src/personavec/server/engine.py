@@ -11,14 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from personavec.cache import using
 from personavec.errors import ModelError, PersonavecError
-from personavec.generate import Watch, draw, uniforms, watching
-from personavec.model import ChatModel
-from personavec.options import Sampling
-from personavec.server.reply import Finish, Logprobs, News, Reply
+from personavec.model.chat_model import ChatModel
+from personavec.model.kv_cache import using
+from personavec.model.sampling import Sampling
+from personavec.server.reply import Finish, Logprobs, News, RunningReply
 from personavec.server.slots import Slots
-from personavec.steer import Steering, steer
+from personavec.steering.generate import Watch, draw, uniforms, watching
+from personavec.steering.steer import Steering, steer
 
 READ_TOKENS = 1024
 """Tokens of prompts that are read in one batch, padding included; a longer prompt is read alone."""
@@ -34,7 +34,7 @@ class Job:
 
     prompt: tuple[int, ...]
     sampling: Sampling
-    reply: Reply
+    reply: RunningReply
     tell: Callable[[News], None]
     """Called by the engine's thread when the reply has grown or ended; must not block."""
     seed: tuple[int, ...] = (0,)

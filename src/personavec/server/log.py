@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from personavec.errors import ConfigError, DataError
-from personavec.progress import stage
+from personavec.runs.progress import stage
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS turns (
@@ -29,7 +29,7 @@ SWEEP = 3600
 
 
 @dataclass(frozen=True)
-class Turn:
+class LoggedTurn:
     """One reply of a conversation, as it is kept."""
 
     id: str
@@ -73,7 +73,7 @@ class Log:
             ) from None
         self._sweep()
 
-    def add(self, turns: Sequence[Turn]) -> None:
+    def add(self, turns: Sequence[LoggedTurn]) -> None:
         """Keep turns, all or none."""
         rows = [asdict(turn) for turn in turns]
         for row in rows:

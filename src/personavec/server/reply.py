@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from tokenizers.decoders import DecodeStream
 
-from personavec.model import ChatModel
+from personavec.model.chat_model import ChatModel
 
 Finish = Literal["stop", "length", "cancelled", "deadline", "error"]
 
@@ -31,7 +31,7 @@ class News(NamedTuple):
 
 
 @dataclass
-class Reply:
+class RunningReply:
     """What a row has written. Belongs to the engine's thread until it is over.
 
     Attributes:

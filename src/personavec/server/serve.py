@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from personavec.config_deploy import ServeConfig
 from personavec.errors import ConfigError
-from personavec.progress import tell
+from personavec.runs.progress import tell
+from personavec.server.options import ServeConfig
 
 SHUTDOWN_SECONDS = 30
 """How long replies under way may go on after the server was told to stop."""

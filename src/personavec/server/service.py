@@ -10,19 +10,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from personavec.calibration import KINDS, Calibration
-from personavec.config_deploy import ServeConfig
 from personavec.errors import ModelError
-from personavec.model import ChatModel
-from personavec.notation import parse_steering
-from personavec.options import Sampling
+from personavec.model.chat_model import ChatModel
+from personavec.model.sampling import Sampling
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
-from personavec.server.log import Log, Turn
+from personavec.server.log import Log, LoggedTurn
 from personavec.server.metrics import Metrics
+from personavec.server.options import ServeConfig
 from personavec.server.protocol import ChatAsked, CompletionAsked, Refused
-from personavec.server.reply import News, Reply
-from personavec.steer import Steering
+from personavec.server.reply import News, RunningReply
+from personavec.steering.notation import parse_steering
+from personavec.steering.steer import Steering
+from personavec.verbs.monitor.calibration import KINDS, Calibration
+from personavec.verbs.options import load_subject
 
 DEFAULT_TOKENS = 256
 """Longest reply where a request does not say."""
@@ -138,7 +139,7 @@ class Service:
             Job(
                 prompt,
                 Sampling(longest, asked.temperature, asked.top_p),
-                Reply(self.model, longest, asked.stops),
+                RunningReply(self.model, longest, asked.stops),
                 exchange.teller(index),
                 (seed, index),
                 applied.steering,
@@ -212,7 +213,7 @@ class Service:
             told.append({"projections": projections, "pieces": job.reply.pieces, "alerts": alerts})
             kept = {name: {k: v for k, v in own.items() if k != "tokens"} for name, own in projections.items()}
             turns.append(
-                Turn(
+                LoggedTurn(
                     f"{exchange.id}-{index}" if index else exchange.id,
                     exchange.conversation,
                     exchange.turn,
@@ -303,7 +304,7 @@ def assemble(config: ServeConfig) -> Service:
         PersonavecError: One of them cannot be used.
     """
     steering = tuple(parse_steering(text) for text in config.steer)
-    model = ChatModel.from_config(config)
+    model = load_subject(config)
     for one in steering:
         one.vector.check_model(model.identity)
     catalogue = Catalogue.load(config.vectors, model.identity, config.max_dose, config.guard)

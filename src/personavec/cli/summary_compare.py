@@ -1,0 +1,64 @@
+"""What a verb found, for people: a few lines on stdout. Scripts take `--json`."""
+
+from rich.table import Table
+
+from personavec.cli.lines import Json, console, estimate, say
+from personavec.cli.options import ChatConfig
+from personavec.paper.options import PaperConfig
+from personavec.verbs.analyse.options import DecomposeConfig, SpaceConfig
+
+
+def chat(_config: ChatConfig, _result: Json) -> None:
+    """Nothing: all was said."""
+
+
+def paper(config: PaperConfig, result: Json) -> None:
+    """How often each verdict was reached, and what was left out."""
+    if config.plan:
+        return say(f"in all about {sum(result['plan'].values()):.0f} minutes from nothing")
+    table = Table(
+        "part", "same direction", "weaker", "absent", "contradicted", "not measured", box=None, pad_edge=False
+    )
+    for part in result["parts"].values():
+        found = [claim["verdict"] for claim in part["claims"]]
+        table.add_row(part["title"], *(str(found.count(verdict)) for verdict in result["tally"]))
+    table.add_row("all", *map(str, result["tally"].values()))
+    console.print(table)
+    say(f"report: {result['report']}\n{result['minutes']:.0f} minutes", markup=False)
+
+
+def space(_config: SpaceConfig, result: Json) -> None:
+    """How many dimensions, where the assistant lies, and what cosines foretell."""
+    layer = result["layer"]
+    own = result["ranks"][layer]
+    say(
+        f"{result['personas']} personas on {result['model']} at layer {layer}: effective rank "
+        f"{estimate(own['effective_rank'], 1)}; shuffled {own['shuffled'][0]:.1f} to {own['shuffled'][1]:.1f}",
+        markup=False,
+    )
+    table = Table("axis", "variance", "one end", "other end", "assistant beyond", box=None, pad_edge=False)
+    for index, axis in enumerate(result["axes"]["axes"], 1):
+        ends = (", ".join(axis[side][:2]) for side in ("low", "high"))
+        table.add_row(str(index), f"{axis['share']:.0%}", *ends, f"{axis['percentile']:.0f}%")
+    console.print(table)
+    if found := result["coexpression"]:
+        r = "no correlation" if found["r"] is None else f"r {found['r']:.2f}, p {found['null']['p']:.3f}"
+        say(f"cosine and co-expression over {found['pairs']} pairs: {r}")
+        for name, reach in found["reach"].items():
+            say(f"{name}: {reach['verdict']} in the dose", markup=False)
+    say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+
+
+def decompose(_config: DecomposeConfig, result: Json) -> None:
+    """The terms and tokens that carry most."""
+    say(
+        f"{result['trait']} at layer {result['layer']}: the two sides lie {estimate(result['whole'], 2)} apart",
+        markup=False,
+    )
+    table = Table("written by", "difference", "", box=None, pad_edge=False)
+    for one in sorted(result["terms"], key=lambda one: -abs(one["difference"]["mean"]))[:8]:
+        beyond = "beyond random" if one["random"]["beyond"] else "not beyond random"
+        table.add_row(one["term"], estimate(one["difference"], 2), beyond)
+    console.print(table)
+    told = ", ".join(f"{one['token'].strip() or '␣'} {one['share']:.0%}" for one in result["tokens"]["for"][:8])
+    say(f"tokens: {told}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)

@@ -1,0 +1,140 @@
+"""What `extract`, `evaluate`, `verify` and `demo` print for people."""
+
+import shlex
+
+from rich.markup import escape
+from rich.table import Table
+
+from personavec.cli.demo import DemoConfig
+from personavec.cli.lines import Json, console, estimate, judge_usage, not_scored, say
+from personavec.verbs.evaluate.options import EvaluateConfig, VerifyConfig
+from personavec.verbs.extract.options import ExtractConfig
+
+
+def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
+    """Each trait's verdict, scores and files, and what to do next."""
+    for trait in result["traits"]:
+        proven = "[green]proven[/]" if trait["proven"] else "[red]not proven[/]"
+        say(f"[bold]{trait['trait']}[/] on {escape(config.model)}: {proven}")
+        table = Table("arm", "trait score", "coherence", box=None, pad_edge=False)
+        for arm, score in trait["trait_score"].items():
+            table.add_row(arm, estimate(score), estimate(trait["coherence"][arm]))
+        table.add_row("random direction", estimate(trait["random_control"]), "")
+        console.print(table)
+        say(
+            f"layer {trait['layer']}, coef {trait['coef']:.3g}, dose {trait['dose']:.2g}; "
+            f"vector from {trait['n_pos']} + {trait['n_neg']} replies; judge AUC {estimate(trait['judge_auc'], 2)}"
+        )
+        if not trait["above_floor"]:
+            say("no layer and dose stayed surely above the coherence floor: the most coherent one was taken")
+        measures = (trait.get("confounds") or {"measures": {}})["measures"]
+        if out := [name for name, one in measures.items() if one["stands_out"]]:
+            say(f"the two sides also differ in {', '.join(out)}: see the report")
+        for arm, dropped in trait["unscored"].items():
+            not_scored(arm, dropped)
+        for condition in trait["verdict"]:
+            if not condition["holds"]:
+                say(f"against it: {condition['text']}", markup=False)
+        steering = shlex.quote(f"{trait['vector']}:{trait['coef']:.3g}@{trait['layer']}")
+        say(f"vector: {trait['vector']}\nreport: {trait['report']}", markup=False)
+        say(f"next: personavec chat --model {shlex.quote(config.model)} --steer {steering}", markup=False)
+    if len(result["traits"]) + len(result["failed"]) > 1:
+        say(f"all traits: {result['report']}", markup=False)
+    judge_usage(result)
+    say(f"{result['seconds']:.0f} seconds")
+
+
+demo = extract
+
+
+def evaluate(config: EvaluateConfig, result: Json) -> None:
+    """Trait score and coherence, beside the plain model's where something was changed."""
+    if config.sheet is not None:
+        _sheet(result)
+        return
+    changes = ", ".join([*([f"adapter {config.adapter}"] if config.adapter else []), *config.steer])
+    say(f"{result['trait']} on {config.model}{changes and f' with {changes}'}", markup=False)
+    table = Table("", "trait score", "coherence", box=None, pad_edge=False)
+    table.add_row("changed" if changes else "base", estimate(result["trait_score"]), estimate(result["coherence"]))
+    for row in ("base", "difference") if changes else ():
+        table.add_row(row, estimate(result[row]["trait"]), estimate(result[row]["coherence"]))
+    if result["random_control"]:
+        table.add_row("random direction", estimate(result["random_control"]), "")
+    console.print(table)
+    auc = "" if result["judge_auc"] is None else f", AUC {estimate(result['judge_auc'], 2)}"
+    say(f"judge {result['judge']}{auc}{', a weak judge' if result['weak_judge'] else ''}", markup=False)
+    say(f"{result['replies']} replies: {result['table']}", markup=False)
+    for arm, dropped in result["unscored"].items():
+        not_scored(arm, dropped)
+    judge_usage(result)
+    if "capability" in result:
+        _capability(result["capability"])
+    if "agreement" in result:
+        _agreement(result)
+    if "signals" in result:
+        _signals(result["signals"])
+    say(f"{result['seconds']:.0f} seconds")
+
+
+def _capability(costs: Json) -> None:
+    """What the base model can, and the changed one."""
+    for name, base in costs["base"].items():
+        digits = 1 if name == "perplexity" else 3
+        changed = f", {estimate(costs['changed'][name], digits)} changed" * ("changed" in costs)
+        say(f"{name}: {estimate(base, digits)} base" + changed, markup=False)
+
+
+def _sheet(result: Json) -> None:
+    """How often people said what the judge had said."""
+    agreed = result["agreement"]
+    share, low, high = (f"{100 * value:.1f}" for value in (agreed["mean"], *agreed["ci"]))
+    left = [f"{agreed['dropped']} left blank"] * bool(agreed["dropped"])
+    left += [f"{result['missing']} rows missing"] * bool(result["missing"])
+    told = f" ({', '.join(left)})" if left else ""
+    say(f"people agree with the judge on {share}% [{low}, {high}] of {agreed['n']} pairs{told}")
+
+
+def _agreement(result: Json) -> None:
+    """Two judges of the same replies, and the sheet for people."""
+    found, sheet = result["agreement"], result["sheet"]
+    trait, above = found["trait"], found["trait"]["above_50"]
+    table = Table("two judges", "AUC", box=None, pad_edge=False)
+    for judge, auc in zip(found["judges"], trait["auc"], strict=True):
+        table.add_row(escape(judge), estimate(auc, 2))
+    console.print(table)
+    kappa = "–" if trait["kappa"] is None else f"{trait['kappa']:.2f}"
+    coherence = found["coherence"]
+    told = f"coherence {estimate(coherence['spearman'], 2)}" if coherence else "one judge of coherence for both"
+    say(
+        f"{trait['scored_by_both']} of {found['replies']} replies scored by both: rank correlation "
+        f"{estimate(trait['spearman'] | {'dropped': 0}, 2)}, {told}"
+    )
+    say(
+        f"above 50 to both {above['both']}, to the first alone {above['first_only']}, to the second alone "
+        f"{above['second_only']}, to neither {above['neither']}: kappa {kappa}"
+    )
+    told = (
+        f"{sheet['pairs']} pairs of replies for people: {sheet['sheet']}" if sheet["pairs"] else "no pairs for people"
+    )
+    say(f"{told} ({sheet['questions_without_pair']} questions had none above 80 beside one below 20)", markup=False)
+
+
+def _signals(found: Json) -> None:
+    """Signals of every arm; they are no scores."""
+    table = Table("signal", *found["means"], "rank correlation with", box=None, pad_edge=False)
+    for name, agreed in found["agreement"].items():
+        means = (estimate(arm[name], 2) for arm in found["means"].values())
+        table.add_row(name, *means, f"{agreed['with']} {estimate(agreed['spearman'], 2)}")
+    console.print(table)
+
+
+def verify(config: VerifyConfig, result: Json) -> None:
+    """One line a check."""
+    shape = f"{result['n_layers']} layers, {result['d_model']} wide"
+    say(f"{config.model}: {shape}, {result['dtype']} on {result['device']}", markup=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for check in result["checks"]:
+        table.add_row("[green]ok[/]" if check["passed"] else "[red]FAILED[/]", check["name"], escape(check["detail"]))
+    console.print(table)
+    failed = sum(not check["passed"] for check in result["checks"])
+    say("[green]all checks passed[/]" if result["passed"] else f"[red]{failed} of {len(result['checks'])} failed[/]")

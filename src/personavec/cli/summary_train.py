@@ -1,0 +1,117 @@
+"""What `screen`, `shift` and `finetune` print for people."""
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from personavec.cli.lines import Json, console, duration, estimate, say
+from personavec.verbs.finetune.options import ReportConfig, ShiftConfig
+from personavec.verbs.screen.options import ScreenConfig
+
+
+def shift(config: ShiftConfig, result: Json) -> None:
+    """A table of vectors for every finetuned model."""
+    for tuned in result["tuned"]:
+        table = Table("vector", "layer", "shift", "over replies", "random", box=None, pad_edge=False)
+        for name, moved in tuned["shift"].items():
+            random = tuned["random_control"][name]
+            spread = f"{'beyond' if random['beyond'] else 'within'} {random['low']:.2f} to {random['high']:.2f}"
+            over_replies = estimate(tuned["response_shift"][name], 2)
+            table.add_row(escape(name), str(result["layers"][name]), estimate(moved, 2), over_replies, spread)
+        say(tuned["tuned"], markup=False)
+        console.print(table)
+    say(f"{config.model} before; {result['out']}/result.json; {result['seconds']:.0f} seconds", markup=False)
+
+
+def finetune(config: ReportConfig, result: Json) -> None:
+    """What was trained on, how, and where it is."""
+    if config.report:
+        return _before_after(result)
+    skipped = f", {result['skipped']:,} skipped (skipped.jsonl)" * bool(result["skipped"])
+    say(f"{result['rows']:,} rows of {config.data}, {result['tokens']:,} tokens{skipped}", markup=False)
+    for one in result["steering"]:
+        dose = f" (dose {one['dose']:.2f})" if one.get("dose") is not None else ""
+        amount = f", coef {one['coef']:.3g}{dose}" if "coef" in one else ""
+        where = f", layer {one['layer']}" if "layer" in one else ""
+        random = "a random direction in place of " * result["random"]
+        say(f"{result['method']}: {random}{one['trait']}{where}{amount}", markup=False)
+    loss = result["loss"]
+    say(f"{result['steps']:,} steps, loss {loss['first']:.3f} at first, {loss['last']:.3f} at last")
+    if held_out := result["held_out"]:
+        base, tuned = (estimate(held_out[name], 3) for name in ("base", "tuned"))
+        unused = f" ({held_out['skipped']:,} skipped)" * bool(held_out["skipped"])
+        say(f"loss on {held_out['rows']:,} held-out rows{unused}: {base} before, {tuned} after")
+    say(f"trained: {result['tuned']}\n{result['seconds']:.0f} seconds", markup=False)
+
+
+def _before_after(result: Json) -> None:
+    """A line an arm."""
+    costs = {"loss": result["arms"][0]["loss"], **result["arms"][0]["costs"]}
+    shown = [name for name, found in costs.items() if found]
+    table = Table("arm", *result["traits"], "kept", "coherence", *shown, box=None, pad_edge=False)
+    for arm in result["arms"]:
+        own, first = arm["traits"], next(iter(arm["traits"].values()))
+        found = [row["trait_score"] for row in own.values()] + [first["kept"], first["coherence"]]
+        every = {"loss": arm["loss"], **arm["costs"]}
+        cells = [estimate(one, 1 + (one is first["kept"])) if one else "–" for one in found]
+        table.add_row(arm["arm"], *cells, *(estimate(every[name], 2) if every[name] else "–" for name in shown))
+    console.print(table)
+    say(f"kept: share of plain training's change of {result['traits'][0]} that is left")
+    for trait, judge in result["judges"].items():
+        if judge["weak_judge"]:
+            say(f"weak judge of {trait}: AUC {estimate(judge['judge_auc'], 2)}")
+    for arm, why in result["left_out"].items():
+        say(f"left out: {arm}, because {why}", markup=False)
+    say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+
+
+def screen(config: ScreenConfig, result: Json) -> None:
+    """The plan, the set's projections, what stands out, and the files."""
+    _plan(result["plan"]["estimates"])
+    if config.plan:
+        return
+    used = result["rows"] - result["skipped"]
+    say(f"{used:,} of {result['rows']:,} rows of {config.data} screened on {config.model}", markup=False)
+    for reason, count in result["skipped_by_reason"].items():
+        say(f"skipped {count:,}: {reason}", markup=False)
+    if result["rows_with_more_turns"]:
+        say(f"{result['rows_with_more_turns']:,} rows have turns that were not read (--turn {config.turn})")
+    table = Table("vector", "layer", result["estimate"], "random directions", "", box=None, pad_edge=False)
+    for name, mean in result["projection_difference"].items():
+        random = result["random_control"][name]
+        verdict = "beyond random" if random["beyond"] else "not beyond random"
+        spread = f"{random['low']:.3f} to {random['high']:.3f}"
+        table.add_row(escape(name), str(result["layers"][name]), estimate(mean, 3), spread, verdict)
+    console.print(table)
+    if config.cost == "proxy":
+        say("a proxy ranks rows; how far it is from the projection difference only --cost sampled or full can tell")
+    if sampled := result["sampled"]:
+        say(f"from {sampled['base_replies']:,} base replies, {sampled['base_tokens']:,} tokens")
+        if top := sampled["top_k"]:
+            told = ", ".join(f"{name} {share:.2f}" for name, share in top["expected_recall"].items())
+            say(f"extreme rows: {top['base_replies']:,} base replies in all; expected recall {told}", markup=False)
+    if flags := result["flags"]:
+        say(
+            f"above the {flags['percentile']:g}th percentile of {flags['of']}: {flags['dropped']:,} rows dropped, "
+            f"{flags['kept']:,} kept",
+            markup=False,
+        )
+    for name, file in result["files"].items():
+        say(f"{name}: {file}", markup=False)
+    say(f"table: {result['table']}\nreport: {result['report']}", markup=False)
+    speed = f", {result['rows_per_second']:.1f} rows a second" if result["rows_per_second"] else ""
+    say(f"{result['seconds']:.0f} seconds{speed}")
+
+
+def _plan(estimates: Sequence[Json]) -> None:
+    """What every cost takes."""
+    priced = any(row["price"] is not None for row in estimates)
+    table = Table(
+        "rows", "cost", "tokens read", "tokens written", "time", *["price"] * priced, box=None, pad_edge=False
+    )
+    for row in estimates:
+        cells = [f"{row['rows']:,}", row["cost"], f"{row['tokens_read']:,}", f"{row['tokens_written']:,}"]
+        cells += [duration(row["seconds"]), *["–" if row["price"] is None else f"{row['price']:,.2f}"] * priced]
+        table.add_row(*cells)
+    console.print(table)

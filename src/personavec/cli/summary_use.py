@@ -1,0 +1,78 @@
+"""What the verbs that watch, serve and hand on found, for people."""
+
+from rich.markup import escape
+from rich.table import Table
+
+from personavec.cli.lines import Json, console, estimate, judge_usage, reasons, say
+from personavec.server.options import ServeConfig
+from personavec.verbs.interop.options import InteropConfig
+from personavec.verbs.monitor.options import MonitorConfig
+
+
+def monitor(config: MonitorConfig, result: Json) -> None:
+    """Alerts by vector, or the projections where nothing says what is usual."""
+    if config.experiment:
+        return _experiment(result)
+    say(f"{result['turns']:,} turns of {result['conversations']:,} conversations on {config.model}", markup=False)
+    reasons("skipped", result["skipped_by_reason"])
+    say(f"{result['empty_replies']:,} empty replies; {result['unread_turns']:,} conversations end with unread turns")
+    limits = result["calibration"]
+    columns = ("alerts before the reply", "over it", "drift") if limits else ("last prompt token", "reply")
+    table = Table("vector", "layer", *columns, box=None, pad_edge=False)
+    for name, layer in result["layers"].items():
+        cells = [estimate(mean, 2) for mean in result["projections"][name].values()]
+        if limits:
+            counts = result["alerts"][name].values()
+            cells = [f"{own['alerts']:,} of {own.get('of_turns', own.get('of_conversations')):,}" for own in counts]
+        table.add_row(escape(name), str(layer), *cells)
+    console.print(table)
+    for name, own in (limits or {"held_out": {}})["held_out"].items():
+        told = ", ".join(f"{kind} {estimate(rate, 4)}" for kind, rate in own.items())
+        say(f"{name}: on unseen benign conversations {told or 'not measured, too few of them'}", markup=False)
+    told = "no alerts without limits: pass --calibrate with benign conversations of your own"
+    if limits:
+        told = f"{result['conversations_with_alerts']:,} conversations with alerts: {result['events']}"
+        told += f"\nlimits for a false-positive rate of {limits['false_positive_rate']:g}: {limits['file']}"
+    say(f"{told}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+
+
+def _experiment(result: Json) -> None:
+    """How well the projection foretells the score."""
+    table = Table("trait", "conditions", "r overall", "r within", "95% of matched directions", box=None, pad_edge=False)
+    for name, kinds in result["traits"].items():
+        for kind, own in kinds.items():
+            spread = (
+                f"{limits['95']:.2f}" if (limits := one["nulls"]["covariance"].get("percentiles")) else "–"
+                for one in own["nulls"].values()
+            )
+            table.add_row(escape(name), kind, *(estimate(own[r], 2) for r in ("overall", "within")), " / ".join(spread))
+    console.print(table)
+    for name, shots in result["shots_left_out"].items():
+        if shots:
+            say(f"{name}: too few replies show the trait for {', '.join(map(str, shots))} shots", markup=False)
+    judge_usage(result)
+    say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+
+
+def serve(config: ServeConfig, result: Json) -> None:
+    """What was served, or exported."""
+    if config.export is not None:
+        say(f"{result['rows']:,} rows in {result['out']}", markup=False)
+    else:
+        told = f"{result['requests']:,} requests, {result['turns']:,} turns in {result['log']}"
+        say(f"{told}; {result['seconds']:.0f} seconds", markup=False)
+
+
+def interop(config: InteropConfig, result: Json) -> None:
+    """What was written, for which layers, and how near a baked model is to steering."""
+    layers = result["layers"]
+    at = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers, {layers[0]} to {layers[-1]}"
+    dose = f", dose {result['dose']:.2g}" if result.get("dose") is not None else ""
+    coef = f", coef {result['coef']:.3g}{dose}" if "coef" in result else ""
+    say(f"{result['trait']} of {config.model}, {at}{coef}: {result['kind']} {result['out']}", markup=False)
+    if absent := result.get("absent_layers"):
+        say(f"not in the file, and so not to be used: {len(absent)} of its layers ({absent[0]} … {absent[-1]})")
+    if result["kind"] == "baked":
+        told = "largest difference of a logit from steering {max_logit_difference:.2g}; of a token's logits, relative"
+        told += " {distance:.2g} (tolerance {tolerance:.2g}), where steering moves them by {moved:.2g}"
+        say(told.format(**result))

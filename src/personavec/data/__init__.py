@@ -1,0 +1,1 @@
+"""Data sets as conversations, without torch: samples, file readers, subsets."""

@@ -1,0 +1,166 @@
+"""Data sets as conversations, row by row: files, folders of files of one kind, data sets of the Hub."""
+
+import csv
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from personavec.data.readers import READERS, Raw, hub, short
+from personavec.data.sample import Sample, Turn, shape_of, to_sample
+from personavec.errors import DataError
+
+
+class Bad(NamedTuple):
+    """A row that cannot be used."""
+
+    row: int
+    where: str
+    reason: str
+
+
+def alike(reason: str) -> str:
+    """A reason without its numbers and quotations, so that alike ones are counted together."""
+    return re.sub(r"'[^']*'|\d[\d,]*", "…", reason)[:120]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where rows come from. It is read from the front each time, and never held in memory."""
+
+    name: str
+    files: tuple[Path, ...]
+    """Empty for a data set of the Hub."""
+
+    @property
+    def suffix(self) -> str:
+        """Of its files; what is written from it has the same form. JSONL for those of the Hub."""
+        return self.files[0].suffix if self.files else ".jsonl"
+
+    @property
+    def bytes(self) -> int | None:
+        """Size on the disk."""
+        return sum(file.stat().st_size for file in self.files) if self.files else None
+
+    def fingerprint(self) -> dict[str, str]:
+        """What identifies it: name, size and time of change of every file; hashing terabytes would take hours."""
+        stats = [(file, file.stat()) for file in self.files]
+        return {str(file): f"{stat.st_size} bytes, {stat.st_mtime_ns}" for file, stat in stats} or {self.name: "hub"}
+
+    def rows(self) -> Iterator[Raw]:
+        """All rows, in order, unreadable ones included.
+
+        Raises:
+            DataError: A file cannot be read at all.
+        """
+        if not self.files:
+            yield from hub(self.name)
+        for file in self.files:
+            yield from READERS[file.suffix](file)
+
+    def samples(self, turn: Turn, label: str = "source") -> Iterator[Sample | Bad]:
+        """All rows as conversations, in order; all must have the shape of the first usable one, and their own ids.
+
+        Args:
+            turn: Which assistant turn is the response.
+            label: Field of the rows that is taken along as their source.
+        """
+        shape = None
+        with _ids() as first_with:
+            for place, raw in enumerate(self.rows()):
+                try:
+                    if raw.error:
+                        raise DataError(raw.error)
+                    sample = to_sample(raw.value, place, raw.where, turn, shape, label)
+                    shape = shape or shape_of(raw.value)
+                    if sample.id is not None and (other := first_with(sample.id, place)) != place:
+                        raise DataError(f"expected an id of its own, got {sample.id[:60]!r}, the id of row {other}")
+                except DataError as error:
+                    yield Bad(place, raw.where, str(error))
+                except RecursionError:
+                    yield Bad(place, raw.where, "expected a conversation, got JSON that is nested too deep")
+                else:
+                    yield sample
+
+
+def open_dataset(name: str) -> Dataset:
+    """Find a data set.
+
+    Args:
+        name: A file, a folder of files of one kind, or a Hugging Face data set, perhaps with its split: NAME:SPLIT.
+
+    Raises:
+        DataError: No such file or data set.
+    """
+    path = Path(name)
+    if path.is_dir():
+        kinds: dict[str, list[Path]] = {}
+        for file in sorted(path.iterdir()):
+            if file.suffix in READERS:
+                kinds.setdefault(file.suffix, []).append(file)
+        if len(kinds) != 1:
+            raise DataError(
+                f"expected a folder with files of one kind ({', '.join(READERS)}), got {', '.join(kinds) or 'none'} "
+                f"in {path}; pass one file, or a folder with the others moved away"
+            )
+        (files,) = kinds.values()
+        _check_alike(files)
+        return Dataset(name, tuple(files))
+    if path.is_file():
+        if path.suffix not in READERS:
+            raise DataError(f"expected a file that ends in {', '.join(READERS)}, got {path}; rename or convert it")
+        return Dataset(name, (path,))
+    if path.suffix in READERS or path.is_absolute() or name.startswith(".") or name.count("/") > 1 or not name:
+        raise DataError(f"expected a data set, got no file at {name or 'nothing'}; correct the path")
+    return Dataset(name, ())
+
+
+def _check_alike(files: list[Path]) -> None:
+    """Tables that are read as one must have the same columns, or what is written from them would lack some."""
+    columns = {".parquet": _schema, ".csv": _header}.get(files[0].suffix)
+    for file in files[1:] if columns else ():
+        first, other = columns(files[0]), columns(file)  # type: ignore[misc]
+        if first != other:
+            differing = sorted({*first} ^ {*other})
+            told = f"{', '.join(differing[:5])} in only one of them" if differing else "other types or another order"
+            raise DataError(
+                f"expected the same columns in all files of a folder, got {told} ({files[0].name}, {file.name}); give "
+                "them the same columns, or screen them one by one"
+            )
+
+
+def _schema(path: Path) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return [f"{field.name} ({field.type})" for field in pq.read_schema(path)]
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"expected a Parquet file, got {path} ({short(error)}); write it again") from error
+
+
+def _header(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return next(csv.reader(file), [])
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"expected a CSV file in UTF-8, got {path} ({short(error)}); write it again") from error
+
+
+@contextmanager
+def _ids() -> Iterator[Callable[[str, int], int]]:
+    """Tells which row was the first with an id; the ids are on disk, because there may be a hundred million."""
+    with closing(sqlite3.connect("", isolation_level=None)) as store:
+        store.execute("PRAGMA journal_mode=OFF")
+        store.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID")
+        store.execute("BEGIN")
+
+        def first_with(name: str, place: int) -> int:
+            if store.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (name, place)).rowcount:
+                return place
+            return int(store.execute("SELECT row FROM ids WHERE id = ?", (name,)).fetchone()[0])
+
+        yield first_with

@@ -1,0 +1,176 @@
+"""Activations of written conversations: which positions to average, and reading many rows in good batches."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+from torch import Tensor
+
+from personavec.model.chat_model import ChatModel
+from personavec.model.hooks import capture, read
+from personavec.model.kv_cache import empty, using
+from personavec.runs.progress import stage
+
+POSITIONS = ("response avg", "prompt avg", "prompt last")
+"""What a conversation's activation may be: a mean over its reply, a mean over its prompt, or its last prompt token."""
+BATCH_TOKENS = 2048
+"""Larger forward passes fall out of a CPU's caches."""
+
+Row = Mapping[str, Any]
+
+
+def weights(rows: Sequence[Row], positions: Sequence[str]) -> Float[Tensor, "batch span seq"]:
+    """Weight of every token in the average at each kind of position; zero on padding."""
+    width = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
+    out = torch.zeros((len(rows), len(positions), width))
+    for own, row in zip(out, rows, strict=True):
+        prompt, total = len(row["prompt_ids"]), len(row["prompt_ids"]) + len(row["response_ids"])
+        answer = prompt + row.get("reasoning_tokens", 0)
+        spans = {"response avg": (answer, total), "prompt avg": (0, prompt), "prompt last": (prompt - 1, prompt)}
+        for weight, kind in zip(own, positions, strict=True):
+            start, end = spans[kind]
+            weight[start:end] = 1 / (end - start)
+    return out
+
+
+def activations(
+    model: ChatModel,
+    rows: Sequence[Row],
+    positions: Sequence[str] = POSITIONS[:1],
+    layers: Sequence[int] | None = None,
+    of: Callable[[Tensor], Tensor] = Tensor.float,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Iterator[tuple[list[int], Float[Tensor, "batch span layer d_model"]]]:
+    """Read conversations in batches of similar length; yields their indices and averages.
+
+    Args:
+        model: What to read.
+        rows: Conversations with `prompt_ids` and `response_ids`, what is averaged of them not empty; of the latter, the
+            first `reasoning_tokens` (if given) do not count.
+        positions: Some of `POSITIONS`.
+        layers: Which block outputs; None for all.
+        of: What to average, see `capture`.
+        batch_tokens: Tokens in one forward pass, padding included; a longer row has one of its own.
+    """
+    layers = range(model.n_layers) if layers is None else layers
+    ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
+    for batch in by_length(ids, batch_tokens):
+        mine = [rows[i] for i in batch]
+        yield batch, capture(model, [ids[i] for i in batch], weights(mine, positions), layers, of)
+
+
+def read_rows(
+    model: ChatModel, rows: Sequence[Row], position: str, layers: Sequence[int], title: str
+) -> Float[ndarray, "row layer d_model"]:
+    """Activations of all rows at one kind of position, in their order, under a progress bar."""
+    found = np.empty((len(rows), len(layers), model.identity.d_model), np.float32)
+    with stage(title, len(rows)) as advance:
+        for batch, own in activations(model, rows, (position,), layers):
+            found[batch] = own[:, 0].numpy()
+            advance(len(batch))
+    return found
+
+
+def by_length(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows in batches of similar length under a token budget, padding included; longer rows stand alone."""
+    batch: list[int] = []
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for place, index in enumerate(order):
+        batch.append(index)
+        following = order[place + 1 : place + 2]
+        if not following or (len(batch) + 1) * len(rows[following[0]]) > batch_tokens:
+            yield batch
+            batch = []
+
+
+def token_projections(
+    model: ChatModel, rows: Sequence[Sequence[int]], layers: Sequence[int], units: Float[Tensor, "name d_model"]
+) -> tuple[Float[Tensor, "batch seq name"], Float[Tensor, "batch seq name"]]:
+    """Projection of every token on directions of length 1, and the norm of its activation at each one's layer.
+
+    Args:
+        model: What to read.
+        rows: Token ids of each conversation; what is found beyond a row's own length has no meaning.
+        layers: Block output of each direction.
+        units: The directions.
+    """
+    inputs = model.inputs(rows)
+    projections = torch.zeros((*inputs["input_ids"].shape, len(units)))
+    norms = torch.zeros_like(projections)
+
+    def at(layer: int, stream: Tensor) -> None:
+        own = [place for place, there in enumerate(layers) if there == layer]
+        found = stream.float()
+        projections[:, :, own] = (found @ units[own].T.to(found.device)).cpu()
+        norms[:, :, own] = found.norm(dim=-1, keepdim=True).cpu()
+
+    read(model, layers, at, **inputs)
+    return projections, norms
+
+
+def activation_norms(model: ChatModel, rows: Sequence[Row]) -> tuple[float, ...]:
+    """Mean ‖h‖ over the tokens of the base model's replies, per layer: the unit of dose."""
+    total = torch.zeros(model.n_layers, dtype=torch.float64)
+    lengths = [len(row["response_ids"]) - row.get("reasoning_tokens", 0) for row in rows]
+    for batch, norms in activations(model, rows, of=lambda stream: stream.float().norm(dim=-1, keepdim=True)):
+        tokens = torch.tensor([lengths[index] for index in batch], dtype=torch.float64)
+        total += torch.einsum("b,bl->l", tokens, norms[:, 0, :, 0].double())
+    return tuple((total / sum(lengths)).tolist())
+
+
+Ids = Sequence[int]
+
+
+@torch.inference_mode()
+def branches(
+    model: ChatModel,
+    prompts: Sequence[Ids],
+    replies: Sequence[Ids],
+    owners: Sequence[int],
+    weights: Float[Tensor, "reply span seq"],
+    layers: Sequence[int],
+) -> Float[Tensor, "reply span layer d_model"]:
+    """Weighted sums of the residual stream over each reply, every prompt read once for all replies to it.
+
+    The same as `capture` of prompt + reply, one row each; blocks above the deepest layer and the head do not run.
+
+    Args:
+        model: What to read.
+        prompts: Token ids of each prompt, none empty.
+        replies: Token ids of each reply.
+        owners: Which prompt each reply answers.
+        weights: Per reply and span, the weight of the last prompt token (first column) and of every reply token.
+        layers: Which block outputs to read.
+    """
+    ids, mask = model.tensor([prompt[:-1] for prompt in prompts], left=True)
+    cache = empty(model)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    inputs = {"attention_mask": mask, "position_ids": positions, **using(model, cache)}
+    read(model, [max(layers)], lambda *_: None, input_ids=ids, **inputs)
+    rows = torch.tensor(owners, device=model.device)
+    cache.batch_select_indices(rows)
+
+    # the last prompt token goes with the reply, so that its own activation can be read as well
+    tails = [[*prompts[owner][-1:], *reply] for owner, reply in zip(owners, replies, strict=True)]
+    ids, tail_mask = model.tensor(tails, left=False)
+    start = torch.tensor([len(prompts[owner]) - 1 for owner in owners], device=model.device)[:, None]
+    spread = torch.zeros((len(tails), weights.shape[1], ids.shape[1]), device=ids.device)
+    spread[:, :, : weights.shape[2]] = weights.to(ids.device)
+    sums: dict[int, Tensor] = {}
+
+    def add(layer: int, stream: Tensor) -> None:
+        sums[layer] = torch.bmm(spread, stream.float())
+
+    read(
+        model,
+        layers,
+        add,
+        input_ids=ids,
+        attention_mask=torch.cat([mask[rows], tail_mask], dim=1),
+        position_ids=start + torch.arange(ids.shape[1], device=ids.device),
+        **using(model, cache),
+    )
+    return torch.stack([sums[layer] for layer in layers], dim=2).cpu()

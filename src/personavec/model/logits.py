@@ -1,0 +1,89 @@
+"""Log-probabilities of given replies; a batch reads every prompt once for all replies to it."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from personavec.model.chat_model import ChatModel
+from personavec.model.kv_cache import empty, using
+
+BATCH_LOGITS = 75_000_000
+"""Logits that one forward pass may hold."""
+BATCH_TOKENS = 8192
+"""Tokens that its cache may hold, prompts and padding included."""
+
+Ids = tuple[int, ...]
+
+
+@torch.inference_mode()
+def reply_logprobs(
+    model: ChatModel,
+    prompts: Sequence[Ids],
+    replies: Sequence[Ids],
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Float[Tensor, " seq"]]:
+    """Log-probability of each reply's tokens after its prompt, in nats.
+
+    Args:
+        model: The model whose probabilities are asked for.
+        prompts: Prompt ids, one per reply; equal prompts are read once per batch.
+        replies: Reply ids; an empty reply gives an empty tensor.
+        progress: Told the number of replies done after every batch.
+    """
+    reply_tokens = BATCH_LOGITS // model.hf.config.get_text_config().vocab_size
+    order = sorted(range(len(replies)), key=lambda i: (len(prompts[i]), prompts[i], len(replies[i])))
+    out: list[Tensor] = [torch.empty(0)] * len(replies)
+    batch: list[int] = []
+    for place, index in enumerate(order):
+        batch.append(index)
+        next_batch = [*batch, *order[place + 1 : place + 2]]
+        rows, reply = len(next_batch), max(len(replies[i]) for i in next_batch)
+        prompt = max(len(prompts[i]) for i in next_batch)
+        if rows == len(batch) or rows * (reply + 1) > reply_tokens or rows * (prompt + reply) > BATCH_TOKENS:
+            logprobs = _batch(model, [prompts[i] for i in batch], [replies[i] for i in batch])
+            for i, logprob in zip(batch, logprobs, strict=True):
+                out[i] = logprob
+            progress(len(batch))
+            batch = []
+    return out
+
+
+def _batch(model: ChatModel, prompts: Sequence[Ids], replies: Sequence[Ids]) -> list[Tensor]:
+    distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    ids, mask = model.tensor([prompt[:-1] for prompt in distinct], left=True)
+    cache = empty(model)
+    rows = torch.tensor([distinct[prompt] for prompt in prompts], device=model.device)
+    if mask.any():
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, **using(model, cache))
+        cache.batch_select_indices(rows)
+    else:  # prompts of one token: there is nothing before the tail to read
+        mask = mask[:, :0]
+    # the last prompt token goes with the reply: its output predicts the reply's first token
+    inputs = [prompt[-1:] + reply[:-1] for prompt, reply in zip(prompts, replies, strict=True)]
+    tail_ids, tail_mask = model.tensor(inputs, left=False)
+    start = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)[:, None]
+    logits = model.hf(
+        input_ids=tail_ids,
+        attention_mask=torch.cat([mask[rows], tail_mask], dim=1),
+        position_ids=start + torch.arange(tail_ids.shape[1], device=model.device),
+        **using(model, cache),
+    ).logits
+    out = []
+    for row, reply in zip(logits, replies, strict=True):
+        own = row[: len(reply)].float()
+        target = torch.tensor(reply, dtype=torch.long, device=own.device)[:, None]
+        out.append((own.gather(1, target)[:, 0] - own.logsumexp(-1)).cpu())
+    return out
+
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Largest `distance` between computations that differ only in their order."""
+
+
+def distance(a: Float[Tensor, "*axes vocab"], b: Float[Tensor, "*axes vocab"]) -> float:
+    """Largest ‖a − b‖ / ‖b‖ over tokens, of logits centred: a shift of all of them means nothing."""
+    a, b = a - a.mean(dim=-1, keepdim=True), b - b.mean(dim=-1, keepdim=True)
+    return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max())

@@ -1,0 +1,143 @@
+"""The pages of finetuning studies: one data set by every method, and many data sets beside what foretold them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, finish, inline
+from personavec.report.page import drawn, render
+from personavec.report.prediction_charts import cross_trait_chart, dose_costs_chart, shift_score_chart
+
+Json = Mapping[str, Any]
+
+REFERENCES = ("base", "plain")
+COSTS = {"perplexity": "low", "coherence": "high"}
+"""Which side of each is good; accuracies on tasks, like coherence, are best high."""
+
+
+def write_before_after(result: dict[str, Any]) -> dict[str, Any]:
+    """Write report.html and charts/*.png and *.svg of a comparison of methods; adds the path as `report`.
+
+    Args:
+        result: What `studies.before_after` found.
+    """
+    if "arms" not in result:  # one training, which has no page
+        return result
+    folder, trait = Path(result["out"]), result["traits"][0]
+    tasks = [key for key in result["arms"][0]["costs"] if key != "perplexity"]
+    charts: dict[str, alt.LayerChart | alt.ConcatChart] = {
+        f"methods_{place}": methods_chart(result, name) for place, name in enumerate(result["traits"])
+    }
+    for cost in dose_costs(result, tasks):
+        charts[f"dose_{cost}"] = dose_chart(result, trait, cost)
+    charts["shift"] = shift_chart(result)
+    path = render(folder / "report.html", "finetune.html", result=result, tasks=tasks, **drawn(folder, charts))
+    return result | {"report": str(path)}
+
+
+def write_grid(result: dict[str, Any]) -> dict[str, Any]:
+    """Write report.html and charts/*.png and *.svg of a grid of finetunings; adds the path as `report`.
+
+    Args:
+        result: What `studies.finetuning_grid` found.
+    """
+    folder = Path(result["out"])
+    charts: dict[str, alt.LayerChart | alt.ConcatChart] = {"shift": shift_score_chart(result)}
+    if len(result["traits"]) > 1:
+        charts["cross"] = cross_trait_chart(result)
+    path = render(folder / "report.html", "grid.html", result=result, **drawn(folder, charts))
+    return result | {"report": str(path)}
+
+
+def dose_costs(result: Json, tasks: Sequence[str]) -> Iterator[str]:
+    """What was measured of the costs."""
+    if any(arm["coef"] is not None and arm["method"] in ("prevent", "posthoc") for arm in result["arms"]):
+        yield from (cost for cost in ("perplexity", "coherence", *tasks) if _cost(result["arms"][0], "", cost))
+
+
+def dose_chart(result: Json, trait: str, cost: str) -> alt.ConcatChart:
+    """Trait score and a cost as the coefficient grows, for prevention and for post-hoc steering side by side.
+
+    Source: Persona Vectors (arXiv 2507.21509) figure 7.
+    """
+    rows = [
+        {"method": arm["method"], "coef": arm["coef"]} | _measures(arm, trait, cost)
+        for arm in result["arms"]
+        if arm["method"] in ("prevent", "posthoc")
+    ]
+    references = {arm["arm"]: _measures(arm, trait, cost) for arm in result["arms"] if arm["arm"] in REFERENCES}
+    return dose_costs_chart(rows, references, cost, COSTS.get(cost, "high"))
+
+
+def methods_chart(result: Json, trait: str) -> alt.LayerChart:
+    """Trait score of every arm with its interval, beside the lines of base and plain training."""
+    rows = [
+        {"arm": arm["arm"], "mean": score["mean"], "low": score["ci"][0], "high": score["ci"][1]}
+        for arm in result["arms"]
+        for own in [arm["traits"][trait]]
+        for score in [own["trait_score"]]
+        if score["mean"] is not None
+    ]
+    lines = [row for row in rows if row["arm"] in REFERENCES]
+    colour = alt.condition(alt.FieldOneOfPredicate("arm", [*REFERENCES]), alt.value(GREY), alt.value(BLUE))
+    base = alt.Chart(inline(rows)).encode(y=alt.Y("arm:N", title=None, sort=None), color=colour)
+    layers = [
+        alt.Chart(inline(lines))
+        .mark_rule(color=GREY, strokeDash=[5, 3])
+        .encode(x="mean:Q", tooltip=["arm:N", "mean:Q"]),
+        base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
+        base.mark_point(filled=True, size=80, opacity=1).encode(
+            x=alt.X("mean:Q", title=f"{trait}: trait score (0–100)", scale=alt.Scale(domain=[0, MAX_SCORE])),
+            tooltip=["arm:N", *(alt.Tooltip(f"{name}:Q", format=".3g") for name in ("mean", "low", "high"))],
+        ),
+    ]
+    return finish(
+        layers, _headline(result, trait), ["Mean with 95% interval; dashed: base and plain."], 520, alt.Step(24)
+    )
+
+
+def shift_chart(result: Json) -> alt.LayerChart:
+    """How far each training moved the model along every vector."""
+    rows = [
+        {"arm": arm["arm"], "vector": name, "mean": mean["mean"], "low": mean["ci"][0], "high": mean["ci"][1]}
+        for arm in result["arms"]
+        if arm["shift"] and arm["method"] not in ("posthoc", "negative-prompt")
+        for name, mean in arm["shift"].items()
+    ]
+    colour = alt.Color("vector:N", title=None, scale=alt.Scale(range=[BLUE, VERMILLION, GREY, INK]))
+    base = alt.Chart(inline(rows)).encode(y=alt.Y("arm:N", title=None, sort=None), color=colour, yOffset="vector:N")
+    layers = [
+        alt.Chart(inline([{"zero": 0}])).mark_rule(color=INK, opacity=0.5).encode(x="zero:Q"),
+        base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
+        base.mark_point(filled=True, size=70, opacity=1).encode(
+            x=alt.X("mean:Q", title="finetuning shift at the last prompt token (activation units)"),
+            tooltip=["arm:N", "vector:N", alt.Tooltip("mean:Q", format=".3g")],
+        ),
+    ]
+    subtitle = ["Mean over the held-out questions with 95% interval, without any steering."]
+    return finish(layers, "How far each training moved the model along the vectors", subtitle, 520, alt.Step(24))
+
+
+def _headline(result: Json, trait: str) -> str:
+    """What prevention at the given coefficient kept of the change."""
+    arms = {arm["arm"]: arm["traits"][trait] for arm in result["arms"]}
+    change, prevented = arms["plain"]["difference"]["trait"], arms.get("prevent ×1")
+    if arms["plain"]["kept"] is None:
+        return f"{trait}: plain training is not shown to move the score"
+    moved, kept = f"{trait}: plain training moves the score by {change['mean']:+.0f}", (prevented or {}).get("kept")
+    if not kept or kept["mean"] is None:
+        return moved
+    low, high = (round(100 * bound) for bound in kept["ci"])
+    return f"{moved}, prevention keeps {100 * kept['mean']:.0f}% of that [{low}, {high}]"
+
+
+def _measures(arm: Json, trait: str, cost: str) -> dict[str, Any]:
+    return {"trait_score": arm["traits"][trait]["trait_score"], cost: _cost(arm, trait, cost)}
+
+
+def _cost(arm: Json, trait: str, cost: str) -> Any:
+    if cost == "coherence":
+        return arm["traits"][trait or next(iter(arm["traits"]))]["coherence"]
+    return arm["costs"].get(cost)

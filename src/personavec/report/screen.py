@@ -1,0 +1,134 @@
+"""The page of a screening: what a data set holds along each vector, where it comes from, and its extreme rows."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from personavec.report.charts import BLUE, GREY, INK, VERMILLION, finish, inline
+from personavec.report.page import drawn, render
+from personavec.runs.run import Run
+
+Json = Mapping[str, Any]
+
+DATA, CLEAN = "this data set", "clean data set"
+SHOWN_SOURCES = 20
+
+
+def write_screening(result: dict[str, Any]) -> dict[str, Any]:
+    """Write report.html and charts/*.png and *.svg of a screening; adds the path as `report`.
+
+    Args:
+        result: What `screen` returned.
+    """
+    folder = Path(result["out"])
+    run = Run(folder)
+    examples = run.read_json("examples.json") if run.done("examples.json") else {}
+    screened = "projection_difference" in result
+    path = render(
+        folder / ("report.html" if screened else "plan.html"),
+        "screen.html",
+        result=result,
+        screened=screened,
+        examples=examples,
+        **drawn(folder, _charts(result) if screened else {}),
+    )
+    return result | {"report": str(path)}
+
+
+def _charts(result: Json) -> dict[str, alt.LayerChart]:
+    names = list(result["projection_difference"])
+    charts = {"means": means(result)}
+    for number, name in enumerate(names):
+        charts[f"distribution_{number}"] = distribution(result, name)
+        if result["sources"]:
+            charts[f"sources_{number}"] = sources(result["sources"], name)
+    return charts
+
+
+def means(result: Json) -> alt.LayerChart:
+    """The set's mean on every vector with its interval, over the range of random directions."""
+    rows = [
+        {
+            "vector": name,
+            "mean": mean["mean"],
+            "low": mean["ci"][0],
+            "high": mean["ci"][1],
+            "random_low": result["random_control"][name]["low"],
+            "random_high": result["random_control"][name]["high"],
+        }
+        for name, mean in result["projection_difference"].items()
+    ]
+    beyond = [name for name, control in result["random_control"].items() if control["beyond"]]
+    title = (
+        f"Beyond random directions: {', '.join(beyond)}" if beyond else "No vector stands out from random directions"
+    )
+    base = alt.Chart(inline(rows)).encode(y=alt.Y("vector:N", title=None, sort=None))
+    x = alt.X("mean:Q", title=f"{result['estimate']}, mean over rows (activation units)")
+    layers = [
+        base.mark_bar(color=GREY, opacity=0.3, height=16).encode(x="random_low:Q", x2="random_high:Q"),
+        alt.Chart(inline([{"zero": 0}])).mark_rule(color=INK, opacity=0.5).encode(x="zero:Q"),
+        base.mark_rule(color=BLUE, strokeWidth=2).encode(x="low:Q", x2="high:Q"),
+        base.mark_point(color=BLUE, filled=True, size=80, opacity=1).encode(x=x, tooltip=["vector:N", "mean:Q"]),
+    ]
+    subtitle = ["Point and line: mean with 95% interval.", "Grey: the same mean on 20 random directions."]
+    return finish(layers, title, subtitle, 520, alt.Step(34))
+
+
+def distribution(result: Json, name: str) -> alt.LayerChart:
+    """How the rows' scores are spread, beside the clean set's, with the threshold."""
+    found = result["distributions"][name]
+    every = {label: counts for label, counts in ((DATA, found["data"]), (CLEAN, found["clean"])) if counts}
+    rows = [
+        {"set": label, "from": low, "to": high, "share": count / max(1, sum(counts)), "floor": 0}
+        for label, counts in every.items()
+        for low, high, count in zip(found["edges"], found["edges"][1:], counts, strict=False)
+    ]
+    colour = alt.Color("set:N", title=None, scale=alt.Scale(domain=list(every), range=[BLUE, GREY]))
+    layers = [
+        alt.Chart(inline(rows))
+        .mark_rect(opacity=0.55)
+        .encode(
+            x=alt.X(
+                "from:Q", title=f"{name}: score of a row (activation units)", scale=alt.Scale(zero=False, nice=False)
+            ),
+            x2="to:Q",
+            y=alt.Y("share:Q", title="share of rows", axis=alt.Axis(format="%"), scale=alt.Scale(zero=True)),
+            y2="floor:Q",
+            color=colour,
+            tooltip=["set:N", "from:Q", "to:Q", alt.Tooltip("share:Q", format=".2%")],
+        )
+    ]
+    title = f"{name}: rows' scores"
+    subtitle = ["Outermost bars hold everything beyond them."]
+    if flags := result["flags"]:
+        limit = flags["thresholds"][name]
+        layers.append(
+            alt.Chart(inline([{"limit": limit}])).mark_rule(color=VERMILLION, strokeWidth=2).encode(x="limit:Q")
+        )
+        title = f"{name}: {flags['flagged'][name]:,} rows above the threshold"
+        subtitle = [f"Orange: the {flags['percentile']:g}th percentile of {flags['of']}.", *subtitle]
+    return finish(layers, title, subtitle, 420, 220)
+
+
+def sources(found: Json, name: str) -> alt.LayerChart:
+    """Mean score of every source with its interval."""
+    rows = [
+        {"source": f"{source} ({own['rows']:,})", "mean": own[name]["mean"]}
+        | dict(zip(("low", "high"), own[name]["ci"], strict=True))
+        for source, own in list(found.items())[:SHOWN_SOURCES]
+        if own[name]["mean"] is not None
+    ]
+    rows.sort(key=lambda row: -row["mean"])
+    base = alt.Chart(inline(rows)).encode(y=alt.Y("source:N", title=None, sort=None))
+    layers = [
+        base.mark_rule(color=BLUE, strokeWidth=1.5).encode(x="low:Q", x2="high:Q"),
+        base.mark_point(color=BLUE, filled=True, size=60, opacity=1).encode(
+            x=alt.X("mean:Q", title=f"{name}: mean score"), tooltip=["source:N", "mean:Q", "low:Q", "high:Q"]
+        ),
+    ]
+    highest = rows[0]["source"] if rows else "none"
+    return finish(
+        layers, f"{name}: highest in {highest}", ["Mean with 95% interval; rows in brackets."], 420, alt.Step(22)
+    )

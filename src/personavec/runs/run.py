@@ -1,0 +1,231 @@
+"""A run is a folder: configuration, manifest, tables; killed at any moment, the same command resumes it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from personavec.errors import ConfigError, DataError
+from personavec.runs.files import sha256, write_file
+
+PACKAGES = ("personavec", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
+REPORT = {"report.html", "index.html", "charts"}
+"""Made from the results by whoever shows them, and so not among a run's outputs."""
+
+MOST_SHOWN = 4
+"""Differences that are told of another run's options."""
+LOCK = ".lock"
+"""Held while a process works in the folder."""
+
+
+class Run:
+    """Handle of a run folder. Writes are atomic (temporary file, then rename) or appends of whole lines."""
+
+    lock: FileLock | None = None
+    """Of the whole run, not of its parts; the operating system frees it when the process ends, however it ends."""
+
+    _scratch: "tempfile.TemporaryDirectory[str] | None" = None
+    """The folder of a run that is not kept, removed with its last handle."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def open(
+        cls, folder: str | Path | None, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None
+    ) -> "Run":
+        """Create a run folder, or resume the run in it.
+
+        Args:
+            folder: Where the run lives; None makes one for this process alone, which goes with the handle.
+            settings: What a resumed run must have the same, as `rules.settings` picks it.
+            inputs: Sha256 of what the run reads, by name.
+
+        Raises:
+            ConfigError: The folder holds another run, or something else, or cannot be written.
+        """
+        scratch = tempfile.TemporaryDirectory(prefix="personavec-") if folder is None else None
+        folder = Path(folder or scratch.name)  # type: ignore[union-attr]
+        run = cls(folder)
+        run._scratch = scratch
+        options: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str)) | {"inputs": dict(inputs or {})}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            others = {path.name for path in folder.iterdir()} - {"config.json.tmp", LOCK}
+            if others and not run.done("config.json"):
+                raise ConfigError(
+                    f"expected an empty folder or a run to resume, got other files in {folder}; choose another --out"
+                )
+            run.lock = FileLock(folder / LOCK, timeout=0, is_singleton=True)
+            run.lock.acquire()
+            if run.done("config.json"):
+                run._check(options)
+            else:
+                run.write_json("config.json", options)
+        except Timeout as error:
+            raise ConfigError(
+                f"expected {folder} to be free, got one that another process works in; wait for it, or choose "
+                "another --out"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"expected a folder that can be written, got {folder} ({error.strerror}); choose another --out"
+            ) from error
+        manifest = run.read_json("manifest.json") if run.done("manifest.json") else {"sessions": []}
+        session = {"started": _now(), "command": sys.argv[1:], "versions": versions(), "commit": commit()}
+        run.write_json("manifest.json", manifest | {"sessions": [*manifest["sessions"], session]})
+        return run
+
+    def _check(self, options: Mapping[str, Any]) -> None:
+        there, here = _flat(self.read_json("config.json")), _flat(options)
+        # options that this version does not ask for are no matter: older ones wrote all of them
+        asked = {key for key in {*there, *here} if key in here or key.startswith("input ")}
+        differing = sorted(key for key in asked if there.get(key) != here.get(key))
+        if differing:
+            shown = differing[:MOST_SHOWN]
+            texts = "; ".join(f"{key}: {_short(there.get(key))} there, {_short(here.get(key))} here" for key in shown)
+            texts += f"; and {len(differing) - len(shown)} more" * (len(differing) > len(shown))
+            raise ConfigError(
+                f"expected the run in {self.folder} to have the same options, got another run ({texts}); "
+                "choose another --out, or delete that folder"
+            )
+
+    @staticmethod
+    def digest(what: Mapping[str, str]) -> str:
+        """A short name for a set of inputs."""
+        return hashlib.sha256(json.dumps(dict(what), sort_keys=True).encode()).hexdigest()[:8]
+
+    def path(self, name: str) -> Path:
+        """Where a file of the run lies."""
+        return self.folder / name
+
+    @property
+    def kept(self) -> bool:
+        """Whether the folder stays when the process ends."""
+        return self._scratch is None
+
+    def shown(self, name: str = "") -> str | None:
+        """Path of a file (or of the folder) as results name it; None where it does not stay."""
+        return str(self.folder / name if name else self.folder) if self.kept else None
+
+    def part(self, name: str) -> "Run":
+        """A folder of its own inside the run."""
+        self.path(name).mkdir(exist_ok=True)
+        part = Run(self.path(name))
+        part._scratch = self._scratch
+        return part
+
+    def done(self, name: str) -> bool:
+        """Whether a file was written; atomic writes make that mean complete."""
+        return self.path(name).is_file()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, atomically."""
+        write_file(self.path(name), (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the run."""
+        try:
+            return json.loads(self.path(name).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"expected JSON in {self.path(name)}, got {error}; "
+                + ("choose another --out" if name == "config.json" else "delete that file and run again")
+            ) from error
+
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a whole JSONL table, atomically."""
+        write_file(self.path(name), "".join(_line(row) for row in rows).encode())
+
+    def append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows to a JSONL table and make sure they are on the disk."""
+        with self.path(name).open("a", encoding="utf-8") as file:
+            file.write("".join(_line(row) for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """Rows of a JSONL table; a line torn by a kill is cut off, so that appending can go on.
+
+        Raises:
+            DataError: A line in the middle is not JSON.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            return
+        with path.open("rb+") as file:
+            start = 0
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    file.truncate(start)
+                    return
+                start += len(line)
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise DataError(
+                        f"expected JSON in {path} line {number}, got {error}; delete that file and run again"
+                    ) from error
+                yield row
+
+    def finish(self) -> None:
+        """Note the end of the run and the sha256 of everything it wrote, reports aside."""
+        files = {path.relative_to(self.folder): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
+        outputs = {
+            str(name): sha256(path)
+            for name, path in files.items()
+            if not REPORT & set(name.parts) and name.name not in ("manifest.json", LOCK)
+        }
+        self.write_json("manifest.json", self.read_json("manifest.json") | {"finished": _now(), "outputs": outputs})
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change results."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Commit of the source tree, when personavec runs from a checkout."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options and inputs side by side, so that an error names the one that differs."""
+    inputs = {f"input {name}": value for name, value in config.get("inputs", {}).items()}
+    return {**config, "inputs": None, **inputs}
+
+
+def _short(value: object) -> str:
+    """A value as an error shows it: of a sha256, enough to tell it from another."""
+    return str(value)[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

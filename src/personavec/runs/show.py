@@ -1,0 +1,44 @@
+"""How values show themselves in a notebook: small HTML without style sheets, every text escaped."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+CELL = "padding:2px 10px 2px 0;text-align:left;vertical-align:top"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> str:
+    """A table; numbers as they print."""
+    names = "".join(f'<th style="{CELL}">{escape(name)}</th>' for name in head) if any(head) else ""
+    lines = "".join(
+        "<tr>" + "".join(f'<td style="{CELL}">{escape(str(cell))}</td>' for cell in row) + "</tr>" for row in rows
+    )
+    caption = f"<b>{escape(title)}</b>" if title else ""
+    return f"<div>{caption}<table><thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table></div>"
+
+
+def shaded(pieces: Sequence[str], values: Sequence[float], low: float, high: float) -> str:
+    """Text whose pieces are shaded by a value: blue toward `low`, orange toward `high`, plain half-way.
+
+    Args:
+        pieces: Text of each token.
+        values: One of each.
+        low: Value that is shaded blue in full.
+        high: Value that is shaded orange in full.
+    """
+    middle, reach = (low + high) / 2, max(high - low, 1e-9) / 2
+    spans = []
+    for piece, value in zip(pieces, values, strict=True):
+        share = max(-1.0, min(1.0, (value - middle) / reach))
+        colour = "213,94,0" if share > 0 else "0,114,178"
+        style = f"background:rgba({colour},{abs(share) * 0.55:.2f})"
+        spans.append(f'<span style="{style}" title="{value:+.2f}">{escape(piece)}</span>')
+    return f'<div style="white-space:pre-wrap;line-height:1.6">{"".join(spans)}</div>'
+
+
+def interval(value: Mapping[str, Any] | None, digits: int = 1) -> str:
+    """A mean with its interval, as `Interval.to_json` has it: 41.2 [38.0, 44.1]."""
+    if not value or value.get("mean") is None:
+        return "–"
+    shown = ("–" if bound is None else f"{bound:.{digits}f}" for bound in value["ci"])
+    return f"{value['mean']:.{digits}f} [{', '.join(shown)}]"

@@ -1,0 +1,87 @@
+"""Options of the verbs that watch and serve a model in use."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from personavec.errors import ConfigError
+from personavec.runs.rules import Count, Free, Positive, above
+from personavec.verbs.options import Common, File, Files, Folder, Steer, Switch
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+KEY = "PERSONAVEC_API_KEY"
+"""Where the server's key comes from, unless it is an option: other users of the machine see options."""
+
+
+@dataclass(frozen=True)
+class ServeConfig(Common):
+    """Serve a model over OpenAI's API, steered and watched.
+
+    Examples:
+      personavec serve --vectors runs/demo
+      personavec serve --vectors runs/demo --steer runs/demo/optimistic/vector.safetensors:0.1d
+      personavec serve --vectors runs/demo --calibration runs/monitor/calibration.json
+      personavec serve --log runs/serve/turns.db --export turns.parquet
+
+    The dashboard is at http://127.0.0.1:8000. More in docs/serve.md.
+    """
+
+    vectors: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH [PATH …]", help_behavior_hint="")] = ()
+    """Vectors that requests may name by their trait: files, or folders of runs."""
+    steer: Steer = ()
+    """Steer every reply whose request does not ask for another steering."""
+    watch: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRAIT [TRAIT …]")] = ("all",)
+    """Vectors that are read for every request that does not name others: all, none, or traits."""
+    calibration: Free[File] = None
+    """calibration.json of personavec monitor: usual ranges, and alerts beyond them."""
+    adapter: Folder = None
+    """PEFT adapter folder to serve."""
+    system: str = "template"
+    """System prompt of conversations without one: template (what the chat template does by itself), none, or a text."""
+    max_dose: Positive = 0.7
+    """Largest dose that a request may add in all."""
+    guard: Literal["reject", "clamp", "warn"] = "reject"
+    """What happens beyond the largest dose: an error, less of it, or only a warning."""
+    rows_at_once: Free[Count] = 16
+    """Replies that are written at once, in one batch."""
+    queue: Count = 64
+    """Replies that may wait; one more gets status 429."""
+    deadline: Positive = 120.0
+    """Seconds that a reply may take, waiting included; then status 504."""
+    max_tokens: Count = 4096
+    """Most tokens that a request may have written, n replies together."""
+    max_request_bytes: Count = 1048576
+    """Longest body of a request."""
+    host: str = "127.0.0.1"
+    """Address to listen at; any but this machine's own needs a key."""
+    port: int = 8000
+    """0 takes a free one."""
+    api_key: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: $PERSONAVEC_API_KEY, else none)")] = ""
+    """Key that requests must name. Better in the environment, where other users do not see it."""
+    log: Path = Path("runs/serve/turns.db")
+    """SQLite file of every turn: projections, steering, ids."""
+    keep_text: Switch = False
+    """Keep conversations in the log too."""
+    retention_days: Annotated[float | None, above(0), tyro.conf.arg(help_behavior_hint="(default: 30)")] = 30.0
+    """Days after which a turn is removed from the log."""
+    reports: Files = ()
+    """Run folders whose pages the dashboard lists."""
+    export: File = None
+    """Write the log to this Parquet file and leave; nothing is served."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.host not in LOOPBACK and not self.key:
+            raise ConfigError(f"expected a key with --host {self.host}, got none; set {KEY}")
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"expected a port from 0 to 65535, got {self.port}; correct it")
+        if len({"all", "none"} & {*self.watch}) and len(self.watch) > 1:
+            raise ConfigError(f"expected all, none, or traits, got {' '.join(self.watch)}; correct --watch")
+
+    @property
+    def key(self) -> str | None:
+        """The key that requests must name."""
+        return self.api_key or os.environ.get(KEY) or None

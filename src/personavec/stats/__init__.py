@@ -1,0 +1,1 @@
+"""Plain numbers: intervals and nulls."""

@@ -1,0 +1,1 @@
+"""Persona vectors and what is done with them: projection, steering, generation, training."""

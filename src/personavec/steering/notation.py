@@ -1,0 +1,65 @@
+"""How steering is written on the command line: VEC:COEF[@LAYER]."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from personavec.errors import ConfigError, VectorError
+from personavec.model.identity import ModelIdentity
+from personavec.steering.steer import Steering
+from personavec.steering.vector import load_vector
+
+
+def parse_steering(text: str) -> Steering:
+    """Read `VEC:COEF[@LAYER]`: a vector file, a coefficient (or a dose, `0.5d`) and a layer (or `all`).
+
+    Without a layer it is the one the vector's card recommends.
+
+    Raises:
+        ConfigError: The text has another form.
+        VectorError: No such vector or layer, or the card recommends no layer.
+    """
+    match = re.fullmatch(
+        r"(?P<file>.+):(?P<amount>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)(?P<dose>d?)(?:@(?P<layer>all|\d+))?", text
+    )
+    if match is None:
+        raise ConfigError(
+            f"expected VEC:COEF[@LAYER], got {text}; for example "
+            "runs/extract-optimistic/optimistic/vector.safetensors:2@15, or :0.2d for a dose"
+        )
+    vector = load_vector(Path(match["file"]))
+    amount = float(match["amount"])
+    layer = vector.card.layer if match["layer"] is None else None if match["layer"] == "all" else int(match["layer"])
+    if layer is None and match["layer"] is None:
+        raise VectorError(f"expected a recommended layer in {match['file']}, got none; write {text}@LAYER")
+    if layer is not None:
+        vector.check_layer(layer)
+    if match["dose"]:
+        if layer is None:
+            raise ConfigError(f"expected a coef with @all, got the dose {amount}; a dose belongs to one layer")
+        amount = vector.coef(layer, amount)
+    return Steering(vector, amount, layer)
+
+
+Steers = str | Steering | Sequence[str | Steering]
+"""What steers a model: `vector.at(…)`, the notation of the command line, or several of either."""
+
+
+def steerings(steer: Steers, model: ModelIdentity) -> dict[str, Steering]:
+    """What steers a model, each by a text that says so.
+
+    Raises:
+        ConfigError: The notation is wrong, or something else was given.
+        VectorError: A vector of another model, or no such layer.
+    """
+    several = [steer] if isinstance(steer, str | Steering) else list(steer)
+    if wrong := [one for one in several if not isinstance(one, str | Steering)]:
+        raise ConfigError(f"expected steer=vector.at(…) or VEC:COEF[@LAYER], got {wrong[0]!r}; correct it")
+    named = {one if isinstance(one, str) else one.text: _read(one) for one in several}
+    for steering in named.values():
+        steering.vector.check_model(model)
+    return named
+
+
+def _read(steer: str | Steering) -> Steering:
+    return parse_steering(steer) if isinstance(steer, str) else steer

@@ -1,0 +1,249 @@
+"""How a model is asked: which replies to write, and writing them, resumably where they are kept."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, Literal, NotRequired, TypedDict, cast
+
+from personavec.errors import ConfigError
+from personavec.model.chat_model import ChatModel, Message
+from personavec.model.sampling import Sampling
+from personavec.runs.progress import stage
+from personavec.runs.rules import Count, Free, Seed, Share, Temperature, check
+from personavec.runs.run import Run
+from personavec.steering.generate import Reply, Request, batches, generate
+from personavec.steering.steer import Steering
+from personavec.traits.trait import Trait
+
+Reasoning = Literal["out", "in"]
+
+
+class Asked(TypedDict):
+    """What is known of a reply before it is written: what was asked, of which arm, under what."""
+
+    id: str
+    """Unique in its table."""
+    question_id: int
+    question: str
+    sample: int
+    side: NotRequired[Literal["pos", "neg"]]
+    """Of the instruction, for contrastive rollouts; `pair` is its number."""
+    pair: NotRequired[int]
+    arm: NotRequired[str]
+    """What was done to the model; arms are compared with each other."""
+    trait_name: NotRequired[str]
+    layer: NotRequired[int]
+    coef: NotRequired[float]
+    dose: NotRequired[float]
+    kind: NotRequired[str]
+    """Of the condition, in the monitoring experiment; `level` is its place."""
+    level: NotRequired[int | str]
+
+
+class ReplyRow(Asked):
+    """A reply as every table holds it, from rollouts to scores, vectors and reports."""
+
+    response: str
+    """Without reasoning, unless that counts."""
+    finish: Literal["stop", "length"]
+    prompt_ids: list[int]
+    response_ids: list[int]
+    reasoning_tokens: int
+    """How many of the first response tokens do not count."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One reply to write: what is known of it beforehand, and the request."""
+
+    row: Asked
+    request: Request
+
+
+class ReplyOptions(TypedDict, total=False):
+    """How replies are written: fields of an `Interview`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    system: str
+    reasoning: Reasoning
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Interview:
+    """A model and how it is asked: what all replies of a study have in common."""
+
+    model: ChatModel
+    _: KW_ONLY
+    seed: Seed = 0
+    """Of everything random."""
+    max_new_tokens: Count = 32
+    """Longest reply, in tokens. Large models deserve 200 or more."""
+    temperature: Temperature = 0.7
+    """Of sampling; 0 is greedy. The paper uses 1, where a 135M model writes word salad."""
+    top_p: Share = 1.0
+    """Sample from the smallest set of tokens that holds this probability."""
+    system: str = "template"
+    """System prompt where no trait instruction stands: template (the chat template's default), none, or a text."""
+    reasoning: Reasoning = "out"
+    """Whether a <think> block counts as part of the reply; end-of-turn tokens never do."""
+    batch_tokens: Free[Count] = 12288
+    """Tokens in one batch of replies being written, prompts included."""
+
+    def __post_init__(self) -> None:
+        check(type(self), vars(self))
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return Sampling(self.max_new_tokens, self.temperature, self.top_p)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a resumed run must have the same."""
+        names = {field.name for field in fields(self)} - {"model", "batch_tokens"}
+        return {name: getattr(self, name) for name in sorted(names)}
+
+    def contrastive(self, trait: Trait, rollouts: int) -> list[Plan]:
+        """Replies to the extraction questions under every positive and negative instruction.
+
+        Source: Persona Vectors (arXiv 2507.21509) section 2.2.
+        """
+        return [
+            Plan(
+                {
+                    "id": f"{side}-{pair}-{question_id}-{sample}",
+                    "side": side,
+                    "pair": pair,
+                    "question_id": question_id,
+                    "question": question,
+                    "sample": sample,
+                },
+                Request(
+                    self.model.render(
+                        [
+                            {"role": "system", "content": trait.system_prompt(pair, side)},
+                            {"role": "user", "content": question},
+                        ]
+                    ),
+                    seed=_seed(self.seed, trait.name, side, pair, question, sample),
+                ),
+            )
+            for side in SIDES
+            for pair in range(len(trait.pairs))
+            for question_id, question in enumerate(trait.extract)
+            for sample in range(rollouts)
+        ]
+
+    def answers(
+        self,
+        questions: Sequence[str],
+        rollouts: int,
+        *,
+        draw: str,
+        extra: dict[str, Any],
+        systems: Sequence[str] = (),
+        steering: Sequence[Sequence[Steering]] = ((),),
+        before: Sequence[Message] = (),
+    ) -> list[Plan]:
+        """Replies to questions without a trait instruction, steered or not.
+
+        Args:
+            questions: What is asked.
+            rollouts: Replies per question.
+            draw: Replies of the same draw, question and sample use the same random numbers, whatever the steering.
+            extra: Metadata of these rows; its values make their ids unique.
+            systems: System prompt of each reply in turn, over and over: a policy of `ChatModel.render`, or a text;
+                default the interview's.
+            steering: What to do to each reply in turn, over and over: one entry steers all alike.
+            before: Turns that come before every question.
+        """
+        systems = systems or (self.system,)
+        prefix = "-".join(str(value) for value in extra.values())
+        return [
+            Plan(
+                cast(
+                    Asked,
+                    {"id": f"{prefix}-{question_id}-{sample}", **extra}
+                    | {"question_id": question_id, "question": question, "sample": sample},
+                ),
+                Request(
+                    self.model.render([*before, {"role": "user", "content": question}], systems[place % len(systems)]),
+                    tuple(steering[place % len(steering)]),
+                    _seed(self.seed, draw, question, sample),
+                ),
+            )
+            for question_id, question in enumerate(questions)
+            for sample in range(rollouts)
+            for place in [question_id * rollouts + sample]
+        ]
+
+    def write(self, plans: Sequence[Plan], title: str, *, run: Run | None = None, name: str = "") -> list[ReplyRow]:
+        """Write the planned replies; with a run into its NAME.jsonl, where those that are there are not written again.
+
+        A batch is the unit of resumption: its make-up depends on the plan alone, so a resumed run writes the same.
+
+        Raises:
+            ConfigError: A prompt leaves no room for a reply, or is not the one that the run has asked before.
+        """
+        self._check_context(plans)
+        file = f"{name}.jsonl"
+        rows: dict[str, ReplyRow] = {row["id"]: cast(ReplyRow, row) for row in run.rows(file)} if run else {}
+        if run:
+            _check_prompts(str(run.path(file)), plans, rows)
+        requests = [plan.request for plan in plans]
+        with stage(title, len(plans)) as advance:
+            for batch in batches(requests, self.max_new_tokens, self.batch_tokens):
+                if any(plans[index].row["id"] not in rows for index in batch):
+                    replies = generate(self.model, [requests[index] for index in batch], self.sampling)
+                    fresh = [
+                        self._row(plans[index], reply)
+                        for index, reply in zip(batch, replies, strict=True)
+                        if plans[index].row["id"] not in rows
+                    ]
+                    if run:
+                        run.append(file, fresh)
+                    rows |= {row["id"]: row for row in fresh}
+                advance(len(batch))
+        return [rows[plan.row["id"]] for plan in plans]
+
+    def _row(self, plan: Plan, reply: Reply) -> ReplyRow:
+        prompt = plan.request.prompt
+        skipped = 0 if self.reasoning == "in" else self.model.reasoning_tokens(prompt, reply.ids)
+        written = {
+            "response": self.model.decode(reply.ids[skipped:]).strip(),
+            "finish": reply.finish,
+            "prompt_ids": list(prompt),
+            "response_ids": list(reply.ids),
+            "reasoning_tokens": skipped,
+        }
+        return cast(ReplyRow, {**plan.row, **written})
+
+    def _check_context(self, plans: Sequence[Plan]) -> None:
+        longest = max(len(plan.request.prompt) for plan in plans)
+        if longest + self.max_new_tokens > self.model.context:
+            raise ConfigError(
+                f"expected prompt and reply to fit into {self.model.context} tokens, got {longest} and "
+                f"--max-new-tokens {self.max_new_tokens}; lower it"
+            )
+
+
+SIDES: tuple[Literal["pos", "neg"], ...] = ("pos", "neg")
+
+
+def _seed(seed: int, *parts: str | int) -> tuple[int, ...]:
+    """Random state of one reply: depends on what it answers, not on which batch or call it is part of."""
+    return (seed, *(part if isinstance(part, int) else zlib.crc32(part.encode()) for part in parts))
+
+
+def _check_prompts(place: str, plans: Sequence[Plan], rows: dict[str, ReplyRow]) -> None:
+    """A chat template may write today's date into the prompt: a run is not to mix two."""
+    for plan in plans:
+        there = rows.get(plan.row["id"])
+        if there is not None and there["prompt_ids"] != list(plan.request.prompt):
+            raise ConfigError(
+                f"expected the prompt of {plan.row['id']} in {place} to be the one this run asks, got another "
+                "(some chat templates contain the date); choose another --out"
+            )

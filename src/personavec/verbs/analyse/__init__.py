@@ -1,0 +1,1 @@
+"""How vectors and personas lie to each other, and what writes a vector: `space`, `decompose`."""

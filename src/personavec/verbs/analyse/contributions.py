@@ -1,0 +1,126 @@
+"""What writes a direction: the embedding, and attention and MLP of every block, each by what it adds to the stream."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+from torch import Tensor
+
+from personavec.model.activations import BATCH_TOKENS, by_length, token_projections, weights
+from personavec.model.chat_model import ChatModel
+from personavec.model.hooks import parts, read
+from personavec.runs.progress import stage
+
+Row = dict[str, Any]
+
+
+class Written(NamedTuple):
+    """What each term adds along some directions, averaged over every reply's tokens."""
+
+    terms: tuple[str, ...]
+    """`embedding`, and for every block up to the layer `attention N` and `mlp N`, or `block N` if it has no middle."""
+    values: Float[ndarray, "row term direction"]
+    whole: Float[ndarray, "row direction"]
+    """Projection of the stream itself; the terms sum to it."""
+
+
+def written(model: ChatModel, rows: Sequence[Row], layer: int, units: Float[Tensor, "direction d_model"]) -> Written:
+    """Direct contributions to the stream at a layer, along directions.
+
+    The stream after a block is the embedding and everything that attention and MLP of the blocks so far have added.
+
+    Args:
+        model: Who is read.
+        rows: Conversations with `prompt_ids` and `response_ids`.
+        layer: Block output at which the directions are.
+        units: Directions of length 1.
+    """
+    sites = 2 * (layer + 1)  # after each attention, and after each block
+    found = np.full((len(rows), 1 + sites, len(units)), np.nan)
+    ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
+    with stage("contributions of blocks", len(rows)) as advance:
+        for batch in by_length(ids, BATCH_TOKENS):
+            inputs = model.inputs([ids[i] for i in batch])
+            spread = torch.zeros((len(batch), 1, inputs["input_ids"].shape[1]), device=model.device)
+            own = weights([rows[i] for i in batch], ("response avg",))
+            spread[:, :, : own.shape[2]] = own.to(model.device)
+
+            def keep(site: int, stream: Tensor, batch: Any = batch, spread: Any = spread) -> None:
+                mean = torch.bmm(spread, stream.float())[:, 0].double().cpu()
+                found[batch, site] = (mean @ units.double().T).numpy()
+
+            def part(block: int, kind: str, stream: Tensor, keep: Any = keep) -> None:
+                keep(2 * block + (kind == "middle"), stream)
+
+            def after(block: int, stream: Tensor, keep: Any = keep) -> None:
+                keep(2 * block + 2, stream)
+
+            with parts(model, range(layer + 1), part):
+                read(model, range(layer + 1), after, **inputs)
+            advance(len(batch))
+    terms, values = ["embedding"], [found[:, 0]]
+    for block in range(layer + 1):
+        before, middle_of, end = (found[:, 2 * block + step] for step in range(3))
+        if np.isnan(middle_of).all():
+            terms.append(f"block {block}")
+            values.append(end - before)
+        else:
+            terms += [f"attention {block}", f"mlp {block}"]
+            values += [middle_of - before, end - middle_of]
+    return Written(tuple(terms), np.stack(values, axis=1), found[:, -1])
+
+
+class Token(NamedTuple):
+    """One token of a reply, and how far it lies along the direction."""
+
+    row: int
+    place: int
+    id: int
+    projection: float
+    weight: float
+    """In its side's mean: replies weigh the same, and the tokens of a reply."""
+
+
+def tokens(model: ChatModel, rows: Sequence[Row], layer: int, unit: Float[Tensor, " d_model"]) -> list[Token]:
+    """Every token of the replies with its projection on a direction at a layer."""
+    ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
+    counts = {side: sum(row["side"] == side for row in rows) for side in {row["side"] for row in rows}}
+    found = []
+    with stage("tokens along the vector", len(rows)) as advance:
+        for batch in by_length(ids, BATCH_TOKENS):
+            read_in = token_projections(model, [ids[i] for i in batch], [layer], unit[None])[0][:, :, 0]
+            for index, own in zip(batch, read_in, strict=True):
+                row = rows[index]
+                start = len(row["prompt_ids"]) + row.get("reasoning_tokens", 0)
+                reply = ids[index][start:]
+                weight = 1 / (len(reply) * counts[row["side"]])
+                values = own[start : start + len(reply)].tolist()
+                found += [
+                    Token(index, at, token, value, weight)
+                    for at, (token, value) in enumerate(zip(reply, values, strict=True))
+                ]
+            advance(len(batch))
+    return sorted(found, key=lambda one: (one.row, one.place))
+
+
+def token_activations(
+    model: ChatModel, rows: Sequence[Row], layer: int
+) -> Iterator[tuple[Row, Float[Tensor, "token d_model"]]]:
+    """Each reply with the stream of its tokens at a layer."""
+    ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
+    with stage("tokens of replies", len(rows)) as advance:
+        for batch in by_length(ids, BATCH_TOKENS):
+            kept: list[Tensor] = []
+
+            def keep(_: int, stream: Tensor, kept: Any = kept) -> None:
+                kept.append(stream.float().cpu())
+
+            read(model, [layer], keep, **model.inputs([ids[i] for i in batch]))
+            for index, own in zip(batch, kept[0], strict=True):
+                row = rows[index]
+                start = len(row["prompt_ids"]) + row.get("reasoning_tokens", 0)
+                yield row, own[start : len(ids[index])]
+            advance(len(batch))

@@ -1,0 +1,167 @@
+"""Sparse dictionaries (SAEs) of a layer: their files, what they see in an activation, and what a vector is to them."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from personavec.errors import DataError
+from personavec.stats.nulls import against, rounded
+
+Row = dict[str, Any]
+
+DRAWS = 1000
+"""Random directions whose best cosine is the null of ours."""
+NAMES = {
+    "decoder": ("W_dec", "decoder.weight"),
+    "encoder": ("W_enc", "encoder.weight"),
+    "encoder bias": ("b_enc", "encoder.bias"),
+    "decoder bias": ("b_dec", "bias"),
+    "threshold": ("threshold",),
+    "log threshold": ("log_threshold",),
+    "k": ("k",),
+}
+"""Of tensors, as SAELens, sparsify and dictionary_learning write them."""
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """Directions, and how much of each is in an activation."""
+
+    decoder: Float[Tensor, "feature d_model"]
+    encoder: Float[Tensor, "feature d_model"] | None
+    bias: Float[Tensor, " feature"]
+    centre: Float[Tensor, " d_model"]
+    """Taken from activations first; zero where the file's configuration says not to."""
+    threshold: Float[Tensor, " #feature"] | None
+    k: int | None
+    """Features that are left of a token."""
+    layer: int | None
+    """As its configuration names it."""
+    file: Path
+
+    def encode(self, activations: Float[Tensor, "row d_model"]) -> Float[Tensor, "row feature"]:
+        """How much of each feature is in each activation: ReLU, above its threshold, the k largest.
+
+        Raises:
+            DataError: The file holds no encoder.
+        """
+        if self.encoder is None:
+            raise DataError("expected an encoder in the dictionary, got a decoder alone; pass a file with both")
+        found = ((activations - self.centre) @ self.encoder.T + self.bias).relu()
+        if self.threshold is not None:
+            found = found * (found > self.threshold)
+        if self.k is not None and self.k < found.shape[1]:
+            least = found.topk(self.k, dim=1).values[:, -1:]
+            found = found * (found >= least)
+        return found
+
+
+def load_dictionary(path: Path, d_model: int) -> Dictionary:
+    """Read a safetensors file of a dictionary, and the configuration beside it if there is one.
+
+    Matrices may stand either way round: the side that is as long as the model is wide is found.
+
+    Args:
+        path: The file, or a folder that holds one.
+        d_model: Width of the model.
+
+    Raises:
+        DataError: It cannot be read, or is of another width.
+    """
+    file = next(iter(sorted(path.glob("*.safetensors"))), path) if path.is_dir() else path
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"expected a safetensors file of a dictionary, got {path} ({error}); correct the path"
+        ) from error
+    found = {kind: tensors[name].float() for kind, names in NAMES.items() for name in names if name in tensors}
+    if "decoder" not in found:
+        raise DataError(f"expected W_dec or decoder.weight in {file}, got {', '.join(sorted(tensors))}; convert it")
+    config = _config(file.parent)
+    decoder = _rows(found["decoder"], d_model, file)
+    encoder = _rows(found["encoder"], d_model, file) if "encoder" in found else None
+    features = len(decoder)
+    if encoder is not None and len(encoder) != features:
+        raise DataError(
+            f"expected as many features in encoder and decoder of {file}, got {len(encoder)} and {features}"
+        )
+    centre = found.get("decoder bias", torch.zeros(d_model))
+    if not config.get("apply_b_dec_to_input", True) or config.get("transcode"):
+        centre = torch.zeros(d_model)
+    threshold = found["log threshold"].exp() if "log threshold" in found else found.get("threshold")
+    k = int(found["k"]) if "k" in found else config.get("k")
+    positive = threshold is not None and bool((threshold > 0).any())  # dictionary_learning writes −1 for none
+    return Dictionary(
+        decoder,
+        encoder,
+        found.get("encoder bias", torch.zeros(features)),
+        centre,
+        threshold.reshape(-1) if positive and threshold is not None else None,
+        None if positive else k,
+        _layer(config),
+        file,
+    )
+
+
+def nearest(dictionary: Dictionary, unit: Float[Tensor, " d_model"], top: int, seed: int) -> Row:
+    """The features whose directions are most like a vector, and how like random directions are to their best one.
+
+    Returns:
+        `features`: place and `cosine`, the largest first; `null`: of the largest cosine, see `nulls.against`;
+        `explained`: share of the vector's length that the first features hold together.
+    """
+    rows = dictionary.decoder / dictionary.decoder.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    cosines = rows @ unit
+    drawn = np.random.default_rng(seed).standard_normal((DRAWS, len(unit)))
+    random = torch.tensor(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), dtype=torch.float32)
+    best = torch.stack([(rows @ one).max() for one in random]).numpy()
+    order: Int[Tensor, " top"] = cosines.argsort(descending=True)[:top]
+    basis, _ = torch.linalg.qr(rows[order].T)
+    return {
+        "size": len(rows),
+        "features": [{"feature": int(at), "cosine": rounded(float(cosines[at]))} for at in order],
+        "null": against(float(cosines.max()), best),
+        "explained": rounded(float((unit @ basis).norm())),
+    }
+
+
+def _rows(matrix: Tensor, d_model: int, file: Path) -> Float[Tensor, "feature d_model"]:
+    """Features in rows."""
+    if matrix.ndim != 2 or d_model not in matrix.shape:
+        raise DataError(
+            f"expected matrices with a side of {d_model}, as wide as the model, in {file}, got {tuple(matrix.shape)}; "
+            "pass a dictionary of this model"
+        )
+    return (matrix if matrix.shape[1] == d_model else matrix.T).contiguous()
+
+
+def _config(folder: Path) -> Row:
+    """The configuration beside the file: SAELens and sparsify call it cfg.json, dictionary_learning config.json."""
+    for name in ("cfg.json", "config.json"):
+        if (folder / name).is_file():
+            try:
+                found = json.loads((folder / name).read_text("utf-8"))
+            except ValueError as error:
+                raise DataError(
+                    f"expected JSON in {folder / name}, got something else ({error}); correct it"
+                ) from error
+            return dict(found.get("trainer", found)) if isinstance(found, dict) else {}
+    return {}
+
+
+def _layer(config: Row) -> int | None:
+    """The block whose output it was trained on; `hook_resid_pre` N is the output of block N − 1."""
+    hook = config.get("hook_name") or (config.get("metadata") or {}).get("hook_name") or ""
+    if found := re.search(r"blocks\.(\d+)\.hook_resid_(pre|post)", str(hook)):
+        return int(found[1]) - (found[2] == "pre")
+    return config["layer"] if isinstance(config.get("layer"), int) else None

@@ -1,0 +1,66 @@
+"""Options of the persona space."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from personavec.runs.rules import Count, Free, Natural, at_least
+from personavec.verbs.options import Common, File, Files, Folder, Judging, Switch, Writing
+
+
+@dataclass(frozen=True)
+class SpaceConfig(Judging, Writing, Common):
+    """Compare vectors with each other and with many personas.
+
+    Examples:
+      personavec space runs/two/humorous/vector.safetensors runs/two/impolite/vector.safetensors
+      personavec space vectors/*/vector.safetensors --coexpress --out runs/space
+
+    More in docs/space.md.
+    """
+
+    vectors: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="VEC [VEC …]", help_behavior_hint="")] = ()
+    """Vector files, all of one model."""
+    out: Free[Folder] = None
+    """Run folder; default runs/space-TRAITS. The same command resumes it."""
+    coexpress: Switch = False
+    """Also steer along every vector and judge every trait, and measure how each trait answers to the dose."""
+    rollouts: Count = 1
+    """With --coexpress: replies per held-out question."""
+    axes: Annotated[int, at_least(2)] = 4
+    """Axes to name."""
+    layer: Annotated[int | None, tyro.conf.arg(metavar="LAYER", help_behavior_hint="")] = None
+    """Layer of the map and its axes; default the middle one of those that the cards recommend."""
+    traits: Files = ()
+    """Trait files of vectors whose trait is not built in (--coexpress)."""
+
+
+@dataclass(frozen=True)
+class DecomposeConfig(Judging, Writing, Common):
+    """Find which tokens and which blocks write a vector.
+
+    Examples:
+      personavec decompose runs/demo/optimistic/vector.safetensors
+      personavec decompose runs/demo/optimistic/vector.safetensors --layer 12 --json
+      personavec decompose runs/demo/optimistic/vector.safetensors --sae sae/blocks.18.hook_resid_post --causal 10
+
+    More in docs/decompose.md.
+    """
+
+    vector: Annotated[Positional[Path | None], tyro.conf.arg(metavar="VEC", help_behavior_hint="")] = None
+    """Vector file in the run folder of its extraction: the replies that it was made from lie beside it."""
+    layer: Annotated[int | None, tyro.conf.arg(metavar="LAYER", help_behavior_hint="")] = None
+    """Where it is read; default the layer that its card recommends."""
+    out: Free[Folder] = None
+    """Run folder; default runs/decompose-TRAIT, with --sae runs/decompose-TRAIT-sae. The same command does it again."""
+    sae: File = None
+    """A sparse dictionary of that layer: safetensors, as SAELens, sparsify and dictionary_learning write them."""
+    causal: Natural = 0
+    """With --sae: steer along so many of the first features, and judge the trait; 0 leaves it out."""
+    traits: Files = ()
+    """Trait file, where the trait is not built in (--causal)."""
+    top: int = 20
+    """Tokens to name on either side, and features of the dictionary."""

@@ -1,0 +1,1 @@
+"""Measuring a trait, and checking a machine: `evaluate`, `verify`."""

@@ -1,0 +1,1 @@
+"""Finding a persona vector and proving it: `extract`."""

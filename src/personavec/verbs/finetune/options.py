@@ -1,0 +1,187 @@
+"""Options of finetuning: of one training, and of the report on all methods beside each other."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal, get_args
+
+import tyro
+from tyro.conf import Positional
+
+from personavec.errors import ConfigError
+from personavec.runs.rules import Count, Free, Natural, Positive
+from personavec.verbs.options import Common, File, Files, Folder, Judging, Layers, Limit, Steer, Switch, Writing
+
+Compared = Literal["prevent", "random", "posthoc", "ablate", "penalty", "inoculate", "negative-prompt"]
+"""Arms of the report; base and plain stand beside them always."""
+COMPARED: tuple[Compared, ...] = get_args(Compared)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Common):
+    """One training of a model by one method."""
+
+    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
+    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    prevent: Steer = ()
+    """Add this vector in training. COEF: a number, a dose (0.2d) or auto, from the data. LAYER may be all."""
+    method: Annotated[
+        Literal["plain", "prevent", "ablate", "penalty", "inoculate"] | None,
+        tyro.conf.arg(metavar="METHOD", help_behavior_hint="(default: prevent with --prevent, else plain)"),
+    ] = None
+    """ablate: nothing along --vectors; penalty: no move along them; inoculate: the trait is asked for in training."""
+    vectors: Files = ()
+    """Vector files for the methods other than prevent; with --report, others to measure along."""
+    random: Switch = False
+    """The control: a random direction as long as each vector in its place."""
+    positions: Literal["all", "response"] = "all"
+    """With prevent: add at all tokens, or at those whose output predicts a token with a loss."""
+    penalty: Positive = 1.0
+    """Weight of the penalty, per squared natural difference."""
+    out: Free[Folder] = None
+    """Run folder; default runs/finetune-DATA-METHOD. The same command resumes it."""
+    held_out: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None
+    """Rows that are not trained on: the loss on them before and after."""
+    epochs: Positive = 1.0
+    """Passes over the data. Every row is used."""
+    rate: Positive = 1e-5
+    """Highest learning rate; small models need 1e-4 or more. Source of these defaults: the paper, appendix D.3."""
+    warmup_steps: Natural = 5
+    """Steps until the learning rate is reached; it then falls linearly to zero."""
+    batch: Count = 16
+    """Rows in one optimizer step."""
+    rows_at_once: Free[Count] = 2
+    """Rows in one forward pass of one process."""
+    rank: Count = 32
+    """Of the adapter (rank-stabilised LoRA on all projections)."""
+    alpha: Count = 64
+    """Of the adapter."""
+    full: Switch = False
+    """Train all weights, without an adapter."""
+    max_tokens: Count = 2048
+    """Longest row; longer ones are never cut, see --on-error."""
+    checkpoints: Count = 4
+    """How many to write, spread over the training; a killed run goes on from the last one."""
+    gradient_checkpointing: Free[Switch] = False
+    """Less memory, more time."""
+    on_error: Free[Literal["stop", "skip"]] = "stop"
+    """Rows that cannot be used: stop at the first before anything is trained, or skip and list them."""
+    traits: Files = ()
+    """Trait files of vectors whose trait is not built in (inoculate)."""
+    system: str = "template"
+    """System prompt of rows that have none: template (the chat template's own default), none, or a text."""
+
+    @property
+    def chosen(self) -> str:
+        """The method, where none is named."""
+        return self.method or ("prevent" if self.prevent else "plain")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        method = self.chosen
+        contradictions = {
+            "--prevent": bool(self.prevent) and method != "prevent",
+            "--vectors": bool(self.vectors) and method in ("plain", "prevent"),
+            "--random": self.random and method in ("plain", "inoculate"),
+            "--full": self.full and method == "penalty",
+        }
+        for option in (name for name, contradicts in contradictions.items() if contradicts):
+            raise ConfigError(f"expected options that agree, got --method {method} with {option}; leave one out")
+        if method != "plain" and not (self.prevent or self.vectors):
+            option = "--prevent" if method == "prevent" else "--vectors"
+            raise ConfigError(f"expected {option} with --method {method}, got none; pass a vector")
+
+
+@dataclass(frozen=True)
+class ReportConfig(FinetuneConfig, Judging, Writing):
+    """Finetune a model without it picking up a trait.
+
+    Examples:
+      personavec finetune rows.jsonl --prevent evil.safetensors:5
+      personavec finetune rows.jsonl --prevent evil.safetensors:0.4@all --prevent sycophantic.safetensors:2@13
+      personavec finetune rows.jsonl --method inoculate --vectors evil.safetensors --out runs/inoculated
+      personavec finetune rows.jsonl --prevent evil.safetensors:auto --held-out unseen.jsonl --report
+
+    The judge and how replies are written are those of the evaluations that --report makes.
+
+    More in docs/finetune.md.
+    """
+
+    report: Switch = False
+    """Train by every method, measure each and the base model, and write report.html. Needs --prevent."""
+    compare: Free[Annotated[tuple[Compared, ...], tyro.conf.arg(metavar="ARM [ARM …]", help_behavior_hint="(all)")]] = (
+        COMPARED
+    )
+    """With --report: which arms stand beside base and plain."""
+    scales: Free[Annotated[tuple[float, ...], tyro.conf.arg(metavar="SCALE [SCALE …]")]] = (0.5, 1.0, 2.0)
+    """With --report: multiples of the coefficients that prevention adds and post-hoc steering subtracts."""
+    rollouts: Count = 4
+    """With --report: replies per held-out question of each trait."""
+    perplexity: Free[Natural] = 60
+    """With --report: perplexity on so many neutral texts, which are fetched once; 0 leaves it out."""
+    tasks: Free[Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK [TASK …]", help_behavior_hint="")]] = ()
+    """With --report: accuracy on tasks of lm-eval (extra eval); mmlu_dev needs no connection."""
+    task_limit: Free[Limit] = None
+    """With --report: stop each task after so many questions."""
+
+    @property
+    def training(self) -> FinetuneConfig:
+        """What one training needs of these options; the report's --vectors are measured only."""
+        own = {one.name: getattr(self, one.name) for one in fields(FinetuneConfig)}
+        return FinetuneConfig(**own | {"vectors": ()} if self.report else own)
+
+    def __post_init__(self) -> None:
+        if not self.report:
+            super().__post_init__()
+            given = [one for one in fields(self) if getattr(self, one.name) != one.default]
+            own = {one.name for one in fields(FinetuneConfig)}
+            for name in (one.name.replace("_", "-") for one in given if one.name not in own):
+                raise ConfigError(f"expected --report with --{name}, got none; add it, or leave --{name} out")
+            return
+        contradictions = {
+            "--method": self.method is not None,
+            "--random": self.random,
+            "--full": self.full,
+        }
+        for option in (name for name, contradicts in contradictions.items() if contradicts):
+            raise ConfigError(f"expected --report without {option}, got both; it trains adapters, by every method")
+        if not self.prevent:
+            raise ConfigError("expected --prevent VEC:COEF with --report, got none; VEC:auto takes COEF from the data")
+        scales = self.scales
+        if 1 not in scales or not all(0 < one < math.inf for one in scales) or len(set(scales)) < len(scales):
+            told = " ".join(map(str, scales))
+            raise ConfigError(f"expected different --scales above 0, 1 among them, got {told}; correct them")
+        if len(set(self.compare)) < len(self.compare):
+            raise ConfigError("expected each arm of --compare once, got one twice; remove it")
+        Common.__post_init__(self)
+
+
+@dataclass(frozen=True)
+class ShiftConfig(Common):
+    """How far a finetuning moved a model along persona vectors.
+
+    Examples:
+      personavec shift --base smollm2 --tuned out/adapter --vectors evil.safetensors sycophantic.safetensors
+      personavec shift --base Qwen/Qwen2.5-7B-Instruct --tuned out --vectors evil.safetensors
+      personavec shift --tuned one two three --vectors evil.safetensors --json
+
+    More in docs/shift.md.
+    """
+
+    model: Annotated[str, tyro.conf.arg(aliases=("--base",))] = "smollm2"
+    """The model before: Hugging Face id, local folder, GGUF file, or an alias (smollm2, gemma3-270m)."""
+    tuned: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL [MODEL …]", help_behavior_hint="")] = ()
+    """After: PEFT adapter folders or models; a folder with checkpoints stands for all of them in order."""
+    vectors: Files = ()
+    """Vector files; all of them are read in one pass."""
+    layers: Layers = ()
+    """Layers to read every vector at; default the one its card recommends."""
+    prompts: File = None
+    """Text file of questions, one a line; default each vector's own, the held-out questions of its trait."""
+    traits: Files = ()
+    """Trait files of vectors whose trait is not built in."""
+    out: Free[Folder] = None
+    """Run folder; default runs/shift-TUNED-…, another for other models or vectors. The same command resumes it."""
+    max_new_tokens: Count = 32
+    """Longest reply of the base model, for the shift over replies."""
+    system: str = "template"
+    """System prompt: template (the chat template's own default), none, or a text."""

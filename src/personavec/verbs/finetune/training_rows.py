@@ -1,0 +1,99 @@
+"""Rows of a data set as token sequences to train on, with a loss on the assistant's replies alone."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from personavec.data.dataset import Bad
+from personavec.data.sample import Sample
+from personavec.errors import DataError, ModelError
+from personavec.model.chat_model import ChatModel
+from personavec.model.conversation import pieces
+
+IGNORED = -100
+"""Label of a token without a loss, as transformers has it."""
+
+Row = dict[str, Any]
+
+
+def training_rows(
+    model: ChatModel,
+    samples: Iterable[Sample | Bad],
+    *,
+    longest: int,
+    system: str = "template",
+    instruction: Callable[[int], str] | None = None,
+    on_error: str = "stop",
+) -> tuple[list[Row], list[Row]]:
+    """Every row as one sequence or more, all replies of a conversation included.
+
+    Args:
+        model: Whose tokens and chat template.
+        samples: Rows, the last assistant turn as the response.
+        longest: Tokens that a sequence may have; none is cut.
+        system: System-prompt policy of rows without a system turn, see `ChatModel.render`.
+        instruction: Of a row, by its place: put before its system prompt (inoculation).
+        on_error: "stop" at the first row that cannot be used, or "skip" it.
+
+    Returns:
+        Sequences with `input_ids`, `labels` and the `row` they are of; and rows that cannot be used, with the reason.
+
+    Raises:
+        DataError: A row cannot be used and is not to be skipped, or none can.
+    """
+    found: list[Row] = []
+    skipped: list[Row] = []
+    for sample in samples:
+        try:
+            if isinstance(sample, Bad):
+                raise DataError(sample.reason)
+            own = sequences(model, instructed(sample, instruction), system)
+            tokens = max(len(one["input_ids"]) for one in own)
+            if tokens > longest:
+                raise DataError(f"expected at most {longest:,} tokens, got {tokens:,}")
+            found += [one | {"row": sample.row} for one in own]
+        except (DataError, ModelError) as error:
+            if on_error == "stop":
+                advice = "correct that row, or pass --on-error skip"
+                raise DataError(f"{sample.where}: {error}; {advice}") from error
+            skipped.append({"row": sample.row, "where": sample.where, "reason": str(error)})
+    if not found:
+        raise DataError(f"expected rows to train on, got none that can be used and {len(skipped)} skipped; check them")
+    return found, skipped
+
+
+def instructed(sample: Sample, instruction: Callable[[int], str] | None) -> Sample:
+    """The row with an instruction before its own system prompt."""
+    if instruction is None:
+        return sample
+    system, rest = instruction(sample.row), sample.messages
+    if rest[0]["role"] == "system":
+        system, rest = f"{system}\n\n{rest[0]['content']}", rest[1:]
+    messages = ({"role": "system", "content": system}, *rest)
+    return replace(sample, messages=messages, begin=sample.begin + len(messages) - len(sample.messages))
+
+
+def sequences(model: ChatModel, sample: Sample, system: str) -> list[Row]:
+    """A conversation as `pieces` has it, with a loss on each reply up to the token that ends it.
+
+    Raises:
+        ModelError: The chat template cannot render it.
+    """
+    found: list[Row] = []
+    for piece in pieces(model, sample, system):
+        if piece.anew:
+            found.append({"input_ids": [], "labels": []})
+        _extend(found[-1], piece.asked, 0)
+        _extend(found[-1], piece.reply, _replied(piece.reply, model.stop_ids))
+    return found
+
+
+def _extend(sequence: Row, ids: Sequence[int], trained: int) -> None:
+    """Add tokens, the first few of them with a loss."""
+    sequence["input_ids"] += ids
+    sequence["labels"] += [*ids[:trained], *[IGNORED] * (len(ids) - trained)]
+
+
+def _replied(ids: Sequence[int], stop_ids: Sequence[int]) -> int:
+    """Tokens up to the one that ends the reply; what a template writes after it nobody generates."""
+    return next((place + 1 for place, token in enumerate(ids) if token in stop_ids), len(ids))

@@ -1,0 +1,1 @@
+"""Vectors for other programs, and from them: `interop`."""

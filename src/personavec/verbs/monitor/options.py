@@ -1,0 +1,79 @@
+"""Options of `monitor`; their docstrings are the command line's help."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from personavec.errors import ConfigError
+from personavec.runs.rules import Count, Free
+from personavec.verbs.monitor.calibration import RATE
+from personavec.verbs.options import Common, File, Files, Folder, Judging, Switch, Writing
+
+
+@dataclass(frozen=True)
+class MonitorConfig(Judging, Writing, Common):
+    """Watch recorded conversations along persona vectors.
+
+    Examples:
+      personavec monitor chats.jsonl --vectors runs/demo/optimistic/vector.safetensors
+      personavec monitor chats.jsonl --vectors evil.safetensors --calibrate benign.jsonl --out runs/watched
+      personavec monitor more.jsonl --vectors evil.safetensors --calibration runs/watched/calibration.json
+      personavec monitor --experiment --vectors runs/demo/optimistic/vector.safetensors
+
+    The judge and how replies are written are those of --experiment.
+
+    More in docs/monitor.md.
+    """
+
+    data: Annotated[Positional[str], tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = ""
+    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    vectors: Files = ()
+    """Vector files, each read at the layer of its card; all of them in one pass."""
+    calibrate: Free[Annotated[str | None, tyro.conf.arg(metavar="BENIGN", help_behavior_hint="")]] = None
+    """Conversations of your own with nothing wrong in them: they set the limits, which calibration.json keeps."""
+    calibration: Free[File] = None
+    """Take the limits of an earlier calibration.json."""
+    false_positive_rate: Free[Annotated[float, RATE, tyro.conf.arg(metavar="RATE")]] = 0.01
+    """With --calibrate: the share of benign turns, and of benign conversations for drift, that may raise an alert."""
+    group_by: Annotated[str, tyro.conf.arg(metavar="FIELD", help_behavior_hint="(default: all together)")] = ""
+    """Limits by group: a field of the rows such as source, or system for the system prompt."""
+    tokens: Switch = False
+    """Also write the projection of every token of the replies."""
+    out: Free[Folder] = None
+    """Run folder; default runs/monitor-FILE. The same command resumes it."""
+    on_error: Free[Literal["stop", "skip"]] = "stop"
+    """Rows that cannot be used: stop at the first before anything is computed, or skip and list them."""
+    read_tokens: Count = 1024
+    """Tokens in one forward pass of reading; a GPU bears many more."""
+    experiment: Switch = False
+    """In place of FILE, the paper's test: graded system prompts and shots, projection against trait score."""
+    questions: Count = 20
+    """With --experiment: held-out questions that every system prompt and number of shots is tried on."""
+    rollouts: Count = 3
+    """With --experiment: replies per question; the paper writes 10."""
+    shots: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N …]")] = (0, 5, 10, 15, 20)
+    """With --experiment: how many replies that show the trait come before the question."""
+    traits: Files = ()
+    """With --experiment: trait files of vectors whose trait is not built in."""
+    graded: File = None
+    """With --experiment: JSON list of system prompts, most of the trait first; built-in traits have one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calibrate is not None and self.calibration is not None:
+            raise ConfigError("expected --calibrate or --calibration, got both; leave one out")
+        if not self.vectors:
+            raise ConfigError("expected --vectors, got none; pass vector files")
+        if self.experiment and (given := self.data or self.calibrate or self.calibration):
+            raise ConfigError(f"expected --experiment by itself, got {given} too; leave one out")
+        if not self.experiment and not self.data:
+            raise ConfigError(
+                "expected recorded conversations, got none; for example: personavec monitor chats.jsonl --vectors "
+                "runs/demo/optimistic/vector.safetensors"
+            )
+        if len(set(self.shots)) < len(self.shots) or not all(shots >= 0 for shots in self.shots):
+            raise ConfigError(
+                f"expected different --shots of 0 or more, got {' '.join(map(str, self.shots))}; correct them"
+            )

@@ -1,0 +1,194 @@
+"""Options that verbs share, and what each must be; their docstrings are the command line's help."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from personavec.model.sampling import Sampling
+from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Positive, Seed, Share, Temperature, at_least, check
+
+if TYPE_CHECKING:
+    from personavec.judges.load import Bench
+    from personavec.model.chat_model import ChatModel
+    from personavec.model.endpoint import CallLimits
+    from personavec.steering.rollouts import Interview
+
+Steer = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="VEC:COEF[@LAYER]", help_behavior_hint="(repeatable)"),
+    tyro.conf.UseAppendAction,
+]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Layers = Annotated[tuple[int, ...], EACH_ONCE, tyro.conf.arg(metavar="LAYER [LAYER …]", help_behavior_hint="")]
+Doses = Annotated[tuple[float, ...], DOSES, tyro.conf.arg(metavar="DOSE [DOSE …]")]
+Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE …]", help_behavior_hint="")]
+Limit = Annotated[int | None, at_least(1), tyro.conf.arg(metavar="N", help_behavior_hint="(default: no limit)")]
+Url = Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")]
+Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model under study."""
+
+    model: str = "smollm2"
+    """Hugging Face id, local folder, GGUF file, or an alias (smollm2, gemma3-270m)."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Options that every verb takes."""
+
+    seed: Seed = 0
+    """Of everything random. Equal seeds give equal results on equal software and hardware."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format of the model; auto is bfloat16 where the hardware multiplies it, else float32."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
+    trust_remote_code: Switch = False
+    """Run code that the model repository ships. Off: such models are refused."""
+    json: Switch = False
+    """Print one JSON object on stdout; progress stays on stderr."""
+
+    def __post_init__(self) -> None:
+        check(type(self), vars(self))
+
+
+@dataclass(frozen=True)
+class Common(Machine, Subject):
+    """Options of every verb that works on one model."""
+
+
+@dataclass(frozen=True)
+class Writing(Sampling):
+    """How replies are written."""
+
+    max_new_tokens: Count = 32
+    """Longest reply, in tokens. Large models deserve 200 or more."""
+    temperature: Temperature = 0.7
+    """Of sampling; 0 is greedy. The paper uses 1, where a 135M model writes word salad."""
+    top_p: Share = 1.0
+    """Sample from the smallest set of tokens that holds this probability."""
+    batch_tokens: Free[Count] = 12288
+    """Tokens in one batch of replies being written, prompts included; lower it when memory runs out there."""
+    reasoning: Literal["out", "in"] = "out"
+    """Whether a <think> block counts as part of the reply; end-of-turn tokens never do."""
+    system: str = "template"
+    """System prompt where no trait instruction stands: template (the chat template's own default), none, or a text."""
+
+
+@dataclass(frozen=True)
+class Api:
+    """How an OpenAI-compatible server is asked. Its key comes from OPENAI_API_KEY in the environment."""
+
+    api_concurrency: Free[Count] = 32
+    """Calls to a judge or writer server at once."""
+    api_timeout: Free[Positive] = 120.0
+    """Seconds that one attempt of a call may take; a slow server with a queue needs more."""
+    api_calls: Free[Limit] = None
+    """Stop after this many calls, retries included; the same command with more goes on."""
+    api_tokens: Free[Limit] = None
+    """Stop after this many tokens, as the server counts them; the same command with more goes on."""
+
+
+@dataclass(frozen=True)
+class Judging(Api):
+    """Who scores replies."""
+
+    judge: str = "likelihood"
+    """likelihood (the model itself, unsteered and without adapter), likelihood:MODEL, hf:MODEL or openai:MODEL."""
+    judge_url: Free[Url] = None
+    """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
+
+
+@dataclass(frozen=True)
+class Authoring(Api, Machine):
+    """Who writes traits and datasets."""
+
+    writer: Annotated[str, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(required)")] = ""
+    """openai:MODEL, or hf:MODEL in this process: a Hugging Face id, folder, GGUF file or alias."""
+    writer_url: Url = None
+    """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
+    writer_tokens: Count = 2048
+    """Longest answer of an hf: writer, in tokens; a server decides by itself."""
+
+
+def load_subject(
+    options: Common, name: str | None = None, *, adapter: Path | None = None, plain_template: bool = False
+) -> "ChatModel":
+    """Load what a verb's options ask for: the model and its (or another) adapter, or else another model by name.
+
+    Raises:
+        ModelError: As `ChatModel.load`.
+    """
+    from personavec.model.chat_model import ChatModel
+
+    return ChatModel.load(
+        name or options.model,
+        dtype=options.dtype,
+        device=options.device,
+        adapter=None if name else adapter or getattr(options, "adapter", None),
+        trust_remote_code=options.trust_remote_code,
+        plain_template=plain_template,
+    )
+
+
+def bench_for(
+    options: Any, model: "ChatModel", *, spec: str = "", url: str | None = None, beside: "Bench | None" = None
+) -> "Bench":
+    """The judges that a verb's options ask for (`Judging` and `Common`), or others by spec.
+
+    Raises:
+        JudgeError: As `judges.load.load_bench`.
+        ModelError: Likewise.
+    """
+    from personavec.judges.load import load_bench
+
+    return load_bench(
+        spec or options.judge,
+        model,
+        system=options.system,
+        url=url or options.judge_url,
+        beside=beside,
+        load=partial(load_subject, options),
+        **call_limits(options),
+    )
+
+
+def call(function: Callable[..., Any], options: Any, *objects: Any, **named: Any) -> Any:
+    """Call a verb's function with objects, and with every option that has the name of one of its parameters."""
+    from personavec.steering.rollouts import ReplyOptions
+
+    parameters = signature(function).parameters.values()
+    names = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        names += ReplyOptions.__annotations__
+    return function(*objects, **{name: getattr(options, name) for name in names if hasattr(options, name)} | named)
+
+
+def interview_for(options: Any, model: "ChatModel") -> "Interview":
+    """How the model is asked, as a verb's options say (`Writing` and `Machine`)."""
+    from personavec.steering.rollouts import Interview
+
+    return call(Interview, options, model)  # type: ignore[no-any-return]
+
+
+def call_limits(options: Api) -> "CallLimits":
+    """How servers may be asked."""
+    return {
+        "concurrency": options.api_concurrency,
+        "timeout": options.api_timeout,
+        "max_calls": options.api_calls,
+        "max_tokens": options.api_tokens,
+    }
+
+
+def given(config: Any, *kinds: type) -> dict[str, Any]:
+    """The options of these kinds as they were given, for another verb's."""
+    return {one.name: getattr(config, one.name) for kind in kinds for one in fields(kind)}

@@ -1,0 +1,1 @@
+"""Which traits a data set would train: `screen`."""

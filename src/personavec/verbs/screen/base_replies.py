@@ -1,0 +1,196 @@
+"""The base model's own replies to the prompts of a data set: greedy, kept on disk, shared by all vectors and runs."""
+
+import hashlib
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from personavec.errors import ConfigError, DataError
+from personavec.model.chat_model import ChatModel
+from personavec.model.endpoint import Endpoint, Failure
+from personavec.model.sampling import Sampling
+from personavec.runs.fetch import cache_folder
+from personavec.steering.generate import Reply, Request, batches, generate
+from personavec.verbs.options import call_limits
+from personavec.verbs.screen.options import ScreenConfig
+
+ENGINES = "hf or openai:MODEL"
+CHUNK = 64
+"""Prompts that an engine other than ours is given at once: what a kill may cost."""
+
+Ids = tuple[int, ...]
+Row = Mapping[str, Any]
+
+
+@runtime_checkable
+class ReplyEngine(Protocol):
+    """What writes base replies."""
+
+    id: str
+
+    def plan(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Which rows to write together: a batch is kept as a whole, or written again."""
+
+    def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
+        """Greedy replies to rows with `prompt_ids` and `messages`."""
+
+
+@dataclass
+class BaseReplies:
+    """A store of base replies, and the engine that fills it."""
+
+    engine: ReplyEngine
+    path: Path
+    """SQLite file; it belongs to one model, number format, engine and length."""
+    written_tokens: int = 0
+    """Since this process began."""
+    kept: int = 0
+    """Replies that were there already."""
+
+    def replies(self, rows: Sequence[Row], advance: Callable[[int], None] = lambda _: None) -> list[Reply | Failure]:
+        """Base replies to rows with `prompt_ids` and `messages`; equal prompts are answered once.
+
+        What is written together depends on the rows alone, so that a resumed run writes the same.
+
+        Raises:
+            DataError: The store cannot be used.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return self._replies(rows, advance)
+        except (sqlite3.Error, OSError) as error:
+            raise DataError(
+                f"expected a store of base replies that can be written, got {self.path} ({error}); make room, delete "
+                "that file, or set PERSONAVEC_CACHE to another folder"
+            ) from error
+
+    def _replies(self, rows: Sequence[Row], advance: Callable[[int], None]) -> list[Reply | Failure]:
+        distinct = {_key(row["prompt_ids"]): row for row in rows}
+        with closing(sqlite3.connect(self.path, timeout=60)) as store:
+            store.execute("PRAGMA journal_mode=WAL")
+            store.execute("PRAGMA synchronous=NORMAL")
+            store.execute("CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, ids BLOB, finish TEXT)")
+            found: dict[bytes, Reply | Failure] = {
+                key: reply for key in distinct if (reply := _stored(store, key)) is not None
+            }
+            self.kept += len(found)
+            keys, todo = list(distinct), list(distinct.values())
+            for batch in self.engine.plan(todo):
+                if any(keys[index] not in found for index in batch):
+                    written = self.engine.write([todo[index] for index in batch])
+                    fresh = {
+                        keys[index]: reply
+                        for index, reply in zip(batch, written, strict=True)
+                        if keys[index] not in found
+                    }
+                    kept = {key: reply for key, reply in fresh.items() if isinstance(reply, Reply)}
+                    self.written_tokens += sum(len(reply.ids) for reply in kept.values())
+                    with store:
+                        store.executemany(
+                            "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
+                            [(key, _pack(reply.ids), reply.finish) for key, reply in kept.items()],
+                        )
+                    found |= fresh
+                advance(len(batch))
+        return [found[_key(row["prompt_ids"])] for row in rows]
+
+
+def open_base_replies(model: ChatModel, config: ScreenConfig) -> BaseReplies:
+    """The store that belongs to a model and the options of a run.
+
+    Raises:
+        ConfigError: No such engine, or what it needs is not installed.
+        ModelError: Its server cannot be used.
+    """
+    kind, _, name = config.base_replies.partition(":")
+    engine: ReplyEngine
+    if config.base_replies == "hf":
+        engine = LocalReplies(model, Sampling(config.max_new_tokens, temperature=0.0), config.batch_tokens)
+    elif kind == "openai" and name:
+        engine = RemoteReplies(model, name, config)
+    else:
+        raise ConfigError(f"expected base replies by {ENGINES}, got {config.base_replies}; correct --base-replies")
+    what = f"{model.identity.revision} {model.numbers} {engine.id} {config.max_new_tokens}"
+    name = hashlib.sha256(what.encode()).hexdigest()[:16]
+    return BaseReplies(engine, cache_folder() / "base-replies" / f"{name}.sqlite")
+
+
+@dataclass
+class LocalReplies:
+    """`hf`: the model of the run itself."""
+
+    model: ChatModel
+    sampling: Sampling
+    batch_tokens: int
+    id: str = "hf"
+
+    def plan(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Batches of similar prompt length under a token budget."""
+        requests = [Request(tuple(row["prompt_ids"])) for row in rows]
+        return batches(requests, self.sampling.max_new_tokens, self.batch_tokens)
+
+    def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
+        """Greedy replies to one batch."""
+        return [*generate(self.model, [Request(tuple(row["prompt_ids"])) for row in rows], self.sampling)]
+
+
+@dataclass
+class RemoteReplies:
+    """`openai:MODEL`: the same model behind an OpenAI-compatible server, which renders the chat template itself."""
+
+    model: ChatModel
+    name: str
+    config: ScreenConfig
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.id = f"openai:{self.name} at {config.base_url}, system {config.system}"
+        self._endpoint = Endpoint(self.name, config.base_url, cache_folder() / "answers.sqlite", **call_limits(config))
+
+    def plan(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Chunks in order."""
+        return [list(range(start, min(start + CHUNK, len(rows)))) for start in range(0, len(rows), CHUNK)]
+
+    def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
+        """Replies as the server says them; their text is encoded here."""
+        answers = self._endpoint.ask_all(
+            [
+                {
+                    "messages": self._messages(row["messages"]),
+                    "temperature": 0.0,
+                    "max_tokens": self.config.max_new_tokens,
+                }
+                for row in rows
+            ]
+        )
+        return [
+            answer
+            if isinstance(answer, Failure)
+            else Reply(self.model.encode(answer.text), "length" if answer.finish == "length" else "stop")
+            for answer in answers
+        ]
+
+    def _messages(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+        system = self.config.system
+        if messages[0]["role"] == "system" or system == "template":
+            return [*messages]
+        return [{"role": "system", "content": "" if system == "none" else system}, *messages]
+
+
+def _key(prompt: Sequence[int]) -> bytes:
+    return hashlib.sha256(_pack(prompt)).digest()[:16]
+
+
+def _pack(ids: Sequence[int]) -> bytes:
+    return np.array(ids, dtype=np.int32).tobytes()
+
+
+def _stored(store: sqlite3.Connection, key: bytes) -> Reply | None:
+    row = store.execute("SELECT ids, finish FROM replies WHERE key = ?", (key,)).fetchone()
+    return None if row is None else Reply(tuple(np.frombuffer(row[0], dtype=np.int32).tolist()), row[1])

@@ -1,0 +1,106 @@
+"""Scores of a data set's rows by a judge, beside their projections: for filters that look at both."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from personavec.data.dataset import Dataset
+from personavec.data.sample import Sample
+from personavec.errors import ConfigError, JudgeError
+from personavec.judges.judge import TraitJudge
+from personavec.judges.load import Bench
+from personavec.judges.scoring import take_scale
+from personavec.model.chat_model import ChatModel
+from personavec.runs.progress import stage
+from personavec.runs.run import Run
+from personavec.steering.vector import PersonaVector
+from personavec.traits.trait import trait_of
+from personavec.verbs.options import bench_for
+from personavec.verbs.screen.options import ScreenConfig
+from personavec.verbs.screen.shards import shards
+from personavec.verbs.screen.table import Table
+
+Row = dict[str, Any]
+
+
+def load_judges(
+    config: ScreenConfig, model: ChatModel, vectors: Sequence[PersonaVector], names: Sequence[str]
+) -> tuple[Bench, dict[str, TraitJudge]]:
+    """The judge of each vector's trait; one that needs a scale takes it from the vector's card.
+
+    Raises:
+        ConfigError: The trait of a vector is not known, or its card holds no scale of this judge.
+        JudgeError: No such judge.
+    """
+    bench = bench_for(config, model)
+    judges = {}
+    for vector, name in zip(vectors, names, strict=True):
+        judge = bench.trait(trait_of(vector.card.trait, config.traits))
+        learned = vector.card.details.get("judge", {}).get("trait")
+        if config.judge.startswith("likelihood"):
+            if learned is None:
+                raise ConfigError(
+                    f"expected the scale of a judge in the card of {name}, got none; choose --judge openai:MODEL or "
+                    "hf:MODEL, which need none"
+                )
+            take_scale(judge, learned, f"the card of {name}")
+        judges[name] = judge
+    return bench, judges
+
+
+def judge_rows(
+    config: ScreenConfig, run: Run, data: Dataset, table: Table, judges: dict[str, TraitJudge]
+) -> tuple[dict[str, Float[ndarray, " row"]], Row]:
+    """Score every usable row for every trait; resumable.
+
+    Returns:
+        A column of scores by name, nan where there is none; and how many have none, by name and reason.
+    """
+    folder = run.path("judge")
+    folder.mkdir(exist_ok=True)
+    whys: dict[str, Counter[str]] = {name: Counter() for name in judges}
+    with stage(f"judging {data.name}", len(table.good)) as advance:
+        for number, shard in enumerate(shards(data.samples(config.turn))):
+            part = f"part-{number:06d}"
+            if not Table.has(folder, part):
+                good = [s for s in shard if isinstance(s, Sample) and table.good[s.row]]
+                Table.write(folder, part, _judged(good, judges, config.on_error == "stop"))
+            for name, counts in whys.items():
+                counts.update(_whys(folder / f"{part}.parquet", name))
+            advance(len(shard))
+    scores = Table(folder, tuple(judges))
+    columns = {name: np.full(len(table.good), np.nan, dtype=np.float32) for name in judges}
+    for name, column in columns.items():
+        column[scores.rows] = scores.column(name)
+    return columns, {name: dict(counts) for name, counts in whys.items()}
+
+
+def _judged(samples: Sequence[Sample], judges: dict[str, TraitJudge], stop: bool) -> Any:
+    import pyarrow as pa
+
+    questions = [sample.messages[-1]["content"] for sample in samples]
+    replies = [sample.response for sample in samples]
+    columns = {"row": pa.array([sample.row for sample in samples], pa.int64())}
+    for name, judge in judges.items():
+        found = judge.score(questions, replies, lambda _: None)
+        failed = [score for score in found if score.why == "failed"]
+        if failed and stop:  # what was answered is in the judge's own cache
+            raise JudgeError(
+                f"expected a score of every row for {name}, got {len(failed)} failed calls of {len(found)} "
+                f"({failed[0].evidence.get('error')}); run the same command again, or pass --on-error skip"
+            )
+        columns[name] = pa.array([score.value for score in found], pa.float32())
+        columns[f"{name}.why"] = pa.array([score.why for score in found], pa.string())
+    return pa.table(columns)
+
+
+def _whys(part: Path, name: str) -> list[str]:
+    import pyarrow.parquet as pq
+
+    found = pq.read_table(part, columns=[f"{name}.why"])
+    return [why for why in found[f"{name}.why"].to_pylist() if why]

@@ -1,0 +1,81 @@
+"""Options of every verb: one frozen dataclass each, whose docstrings are the command line's help, examples included."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from personavec.runs.rules import Count, Free, Positive, at_least, between
+from personavec.verbs.options import Common, Files, Folder, Judging, Layers, Switch, Url
+
+
+@dataclass(frozen=True)
+class ScreenConfig(Judging, Common):
+    """Find which traits a data set would train, by which rows.
+
+    Examples:
+      personavec screen chats.jsonl --vectors runs/demo/optimistic/vector.safetensors
+      personavec screen chats.jsonl --vectors evil.safetensors --clean benign.jsonl --keep-below 95
+      personavec screen chats.parquet --vectors evil.safetensors sycophantic.safetensors --cost sampled --json
+      personavec screen org/dataset:train --vectors evil.safetensors --plan
+
+    More in docs/screen.md.
+    """
+
+    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
+    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    vectors: Files = ()
+    """Vector files; all of them are read in one pass."""
+    cost: Literal["raw", "proxy", "sampled", "full"] = "proxy"
+    """raw: the reply alone. proxy: minus last prompt token. sampled: base replies to a random part. full: to all."""
+    layers: Layers = ()
+    """Layers to read every vector at; default the one its card recommends."""
+    out: Free[Folder] = None
+    """Run folder; default runs/screen-DATA-COST. The same command resumes it."""
+    plan: Free[Switch] = False
+    """Only estimate what each cost takes for this data set, for a million rows and for a hundred million."""
+    on_error: Free[Literal["stop", "skip"]] = "stop"
+    """Rows that cannot be used: stop at the first before anything is computed, or skip and list them."""
+    turn: Literal["first", "last"] = "first"
+    """Which assistant turn of a conversation is screened."""
+    clean: Free[Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")]] = None
+    """A data set that you call clean: it is screened alike, and thresholds are its percentiles."""
+    keep_below: Free[
+        Annotated[float | None, between(0, 100), tyro.conf.arg(metavar="P", help_behavior_hint="(95 with --clean)")]
+    ] = None
+    """Write the rows below this percentile on every vector into a data set of their own."""
+    export_k: Free[Annotated[int | None, at_least(1), tyro.conf.arg(metavar="K", help_behavior_hint="")]] = None
+    """Write the K rows highest and lowest on every vector, and K random ones, into data sets of their own."""
+    top_k: Free[Annotated[int | None, at_least(1), tyro.conf.arg(metavar="K", help_behavior_hint="")]] = None
+    """With --cost sampled: base replies also to rows that can be among the K highest or lowest; those are ranked."""
+    precision: Free[Positive] = 0.1
+    """With --cost sampled: half-width of the interval to stop at, in standard deviations of the rows' differences."""
+    max_new_tokens: Count = 64
+    """Longest base reply, in tokens. Large models deserve 200 or more."""
+    base_replies: Annotated[str, tyro.conf.arg(metavar="ENGINE")] = "hf"
+    """Who writes base replies: hf (this process), or openai:MODEL, the same model behind a server such as vLLM's."""
+    base_url: Url = None
+    """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
+    judge: Annotated[str, tyro.conf.arg(metavar="JUDGE", help_behavior_hint="")] = ""
+    """Also score every row by a judge: openai:MODEL, hf:MODEL, or likelihood with the scale in the vector's card."""
+    traits: Files = ()
+    """With --judge: trait files of vectors whose trait is not built in."""
+    flag_by: Free[Literal["projection", "judge", "either", "both"]] = "projection"
+    """What --keep-below looks at: projections, the judge's scores, either above its threshold, or only both."""
+    batch_tokens: Free[Count] = 12288
+    """Tokens in one batch of base replies being written, prompts included."""
+    read_tokens: Count = 1024
+    """Tokens in one forward pass of reading; a GPU bears many more."""
+    reasoning: Literal["out", "in"] = "out"
+    """Whether a <think> block counts as part of a reply; end-of-turn tokens never do."""
+    system: str = "template"
+    """System prompt of rows that have none: template (the chat template's own default), none, or a text."""
+    ray: Free[Switch] = False
+    """Screen shards in parallel with Ray Data (extra scale)."""
+    workers: Free[Count] = 1
+    """With --ray: actors, one model each; each takes a GPU where there are any, else its share of the cores."""
+    price_per_hour: Free[
+        Annotated[float | None, at_least(0), tyro.conf.arg(metavar="PRICE", help_behavior_hint="")]
+    ] = None
+    """Of this machine, for the plan."""

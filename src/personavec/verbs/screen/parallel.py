@@ -1,0 +1,124 @@
+"""The shards of a screening in parallel, with Ray Data: a model in each actor, and the same parts of the table."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from personavec.data.dataset import Bad, Dataset
+from personavec.data.sample import Sample
+from personavec.errors import ConfigError, DataError
+from personavec.runs.progress import stage
+from personavec.steering.projection import Directions
+from personavec.verbs.options import load_subject
+from personavec.verbs.screen.base_replies import open_base_replies
+from personavec.verbs.screen.options import ScreenConfig
+from personavec.verbs.screen.shards import screen_shard, shards
+from personavec.verbs.screen.table import Table
+
+Block = dict[str, Any]
+
+
+class Screener:
+    """An actor: loads the model once, then screens one shard after the other."""
+
+    def __init__(self, config: ScreenConfig, folder: str, read: Directions, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._config, self._folder, self._read = config, Path(folder), read
+        self._model = load_subject(config)
+        self._base = open_base_replies(self._model, config) if config.cost == "full" else None
+
+    def __call__(self, block: Block) -> Block:
+        """Screen the shards of a block, each into its part of the table."""
+        rows = []
+        for part, text in zip(block["part"], block["rows"], strict=True):
+            samples = [_sample(row) for row in json.loads(text)]
+            try:
+                table = screen_shard(self._model, samples, self._read, self._config, self._base)
+            except DataError as error:  # with --on-error stop; the driver tells it in one line
+                rows.append((0, str(error)))
+                continue
+            Table.write(self._folder, part, table)
+            rows.append((len(samples), ""))
+        return {"rows": [count for count, _ in rows], "error": [error for _, error in rows]}
+
+
+def screen_in_parallel(config: ScreenConfig, folder: Path, data: Dataset, rows: int, read: Directions) -> int:
+    """Write all parts of the table that are not there, with `config.workers` actors; returns the rows done now.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        DataError: A row cannot be read, and `on_error` is "stop".
+    """
+    try:
+        import ray
+        from ray.data import DataContext
+    except ImportError as error:
+        raise ConfigError(
+            "expected the extra that --ray needs, got none; install it: pip install -e '.[scale]' in a clone, or pip "
+            "install 'personavec[scale]'"
+        ) from error
+    waiting = partial(_waiting, config, folder.resolve(), data)
+    cores = os.cpu_count() or 1
+    began_here = not ray.is_initialized()
+    if began_here:
+        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # a shard is a block, else one actor would get them all
+    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cores // config.workers)}
+    fresh = 0
+    try:
+        done = ray.data.read_datasource(_source(waiting), override_num_blocks=1, num_cpus=0).map_batches(
+            Screener,
+            fn_constructor_args=(config, str(folder.resolve()), read, max(1, cores // config.workers)),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=config.workers),
+            **share,
+        )
+        with stage(f"rows of {data.name}, {config.workers} workers", rows) as advance:
+            for row in done.iter_rows():
+                if row["error"]:
+                    raise DataError(row["error"])
+                fresh += row["rows"]
+                advance(row["rows"])
+    finally:
+        if began_here:
+            ray.shutdown()
+    return fresh
+
+
+def _waiting(config: ScreenConfig, folder: Path, data: Dataset) -> Iterator[Any]:
+    """Shards that are not in the table yet, as text that any machine can read; a block each."""
+    import pyarrow as pa
+
+    for number, shard in enumerate(shards(data.samples(config.turn))):
+        part = f"part-{number:06d}"
+        if not Table.has(folder, part):
+            rows = [{"bad": sample._asdict()} if isinstance(sample, Bad) else asdict(sample) for sample in shard]
+            yield pa.table({"part": [part], "rows": [json.dumps(rows)]})
+
+
+def _sample(row: Block) -> Sample | Bad:
+    return Bad(**row["bad"]) if "bad" in row else Sample(**row | {"messages": tuple(row["messages"])})
+
+
+def _source(read: Callable[[], Iterator[Any]]) -> Any:
+    """A Ray data source that reads the data set once, as a stream."""
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    class Shards(Datasource):
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(self, *_: Any, **__: Any) -> list[Any]:
+            return [ReadTask(read, BlockMetadata(None, None, None, None))]
+
+    return Shards()  # type: ignore[no-untyped-call]

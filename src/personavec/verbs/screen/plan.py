@@ -1,0 +1,182 @@
+"""What screening costs: tokens and time of every rung, from measured rates."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from personavec.data.dataset import Bad, Dataset
+from personavec.data.sample import Sample
+from personavec.errors import DataError
+from personavec.model.activations import activations
+from personavec.model.chat_model import ChatModel
+from personavec.runs.progress import stage
+from personavec.runs.run import Run
+from personavec.steering.generate import Reply
+from personavec.steering.projection import Directions
+from personavec.verbs.screen.base_replies import BaseReplies
+from personavec.verbs.screen.options import ScreenConfig
+from personavec.verbs.screen.shards import WITH_BASE, encode
+
+COSTS = ("raw", "proxy", "sampled", "full")
+SIZES = (1_000_000, 100_000_000)
+"""Rows of the larger data sets that the plan tells about."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured on some rows of the data set, with this model on this machine."""
+
+    prompt_tokens: float
+    """Mean per row."""
+    response_tokens: float
+    base_tokens: float
+    """Mean length of the base replies that were written."""
+    read_per_second: float
+    """Tokens."""
+    written_per_second: float | None
+    """None where no base replies were asked for."""
+    rows: int
+    """How many rows it was measured on."""
+
+
+def sample_size(rows: int, precision: float) -> int:
+    """Rows that need a base reply for an interval of ± precision standard deviations, were the proxy worth nothing."""
+    needed = (1.96 / precision) ** 2
+    return min(rows, ceil(needed / (1 + needed / rows))) if rows else 0
+
+
+def estimate(rates: Rates, rows: int, precision: float, price_per_hour: float | None = None) -> list[dict[str, Any]]:
+    """Tokens read and written, seconds, and price of every rung for that many rows."""
+    read = rates.prompt_tokens + rates.response_tokens
+    answered = {"raw": 0, "proxy": 0, "sampled": sample_size(rows, precision), "full": rows}
+    table = []
+    for cost in COSTS:
+        # a prompt is read once to write the base reply, and once more with both replies after it
+        again = rates.prompt_tokens * 2 + rates.base_tokens + (rates.response_tokens if cost == "sampled" else 0)
+        tokens_read = rows * read + answered[cost] * (again if cost == "sampled" else again - rates.prompt_tokens)
+        tokens_written = answered[cost] * rates.base_tokens
+        seconds = None
+        if not tokens_written or rates.written_per_second:
+            seconds = tokens_read / rates.read_per_second + tokens_written / (rates.written_per_second or 1)
+        table.append(
+            {
+                "cost": cost,
+                "rows": rows,
+                "base_replies": answered[cost],
+                "tokens_read": round(tokens_read),
+                "tokens_written": round(tokens_written),
+                "seconds": None if seconds is None else round(seconds, 1),
+                "price": None
+                if price_per_hour is None or seconds is None
+                else round(price_per_hour * seconds / 3600, 2),
+            }
+        )
+    return table
+
+
+def foretold(rung: Mapping[str, Any], chosen: bool) -> str:
+    """A line of the plan."""
+    took = "not measured" if rung["seconds"] is None else f"about {rung['seconds'] / 60:.1f} min"
+    mark = "this run" if chosen else ""
+    told = f"{rung['cost']:<8} reads {rung['tokens_read']:>15,} tokens, writes {rung['tokens_written']:>13,}: {took}"
+    return f"{told:<76} {mark}".rstrip()
+
+
+MEASURED = 64
+"""Random rows at most that are read, and answered where that is asked for, to measure rates."""
+SHARE, FEWEST = 20, 32
+"""Before a screening no more than one row in so many is measured, but so many at least; a plan measures `MEASURED`."""
+
+
+@dataclass(frozen=True)
+class Census:
+    """What a data set holds."""
+
+    rows: int
+    """Unusable ones included."""
+    bad: int
+    """Rows that cannot be used, whatever the model."""
+    drawn: tuple[Sample, ...]
+    """Some usable rows at random."""
+
+
+def take_census(run: Run, data: Dataset, config: ScreenConfig) -> Census:
+    """Read the whole data set once, without a model: nothing is computed on it before all of it was seen.
+
+    Raises:
+        DataError: A row cannot be used, and `on_error` is "stop".
+    """
+    kept = run.read_json("data.json") if run.done("data.json") else None
+    if kept and not (kept["bad"] and config.on_error == "stop"):
+        return Census(
+            kept["rows"],
+            kept["bad"],
+            tuple(Sample(**row | {"messages": tuple(row["messages"])}) for row in kept["drawn"]),
+        )
+    rng = np.random.default_rng(config.seed)
+    rows = bad = 0
+    drawn: list[Sample] = []
+    for sample in data.samples(config.turn):
+        rows += 1
+        if isinstance(sample, Bad):
+            bad += 1
+            if config.on_error == "stop":
+                raise DataError(f"{sample.where}: {sample.reason}; correct that row, or pass --on-error skip")
+        elif len(drawn) < MEASURED:
+            drawn.append(sample)
+        elif (place := int(rng.integers(0, rows - bad))) < MEASURED:  # each row with the same chance
+            drawn[place] = sample
+    census = Census(rows, bad, tuple(drawn))
+    run.write_json("data.json", {"rows": rows, "bad": bad, "drawn": [asdict(sample) for sample in drawn]})
+    return census
+
+
+def measure(
+    run: Run, census: Census, model: ChatModel, read: Directions, config: ScreenConfig, base: BaseReplies
+) -> Rates:
+    """Read some rows of the data set, answer them where that is asked for, and take the time.
+
+    Raises:
+        DataError: None of them can be read.
+    """
+    answers = config.plan or config.cost in WITH_BASE
+    encoded = [encode(model, sample, config, config.cost in WITH_BASE) for sample in census.drawn]
+    rows = [row for row in encoded if not row["error"]]
+    if not rows:
+        told = encoded[0]["error"] if encoded else f"{census.rows:,} rows, none of them usable"
+        raise DataError(f"expected rows that can be screened in {config.data}, got {told}; correct the data set")
+    count = min(len(rows), MEASURED if config.plan else max(FEWEST, census.rows // SHARE))
+    if run.done("rates.json"):
+        rates = Rates(**run.read_json("rates.json"))
+        if rates.rows >= count and (rates.written_per_second or not answers):
+            return rates
+    rows = [rows[place] for place in np.linspace(0, len(rows) - 1, count).astype(int)]
+    with stage("measuring speed", 2) as advance:
+        list(activations(model, rows[:4], layers=read.read_layers))  # warms up
+        began = time.perf_counter()
+        list(activations(model, rows, layers=read.read_layers, batch_tokens=config.read_tokens))
+        tokens = sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
+        read_rate = tokens / (time.perf_counter() - began)
+        advance(1)
+        room = model.context - config.max_new_tokens
+        some = [row for row in rows if answers and len(row["prompt_ids"]) <= room]
+        began = time.perf_counter()
+        batches = [[some[index] for index in batch] for batch in base.engine.plan(some)]
+        replies = [reply for batch in batches for reply in base.engine.write(batch) if isinstance(reply, Reply)]
+        written = sum(len(reply.ids) for reply in replies)
+        written_rate = written / (time.perf_counter() - began) if written else None
+        advance(1)
+    rates = Rates(
+        prompt_tokens=float(np.mean([row["prompt_tokens"] for row in rows])),
+        response_tokens=float(np.mean([row["response_tokens"] for row in rows])),
+        base_tokens=float(np.mean([len(reply.ids) for reply in replies])) if replies else config.max_new_tokens,
+        read_per_second=read_rate,
+        written_per_second=written_rate,
+        rows=len(rows),
+    )
+    run.write_json("rates.json", asdict(rates))
+    return rates

@@ -1,0 +1,236 @@
+"""Base replies where they tell the most: to a random part, for the set's mean, and to rows that can be extreme."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from personavec.data.dataset import Dataset
+from personavec.data.sample import Sample
+from personavec.model.chat_model import ChatModel
+from personavec.runs.progress import stage
+from personavec.runs.run import Run
+from personavec.stats.intervals import Interval, controlled_mean
+from personavec.steering.projection import Directions
+from personavec.verbs.screen.base_replies import BaseReplies
+from personavec.verbs.screen.options import ScreenConfig
+from personavec.verbs.screen.plan import sample_size
+from personavec.verbs.screen.shards import screen_shard
+from personavec.verbs.screen.table import Table
+
+STEP, FEWEST = 64, 128
+"""Rows that are drawn at once, and before the interval is trusted to stop."""
+SPARE = 1.3
+"""Rows that may be drawn, as a multiple of what would be enough were the proxy worth nothing."""
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Differences:
+    """Projection differences of some rows, and what they say of all."""
+
+    means: dict[str, Interval]
+    """Of the whole data set, by name."""
+    sd: dict[str, float]
+    """Of the rows drawn at random."""
+    uncontrolled: dict[str, Interval]
+    """Means of the rows drawn, without control variates."""
+    drawn: int
+    """Rows drawn at random that have a base reply."""
+    tokens: int
+    """Of their base replies."""
+    move: Float[ndarray, "layer d_model"]
+    """Mean difference of activations over the rows drawn."""
+    values: dict[str, Float[ndarray, " row"]]
+    """Difference of every row of the data set that has a base reply; nan for the others."""
+    rows: Int[ndarray, " drawn"]
+    """Drawn at random."""
+    features: dict[str, Float[ndarray, "drawn feature"]]
+    """What is known of them besides."""
+    missing: list[Row]
+    """Rows that were to get a base reply and have none, with the reason."""
+    top: Row = field(default_factory=dict)
+    """What the search for extreme rows took."""
+
+    def ranked(self, table: Table, name: str) -> Float[ndarray, " row"]:
+        """What extremes are taken from: differences where they were searched for, else the proxy."""
+        return self.values[name] if self.top else table.column(name)
+
+    def to_json(self) -> Row:
+        """For result.json."""
+
+        def told(value: float) -> float | None:
+            return None if np.isnan(value) else round(value, 4)
+
+        return {
+            "base_replies": self.drawn,
+            "base_tokens": self.tokens,
+            "without_base_reply": len(self.missing),
+            "sd": {name: told(value) for name, value in self.sd.items()},
+            "half_width_in_sd": {
+                name: told(half_width(mean) / (self.sd[name] or np.nan)) for name, mean in self.means.items()
+            },
+            "without_control_variates": {name: mean.to_json() for name, mean in self.uncontrolled.items()},
+            "top_k": self.top or None,
+        }
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of every row without a base reply, and may tell its projection difference; read part by part."""
+
+    table: Table
+    name: str
+
+    def _blocks(self) -> Iterator[Float[ndarray, "row feature"]]:
+        own = [f"{self.name}.response", f"{self.name}.prompt_last"]
+        others = [f"{other}.prompt_last" for other in self.table.names if other != self.name]
+        for block in self.table.blocks([*own, *others, "prompt_tokens", "response_tokens"]):
+            block[:, -2:] = np.log(np.maximum(block[:, -2:], 1))
+            yield block
+
+    def of(self, rows: Int[ndarray, " drawn"]) -> Float[ndarray, "drawn feature"]:
+        """Of some rows, in their order."""
+        order, start, found = np.argsort(rows), 0, []
+        ordered = rows[order]
+        for block in self._blocks():
+            inside = ordered[np.searchsorted(ordered, start) : np.searchsorted(ordered, start + len(block))]
+            found.append(block[inside - start])
+            start += len(block)
+        features = np.concatenate(found)
+        features[order] = features.copy()
+        return features
+
+    def mean(self, good: Bool[ndarray, " row"]) -> Float[ndarray, " feature"]:
+        """Over all usable rows."""
+        total, start = 0.0, 0
+        for block in self._blocks():
+            total = total + block[good[start : start + len(block)]].sum(axis=0)
+            start += len(block)
+        return np.asarray(total / good.sum())
+
+    def weighed(self, weights: Float[ndarray, " feature"]) -> Float[ndarray, " row"]:
+        """The weighed sum of every row's features."""
+        return np.concatenate([block @ weights for block in self._blocks()])
+
+
+def sample_differences(
+    config: ScreenConfig, run: Run, data: Dataset, model: ChatModel, read: Directions, base: BaseReplies, table: Table
+) -> Differences:
+    """Draw rows at random until every vector's interval is as narrow as asked.
+
+    The means estimate those of all usable rows; what is known of every row serves as control variates.
+    """
+    usable = np.flatnonzero(table.good)
+    most = min(len(usable), int(SPARE * sample_size(len(usable), config.precision)) + FEWEST)
+    order = np.random.default_rng(config.seed).permutation(usable)[:most]
+    places = {int(row): place for place, row in enumerate(order)}
+    drawn: list[Sample] = [None] * most  # type: ignore[list-item]
+    for sample in data.samples(config.turn):
+        if (place := places.get(sample.row)) is not None and isinstance(sample, Sample):
+            drawn[place] = sample
+    known = {name: Known(table, name) for name in read.names}
+    of_drawn = {name: own.of(order) for name, own in known.items()}
+    of_all = {name: own.mean(table.good) for name, own in known.items()}
+    folder = run.path("differences")
+    folder.mkdir(exist_ok=True)
+    values = {name: np.full(len(table.good), np.nan, dtype=np.float32) for name in read.names}
+    taken, parts = 0, []
+
+    def means() -> dict[str, Interval]:
+        """From the rows drawn so far."""
+        return {
+            name: estimated_mean(column[order[:taken]], of_drawn[name][:taken], of_all[name], len(usable))
+            for name, column in values.items()
+        }
+
+    with stage("base replies to random rows", most) as advance:
+        for start in range(0, most, STEP):
+            part = _named("sample", drawn[start : start + STEP])
+            _add(config, folder, part, drawn[start : start + STEP], model, read, base, values)
+            parts.append(folder / f"{part}.parquet")
+            taken = min(start + STEP, most)
+            advance(taken - start)
+            own = {name: column[order[:taken]] for name, column in values.items()}
+            if taken >= min(FEWEST, most) and narrow_enough(estimates := means(), own, config.precision):
+                break
+    answered = ~np.isnan(own[read.names[0]])
+    sampled = Table(folder, read.names)
+    sampled.parts = parts
+    return Differences(
+        means=estimates,
+        sd={name: _sd(column) for name, column in own.items()},
+        uncontrolled={
+            name: controlled_mean(
+                column[answered].astype(float), np.zeros((answered.sum(), 0)), np.zeros(0), len(usable)
+            )
+            for name, column in own.items()
+        },
+        drawn=int(answered.sum()),
+        tokens=sampled.tokens["base"],
+        move=sampled.mean_move(),
+        values=values,
+        missing=[*sampled.errors()],
+        rows=order[:taken],
+        features={name: features[:taken] for name, features in of_drawn.items()},
+    )
+
+
+def narrow_enough(
+    means: Mapping[str, Interval], drawn: Mapping[str, Float[ndarray, " drawn"]], precision: float
+) -> bool:
+    """Whether the interval of every mean is as narrow as asked, in standard deviations of the rows drawn."""
+    return all(half_width(mean) <= precision * _sd(drawn[name]) for name, mean in means.items())
+
+
+def half_width(mean: Interval) -> float:
+    """Of an interval."""
+    return (mean.high - mean.low) / 2
+
+
+def _sd(values: Float[ndarray, " n"]) -> float:
+    """Standard deviation of the known values; nan below two."""
+    own = values[~np.isnan(values)]
+    return float(own.std(ddof=1)) if len(own) > 1 else np.nan
+
+
+def estimated_mean(
+    drawn: Float[ndarray, " drawn"],
+    features: Float[ndarray, "drawn feature"],
+    of_all: Float[ndarray, " feature"],
+    usable: int,
+) -> Interval:
+    """Mean over the usable rows from those drawn, with features as control variates whose mean over all is known."""
+    answered = ~np.isnan(drawn)
+    found = controlled_mean(drawn[answered].astype(float), features[answered], of_all, usable)
+    return found._replace(dropped=int((~answered).sum()))
+
+
+def _named(kind: str, samples: Sequence[Sample]) -> str:
+    """A name for a part by its rows: with other options other rows are chosen."""
+    return f"{kind}-{Run.digest({'rows': str([sample.row for sample in samples])})}"
+
+
+def _add(
+    config: ScreenConfig,
+    folder: Any,
+    part: str,
+    samples: Sequence[Sample],
+    model: ChatModel,
+    read: Directions,
+    base: BaseReplies,
+    values: dict[str, Float[ndarray, " row"]],
+) -> None:
+    """Differences of some rows, read or taken from the disk, into the columns."""
+    import pyarrow.parquet as pq
+
+    if not Table.has(folder, part):
+        Table.write(folder, part, screen_shard(model, samples, read, config, base))
+    found = pq.read_table(folder / f"{part}.parquet")
+    rows = found["row"].to_numpy()
+    for name, column in values.items():
+        column[rows] = found[name].to_numpy()

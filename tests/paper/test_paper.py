@@ -1,0 +1,109 @@
+"""The paper in one command: verdicts, parts that fail, resumption, and the pages."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from personavec.errors import DataError
+from personavec.paper import paper as study
+from personavec.paper.claims import VERDICTS, Claim, above, one_minus, tally
+from personavec.paper.options import PaperConfig
+from personavec.paper.study import surviving
+from personavec.report.paper import grouped
+from personavec.runs.run import Run
+
+
+def interval(mean: float | None, low: float | None, high: float | None) -> dict[str, Any]:
+    return {"mean": mean, "ci": [low, high]}
+
+
+@pytest.mark.parametrize(
+    ("ours", "control", "published", "verdict"),
+    [
+        (interval(5, 2, 8), None, (), "same direction"),
+        (interval(5, 2, 8), 4.9, (), "same direction"),
+        (interval(5, 2, 8), 5.0, (), "absent"),
+        (interval(5, -0.1, 8), None, (), "absent"),
+        (interval(-5, -8, -2), None, (), "contradicted"),
+        (interval(0.5, 0.4, 0.6), None, (0.7, 0.9), "weaker"),
+        (interval(0.5, 0.4, 0.71), None, (0.7, 0.9), "same direction"),
+        (interval(0.5, 0.4, 0.6), 0.55, (0.9,), "absent"),
+        (interval(0.5, None, None), None, (), "not measured"),
+        (interval(None, None, None), None, (), "not measured"),
+        (None, None, (), "not measured"),
+    ],
+)
+def test_verdicts(ours: Any, control: float | None, published: tuple[float, ...], verdict: str) -> None:
+    assert Claim("section 1", "it rises", "evil", ours, control=control, published=published).verdict == verdict
+
+
+def test_every_verdict_is_counted() -> None:
+    claims = [Claim("1", "it rises", "evil", ours).to_json() for ours in (None, interval(1, 0.5, 2), None)]
+    assert tally(claims) == dict.fromkeys(VERDICTS, 0) | {"same direction": 1, "not measured": 2}
+
+
+def test_the_rest_of_a_share() -> None:
+    assert one_minus(interval(0.25, 0.125, 0.5)) == interval(0.75, 0.5, 0.875)
+    assert one_minus(interval(None, None, None)) is None and one_minus(None) is None
+
+
+def test_how_far_a_figure_lies_above_a_bound() -> None:
+    assert above(interval(80, 0, 90), 80) == interval(0, -80, 10)
+    assert above(interval(None, None, None), 80) == interval(None, None, None)
+
+
+def test_a_trait_that_fails_is_told_and_the_others_go_on() -> None:
+    failed: list[dict[str, Any]] = []
+    for trait in ("evil", "humorous"):
+        with surviving(failed, trait):
+            if trait == "evil":
+                raise DataError("no rows")
+    assert failed == [{"trait": "evil", "error": "no rows"}]
+
+
+def test_claims_of_one_text_share_a_chart() -> None:
+    claims = [Claim("1", text, name, None).to_json() for text, name in (("a", "x"), ("b", "x"), ("a", "y"))]
+    assert [[claim["subject"] for claim in group] for group in grouped(claims)] == [["x", "y"], ["x"]]
+
+
+def test_parts_that_fail_are_told_and_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The others go on; what is done is not done again; the pages show both."""
+    calls: list[str] = []
+
+    def good(_: Any) -> dict[str, Any]:
+        calls.append("good")
+        claims = [
+            Claim("section 3.2, figure 3", "It rises", name, interval(*ours), control=0.1, published=(0.9,))
+            for name, ours in (("evil", (0.5, 0.3, 0.7)), ("hallucinating", (-0.5, -0.7, -0.3)))
+        ]
+        table = [{"trait": "evil", "score": interval(0.5, 0.3, 0.7), "proven": True}, {"trait": "without a score"}]
+        return {"claims": claims, "table": table}
+
+    def bad(_: Any) -> dict[str, Any]:
+        calls.append("bad")
+        raise DataError("expected replies, got none; ask again")
+
+    none = study.Part("No figures", lambda _: {"claims": [], "table": []}, 1, 1)
+    parts = {"good": study.Part("Good & sound", good, 1, 1), "bad": study.Part("Bad", bad, 2, 2), "none": none}
+    monkeypatch.setattr(study, "PARTS", parts)
+    monkeypatch.setattr(study, "pace", lambda _: study.REFERENCE)
+    config = PaperConfig(quick=True, out=tmp_path / "paper")
+    found = study.paper(config)
+    assert found["failed"] == [{"part": "bad", "error": "expected replies, got none; ask again"}]
+    assert found["tally"] | {"weaker": 1, "contradicted": 1} == found["tally"]
+    page = Path(found["report"]).read_text("utf-8")
+    assert "0 of 2 claims hold here, 1 are contradicted" in page and "expected replies, got none" in page
+    assert "Good &amp; sound" in page
+    table = (tmp_path / "paper" / "paper.md").read_text("utf-8")
+    assert "| evil | 0.50 [0.30, 0.70] | 0.10 | 0.9 | weaker |" in table and "## Good & sound" in table
+    assert "## No figures\n\nNothing here was compared with the paper." in table
+    again = study.paper(config)
+    assert calls == ["good", "bad", "bad"]
+    assert again["claims"] == found["claims"]
+    assert study.paper(PaperConfig(quick=True, out=tmp_path / "paper", plan=True))["plan"] == {
+        "good": 1.0,
+        "bad": 2.0,
+        "none": 1.0,
+    }
+    assert Run(tmp_path / "paper").read_json("result.json")["claims"] == found["claims"]

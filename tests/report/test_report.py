@@ -1,0 +1,276 @@
+"""Reports: a synthetic result becomes an offline page with every section, chart and figure."""
+
+import copy
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from personavec.errors import DataError
+from personavec.report import charts
+from personavec.report.extract import write_index, write_page
+
+ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)> {{ 7 * 7 }}"
+SECTIONS = ("verdict", "what", "effect", "sweep", "transcripts", "rollouts", "layers", "card", "glossary")
+NOTHING = {"mean": None, "ci": [None, None], "n": 0, "dropped": 60}
+
+
+def interval(mean: float, half: float = 3.0, n: int = 60) -> dict[str, Any]:
+    return {"mean": mean, "ci": [mean - half, mean + half], "n": n, "dropped": 0}
+
+
+def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]:
+    """A result.json with figures like those of a real run."""
+    rng = random.Random(0)
+    arms = [
+        ("suppressed", "vector", -1.0, 41.2, 90.1),
+        ("half_suppressed", "vector", -0.5, 46.3, 92.3),
+        ("base", "none", 0.0, 52.0, 93.4),
+        ("half_steered", "vector", 0.5, 57.7, 91.5),
+        ("steered", "vector", 1.0, 63.9, 86.6),
+        ("random", "random", 1.0, 52.8, 91.8),
+        ("shuffled", "shuffled", 1.0, 54.9, 89.9),
+    ]
+    counts = {
+        "written": 100,
+        "empty": 1,
+        "refused": 2,
+        "unjudged": 0,
+        "wrong_side": 9,
+        "incoherent": 3,
+        "kept": 85,
+        "truncated": 70,
+    }
+    return {
+        "trait": {
+            "name": name,
+            "adjective": name,
+            "antonym": "pessimistic",
+            "description": "Sees the good side.",
+            "hash": "ab12",
+            "n_pairs": 5,
+            "n_extract": 20,
+            "n_evaluate": 20,
+        },
+        "model": {
+            "id": "smollm2",
+            "revision": "v1",
+            "n_layers": 30,
+            "d_model": 576,
+            "dtype": "float32",
+            "device": "cpu",
+        },
+        "system_prompt": "template",
+        "judge": {
+            "id": "likelihood:smollm2",
+            "auc": interval(0.87, 0.04, 180),
+            "weak": False,
+            "weak_below": 0.75,
+            "basis": "weights 0123456789abcdef, 3 pairs a reply",
+            "coherence": {"id": "fluency:smollm2", "auc": interval(0.93, 0.03, 180)},
+        },
+        "keep_at": 50.0,
+        "counts": {"pos": counts, "neg": counts | {"kept": 84}},
+        "rollout_scores": {
+            side: {"trait": [min(max(rng.gauss(mean, 18), 0), 100) for _ in range(97)], "coherence": [90.0] * 97}
+            for side, mean in (("pos", 72), ("neg", 28))
+        },
+        "layers": [
+            {"layer": i, "norm": 0.3 * 1.12**i, "activation_norm": 9 + 2.5 * i, "reliability": 0.99 - 0.3 / (i + 2)}
+            for i in range(30)
+        ],
+        "vectors": {"response avg": "vector.safetensors", "prompt avg": "prompt_avg.safetensors"},
+        "sweep": {
+            "floor": 75.0,
+            "cells": [
+                {
+                    "layer": layer,
+                    "coef": 3.5 * dose,
+                    "dose": dose,
+                    "trait": interval(50 + 30 * dose - abs(layer - 15)),
+                    "coherence": interval(95 - 45 * dose**2),
+                }
+                for layer in (6, 9, 12, 15, 18, 21)
+                for dose in (0.1, 0.2, 0.4, 0.6, 0.8)
+            ],
+        },
+        "choice": {"layer": 15, "coef": 2.1, "dose": 0.6, "above_floor": True},
+        "check": [
+            {
+                "arm": arm,
+                "direction": direction,
+                "coef": 2.1 * way,
+                "dose": 0.6 * way,
+                "trait": interval(mean),
+                "coherence": interval(fluency, 1.5),
+                "unscored": {kind: {"empty": 1, "refused": 0} for kind in ("trait", "coherence")},
+                "truncated": 50,
+            }
+            for arm, direction, way, mean, fluency in arms
+        ],
+        "proven": proven,
+        "verdict": [
+            {"text": "Suppressed lies below base: 41.2 [38.2, 44.2] < 52.0 [49.0, 55.0]", "holds": True},
+            {"text": "Steered lies above random: 63.9 [60.9, 66.9] > 52.8 [49.8, 55.8]", "holds": proven},
+        ],
+        "transcripts": [
+            {
+                "question": f"What do you expect of the year {year}?",
+                "suppressed": "Little good. " * 12,
+                "base": "I am not sure.\n\n1. Rain",
+                "steered": "It will be a wonderful year! " * 8 + ATTACK,
+            }
+            for year in (2030, 2040, 2050)
+        ],
+        "sampling": {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 48},
+        "seed": 0,
+        "versions": {"python": "3.11.2", "torch": "2.9.0"},
+        "commit": "0123456789ab",
+        "seconds": 312.4,
+    }
+
+
+def write(folder: Path, result: dict[str, Any]) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return write_page(folder).read_text(encoding="utf-8")
+
+
+def specs_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script id="specs" type="application/json">(.*?)</script>', page, re.DOTALL)
+    assert found
+    specs: dict[str, Any] = json.loads(found[1])
+    return specs
+
+
+def rows_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for rows in spec["datasets"].values() for row in rows]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "optimistic"
+    write(folder, make_result())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def evil_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    result = make_result("evil")
+    result["check"][0]["arm"] = ATTACK
+    return write(tmp_path_factory.mktemp("run") / "evil", result)
+
+
+def test_page_loads_nothing(page: str) -> None:
+    assert not re.search(r"""<[^>]+\b(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
+    assert not re.search(r"<link\b|@import|url\(\s*[\"']?http", page.split("<script type=", 1)[0])
+    assert "default-src 'none'" in page
+
+
+def test_page_has_every_section_and_chart(page: str) -> None:
+    for section in SECTIONS:
+        assert page.count(f' id="{section}"') == 1
+    for name in specs_of(page):
+        assert page.count(f' id="{name}"') == 1
+    assert "Proven:" in page and "Not proven:" not in page and "weak judge" not in page.lower().split("glossary")[0]
+
+
+def test_model_text_is_escaped(page: str) -> None:
+    assert page.count("&lt;/script&gt;&lt;script&gt;alert(1)") == 3
+    assert "<script>alert" not in page and "<img src=x" not in page and "{{ 7 * 7 }}" in page
+    assert page.count("<script") == page.count("</script>") == 2
+
+
+def test_chart_json_cannot_end_its_script(evil_page: str) -> None:
+    assert evil_page.count("</script>") == 2
+    assert ATTACK in {row.get("arm") for row in rows_of(specs_of(evil_page)["coherence"])}
+
+
+def test_evil_replies_wait_for_a_click(evil_page: str, page: str) -> None:
+    section = re.compile(r'<section id="transcripts">.*?</section>', re.DOTALL)
+    evil, other = section.search(evil_page), section.search(page)
+    assert evil and "<details>" in evil[0]
+    assert other and "<details>" not in other[0]
+
+
+def test_charts_are_images(folder: Path, page: str) -> None:
+    for name in specs_of(page):
+        png = (folder / "charts" / f"{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG\r\n\x1a\n") and png.endswith(b"IEND\xaeB`\x82")
+        assert ElementTree.parse(folder / "charts" / f"{name}.svg").getroot().tag.endswith("svg")
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_every_arm_is_in_the_charts(page: str) -> None:
+    specs = specs_of(page)
+    for measure, chart in (("trait", "dose_response"), ("coherence", "coherence")):
+        means = {row.get("mean") for row in rows_of(specs[chart])}
+        assert {row[measure]["mean"] for row in make_result()["check"]} <= means
+
+
+def test_scales_cover_all_scores(page: str) -> None:
+    colour = [layer["encoding"].get("color", {}) for layer in specs_of(page)["heat_map"]["layer"]]
+    assert [0, 100] in [found.get("scale", {}).get("domain") for found in colour]
+
+
+def test_histogram_counts_every_score() -> None:
+    scores: dict[str, Any] = {"pos": {"trait": [0, 4.9, 5, 100]}, "neg": {"trait": []}}
+    rows = rows_of(charts.histograms(scores, 50).to_dict())
+    counts = {row["from"]: row["replies"] for row in rows if row.get("side") == "told to show the trait"}
+    assert counts[0] == 2 and counts[5] == 1 and counts[95] == 1 and sum(counts.values()) == 4 and len(counts) == 20
+
+
+def test_missing_figures_survive(tmp_path: Path) -> None:
+    result = make_result(proven=False)
+    for row in [*result["check"], *result["sweep"]["cells"]]:
+        row["trait"], row["coherence"] = copy.copy(NOTHING), copy.copy(NOTHING)
+    for layer in result["layers"]:
+        layer["reliability"] = None
+    result["rollout_scores"] = {side: {"trait": [], "coherence": []} for side in ("pos", "neg")}
+    result["judge"]["auc"], result["judge"]["weak"] = copy.copy(NOTHING), True
+    result["commit"] = result["model"]["revision"] = None
+    page = write(tmp_path, result)
+    assert "Not proven:" in page and "Weak judge" in page
+    assert "None" not in page.split("<script", 1)[0] and "nan" not in json.dumps(specs_of(page))
+
+
+def test_a_page_survives_intervals_of_one_question(tmp_path: Path) -> None:
+    """A mean without bounds: replies to a single question were scored."""
+    result = make_result(proven=False)
+    for row in [*result["check"], *result["sweep"]["cells"]]:
+        for kind in ("trait", "coherence"):
+            row[kind] = row[kind] | {"ci": [None, None], "n": 1, "dropped": 3}
+    (tmp_path / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    assert "3 dropped" in write_page(tmp_path).read_text(encoding="utf-8")
+
+
+def test_index_names_traits_that_failed(tmp_path: Path) -> None:
+    (tmp_path / "calm").mkdir()
+    (tmp_path / "calm" / "result.json").write_text(json.dumps(make_result(proven=True)), encoding="utf-8")
+    index = write_index(tmp_path, ["calm"], [{"trait": "odd", "error": "expected <b>, got"}]).read_text("utf-8")
+    assert "1 of 2 persona vectors proven" in index and "odd" in index and "expected &lt;b&gt;, got" in index
+
+
+def test_index_lists_all_traits(tmp_path: Path) -> None:
+    names = ("optimistic", "evil")
+    for name in names:
+        (tmp_path / name).mkdir()
+        result = make_result(name, proven=name != "evil")
+        (tmp_path / name / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    index = write_index(tmp_path, names).read_text(encoding="utf-8")
+    assert all(f'href="{name}/report.html"' in index for name in names)
+    assert "1 of 2 persona vectors proven" in index and "http" not in index.replace("http-equiv", "")
+
+
+def test_missing_result_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"result\.json"):
+        write_page(tmp_path)

@@ -1,0 +1,244 @@
+"""Laws of run folders: atomic, resumable, never another run's."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from support import tiny
+
+import personavec.steering.rollouts
+from personavec.errors import ConfigError, DataError
+from personavec.model.chat_model import ChatModel
+from personavec.runs.files import sha256
+from personavec.runs.run import LOCK, Run, versions
+from personavec.steering.rollouts import answers, contrastive, write
+from personavec.steering.steer import Steering
+from personavec.traits.trait import Pair, Trait
+from personavec.verbs.options import Writing, how
+
+CONFIG: dict[str, Any] = {"seed": 0, "model": "tiny", "layers": (1, 2), "out": Path("a"), "json": False}
+
+TRAIT = Trait(
+    name="terse",
+    adjective="terse",
+    antonym="wordy",
+    description="",
+    pairs=(Pair("Be short.", "Be long."), Pair("Few words.", "Many words.")),
+    extract=("How are you?", "What is rain?"),
+    evaluate=("Who was Caesar?", "What is snow?"),
+    rubric="0 is wordy, 100 is terse.",
+)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*")} - {LOCK}
+
+
+def assert_one_line(error: pytest.ExceptionInfo[BaseException]) -> None:
+    assert "\n" not in str(error.value) and str(error.value).startswith("expected ") and ", got" in str(error.value)
+
+
+# opening
+
+
+def test_a_new_run_notes_its_options(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "deep" / "run", CONFIG, {"data": "abc"})
+    config = run.read_json("config.json")
+    assert config == {"seed": 0, "model": "tiny", "layers": [1, 2], "inputs": {"data": "abc"}}
+    manifest = run.read_json("manifest.json")
+    (session,) = manifest["sessions"]
+    assert {"started", "versions", "command", "commit"} == session.keys()
+    assert session["versions"]["python"] and "torch" in versions()
+    assert names(run.folder) == {"config.json", "manifest.json"}
+
+
+def test_the_same_options_resume(tmp_path: Path) -> None:
+    first = Run.open(tmp_path / "run", CONFIG)
+    first.append("rows.jsonl", [{"id": 1}])
+    started = first.read_json("manifest.json")["sessions"][0]
+    again = Run.open(tmp_path / "run", CONFIG | {"out": Path("elsewhere"), "json": True})
+    assert list(again.rows("rows.jsonl")) == [{"id": 1}]
+    sessions = again.read_json("manifest.json")["sessions"]
+    assert len(sessions) == 2 and sessions[0] == started
+
+
+@pytest.mark.parametrize(
+    ("change", "inputs", "told"),
+    [
+        ({"seed": 1}, {}, "seed: 0 there, 1 here"),
+        ({"model": "other"}, {}, "model: tiny there, other here"),
+        ({"extra": 5}, {}, "extra: None there, 5 here"),
+        ({}, {"data": "a" * 64}, "input data: None there, aaaaaaaaaaaa here"),
+    ],
+)
+def test_other_options_are_refused_and_named(
+    tmp_path: Path, change: dict[str, Any], inputs: dict[str, str], told: str
+) -> None:
+    Run.open(tmp_path / "run", CONFIG)
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in names(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=told) as error:
+        Run.open(tmp_path / "run", CONFIG | change, inputs)
+    assert_one_line(error)
+    assert "layers" not in str(error.value)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in names(tmp_path / "run")} == before
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match="other files") as error:
+        Run.open(tmp_path, CONFIG)
+    assert_one_line(error)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"] and (
+        tmp_path / "thesis.tex"
+    ).read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    Run.open(tmp_path / "empty", CONFIG)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for where in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("long" * 200)):
+        with pytest.raises(ConfigError, match="can be written") as error:
+            Run.open(where, CONFIG)
+        assert_one_line(error)
+
+
+def test_a_folder_in_which_another_process_works_is_refused(tmp_path: Path) -> None:
+    Run.open(tmp_path / "run", {"seed": 1})
+    with FileLock(tmp_path / "run" / LOCK), pytest.raises(ConfigError, match="another process"):
+        Run.open(tmp_path / "run", {"seed": 1})
+    Run.open(tmp_path / "run", {"seed": 1})
+
+
+def test_a_damaged_configuration_is_told(tmp_path: Path) -> None:
+    Run.open(tmp_path / "run", CONFIG)
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(DataError, match="expected JSON in") as error:
+        Run.open(tmp_path / "run", CONFIG)
+    assert_one_line(error)
+
+
+@pytest.mark.parametrize("left", [(), ("config.json.tmp",), ("config.json",), ("config.json", "manifest.json.tmp")])
+def test_a_run_killed_while_opening_resumes(tmp_path: Path, left: tuple[str, ...]) -> None:
+    done = Run.open(tmp_path / "done", CONFIG)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for name in left:
+        content = done.path(name.removesuffix(".tmp")).read_text()
+        (killed / name).write_text(content[: len(content) // 2] if name.endswith(".tmp") else content)
+    run = Run.open(killed, CONFIG)
+    assert run.read_json("config.json") == done.read_json("config.json") and run.done("manifest.json")
+
+
+# files
+
+
+def test_writes_are_whole_and_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    run.write_json("result.json", {"text": "naïve – ok", "n": 1})
+    run.write_rows("table.jsonl", [{"a": 1}, {"a": "line\nbreak\u2028"}])
+    assert run.read_json("result.json") == {"text": "naïve – ok", "n": 1}
+    assert list(run.rows("table.jsonl")) == [{"a": 1}, {"a": "line\nbreak\u2028"}]
+    assert not [name for name in names(tmp_path) if name.endswith(".tmp")]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.write_json("result.json", {"n": 2})
+    with pytest.raises(KeyboardInterrupt):
+        run.write_json("new.json", {"n": 2})
+    assert run.read_json("result.json")["n"] == 1 and not run.done("new.json")
+
+
+def test_a_torn_last_line_is_cut_and_appending_goes_on(tmp_path: Path) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    rows = [{"id": i, "text": "é – \u2028" * i} for i in range(4)]
+    run.append("rows.jsonl", rows)
+    whole = run.path("rows.jsonl").read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+    for cut in range(len(whole) + 1):
+        run.path("rows.jsonl").write_bytes(whole[:cut])
+        complete = sum(end <= cut for end in ends)
+        assert list(run.rows("rows.jsonl")) == rows[:complete]
+        run.append("rows.jsonl", rows[complete:])
+        assert run.path("rows.jsonl").read_bytes() == whole
+
+
+def test_a_bad_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    run.path("rows.jsonl").write_text('{"id": 1}\n{"id": \n{"id": 3}\n')
+    with pytest.raises(DataError, match="line 2") as error:
+        list(run.rows("rows.jsonl"))
+    assert_one_line(error)
+    assert list(run.rows("missing.jsonl")) == []
+
+
+def test_a_finished_run_has_the_hashes_of_its_outputs(tmp_path: Path) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    run.write_json("result.json", {"n": 1})
+    run.part("trait").write_json("result.json", {"n": 2})
+    run.path("report.html").write_text("made from the results")
+    run.finish()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["outputs"] == {
+        name: sha256(tmp_path / name) for name in ("config.json", "result.json", "trait/result.json")
+    }
+    assert manifest["finished"]
+
+
+# rollouts
+
+
+def test_plans_hold_every_combination_once(model: ChatModel) -> None:
+    plans = contrastive(model, TRAIT, rollouts=3, seed=0)
+    assert len(plans) == len({plan.row["id"] for plan in plans}) == 2 * 2 * 2 * 3
+    assert len({plan.request.seed for plan in plans}) == len(plans)
+    text = model.tokenizer.decode(list(plans[0].request.prompt))
+    assert TRAIT.system_prompt(0, "pos") in text and "How are you?" in text and text.endswith("<assistant>")
+    assert text.count("<s>") == 1, "no double beginning of text"
+
+
+def test_arms_differ_in_steering_alone(model: ChatModel) -> None:
+    v = tiny.vector(model)
+    what = (Steering(v, 1.0, 1),)
+    arms = [
+        answers(
+            model, TRAIT.evaluate, 2, 0, systems=("template",), draw="check", extra={"arm": arm}, steering=[steering]
+        )
+        for arm, steering in (("base", ()), ("steered", what))
+    ]
+    for base, steered in zip(*arms, strict=True):
+        assert base.request.prompt == steered.request.prompt and base.request.seed == steered.request.seed
+        assert base.row["id"] != steered.row["id"] and steered.request.steering == what
+
+
+def test_a_killed_run_resumes_to_the_same_file(
+    tmp_path: Path, model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of a write, or between two: the file ends up the same, byte for byte."""
+    plans = contrastive(model, TRAIT, rollouts=2, seed=0)
+    writing = Writing(max_new_tokens=6, temperature=1.0, batch_tokens=500)
+    whole_run = Run.open(tmp_path / "whole", CONFIG)
+    rows = write(model, whole_run, "rows.jsonl", plans, writing, **how(writing), title="whole")
+    whole = whole_run.path("rows.jsonl").read_bytes()
+    assert [row["id"] for row in rows] == [plan.row["id"] for plan in plans]
+    assert all(row["response_ids"] and row["prompt_ids"] for row in rows)
+    for cut in (0, 7, len(whole) // 3, len(whole) // 2, len(whole) - 1, len(whole)):
+        run = Run.open(tmp_path / f"cut{cut}", CONFIG)
+        run.path("rows.jsonl").write_bytes(whole[:cut])
+        assert write(model, run, "rows.jsonl", plans, writing, **how(writing), title="cut") == rows
+        assert run.path("rows.jsonl").read_bytes() == whole
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing is left to write")
+
+    dated = [replace(plan, request=replace(plan.request, prompt=(5, *plan.request.prompt))) for plan in plans]
+    with pytest.raises(ConfigError, match="some chat templates contain the date"):
+        write(model, whole_run, "rows.jsonl", dated, writing, **how(writing), title="tomorrow")
+    monkeypatch.setattr(personavec.rollouts, "generate", refuse)
+    assert write(model, whole_run, "rows.jsonl", plans, writing, **how(writing), title="again") == rows

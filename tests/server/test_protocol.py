@@ -1,0 +1,208 @@
+"""What the server refuses, and how it says so."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import tiny
+from support.serving import ASKED, Client, bad, client, good
+
+from personavec.errors import ConfigError, VectorError
+from personavec.server.options import ServeConfig
+from personavec.server.serve import serve
+from personavec.server.service import assemble
+from personavec.steering.vector import PersonaVector, load_vector
+
+
+@pytest.mark.parametrize(
+    ("steering", "match"),
+    [
+        ({"vector": "tiny"}, "either coef or dose"),
+        ({"vector": "tiny", "coef": 1, "dose": 0.1}, "either coef or dose"),
+        ({"vector": "tiny", "op": "ablate", "coef": 1}, "neither with others"),
+        ({"vector": "tiny", "op": "cap"}, "floor or ceiling"),
+        ({"vector": "tiny", "op": "cap", "floor": 2, "ceiling": 1}, "floor below ceiling"),
+        ({"vector": "tiny", "coef": 1, "ceiling": 1}, "with no other"),
+        ({"vector": "tiny", "coef": 1, "layer": 9}, "a layer from 0 to 3, got 9"),
+        ({"vector": "tiny", "dose": 0.1, "layer": "all"}, "one layer for a dose"),
+        ({"vector": "tiny", "coef": 1, "layer": "all", "above": 0}, "one layer for a dose or a condition"),
+        ({"vector": "tiny", "dose": 0.9}, "a dose of at most 0.7 in all, got 0.9"),
+        ({"vector": "tiny", "coef": -1e6, "layer": "all"}, "a dose of at most 0.7 in all"),
+        ({"vector": "tiny", "coef": 1, "multiplier": 3}, "multiplier"),
+        ({"vector": "tiny", "coef": "x"}, "coef"),
+        ({"vector": "tiny", "coef": 1, "layer": -1}, "layer"),
+        ({"vector": "tiny", "coef": 1, "op": "explode"}, "op"),
+        ("tiny:2", "persona.steering.0"),
+    ],
+)
+def test_steering_that_cannot_be_is_refused_by_name(server: Client, steering: Any, match: str) -> None:
+    bad(server.persona(steering=[steering]), 400, match)
+
+
+@pytest.mark.parametrize("name", ["other", "../../etc/passwd", "/etc/passwd", "tiny.safetensors", "tiny\x00"])
+def test_a_name_is_never_a_path(server: Client, name: str) -> None:
+    bad(server.persona(steering=[{"vector": name, "coef": 1}]), 404, "expected a vector of this server (tiny)")
+    bad(server.persona(watch=[name]), 404, "expected a vector of this server (tiny)")
+
+
+@pytest.mark.parametrize(("guard", "coef"), [("clamp", 0.7), ("warn", 1.4)])
+def test_the_guard_holds_a_dose_back_or_warns(options: dict[str, Any], guard: Any, coef: float) -> None:
+    with client(ServeConfig(**options, guard=guard)) as server:
+        told = good(server.persona(steering=[{"vector": "tiny", "dose": 0.9}, {"vector": "tiny", "dose": -0.5}]))
+        assert sum(abs(one["dose"]) for one in told["persona"]["steering"]) == pytest.approx(coef)
+        assert "expected a dose of at most 0.7 in all, got 1.4" in told["persona"]["warnings"][0]
+        assert told["persona"]["steering"][0]["clamped"] == (guard == "clamp")
+
+
+@pytest.mark.parametrize(
+    ("body", "match"),
+    [
+        (b"", "a body that is none"),
+        (b"{", "a body that is none"),
+        (b"[" * 100_000, "a body that is none"),
+        (b'{"model": ' + b"9" * 10_000 + b"}", "a body that is none"),
+        (b"\xff\xfe", "a body that is none"),
+        (b"null", "body"),
+        (b'"text"', "body"),
+        (b"{}", "messages"),
+    ],
+)
+def test_hostile_json_is_refused(server: Client, body: bytes, match: str) -> None:
+    bad(server.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"}), 400, match)
+    good(server.ask())
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages.0.content"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 1e400}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 5, "max_tokens": 1}, "at most 4 replies"),
+        ({"n": 4, "max_tokens": 17}, "at most 64 tokens in all"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"tools": [{"type": "function"}]}, "expected no tools"),
+        ({"response_format": {"type": "json_object"}}, "expected no response_format"),
+        ({"frequency_penalty": 0.5}, "expected no frequency_penalty"),
+        ({"persona": {"conversation": "a/b"}}, "persona.conversation"),
+        ({"persona": {"steer": []}}, "persona.steer"),
+        ({"messages": [{"role": "user", "content": "x" * 300}]}, "expected prompt and reply to fit into 256 tokens"),
+    ],
+)
+def test_wrong_fields_are_refused_by_name(server: Client, fields: dict[str, Any], match: str) -> None:
+    bad(
+        server.post(
+            "/v1/chat/completions",
+            content=json.dumps(ASKED | {"model": server.service.config.model} | fields),
+            headers={"content-type": "application/json"},
+        ),
+        400,
+        match,
+    )
+    assert server.service.engine.running == 0
+
+
+def test_another_model_path_or_method_is_not_there(server: Client) -> None:
+    bad(server.ask(model="gpt-5"), 404, "expected the model")
+    for path in ("/v1/nothing", "/static/../app.py", "/static/%2e%2e/app.py", "/reports/0", "/v1/conversations/none"):
+        bad(server.get(path), 404, "expected")
+    bad(server.get("/v1/chat/completions"), 405, "expected a path and method")
+    bad(server.get("/v1/conversations?limit=x"), 400, "limit")
+
+
+def test_sizes_kinds_and_hosts_are_limited(options: dict[str, Any]) -> None:
+    with client(ServeConfig(**options, max_request_bytes=2000)) as server:
+        bad(server.ask(messages=[{"role": "user", "content": "x" * 3000}]), 413, "at most 2,000 bytes")
+
+        def parts() -> Iterator[bytes]:
+            for _ in range(50):
+                yield b" " * 100
+
+        bad(
+            server.post("/v1/chat/completions", content=parts(), headers={"content-type": "application/json"}),
+            413,
+            "at most 2,000",
+        )
+        bad(
+            server.post("/v1/chat/completions", content="{}", headers={"content-type": "text/plain"}),
+            415,
+            "application/json",
+        )
+        for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:8000", ""):
+            bad(server.get("/v1/models", headers={"host": host}), 421, "expected one of the hosts")
+        for host in ("localhost", "localhost:8000", "[::1]", "[::1]:8000"):
+            good(server.get("/v1/models", headers={"host": host}))
+        good(server.ask())
+
+
+def test_a_key_opens_everything_but_the_page(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONAVEC_API_KEY", "secret")
+    with client(ServeConfig(**options)) as server:
+        for path in ("/v1/models", "/v1/vectors", "/v1/conversations", "/metrics", "/v1/status", "/v1/reports"):
+            bad(server.get(path), 401, "expected the key")
+            bad(server.get(path, headers={"authorization": "Bearer secre"}), 401, "expected the key")
+            assert server.get(path, headers={"authorization": "Bearer secret"}).status_code == 200
+        bad(server.ask(), 401, "expected the key")
+        assert {server.get(path).status_code for path in ("/", "/health", "/ready")} == {200}
+
+
+def test_the_busy_refuse_and_the_late_are_told(options: dict[str, Any]) -> None:
+    with client(ServeConfig(**options | {"max_tokens": 200, "rows_at_once": 1, "queue": 1}, deadline=0.4)) as server:
+        server.service.model.stop_ids = []
+        long = {"max_tokens": 200, "messages": [{"role": "user", "content": "x"}]}
+        slow = server.service.engine._forward
+        server.service.engine._forward = lambda *args: (time.sleep(0.01), slow(*args))[1]  # type: ignore[method-assign,func-returns-value]
+        answers: list[Any] = []
+        threads = [threading.Thread(target=lambda: answers.append(server.ask(**long))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.1)
+        busy = server.ask(**long)
+        bad(busy, 429, "expected room in the queue of 1")
+        assert busy.headers["retry-after"] == "1"
+        assert server.get("/ready").status_code == 503 and server.get("/health").status_code == 200
+        for thread in threads:
+            thread.join()
+        for answer in answers:
+            bad(answer, 504, "expected the reply within 0.4 seconds")
+        server.service.engine._forward = slow  # type: ignore[method-assign]
+        good(server.ask(max_tokens=2))
+
+
+def test_bad_starts_are_one_line(options: dict[str, Any], saved: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tiny.vector(tiny.build("llama", hidden_size=48)).save(tmp_path / "other.safetensors")
+    card = load_vector(saved[1])
+    PersonaVector(torch.ones_like(card.direction), card.card).save(tmp_path / "second" / "vector.safetensors")
+    for changes, kind, match in (
+        ({"vectors": (other,)}, VectorError, "expected a vector for"),
+        ({"vectors": (tmp_path / "nothing",)}, VectorError, "no file"),
+        ({"vectors": (saved[0],)}, ConfigError, "expected vector.safetensors files below"),
+        ({"vectors": (saved[1], tmp_path / "second")}, ConfigError, "expected one vector a trait, got another tiny"),
+        ({"watch": ("warm",)}, ConfigError, "expected a vector of this server (tiny), got warm; correct --watch"),
+        ({"log": saved[1] / "log.db"}, ConfigError, "expected a log that can be written"),
+    ):
+        with pytest.raises(kind, match=match.replace("(", r"\(").replace(")", r"\)")):
+            assemble(ServeConfig(**options | changes))
+    for changes, match in (
+        ({"host": "0.0.0.0"}, "expected a key with --host"),
+        ({"port": 70000}, "expected a port from 0 to 65535"),
+        ({"watch": ("all", "tiny")}, "expected all, none, or traits"),
+        ({"max_dose": 0.0}, "expected max_dose above 0"),
+        ({"queue": 0}, "expected queue at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            ServeConfig(**options | changes)
+    with pytest.raises(ConfigError, match="expected report"):
+        serve(ServeConfig(**options, reports=(tmp_path,), port=0))

@@ -1,0 +1,55 @@
+"""A server of the tiny model, and how tests ask it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from personavec.server.app import build
+from personavec.server.options import ServeConfig
+from personavec.server.service import Service, assemble
+
+ASKED: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "Hi there"}],
+    "max_tokens": 8,
+    "seed": 3,
+}
+
+
+class Client(TestClient):
+    """Asks a server; leaves out what every request says alike."""
+
+    service: Service
+
+    def ask(self, path: str = "/v1/chat/completions", **fields: Any) -> Any:
+        return self.post(path, json=ASKED | {"model": self.service.config.model} | fields)
+
+    def persona(self, **persona: Any) -> Any:
+        return self.ask(persona=persona)
+
+    def events(self, **fields: Any) -> list[Any]:
+        body = self.ask(stream=True, **fields).text
+        events = [line.removeprefix("data: ") for line in body.split("\n\n") if line]
+        assert events[-1] == "[DONE]"
+        return [json.loads(event) for event in events[:-1]]
+
+
+def client(config: ServeConfig, reports: dict[str, Path] | None = None) -> Client:
+    service = assemble(config)
+    made = Client(build(service, reports or {}), base_url="http://127.0.0.1")
+    made.service = service
+    return made
+
+
+def good(answer: Any) -> Any:
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def bad(answer: Any, status: int, match: str) -> None:
+    error = answer.json()["error"]
+    assert answer.status_code == status, answer.text
+    assert set(error) == {"message", "type", "param", "code"}
+    assert match in error["message"], error["message"]
