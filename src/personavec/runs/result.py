@@ -71,15 +71,15 @@ class Result:
         return self.to_dict() | ({"report": str(self.report())} if self.page else {})
 
     def __repr__(self) -> str:
-        lines = [f"{name}: {text}" for name, text in self.rows()]
+        lines = [f"{name}: {text}" for name, text in self.lines()]
         return "\n".join([type(self).__name__, *(f"  {line}" for line in lines)])
 
     def _repr_html_(self) -> str:
-        rows = table(["", ""], self.rows(), type(self).__name__)
+        rows = table(["", ""], self.lines(), type(self).__name__)
         drawn = getattr(import_module(f"personavec.report.{self.page}"), "notebook", None) if self.page else None
         return rows + (drawn(self.drawn) if drawn else "")
 
-    def rows(self) -> list[tuple[str, str]]:
+    def lines(self) -> list[tuple[str, str]]:
         """A few lines of name and value that say what was found, for a terminal and a notebook."""
         plain = {name: value for name, value in self.data.items() if isinstance(value, str | int | float | bool)}
         texts = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in plain.values())

@@ -49,7 +49,7 @@ class Card:
     details: dict[str, Any] = field(default_factory=dict)
     """Counts, judge, seed, sampler settings: everything else worth keeping; `absent_layers` of an imported vector."""
 
-    def rows(self) -> list[tuple[str, str]]:
+    def lines(self) -> list[tuple[str, str]]:
         """Names and values of what says most, for a terminal and a notebook."""
         chosen = None if self.layer is None or self.coef is None else f"layer {self.layer}, coef {self.coef:.3g}"
         shown: dict[str, object] = {
@@ -64,7 +64,7 @@ class Card:
         return [(name, str(value)) for name, value in shown.items()]
 
     def _repr_html_(self) -> str:
-        return table(["", ""], self.rows(), "Card")
+        return table(["", ""], self.lines(), "Card")
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +286,7 @@ class PersonaVector:
             (f"{layer} ←" if layer == self.card.layer else layer, *(f"{c[layer]:.2f}" if c else "–" for c in columns))
             for layer in range(len(self.direction))
         ]
-        about = table(["", ""], self.card.rows(), f"Persona vector: {self.card.trait}")
+        about = table(["", ""], self.card.lines(), f"Persona vector: {self.card.trait}")
         return about + table(["layer", "‖v‖", "‖h‖", "reliability"], rows)
 
     def save(self, path: str | Path) -> Path:

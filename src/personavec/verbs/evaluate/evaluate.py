@@ -61,7 +61,7 @@ class Evaluation(Result):
     replies: dict[str, list[ScoredRow]]
     """Scored replies by arm: base, and where something was changed, changed and random."""
 
-    def rows(self) -> list[tuple[str, str]]:
+    def lines(self) -> list[tuple[str, str]]:
         """What says most."""
         data = self.data
         steered = ", ".join([*([data["adapter"]] if data["adapter"] else []), *data["steer"]])

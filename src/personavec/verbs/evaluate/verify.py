@@ -56,7 +56,7 @@ class Probe:
 class Verification(Result):
     """What was checked on this machine, and whether all of it passed."""
 
-    def rows(self) -> list[tuple[str, str]]:
+    def lines(self) -> list[tuple[str, str]]:
         """A line a check."""
         marks = {True: "ok", False: "FAILED"}
         return [(check["name"], f"{marks[check['passed']]} – {check['detail']}") for check in self.data["checks"]]

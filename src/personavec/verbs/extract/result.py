@@ -79,7 +79,7 @@ class Extraction(Result):
         """Where it is kept."""
         return Path(self.data["result"]).parent if self.data["result"] else None
 
-    def rows(self) -> list[tuple[str, str]]:
+    def lines(self) -> list[tuple[str, str]]:
         """What says most."""
         choice = self.details["choice"]
         told = {
@@ -122,7 +122,7 @@ class Extractions(Result):
             shown = index(self.place(path), details, self.data["failed"])
         return self.to_dict() | {"traits": traits, "report": str(shown)}
 
-    def rows(self) -> list[tuple[str, str]]:
+    def lines(self) -> list[tuple[str, str]]:
         """A line a trait."""
         return [(one.data["trait"], "proven" if one.proven else "not proven") for one in self.each]
 
