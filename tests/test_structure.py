@@ -229,6 +229,7 @@ def test_every_module_and_public_name_is_documented() -> None:
             missing.append(f"{where} has no docstring")
         for node in module.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                if not ast.get_docstring(node):
+                overload = any(ast.unparse(d) == "overload" for d in node.decorator_list)
+                if not ast.get_docstring(node) and not overload:
                     missing.append(f"{where}:{node.lineno} {node.name}")
     assert not missing, "\n".join(missing)

@@ -1,36 +1,17 @@
 """Laws of run folders: atomic, resumable, never another run's."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
-from support import tiny
 
-import personavec.steering.rollouts
 from personavec.errors import ConfigError, DataError
-from personavec.model.chat_model import ChatModel
 from personavec.runs.files import sha256
-from personavec.runs.run import LOCK, Run, versions
-from personavec.steering.rollouts import answers, contrastive, write
-from personavec.steering.steer import Steering
-from personavec.traits.trait import Pair, Trait
-from personavec.verbs.options import Writing, how
+from personavec.runs.run import LOCK, Run, commit, versions
 
-CONFIG: dict[str, Any] = {"seed": 0, "model": "tiny", "layers": (1, 2), "out": Path("a"), "json": False}
-
-TRAIT = Trait(
-    name="terse",
-    adjective="terse",
-    antonym="wordy",
-    description="",
-    pairs=(Pair("Be short.", "Be long."), Pair("Few words.", "Many words.")),
-    extract=("How are you?", "What is rain?"),
-    evaluate=("Who was Caesar?", "What is snow?"),
-    rubric="0 is wordy, 100 is terse.",
-)
+CONFIG: dict[str, Any] = {"seed": 0, "model": "tiny", "layers": (1, 2)}
 
 
 def names(folder: Path) -> set[str]:
@@ -59,7 +40,7 @@ def test_the_same_options_resume(tmp_path: Path) -> None:
     first = Run.open(tmp_path / "run", CONFIG)
     first.append("rows.jsonl", [{"id": 1}])
     started = first.read_json("manifest.json")["sessions"][0]
-    again = Run.open(tmp_path / "run", CONFIG | {"out": Path("elsewhere"), "json": True})
+    again = Run.open(tmp_path / "run", CONFIG)
     assert list(again.rows("rows.jsonl")) == [{"id": 1}]
     sessions = again.read_json("manifest.json")["sessions"]
     assert len(sessions) == 2 and sessions[0] == started
@@ -191,54 +172,31 @@ def test_a_finished_run_has_the_hashes_of_its_outputs(tmp_path: Path) -> None:
     assert manifest["finished"]
 
 
-# rollouts
+def test_a_run_that_an_older_version_wrote_resumes(tmp_path: Path) -> None:
+    """It noted every option, those of the machine and of the output too; the new one notes what changes results."""
+    run = Run.open(tmp_path, CONFIG, {"model": "abc"})
+    run.write_json(
+        "config.json", run.read_json("config.json") | {"dtype": "auto", "device": "auto", "traits": ["evil"]}
+    )
+    Run.open(tmp_path, CONFIG, {"model": "abc"})
+    with pytest.raises(ConfigError, match="batch: None there, 2 here"):
+        Run.open(tmp_path, CONFIG | {"batch": 2}, {"model": "abc"})
+    with pytest.raises(ConfigError, match="input trait evil: None there, x here"):
+        Run.open(tmp_path, CONFIG, {"model": "abc", "trait evil": "x"})
 
 
-def test_plans_hold_every_combination_once(model: ChatModel) -> None:
-    plans = contrastive(model, TRAIT, rollouts=3, seed=0)
-    assert len(plans) == len({plan.row["id"] for plan in plans}) == 2 * 2 * 2 * 3
-    assert len({plan.request.seed for plan in plans}) == len(plans)
-    text = model.tokenizer.decode(list(plans[0].request.prompt))
-    assert TRAIT.system_prompt(0, "pos") in text and "How are you?" in text and text.endswith("<assistant>")
-    assert text.count("<s>") == 1, "no double beginning of text"
+def test_a_run_that_is_not_kept_goes_with_its_handle() -> None:
+    run = Run.open(None, CONFIG)
+    part, folder = run.part("trait"), run.folder
+    part.write_json("result.json", {})
+    assert not run.kept and run.shown("result.json") is None and part.shown() is None
+    del run
+    assert part.done("result.json"), "a part keeps the whole"
+    del part
+    assert not folder.exists()
 
 
-def test_arms_differ_in_steering_alone(model: ChatModel) -> None:
-    v = tiny.vector(model)
-    what = (Steering(v, 1.0, 1),)
-    arms = [
-        answers(
-            model, TRAIT.evaluate, 2, 0, systems=("template",), draw="check", extra={"arm": arm}, steering=[steering]
-        )
-        for arm, steering in (("base", ()), ("steered", what))
-    ]
-    for base, steered in zip(*arms, strict=True):
-        assert base.request.prompt == steered.request.prompt and base.request.seed == steered.request.seed
-        assert base.row["id"] != steered.row["id"] and steered.request.steering == what
-
-
-def test_a_killed_run_resumes_to_the_same_file(
-    tmp_path: Path, model: ChatModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed in the middle of a write, or between two: the file ends up the same, byte for byte."""
-    plans = contrastive(model, TRAIT, rollouts=2, seed=0)
-    writing = Writing(max_new_tokens=6, temperature=1.0, batch_tokens=500)
-    whole_run = Run.open(tmp_path / "whole", CONFIG)
-    rows = write(model, whole_run, "rows.jsonl", plans, writing, **how(writing), title="whole")
-    whole = whole_run.path("rows.jsonl").read_bytes()
-    assert [row["id"] for row in rows] == [plan.row["id"] for plan in plans]
-    assert all(row["response_ids"] and row["prompt_ids"] for row in rows)
-    for cut in (0, 7, len(whole) // 3, len(whole) // 2, len(whole) - 1, len(whole)):
-        run = Run.open(tmp_path / f"cut{cut}", CONFIG)
-        run.path("rows.jsonl").write_bytes(whole[:cut])
-        assert write(model, run, "rows.jsonl", plans, writing, **how(writing), title="cut") == rows
-        assert run.path("rows.jsonl").read_bytes() == whole
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("nothing is left to write")
-
-    dated = [replace(plan, request=replace(plan.request, prompt=(5, *plan.request.prompt))) for plan in plans]
-    with pytest.raises(ConfigError, match="some chat templates contain the date"):
-        write(model, whole_run, "rows.jsonl", dated, writing, **how(writing), title="tomorrow")
-    monkeypatch.setattr(personavec.rollouts, "generate", refuse)
-    assert write(model, whole_run, "rows.jsonl", plans, writing, **how(writing), title="again") == rows
+def test_the_commit_is_found_from_a_checkout() -> None:
+    if not (Path(__file__).parents[2] / ".git").exists():
+        pytest.skip("not a checkout")
+    assert commit()

@@ -37,6 +37,11 @@ class BlockModel:
     """
 
     def __init__(self, hf: Any, name: str | None = None) -> None:
+        if not all(hasattr(hf, name) for name in ("config", "generate", "get_output_embeddings")):
+            raise ModelError(
+                f"expected a causal language model of transformers, got {type(hf).__name__}; load it with "
+                "AutoModelForCausalLM"
+            )
         self.hf = hf
         self.decoder, self.blocks = find_blocks(hf)
         self.identity = ModelIdentity(
@@ -300,11 +305,6 @@ def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
         ModelError: There is no such list, or there are several.
     """
     inner = hf.get_base_model() if hasattr(hf, "get_base_model") else hf
-    if not (hasattr(inner, "get_decoder") and hasattr(inner, "generate") and inner.get_output_embeddings() is not None):
-        raise ModelError(
-            f"expected a causal language model of transformers, got {type(inner).__name__}; load it with "
-            "AutoModelForCausalLM"
-        )
     decoder = inner.get_decoder() or inner
     count = inner.config.get_text_config().num_hidden_layers
     found = {

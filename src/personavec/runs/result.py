@@ -29,6 +29,11 @@ class Result:
         return dict(self.data)
 
     @property
+    def drawing(self) -> Any:
+        """The module that draws it."""
+        return import_module(f"personavec.report.{self.page}")
+
+    @property
     def drawn(self) -> Mapping[str, Any]:
         """What the page and the notebook view are made of."""
         return self.data
@@ -64,7 +69,7 @@ class Result:
         """
         if not self.page:
             raise ConfigError(f"expected a result with a page, got {type(self).__name__}; use to_dict()")
-        return Path(import_module(f"personavec.report.{self.page}").write(self.drawn, self.place(path)))
+        return Path(self.drawing.write(self.drawn, self.place(path)))
 
     def published(self) -> dict[str, Any]:
         """Write the page into the store, if this kind of result has one; what `--json` prints, with the page's path."""
@@ -76,8 +81,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         rows = table(["", ""], self.lines(), type(self).__name__)
-        drawn = getattr(import_module(f"personavec.report.{self.page}"), "notebook", None) if self.page else None
-        return rows + (drawn(self.drawn) if drawn else "")
+        return rows + (self.drawing.notebook(self.drawn) if self.page else "")
 
     def lines(self) -> list[tuple[str, str]]:
         """A few lines of name and value that say what was found, for a terminal and a notebook."""

@@ -13,16 +13,16 @@ from personavec.model import hooks
 from personavec.model.chat_model import ChatModel
 from personavec.steering import steer
 from personavec.verbs.evaluate import verify
-from personavec.verbs.evaluate.verify import CHECKS, verify_model
+from personavec.verbs.evaluate.verify import CHECKS
 
 
 def failed(model: ChatModel) -> set[str]:
-    return {check["name"] for check in verify_model(model)["checks"] if not check["passed"]}
+    return {check["name"] for check in verify.verify(model).data["checks"] if not check["passed"]}
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_sound_models_pass(family: str) -> None:
-    result = verify_model(tiny.build(family))
+    result = verify.verify(tiny.build(family)).data
     assert result["passed"], [check for check in result["checks"] if not check["passed"]]
     assert [check["name"] for check in result["checks"]] == list(CHECKS)
     assert all(check["detail"] for check in result["checks"])
@@ -30,13 +30,13 @@ def test_sound_models_pass(family: str) -> None:
 
 def test_a_given_vector_is_checked() -> None:
     model = tiny.build()
-    result = verify_model(model, tiny.vector(model, layer=1))
+    result = verify.verify(model, tiny.vector(model, layer=1)).data
     assert result["passed"] and (result["vector"], result["layer"]) == ("tiny", 1)
 
 
 def test_a_vector_of_another_model_is_refused() -> None:
     with pytest.raises(VectorError, match="expected a vector for"):
-        verify_model(tiny.build(), tiny.vector(tiny.build("gpt2")))
+        verify.verify(tiny.build(), tiny.vector(tiny.build("gpt2")))
 
 
 # What may break, and the check that must see it
@@ -151,7 +151,7 @@ def test_an_exception_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("two\nlines")
 
     monkeypatch.setitem(CHECKS, "no hook is left", broken)
-    result = verify_model(tiny.build())
+    result = verify.verify(tiny.build()).data
     assert not result["passed"]
     assert result["checks"][-1] == {"name": "no hook is left", "passed": False, "detail": "RuntimeError: two lines"}
 
@@ -159,5 +159,5 @@ def test_an_exception_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None
 def test_bfloat16() -> None:
     low = tiny.build()
     low.hf.to(torch.bfloat16)
-    result = verify_model(low)
+    result = verify.verify(low).data
     assert result["dtype"] == "bfloat16" and result["passed"], result["checks"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,8 +117,7 @@ class Extractions(Result):
         shown = reports[0]
         if len(traits) + len(self.data["failed"]) > 1:
             details = [one.details for one in self.each]
-            index = import_module("personavec.report.extract").write_index
-            shown = index(self.place(path), details, self.data["failed"])
+            shown = self.drawing.write_index(self.place(path), details, self.data["failed"])
         return self.to_dict() | {"traits": traits, "report": str(shown)}
 
     def lines(self) -> list[tuple[str, str]]:
