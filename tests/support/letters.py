@@ -1,9 +1,10 @@
-"""A judge without a model."""
+"""Judges without a model."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from personavec.judges.judge import Score
+from personavec.judges.load import Bench
 
 
 class Letters:
@@ -21,3 +22,19 @@ class Letters:
 
     def score_rollouts(self, *_: Any) -> list[Score]:
         raise AssertionError("it has nothing to learn")
+
+
+class Sides(Letters):
+    """Scores rollouts by the side that wrote them, so that both sides are kept."""
+
+    def score_rollouts(
+        self, questions: Sequence[str], answers: Sequence[str], sides: Sequence[str], *rest: Any
+    ) -> list[Score]:
+        progress = rest[-1]
+        progress(len(answers))
+        return [Score(90.0 if side == "pos" else 10.0, self.id) for side in sides]
+
+
+def bench() -> Bench:
+    """Judges that take what a tiny random model writes for replies to keep."""
+    return Bench(Letters(), lambda _: Sides(), "letters", "letters")

@@ -63,9 +63,10 @@ class BlockModel:
         Raises:
             ModelError: The weights are gone.
         """
-        embedding = self.hf.get_input_embeddings()
+        embedding = self.hf.get_input_embeddings() if "hf" in vars(self) else None
         spread = getattr(embedding, "_hf_hook", None)  # of accelerate: where the module runs, not where it waits
-        device: torch.device = torch.device(getattr(spread, "execution_device", None) or embedding.weight.device)
+        place = getattr(spread, "execution_device", None) or (embedding.weight.device if embedding else "meta")
+        device = torch.device(place)
         if device.type == "meta":
             raise ModelError(f"expected {self.identity.id} with its weights, got one without; load it again")
         return device
