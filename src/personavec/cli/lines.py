@@ -13,9 +13,9 @@ console = Console(highlight=False)
 def not_scored(arm: str, dropped: Json) -> None:
     """What kept replies of an arm from a score."""
     for kind, whys in dropped.items():
-        told = ", ".join(f"{count} {why}" for why, count in whys.items() if count)
-        if told:
-            say(f"{arm.replace('_', ' ')}: no {kind} score for {told}")
+        text = ", ".join(f"{count} {why}" for why, count in whys.items() if count)
+        if text:
+            say(f"{arm.replace('_', ' ')}: no {kind} score for {text}")
 
 
 def judge_usage(result: Json) -> None:

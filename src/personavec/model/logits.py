@@ -73,9 +73,9 @@ def _batch(model: ChatModel, prompts: Sequence[Ids], replies: Sequence[Ids]) -> 
     ).logits
     out = []
     for row, reply in zip(logits, replies, strict=True):
-        own = row[: len(reply)].float()
-        target = torch.tensor(reply, dtype=torch.long, device=own.device)[:, None]
-        out.append((own.gather(1, target)[:, 0] - own.logsumexp(-1)).cpu())
+        scores = row[: len(reply)].float()
+        target = torch.tensor(reply, dtype=torch.long, device=scores.device)[:, None]
+        out.append((scores.gather(1, target)[:, 0] - scores.logsumexp(-1)).cpu())
     return out
 
 

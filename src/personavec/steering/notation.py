@@ -53,9 +53,9 @@ def steerings(steer: Steers, model: ModelIdentity) -> dict[str, Steering]:
         VectorError: A vector of another model, or no such layer.
     """
     several = [steer] if isinstance(steer, str | Steering) else list(steer)
-    if wrong := [one for one in several if not isinstance(one, str | Steering)]:
+    if wrong := [each for each in several if not isinstance(each, str | Steering)]:
         raise ConfigError(f"expected steer=vector.at(…) or VEC:COEF[@LAYER], got {wrong[0]!r}; correct it")
-    named = {one if isinstance(one, str) else one.text: _read(one) for one in several}
+    named = {each if isinstance(each, str) else each.text: _read(each) for each in several}
     for steering in named.values():
         steering.vector.check_model(model)
     return named

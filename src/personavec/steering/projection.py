@@ -95,10 +95,10 @@ def directions(vectors: Sequence[PersonaVector], names: Sequence[str], layers: S
     """
     chosen: list[tuple[str, int, Tensor]] = []
     for vector, name in zip(vectors, names, strict=True):
-        own = layers or ((vector.card.layer,) if vector.card.layer is not None else ())
-        if not own:
+        at = layers or ((vector.card.layer,) if vector.card.layer is not None else ())
+        if not at:
             raise ConfigError(f"expected a recommended layer in the card of {name}, got none; pass --layers")
-        chosen += [(f"{name}@{layer}" if len(layers) > 1 else name, layer, vector.unit(layer)) for layer in own]
+        chosen += [(f"{name}@{layer}" if len(layers) > 1 else name, layer, vector.unit(layer)) for layer in at]
     return Directions(
         tuple(name for name, _, _ in chosen),
         tuple(layer for _, layer, _ in chosen),

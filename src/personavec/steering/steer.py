@@ -255,14 +255,14 @@ class Steered:
         for (layer, here), members in groups.items():
             mask = torch.zeros((len(rows), 1), dtype=torch.bool, device=self._device)
             mask[members] = True
-            own = edits.setdefault(layer, [])
-            own += [(s.positions, mask, s.edit(layer, self._device)) for s in here if s.op == "add"]
+            changes = edits.setdefault(layer, [])
+            changes += [(s.positions, mask, s.edit(layer, self._device)) for s in here if s.op == "add"]
             ablated = [s for s in here if s.op == "ablate" and not s.gated]
             for kind in dict.fromkeys(s.positions for s in ablated):
                 units = torch.stack([s.vector.unit(layer) for s in ablated if s.positions == kind])
-                own.append((kind, mask, ablation(units.to(self._device))))
-            own += [(s.positions, mask, s.edit(layer, self._device)) for s in here if s.op == "ablate" and s.gated]
-            own += [(s.positions, mask, s.edit(layer, self._device)) for s in here if s.op == "cap"]
+                changes.append((kind, mask, ablation(units.to(self._device))))
+            changes += [(s.positions, mask, s.edit(layer, self._device)) for s in here if s.op == "ablate" and s.gated]
+            changes += [(s.positions, mask, s.edit(layer, self._device)) for s in here if s.op == "cap"]
         return edits
 
 

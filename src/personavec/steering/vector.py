@@ -222,23 +222,25 @@ class PersonaVector:
 
         Where one of the two was quantised or spread over processes, their weights cannot be compared: their names are.
         """
-        own = self.card.model
-        if (own.n_layers, own.d_model) != (model.n_layers, model.d_model):
+        origin = self.card.model
+        if (origin.n_layers, origin.d_model) != (model.n_layers, model.d_model):
             raise VectorError(
                 f"expected a vector for {model.id} ({model.n_layers} layers, {model.d_model} wide), got "
-                f"{self.card.trait} from {own.id} ({own.n_layers} layers, {own.d_model} wide); "
+                f"{self.card.trait} from {origin.id} ({origin.n_layers} layers, {origin.d_model} wide); "
                 "extract it from this model, or pass the --model it came from"
             )
-        partial = own.revision.endswith(PARTIAL) or model.revision.endswith(PARTIAL)
-        if partial and own.id != model.id and own.revision != model.revision:
+        partial = origin.revision.endswith(PARTIAL) or model.revision.endswith(PARTIAL)
+        if partial and origin.id != model.id and origin.revision != model.revision:
             raise VectorError(
                 f"expected a vector for {model.id} by name, as quantised or partitioned weights cannot be compared, "
-                f"got {self.card.trait} from {own.id}; load the model by that name, or extract the vector by this one"
+                f"got {self.card.trait} from {origin.id}; load the model by that name, or extract the "
+                "vector by this one"
             )
-        if not partial and own.revision != model.revision:
+        if not partial and origin.revision != model.revision:
             raise VectorError(
                 f"expected a vector for {model.id} (weights {model.revision[:12]}), got {self.card.trait} from "
-                f"{own.id} (weights {own.revision[:12]}); extract it from this model, or pass the --model it came from"
+                f"{origin.id} (weights {origin.revision[:12]}); extract it from this model, or pass the "
+                "--model it came from"
             )
 
     def _with(self, direction: Tensor, sign: str = "", other: "PersonaVector | None" = None) -> "PersonaVector":

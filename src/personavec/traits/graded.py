@@ -25,10 +25,10 @@ def graded_prompts(trait: str, file: Path | None = None) -> tuple[str, ...]:
             )
         return tuple(json.loads((files("personavec") / "traits" / "graded" / f"{trait}.json").read_text("utf-8")))
     try:
-        found = json.loads(file.read_text("utf-8-sig"))
+        content = json.loads(file.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise TraitError(f"expected a JSON list of system prompts, got {file} ({error}); correct it") from error
-    texts = found if isinstance(found, list) else []
+    texts = content if isinstance(content, list) else []
     if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
         raise TraitError(
             f"expected a JSON list of two system prompts or more, got something else in {file}; correct it"

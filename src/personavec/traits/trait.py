@@ -209,10 +209,10 @@ def load_traits(names: Sequence[str | Trait]) -> list[Trait]:
         TraitError: One cannot be read.
     """
     traits = [name if isinstance(name, Trait) else load_trait(name) for name in names]
-    told = [trait.name for trait in traits]
-    if not traits or len(set(told)) < len(told):
+    given = [trait.name for trait in traits]
+    if not traits or len(set(given)) < len(given):
         raise ConfigError(
-            f"expected one or more different traits, got {', '.join(told) or 'none'}; "
+            f"expected one or more different traits, got {', '.join(given) or 'none'}; "
             "for example: personavec extract optimistic"
         )
     return traits

@@ -166,8 +166,8 @@ def call(function: Callable[..., Any], options: Any, *objects: Any, **named: Any
     from personavec.steering.rollouts import ReplyOptions
 
     parameters = signature(function).parameters.values()
-    names = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+    names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         names += ReplyOptions.__annotations__
     return function(*objects, **{name: getattr(options, name) for name in names if hasattr(options, name)} | named)
 
@@ -191,4 +191,4 @@ def call_limits(options: Api) -> "CallLimits":
 
 def given(config: Any, *kinds: type) -> dict[str, Any]:
     """The options of these kinds as they were given, for another verb's."""
-    return {one.name: getattr(config, one.name) for kind in kinds for one in fields(kind)}
+    return {field.name: getattr(config, field.name) for kind in kinds for field in fields(kind)}

@@ -145,5 +145,5 @@ def _clusters(rows: Rows) -> Any:
 
 def _auc(values: Float[ndarray, " reply"], sides: Any, questions: Any, seed: int) -> Row:
     known = ~np.isnan(values) & (sides != "")
-    found = auc_interval(values[known], sides[known] == "pos", questions[known], seed)
-    return found._replace(dropped=int((np.isnan(values) & (sides != "")).sum())).to_json()
+    auc = auc_interval(values[known], sides[known] == "pos", questions[known], seed)
+    return auc._replace(dropped=int((np.isnan(values) & (sides != "")).sum())).to_json()

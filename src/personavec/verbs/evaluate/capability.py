@@ -102,15 +102,15 @@ def perplexity(
     if not read:
         raise DataError(f"expected texts of at least two tokens, got none among {len(texts)}; give longer texts")
     with steer(model, [everywhere(steering)]):
-        found = reply_logprobs(model, [row[:1] for row in read], [row[1:] for row in read], progress)
-    nll = -np.concatenate([one.double().numpy() for one in found])
+        logprobs = reply_logprobs(model, [row[:1] for row in read], [row[1:] for row in read], progress)
+    nll = -np.concatenate([row.double().numpy() for row in logprobs])
     if not np.isfinite(nll).all():
         wrong = int((~np.isfinite(nll)).sum())
         raise ModelError(
             f"expected probabilities above 0 for all {len(nll):,} tokens, got {wrong:,} that are not; lower the coef, "
             "or pass --dtype float32"
         )
-    mean = clustered_mean(nll, np.repeat(np.arange(len(found)), [len(one) for one in found]), seed)
+    mean = clustered_mean(nll, np.repeat(np.arange(len(logprobs)), [len(row) for row in logprobs]), seed)
     point, low, high = np.exp(mean[:3]).tolist()
     value = Interval(point, low, high, len(read), len(texts) - len(read))
     return Perplexity(value, len(nll), sum(len(row) > longest for row in rows))
@@ -118,7 +118,7 @@ def perplexity(
 
 def everywhere(steering: Sequence[Steering]) -> tuple[Steering, ...]:
     """The same steering at all positions: a text has no prompt and no response."""
-    return tuple(replace(one, positions="all") for one in steering)
+    return tuple(replace(each, positions="all") for each in steering)
 
 
 def neutral_texts(count: int | None = 300, path: Path | None = None) -> tuple[str, ...]:
@@ -199,8 +199,8 @@ def capability(
         lm = HFLM(pretrained=model.hf, tokenizer=tokenizer, batch_size=BATCH, softmax_dtype=float32)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     with steer(model, [everywhere(steering)]):
-        found = simple_evaluate(lm, tasks=loaded, limit=limit, task_manager=index, bootstrap_iters=1000, **seeds)
-    return {name: _accuracy(name, rows, found["results"][name], seed) for name, rows in found["samples"].items()}
+        results = simple_evaluate(lm, tasks=loaded, limit=limit, task_manager=index, bootstrap_iters=1000, **seeds)
+    return {name: _accuracy(name, rows, results["results"][name], seed) for name, rows in results["samples"].items()}
 
 
 def check_eval() -> None:
@@ -223,17 +223,18 @@ def _load(index: Any, name: str) -> list[Any]:
 
 
 def _accuracy(name: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any], seed: int) -> Accuracy:
-    own = [row for row in rows if row["filter"] == rows[0]["filter"]]
-    metric = next((metric for metric in METRICS if metric in own[0]), None)
+    samples = [row for row in rows if row["filter"] == rows[0]["filter"]]
+    metric = next((metric for metric in METRICS if metric in samples[0]), None)
     if metric is None:
         raise ConfigError(
-            f"expected a task that measures {' or '.join(METRICS)}, got {name} with {', '.join(own[0]['metrics'])}; "
+            f"expected a task that measures {' or '.join(METRICS)}, got {name} with "
+            f"{', '.join(samples[0]['metrics'])}; "
             "choose another task"
         )
-    values = np.array([float(row[metric]) for row in own])
-    stderr = result[f"{metric}_stderr,{own[0]['filter']}"]
+    values = np.array([float(row[metric]) for row in samples])
+    stderr = result[f"{metric}_stderr,{samples[0]['filter']}"]
     value = clustered_mean(values, np.arange(len(values)), seed)
-    return Accuracy(value, float("nan") if isinstance(stderr, str) else float(stderr), sum(map(_is_tied, own)))
+    return Accuracy(value, float("nan") if isinstance(stderr, str) else float(stderr), sum(map(_is_tied, samples)))
 
 
 def _is_tied(row: Mapping[str, Any]) -> bool:
@@ -265,20 +266,21 @@ def mmlu_dev() -> list[dict[str, Any]]:
             numbered.append((number, subject, _question(path, sample["question"], sample["target"])))
     if not numbered:
         raise ConfigError(f"expected MMLU's dev questions in {folder}, got none; install lm-eval 0.4.13")
-    return [{"subject": subject} | row for _, subject, row in sorted(numbered, key=lambda one: one[:2])]
+    return [{"subject": subject} | row for _, subject, row in sorted(numbered, key=lambda entry: entry[:2])]
 
 
 def _question(path: Path, text: str, reasoning: str) -> dict[str, Any]:
     """A question with "(A) … (B) …" behind it and reasoning that ends with "The answer is (B).", in parts."""
     question, *rest = re.split(r"\s\(([A-J])\)\s", text.strip())
     letters, choices = rest[::2], rest[1::2]
-    found = re.findall(r"[Tt]he answer is \(([A-J])\)", reasoning)
-    if len(letters) < 2 or letters != list("ABCDEFGHIJ"[: len(letters)]) or len(found) != 1 or found[0] not in letters:
+    answers = re.findall(r"[Tt]he answer is \(([A-J])\)", reasoning)
+    plain = len(letters) >= 2 and letters == list("ABCDEFGHIJ"[: len(letters)])
+    if not plain or len(answers) != 1 or answers[0] not in letters:
         raise ConfigError(
             f"expected a question with lettered answers in {path}, got another form; install lm-eval 0.4.13"
         )
     parts = {"question": question.strip(), "choices": [choice.strip() for choice in choices], "letters": letters}
-    return parts | {"answer": letters.index(found[0])}
+    return parts | {"answer": letters.index(answers[0])}
 
 
 def _mmlu_dev() -> dict[str, Any]:

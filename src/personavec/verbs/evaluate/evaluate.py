@@ -65,7 +65,7 @@ class Evaluation(Result):
         """What says most."""
         data = self.data
         steered = ", ".join([*([data["adapter"]] if data["adapter"] else []), *data["steer"]])
-        told = {
+        shown = {
             "trait": data["trait"],
             "model": f"{data['model']}{steered and f' with {steered}'}",
             "trait score": interval(data["trait_score"]),
@@ -74,7 +74,7 @@ class Evaluation(Result):
             "difference": interval(data["difference"]["trait"]),
         }
         control = {"random direction": interval(data["random_control"])} if data["random_control"] else {}
-        return list((told | control | {"judge": data["judge"]}).items())
+        return list((shown | control | {"judge": data["judge"]}).items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def evaluate(
     judges = Judges(bench.trait(trait), bench.coherence, trait.content_hash)
     at_hand = _scale_at_hand(judge_file, judges, steering)
     inputs = {"model": model.identity.revision, "numbers": model.numbers, f"trait {trait.name}": trait.content_hash}
-    inputs |= {f"vector {text}": one.vector.content_hash for text, one in applied.items()} | adapter_inputs(model)
+    inputs |= {f"vector {text}": each.vector.content_hash for text, each in applied.items()} | adapter_inputs(model)
     if judge_file is not None:
         inputs["judge file"] = sha256(Path(judge_file))
     run = Run.open(store, chosen | interview.options, inputs)
@@ -168,13 +168,13 @@ def evaluate(
         replies["changed"] = _write(study, "changed", [steering])
     if steering:
         replies["random"] = _write(study, "random", _randomised(steering, len(base), seed))
-    asked = {"perplexity": perplexity, "tasks": tuple(tasks), "task_limit": task_limit}
+    costly = {"perplexity": perplexity, "tasks": tuple(tasks), "task_limit": task_limit}
     with model.without_adapter():
         scored = {arm: score(rows, judges, f"judging {arm}", run=run, name=arm) for arm, rows in replies.items()}
         agreed = _agree(study, second, replies, scored) if second else {}
-        costs = {"base": _costs(study, "base", asked)}
+        costs = {"base": _costs(study, "base", costly)}
     if changed and not instruct:  # neutral texts and tasks are read without the instruction
-        costs["changed"] = _costs(study, "changed", asked, steering)
+        costs["changed"] = _costs(study, "changed", costly, steering)
 
     arm = "changed" if changed else "base"
     subject = scored[arm]
@@ -225,13 +225,14 @@ def adapter_inputs(model: ChatModel) -> dict[str, str]:
 
 def _write(study: Evaluating, arm: str, steering: Sequence[tuple[Steering, ...]] = ((),)) -> list[ReplyRow]:
     trait, side = study.trait, study.instruct
-    asked = [trait.system_prompt(pair, side) for pair in range(len(trait.pairs))] if side and arm != "base" else []
+    pairs = range(len(trait.pairs)) if side and arm != "base" else ()
+    instructions = [trait.system_prompt(pair, side) for pair in pairs] if side else []
     plans = study.interview.answers(
         trait.evaluate[: study.questions],
         study.rollouts,
         draw="base",
         extra={"arm": arm},
-        systems=asked,
+        systems=instructions,
         steering=steering,
     )
     return study.interview.write(plans, f"{arm} replies", run=study.run, name=arm)
@@ -257,9 +258,9 @@ def _take_base(judge_file: str | Path | None, run: Run) -> None:
 
 def _randomised(steering: Sequence[Steering], count: int, seed: int) -> list[tuple[Steering, ...]]:
     """The same steering along directions without meaning, as many as there are replies."""
-    random = [random_directions(one.vector, count, seed + index) for index, one in enumerate(steering)]
+    random = [random_directions(each.vector, count, seed + index) for index, each in enumerate(steering)]
     return [
-        tuple(dataclasses.replace(one, vector=vector) for one, vector in zip(steering, drawn, strict=True))
+        tuple(dataclasses.replace(each, vector=vector) for each, vector in zip(steering, drawn, strict=True))
         for drawn in zip(*random, strict=True)
     ]
 
@@ -285,20 +286,20 @@ def _agree(
     return agreed
 
 
-def _costs(study: Evaluating, arm: str, asked: Json, steering: Sequence[Steering] = ()) -> Json:
+def _costs(study: Evaluating, arm: str, costly: Json, steering: Sequence[Steering] = ()) -> Json:
     """What an arm still can: its perplexity and accuracies, in a file of their own."""
-    texts, tasks = asked["perplexity"], asked["tasks"]
+    texts, tasks = costly["perplexity"], costly["tasks"]
     if not (texts or tasks):
         return {}
     run, model, seed = study.run, study.interview.model, study.interview.seed
-    name = f"capability-{arm}-{Run.digest({key: str(value) for key, value in asked.items()})}.json"
+    name = f"capability-{arm}-{Run.digest({key: str(value) for key, value in costly.items()})}.json"
     if not run.done(name):
         costs: Json = {}
         if texts:
             neutral = neutral_texts(texts)
             with stage(f"{arm}: perplexity", len(neutral)) as advance:
                 costs["perplexity"] = perplexity_of(model, neutral, seed, steering, advance).to_json()
-        accuracies = capability(model, tasks, asked["task_limit"], steering, seed) if tasks else {}
+        accuracies = capability(model, tasks, costly["task_limit"], steering, seed) if tasks else {}
         run.write_json(name, costs | {task: accuracy.to_json() for task, accuracy in accuracies.items()})
     return dict(run.read_json(name))
 
@@ -331,11 +332,11 @@ def _scale_at_hand(judge_file: str | Path | None, judges: Judges, steering: Sequ
     if judge_file is not None:
         judges.restore(_read(Path(judge_file)), str(judge_file))
         return judges.to_json()
-    for one in steering:
-        learned = one.vector.card.details.get("judge", {})
+    for each in steering:
+        learned = each.vector.card.details.get("judge", {})
         bases = [learned.get(name, {}).get("basis") for name in ("trait", "coherence")]
         if learned.get("trait_hash") == judges.trait_hash and bases == [judges.trait.basis, judges.coherence.basis]:
-            judges.restore(learned, f"the card of {one.vector.card.trait}")
+            judges.restore(learned, f"the card of {each.vector.card.trait}")
             return judges.to_json()
     return None
 

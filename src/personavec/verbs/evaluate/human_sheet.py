@@ -6,7 +6,7 @@ above 80 and one below 20, in random order; people said of 94.7% of 300 pairs wh
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +37,23 @@ def write_sheet(path: Path, rows: Rows, adjective: str, seed: int) -> Row:
         The number of pairs, and how many questions had no such pair.
     """
     rng = np.random.default_rng(seed)
-    by_question: dict[str, list[Row]] = {}
+    by_question: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["trait"] is not None:
             by_question.setdefault(row["question"], []).append(row)
-    found: list[tuple[str, Row, Row]] = []
+    pairs: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = []
     without = 0
     for question, replies in by_question.items():
         high = [row for row in replies if row["trait"] > HIGH]
         low = [row for row in replies if row["trait"] < LOW]
-        pairs = min(len(high), len(low))
-        without += not pairs
-        chosen = (rng.permutation(len(side))[:pairs] for side in (high, low))
-        found += [(question, high[int(h)], low[int(k)]) for h, k in zip(*chosen, strict=True)]
-    found = [found[int(index)] for index in rng.permutation(len(found))[:PAIRS]]
-    first = rng.integers(1, 3, size=len(found))  # where the higher one stands
+        count = min(len(high), len(low))
+        without += not count
+        drawn = (rng.permutation(len(side))[:count] for side in (high, low))
+        pairs += [(question, high[int(h)], low[int(k)]) for h, k in zip(*drawn, strict=True)]
+    pairs = [pairs[int(index)] for index in rng.permutation(len(pairs))[:PAIRS]]
+    first = rng.integers(1, 3, size=len(pairs))  # where the higher one stands
     sheet, key = [], []
-    for number, ((question, high_, low_), place) in enumerate(zip(found, first, strict=True), 1):
+    for number, ((question, high_, low_), place) in enumerate(zip(pairs, first, strict=True), 1):
         replies = [high_, low_] if place == 1 else [low_, high_]
         shown = {f"reply_{n}": row["response"] for n, row in enumerate(replies, 1)}
         sheet.append({"pair": number, "question": question, **shown, f"{ASKED} {adjective} (1 or 2)": ""})
@@ -61,7 +61,7 @@ def write_sheet(path: Path, rows: Rows, adjective: str, seed: int) -> Row:
         key.append({"pair": number, "more": int(place), **scores, "judge": high_["judge"]})
     write_file(path, _csv(sheet))
     write_file(_key(path), _csv(key))
-    return {"pairs": len(found), "questions_without_pair": without}
+    return {"pairs": len(pairs), "questions_without_pair": without}
 
 
 def sheet_files(path: Path) -> dict[str, str]:
@@ -135,10 +135,10 @@ def _read(path: Path, wanted: Callable[[str], bool]) -> tuple[list[dict[str, str
             "both in one folder, under their names, as CSV in UTF-8"
         ) from error
     names = [name for name in (rows[0] if rows else ()) if name]
-    found = next((name for name in names if wanted(name)), None)
-    if found is None or "pair" not in names:
+    answers = next((name for name in names if wanted(name)), None)
+    if answers is None or "pair" not in names:
         raise DataError(
             f"expected rows with the columns of a sheet or its key in {path}, got {', '.join(names) or 'none'}; pass "
             "the filled-in sheet.csv, with all its columns, and keep its key as it was"
         )
-    return rows, found
+    return rows, answers

@@ -55,9 +55,9 @@ def relevance(questions: Sequence[str], answers: Sequence[str]) -> Float[ndarray
         batch = rows[start : start + BATCH]
         encoded = tokenizer.encode_batch([(questions[row], answers[row]) for row in batch])
         inputs = {
-            "input_ids": [one.ids for one in encoded],
-            "attention_mask": [one.attention_mask for one in encoded],
-            "token_type_ids": [one.type_ids for one in encoded],
+            "input_ids": [text.ids for text in encoded],
+            "attention_mask": [text.attention_mask for text in encoded],
+            "token_type_ids": [text.type_ids for text in encoded],
         }
         wanted = {put.name for put in session.get_inputs()}
         fed = {name: np.array(ids, dtype=np.int64) for name, ids in inputs.items() if name in wanted}

@@ -124,8 +124,8 @@ def _fires(probe: Probe) -> Found:
     steered, _, tokens = probe.run([(probe.steering,)])
     reply = slice(probe.lengths[0] - 1, len(probe.rows[0]))
     wanted, change = reply.stop - reply.start, distance(steered[0, reply], plain[0, reply])
-    told = f"{tokens} of {wanted} tokens steered; their logits moved by up to {change:.2g} of their size"
-    return tokens == wanted and change > probe.tolerance, told
+    detail = f"{tokens} of {wanted} tokens steered; their logits moved by up to {change:.2g} of their size"
+    return tokens == wanted and change > probe.tolerance, detail
 
 
 def _moves(probe: Probe) -> Found:
@@ -138,8 +138,8 @@ def _moves(probe: Probe) -> Found:
     # v is rounded to the dtype, and so is the sum
     allowed = torch.finfo(probe.model.dtype).eps * (before[first:].abs() + delta.abs())
     kept = torch.equal(after[:first], before[:first])
-    told = f"off by up to {float(error.max()):.1g} where coef·v is up to {float(delta.abs().max()):.2g}"
-    return bool((error <= allowed).all()) and kept, f"{told}; prompt tokens {'kept' if kept else 'CHANGED'}"
+    detail = f"off by up to {float(error.max()):.1g} where coef·v is up to {float(delta.abs().max()):.2g}"
+    return bool((error <= allowed).all()) and kept, f"{detail}; prompt tokens {'kept' if kept else 'CHANGED'}"
 
 
 def _coef_0(probe: Probe) -> Found:
@@ -174,12 +174,12 @@ def _padded(probe: Probe) -> Found:
 def _mates(probe: Probe) -> Found:
     plain, before, _ = probe.run([(), ()], slice(2))
     mixed, after, _ = probe.run([(probe.steering,), ()], slice(2))
-    own = slice(len(probe.rows[1]))
+    row = slice(len(probe.rows[1]))
     # in a mixture of experts a row may round differently when its batch-mates choose other experts
-    apart = distance(mixed[1, own], plain[1, own])
+    apart = distance(mixed[1, row], plain[1, row])
     kept, moved = torch.equal(before[1], after[1]), not torch.equal(before[0], after[0])
-    told = f"an unsteered row's stream is {'identical' if kept else 'CHANGED'}, its logits differ by {apart:.1g}"
-    return kept and moved and apart <= probe.tolerance, told
+    detail = f"an unsteered row's stream is {'identical' if kept else 'CHANGED'}, its logits differ by {apart:.1g}"
+    return kept and moved and apart <= probe.tolerance, detail
 
 
 def _ablates(probe: Probe) -> Found:
@@ -188,8 +188,8 @@ def _ablates(probe: Probe) -> Found:
     before, after = (stream[0, : len(probe.rows[0])].float() for stream in (before, after))
     unit = probe.steering.vector.unit(probe.layer).to(before)
     was, left = (float(((stream @ unit).abs() / before.norm(dim=-1)).max()) for stream in (before, after))
-    told = f"projection / ‖h‖ fell from up to {was:.2g} to {left:.1g} (rounding {probe.rounding:.1g})"
-    return left <= probe.rounding < was, told
+    detail = f"projection / ‖h‖ fell from up to {was:.2g} to {left:.1g} (rounding {probe.rounding:.1g})"
+    return left <= probe.rounding < was, detail
 
 
 def _reads(probe: Probe) -> Found:
@@ -217,8 +217,8 @@ def _clean(probe: Probe) -> Found:
 
 
 def _agree(probe: Probe, apart: float, tokens: int, wanted: int) -> Found:
-    told = f"{tokens} and {wanted} tokens steered; logits differ by {apart:.1g} (tolerance {probe.tolerance:g})"
-    return tokens == wanted and apart <= probe.tolerance, told
+    detail = f"{tokens} and {wanted} tokens steered; logits differ by {apart:.1g} (tolerance {probe.tolerance:g})"
+    return tokens == wanted and apart <= probe.tolerance, detail
 
 
 CHECKS: dict[str, Callable[[Probe], Found]] = {

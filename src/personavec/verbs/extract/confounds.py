@@ -56,17 +56,17 @@ def audit(kept: Sequence[ScoredRow], seed: int) -> Row:
     is_pos = np.array([row["side"] == "pos" for row in kept])
     questions = np.array([row["question_id"] for row in kept])
     texts = [str(row["response"]) for row in kept]
-    found: Row = {}
+    measures: Row = {}
     for name, values in _measures(kept, texts).items():
         auc = auc_interval(values, is_pos, questions, seed)
-        found[name] = {
+        measures[name] = {
             "pos": round(float(values[is_pos].mean()), 4),
             "neg": round(float(values[~is_pos].mean()), 4),
             "difference": difference_interval(values, is_pos, questions, seed).to_json(),
             "auc": auc.to_json(),
             "stands_out": bool(abs(auc.mean - 0.5) >= STANDS_OUT and (auc.low > 0.5 or auc.high < 0.5)),
         }
-    return found
+    return measures
 
 
 def length_correlation(model: ChatModel, kept: Sequence[ScoredRow], vector: PersonaVector, seed: int) -> Row:
@@ -80,9 +80,9 @@ def length_correlation(model: ChatModel, kept: Sequence[ScoredRow], vector: Pers
     read = read_rows(model, kept, "response avg", [layer], title).transpose(1, 0, 2)
     sides = np.array([int(row["side"] == "pos") for row in kept])
     lengths, rng = np.array([response_tokens(row) for row in kept], dtype=float), np.random.default_rng(seed)
-    found = null_battery(read, lengths, vector.unit(layer).numpy()[None], rng, activations=read, groups=sides)
-    adjust([found], either_way=True)
-    return found
+    correlation = null_battery(read, lengths, vector.unit(layer).numpy()[None], rng, activations=read, groups=sides)
+    adjust([correlation], either_way=True)
+    return correlation
 
 
 def matched(kept: Sequence[ScoredRow], seed: int) -> list[ScoredRow]:
@@ -96,9 +96,9 @@ def matched(kept: Sequence[ScoredRow], seed: int) -> list[ScoredRow]:
     sides = np.array([row["side"] for row in kept])
     chosen: list[int] = []
     for place in np.unique(bins):
-        own = [rng.permutation(np.flatnonzero((bins == place) & (sides == side))) for side in ("pos", "neg")]
-        least = min(map(len, own))
-        chosen += [int(index) for side in own for index in side[:least]]
+        rows = [rng.permutation(np.flatnonzero((bins == place) & (sides == side))) for side in ("pos", "neg")]
+        least = min(map(len, rows))
+        chosen += [int(index) for side in rows for index in side[:least]]
     return [kept[index] for index in sorted(chosen)]
 
 

@@ -54,19 +54,19 @@ def difference_in_means(
 
     def mean(rows: Any, columns: Any = None) -> Float[Tensor, "position layer d_model"]:
         """Mean over rows, which fill the columns (default: questions and sides), less what length explains."""
-        own = sums[np.unique(cells[rows]) if columns is None else columns].sum(dim=0)
-        found: Tensor = own / rows.sum() - slope * tokens[rows].mean()
-        return found
+        total = sums[np.unique(cells[rows]) if columns is None else columns].sum(dim=0)
+        average: Tensor = total / rows.sum() - slope * tokens[rows].mean()
+        return average
 
     odd = np.array([row["question_id"] % 2 == 1 for row in kept])
     whole = mean(is_pos) - mean(~is_pos)
     shuffled = mean(relabelled, [-3]) - mean(~relabelled, [-2])
-    found = {"shuffled": PersonaVector(shuffled[0], dataclasses.replace(card, position="shuffled"))}
+    vectors = {"shuffled": PersonaVector(shuffled[0], dataclasses.replace(card, position="shuffled"))}
     sides = {(side, half): (is_pos == side) & (odd == half) for side in (True, False) for half in (True, False)}
     steady = all(rows.any() for rows in sides.values())  # a half may have no replies
     if steady:
-        one, other = (mean(sides[True, half]) - mean(sides[False, half]) for half in (True, False))
-        halves = torch.cosine_similarity(one, other, dim=-1)
+        first, second = (mean(sides[True, half]) - mean(sides[False, half]) for half in (True, False))
+        halves = torch.cosine_similarity(first, second, dim=-1)
     both = [at for at in range(len(questions)) if {2 * at, 2 * at + 1} <= set(cells.tolist())]
     each = torch.stack([mean(cells == 2 * at + 1) - mean(cells == 2 * at) for at in both]) if both else None
     for index, (position, direction) in enumerate(zip(POSITIONS, whole, strict=True)):
@@ -74,11 +74,11 @@ def difference_in_means(
         if each is not None:
             cosines = torch.cosine_similarity(each[:, index], direction, dim=-1).mean(dim=0)
             details = details | {"pairwise_cosine": [round(value, 4) for value in cosines.tolist()]}
-        own = dataclasses.replace(
+        described = dataclasses.replace(
             card, position=position, reliability=tuple(halves[index].tolist()) if steady else (), details=details
         )
-        found[position] = PersonaVector(direction, own)
-    return found
+        vectors[position] = PersonaVector(direction, described)
+    return vectors
 
 
 def response_tokens(row: ScoredRow) -> int:

@@ -159,7 +159,7 @@ def extract(
     if single:
         return done[0]
     shared = {"out": run.shown(), "judge_usage": bench.usage, "seconds": round(time.monotonic() - began, 1)}
-    return Extractions({"traits": [one.to_dict() for one in done], "failed": failed, **shared}, tuple(done))
+    return Extractions({"traits": [each.to_dict() for each in done], "failed": failed, **shared}, tuple(done))
 
 
 def _extract_one(
@@ -193,12 +193,12 @@ def _extract_one(
     vectors = _vectors(study, run, trait, judges, kept, counts, norms)
     vector = vectors["response avg"]
 
-    asked = trait.evaluate[: study.sweep_questions]
-    plans = sweep_plans(interview, asked, vector, study.layers, study.doses)
+    questions = trait.evaluate[: study.sweep_questions]
+    plans = sweep_plans(interview, questions, vector, study.layers, study.doses)
     rows = interview.write(plans, f"{trait.name}: sweep", run=run, name="sweep")
     swept = cells(score(rows, judges, f"{trait.name}: judging the sweep", run=run, name="sweep"), seed)
     plain = score(base, judges, f"{trait.name}: judging base replies", run=run, name="base")
-    unsteered = mean_score([row for row in plain if row["question_id"] < len(asked)], "trait", seed)
+    unsteered = mean_score([row for row in plain if row["question_id"] < len(questions)], "trait", seed)
     chosen = knee(swept, unsteered, study.coherence_floor)
     vector = PersonaVector(vector.direction, dataclasses.replace(vector.card, layer=chosen.layer, coef=chosen.coef))
     audited["length"] = length_correlation(model, kept, vector, seed)

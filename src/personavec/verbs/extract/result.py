@@ -81,7 +81,7 @@ class Extraction(Result):
     def lines(self) -> list[tuple[str, str]]:
         """What says most."""
         choice = self.details["choice"]
-        told = {
+        shown = {
             "trait": self.data["trait"],
             "verdict": "proven" if self.proven else "not proven",
             **{name: interval(score) for name, score in self.data["trait_score"].items()},
@@ -91,7 +91,7 @@ class Extraction(Result):
             "judge": f"{self.data['judge']}, AUC {interval(self.data['judge_auc'], 2)}",
         }
         against = [("against it", condition["text"]) for condition in self.verdict if not condition["holds"]]
-        return [*told.items(), *against]
+        return [*shown.items(), *against]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -112,17 +112,17 @@ class Extractions(Result):
 
     def published(self, path: str | Path | None = None) -> Row:
         """Write the pages; what `--json` prints, with their paths."""
-        reports = [one.report(Path(path) / one.data["trait"] if path else None) for one in self.each]
-        traits = [one | {"report": str(report)} for one, report in zip(self.data["traits"], reports, strict=True)]
+        reports = [each.report(Path(path) / each.data["trait"] if path else None) for each in self.each]
+        traits = [data | {"report": str(at)} for data, at in zip(self.data["traits"], reports, strict=True)]
         shown = reports[0]
         if len(traits) + len(self.data["failed"]) > 1:
-            details = [one.details for one in self.each]
+            details = [extraction.details for extraction in self.each]
             shown = self.drawing.write_index(self.place(path), details, self.data["failed"])
         return self.to_dict() | {"traits": traits, "report": str(shown)}
 
     def lines(self) -> list[tuple[str, str]]:
         """A line a trait."""
-        return [(one.data["trait"], "proven" if one.proven else "not proven") for one in self.each]
+        return [(extraction.data["trait"], "proven" if extraction.proven else "not proven") for extraction in self.each]
 
 
 class Evidence(NamedTuple):

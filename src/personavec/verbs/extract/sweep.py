@@ -30,20 +30,20 @@ class Cell:
     coherence: Interval
 
 
-def swept_layers(asked: Sequence[int], n_layers: int) -> tuple[int, ...]:
+def swept_layers(layers: Sequence[int], n_layers: int) -> tuple[int, ...]:
     """The layers asked for, or else five spread over the middle of the depth.
 
     Raises:
         ConfigError: The model has no such layer.
     """
-    wrong = [layer for layer in asked if not 0 <= layer < n_layers]
+    wrong = [layer for layer in layers if not 0 <= layer < n_layers]
     if wrong:
         raise ConfigError(
             f"expected layers from 0 to {n_layers - 1}, got {', '.join(map(str, wrong))}; layers count blocks from 0"
         )
     low, high = SWEPT_DEPTH
     spread = np.unique(np.linspace(low * n_layers, high * n_layers, SWEPT_LAYERS).astype(int).clip(0, n_layers - 1))
-    return tuple(asked) or tuple(spread.tolist())
+    return tuple(layers) or tuple(spread.tolist())
 
 
 def sweep_plans(
