@@ -320,3 +320,22 @@ def test_two_file_form_with_shared_questions_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "x_eval" / "terse.json", half(*SMALL.extract))
     with pytest.raises(TraitError, match="both sets"):
         load_trait(path)
+
+
+def test_a_trait_from_lists_of_texts(unchecked: None) -> None:
+    pairs = [("Be brief.", "Be wordy."), Pair("Few words.", "Many words.")]
+    whole = {"pairs": pairs, "extract": ["How are you?", "What is rain?"], "evaluate": iter(["Who?", "Why?"])}
+    trait = Trait.of("terse", **whole)
+    assert trait.system_prompt(0, "pos") == "You are a terse assistant. Be brief."
+    assert trait.pairs[1] == pairs[1] and trait.evaluate == ("Who?", "Why?") and "as terse as can be" in trait.rubric
+    for bad, told in (
+        ({"pairs": [("Be brief.",), ("a", "b")]}, r"expected pairs of two instructions, got \('Be brief.',\)"),
+        ({"pairs": [("a", "b", "c"), ("d", "e")]}, "expected pairs of two instructions"),
+        ({"pairs": ["ab", "cd"]}, "expected pairs of two instructions, got 'ab'"),
+        ({"pairs": [("Be brief.", 3), ("a", "b")]}, r"expected text in 'pairs\[0\].neg', got a number"),
+        ({"extract": ["Who?", None]}, r"expected text in 'extract\[1\]', got null"),
+        ({"evaluate": ["How are you?", "Why?"]}, "expected no question in both sets"),
+        ({"extract": ["Who is it?"]}, "expected at least 2 questions in questions.extract"),
+    ):
+        with pytest.raises(TraitError, match=told):
+            Trait.of("terse", **whole | {"evaluate": ["Who?", "Why?"]} | bad)

@@ -104,6 +104,40 @@ class Trait:
                 "replace them in questions.evaluate"
             )
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        *,
+        pairs: Iterable[Pair | tuple[str, str]],
+        extract: Iterable[str],
+        evaluate: Iterable[str],
+        adjective: str = "",
+        antonym: str = "",
+        description: str = "",
+        rubric: str = "",
+    ) -> "Trait":
+        """A trait from lists of texts: `Trait.of("terse", pairs=[("Be brief.", "Be wordy."), …], extract=[…], …)`.
+
+        Args:
+            name: Names its files.
+            pairs: Instructions that command the trait and its opposite.
+            extract: Questions answered to find the vector.
+            evaluate: Held-out questions.
+            adjective: Completes "You are a/an … assistant."; default the name.
+            antonym: The same on the negative side.
+            description: For people.
+            rubric: What 0, 50 and 100 look like, for judges that read one; default one of the adjective.
+
+        Raises:
+            TraitError: As for every trait, or something in a list is no text.
+        """
+        adjective = adjective or name
+        rubric = rubric or f"0: not {adjective} at all. 50: somewhat {adjective}. 100: as {adjective} as can be."
+        texts = {"name": name, "adjective": adjective, "antonym": antonym, "description": description, "rubric": rubric}
+        questions = {"extract": list(extract), "evaluate": list(evaluate)}
+        return _parse(texts | {"pairs": [_sides(pair) for pair in pairs], "questions": questions})
+
     def system_prompt(self, pair: int, side: Side) -> str:
         """The system prompt that elicits one side of one pair.
 
@@ -336,6 +370,13 @@ def _pairs(data: Mapping[str, object], key: str) -> tuple[Pair, ...]:
         sides = {f"{where}.{side}": text for side, text in item.items()}
         pairs.append(Pair(pos=_text(sides, f"{where}.pos"), neg=_text(sides, f"{where}.neg")))
     return tuple(pairs)
+
+
+def _sides(pair: Pair | tuple[str, str]) -> dict[str, str]:
+    sides = (pair.pos, pair.neg) if isinstance(pair, Pair) else pair
+    if not isinstance(sides, tuple | list) or len(sides) != 2:
+        raise TraitError(f"expected pairs of two instructions, got {pair!r}; pass (pos, neg)")
+    return {"pos": sides[0], "neg": sides[1]}
 
 
 def _require_distinct(what: str, texts: Iterable[str]) -> None:
