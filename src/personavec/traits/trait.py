@@ -160,7 +160,7 @@ class Trait:
             raise TraitError(f"expected the side 'pos' or 'neg', got {side!r}; choose one of these")
         word = self.adjective if side == "pos" else self.antonym.strip() or DEFAULT_ANTONYM
         instruction = self.pairs[pair].pos if side == "pos" else self.pairs[pair].neg
-        return f"You are {_article(word)} {word} assistant. {instruction}"
+        return f"You are {'an' if _AN.match(word) else 'a'} {word} assistant. {instruction}"
 
     def to_json(self) -> str:
         """The trait as the text of a trait file; `load_trait` reads it back to an equal trait."""
@@ -390,10 +390,6 @@ def _require_distinct(what: str, texts: Iterable[str]) -> None:
 def _fold(text: str) -> str:
     """The text without case and spacing, so that a retyped duplicate is still a duplicate."""
     return " ".join(text.casefold().split())
-
-
-def _article(word: str) -> str:
-    return "an" if _AN.match(word) else "a"
 
 
 def _kind(value: object) -> str:
