@@ -24,7 +24,7 @@ WARM = {
 """A small trait; the braces in its rubric are no mistake."""
 
 
-def build() -> ChatModel:
+def build(context: int = CONTEXT) -> ChatModel:
     """The model, the same at every call."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {word: index for index, word in enumerate([*tiny.WORDS, *alphabet])}
@@ -36,7 +36,7 @@ def build() -> ChatModel:
     )
     made.add_special_tokens({"additional_special_tokens": ["<system>", "<user>", "<assistant>"]})
     made.chat_template = tiny.TEMPLATE
-    model = tiny.build("llama", vocab_size=len(vocab), max_position_embeddings=CONTEXT)
+    model = tiny.build("llama", vocab_size=len(vocab), max_position_embeddings=context)
     return ChatModel(model.hf, made, "tiny-chat")
 
 

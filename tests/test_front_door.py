@@ -1,0 +1,132 @@
+"""`import personavec as pv`: light, typed, complete, and used as docs/api.md and the examples use it."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import letters, tiny_chat
+
+import personavec as pv
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+ORDER = ("extract_and_steer", "watch", "screen", "finetune_with_prevention", "serve_and_call")
+
+
+def test_every_name_loads_and_is_listed() -> None:
+    assert set(pv.__all__) <= set(dir(pv)) and 15 <= len(pv.__all__) <= 25
+    for name in pv.__all__:
+        assert getattr(pv, name).__module__.startswith("personavec.")
+        assert (getattr(pv, name).__doc__ or "").strip(), name
+    with pytest.raises(AttributeError, match="module 'personavec' has no attribute 'nothing'"):
+        _ = pv.nothing
+
+
+def test_the_page_lists_every_name() -> None:
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert not [name for name in pv.__all__ if f"`{name}`" not in page and f"pv.{name}" not in page]
+
+
+def test_importing_it_loads_nothing() -> None:
+    code = "import sys, personavec; print([name for name in ('torch', 'numpy', 'tyro', 'rich') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_it_takes_no_time() -> None:
+    code = "import time; began = time.perf_counter(); import personavec; print(time.perf_counter() - began)"
+    taken = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) for _ in range(3)
+    ]
+    assert min(taken) < 0.06
+
+
+@pytest.mark.parametrize("verb", ["extract", "evaluate", "screen", "monitor"])
+def test_a_verb_loads_no_command_line(verb: str) -> None:
+    code = f"import sys, personavec as pv; pv.{verb}; print('tyro' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+TYPED = """
+import personavec as pv
+
+model = pv.ChatModel.load("smollm2")
+extraction = pv.extract(model, "optimistic", rollouts=2)
+reveal_type(extraction)
+reveal_type(extraction.vector)
+reveal_type(pv.extract(model, ["optimistic", "evil"]))
+reveal_type(extraction.vector.at(dose=0.2))
+reveal_type(model.chat("Hi?", steer=extraction.vector.at()))
+reveal_type(pv.load_vector("x") * 2)
+reveal_type(pv.evaluate(model, "optimistic"))
+reveal_type(pv.screen(model, [{"prompt": "a", "response": "b"}], [extraction.vector]))
+pv.extract(model, "optimistic", rolouts=2)
+pv.extract(model, 3)
+"""
+
+
+def test_types_are_seen_from_outside(tmp_path: Path) -> None:
+    script = tmp_path / "outside.py"
+    script.write_text(TYPED)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--no-error-summary", str(script)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=600,
+    )
+    revealed = re.findall(
+        r'Revealed type is "personavec\.[\w.]*\.(\w+)"|Revealed type is "(?:builtins\.)?(str)"', done.stdout
+    )
+    assert ["".join(found) for found in revealed] == [
+        "Extraction", "PersonaVector", "Extractions", "Steering", "str", "PersonaVector", "Evaluation", "Screening",
+    ], done.stdout  # fmt: skip
+    errors = [line for line in done.stdout.splitlines() if "error:" in line]
+    assert len(errors) == 2 and "outside.py:15" in errors[0] and "outside.py:16" in errors[1], done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the examples ran one after the other, and the tiny model they ran on."""
+    folder = tmp_path_factory.mktemp("examples")
+    tiny_chat.build(context=2048).hf.save_pretrained(folder / "model")
+    tiny_chat.build(context=2048).tokenizer.save_pretrained(folder / "model")
+    return folder
+
+
+def run(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", [name, str(place / "model")])
+    monkeypatch.setattr("personavec.judges.load.load_bench", lambda *_, **__: letters.bench())
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_an_example_runs(
+    name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this order: the first one writes the vector that the others take."""
+    run(name, place, monkeypatch)
+    assert capsys.readouterr().out.strip()
+    assert len((EXAMPLES / f"{name}.py").read_text("utf-8").splitlines()) <= 30
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text("utf-8"), flags=re.DOTALL)
+
+
+def test_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of docs/api.md in turn, on a tiny model in place of the one it names."""
+    assert len(blocks()) >= 8
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("personavec.judges.load.load_bench", lambda *_, **__: letters.bench())
+    model = tiny_chat.build(context=2048)
+    monkeypatch.setattr(pv.ChatModel, "load", classmethod(lambda *_, **__: model))
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks()):
+        exec(compile(block, f"docs/api.md, block {number}", "exec"), names)
