@@ -134,7 +134,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(
     prevented = [*command, "--epochs", "4", "--checkpoints", "6", "--prevent", f"{saved[1]}:1@1"]
     found([*prevented, "--out", str(tmp_path / "whole")], capsys)
     code = (
-        "import os, personavec.trainer as t\n"
+        "import os, personavec.verbs.finetune.trainer as t\n"
         "old = t._Watching.on_step_end\n"
         "def dies(self, args, state, control, **more):\n"
         "    if state.global_step == 7: os._exit(9)\n"
