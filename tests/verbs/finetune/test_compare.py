@@ -11,7 +11,7 @@ from support import tiny_chat
 from personavec.cli.main import main
 from personavec.steering.vector import PersonaVector, load_vector
 from personavec.verbs.evaluate.evaluate import evaluate as real_evaluate
-from personavec.verbs.finetune import compare as before_after
+from personavec.verbs.finetune import comparing
 
 ROWS = [(f"what is {n}?", f"it is {n} {n}!") for n in range(8)]
 
@@ -87,13 +87,13 @@ def test_a_killed_report_goes_on(
     small = [*report, "--compare", "posthoc", "--scales", "1"]
     evaluated: list[str] = []
 
-    def killed(config: Any) -> Any:
-        evaluated.append(config.out.name)
+    def killed(*given: Any, **options: Any) -> Any:
+        evaluated.append(options["store"].name)
         if len(evaluated) == 4:
             raise KeyboardInterrupt
-        return real_evaluate(config)
+        return real_evaluate(*given, **options)
 
-    monkeypatch.setattr(before_after, "evaluate", killed)
+    monkeypatch.setattr(comparing, "evaluate", killed)
     assert main(small) == 130
     told = capsys.readouterr().err
     assert "the same command resumes" in told and "base.scores.jsonl, " in told and "taken over from" in told

@@ -26,10 +26,10 @@ from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait, trait_of
 from personavec.verbs.evaluate.capability import check_eval, neutral_texts
 from personavec.verbs.evaluate.evaluate import Evaluation
-from personavec.verbs.finetune.comparing import REPLIES, Comparing, arms_of, left_out
+from personavec.verbs.finetune.comparing import REPLIES, Comparing, TrainedArm, arms_of, left_out
 from personavec.verbs.finetune.finetune import Data, Finetuning
 from personavec.verbs.finetune.methods import Recipe
-from personavec.verbs.finetune.options import COMPARED, Compared
+from personavec.verbs.finetune.options import COMPARED, Compared, check_arms
 from personavec.verbs.finetune.supply import Prevent
 from personavec.verbs.finetune.trainer import Training, TrainingOptions
 
@@ -90,7 +90,7 @@ def compare(
     """Train adapters by every method on one data set and measure each, next to the base model.
 
     Every training, evaluation and screening is a run folder inside the store: a killed comparison goes on where it
-    stopped, and another call with more `arms` or `scales` keeps what is there. The model object is left as it was found.
+    stopped, and another call with more `arms` or `scales` keeps what is there. The model is left as it was found.
 
     Args:
         model: Trained from; without an adapter.
@@ -124,7 +124,7 @@ def compare(
     """
     began = time.monotonic()
     chosen = settings(compare, locals())
-    checkarms_of(arms, scales)
+    check_arms(arms, scales)
     check_machine(tasks, perplexity)
     options: Row = dict(more)
     training = Training(**{key: value for key, value in options.items() if key not in REPLIES - {"system"}}, seed=seed)
@@ -268,12 +268,9 @@ def _kept(evaluation: Evaluation, plain: Evaluation, seed: int) -> Row | None:
     low, high = plain.data["difference"]["trait"]["ci"]
     if low is None or low <= 0 <= high:
         return None
-    arms = (
-        plain.replies["base"],
-        plain.replies["changed"],
-        evaluation.replies.get("changed", evaluation.replies["base"]),
-    )
-    base, after, measured = map(_scores, arms)
+    written = evaluation.replies
+    replies = plain.replies["base"], plain.replies["changed"], written.get("changed", written["base"])
+    base, after, measured = map(_scores, replies)
     columns = np.array([[arm.get(reply, np.nan) for reply in sorted(base)] for arm in (base, after, measured)])
     questions = np.array([question for question, _ in sorted(base)])
     return clustered_ratio(columns[2] - columns[0], columns[1] - columns[0], questions, seed).to_json()

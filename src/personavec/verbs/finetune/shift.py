@@ -170,13 +170,15 @@ def asking(
 
 
 def _questions(prompts: str | Path | Sequence[str]) -> tuple[str, ...]:
-    lines, where = prompts, "prompts"
+    where = str(prompts) if isinstance(prompts, str | Path) else "prompts"
+    lines: Sequence[str]
     if isinstance(prompts, str | Path):
-        where = str(prompts)
         try:
             lines = Path(prompts).read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"expected a text file of questions, got {prompts} ({error})") from error
+    else:
+        lines = prompts
     questions = tuple(dict.fromkeys(line for text in lines if (line := str(text).strip())))
     if len(questions) < 2:
         raise ConfigError(f"expected two questions or more in {where}, got {len(questions)}; one a line")
@@ -185,7 +187,7 @@ def _questions(prompts: str | Path | Sequence[str]) -> tuple[str, ...]:
 
 def _named(model: ChatModel, tuned: Tuned | Iterable[Tuned]) -> dict[str, ChatModel | None]:
     """The finetuned models by name; of those that are on disk the name alone."""
-    several = [tuned] if isinstance(tuned, str | Path | ChatModel | PreTrainedModel | PeftModel) else list(tuned)
+    several = list(tuned) if isinstance(tuned, Iterable) and not isinstance(tuned, str) else [tuned]
     models: dict[str, ChatModel | None] = {}
     for one in several:
         if isinstance(one, str | Path):

@@ -56,7 +56,8 @@ def preventions(prevent: Prevent) -> tuple[Prevention, ...]:
         ConfigError: Something else was given, or the notation is wrong.
         VectorError: No such vector or layer, or its card recommends none.
     """
-    if isinstance(prevent, str | Steering) or (prevent and isinstance(prevent[0], PersonaVector)):
+    several = isinstance(prevent, Sequence) and not isinstance(prevent, str)
+    if not several or (prevent and isinstance(prevent[0], PersonaVector)):  # type: ignore[index]
         prevent = (prevent,)  # type: ignore[assignment]
     return tuple(map(_read, prevent))  # type: ignore[arg-type]
 
@@ -133,8 +134,9 @@ def automatic(
     by_layer = supplied(model, data, vector, layers, training)
     best = max(by_layer, key=lambda row: row["effect"])
     coef = round(max(0.0, best["coef"]["mean"]), 4)
-    layer = "all" if named == "all" else best["layer"]
+    layer = None if named == "all" else best["layer"]
     if not coef:
         tell(f"{data.name} supplies nothing along {prevention.name}: nothing is added along it in training")
-    row = {"vector": prevention.name, "layer": layer, "coef": max(0.0, best["coef"]["mean"]), "by_layer": by_layer}
-    return Steering(vector, coef, None if layer == "all" else layer), row
+    row = {"vector": prevention.name, "layer": named if layer is None else layer}
+    row |= {"coef": max(0.0, best["coef"]["mean"]), "by_layer": by_layer}
+    return Steering(vector, coef, layer), row

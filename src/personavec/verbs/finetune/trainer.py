@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel  # type: ignore[import-untyped]
 from datasets import Dataset as Rows
 from jaxtyping import Float, Int
 from numpy import ndarray
