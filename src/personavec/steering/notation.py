@@ -1,13 +1,13 @@
 """How steering is written on the command line: VEC:COEF[@LAYER]."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from personavec.errors import ConfigError, VectorError
 from personavec.model.identity import ModelIdentity
 from personavec.steering.steer import Steering
-from personavec.steering.vector import PersonaVector, load_vector
+from personavec.steering.vector import load_vector
 
 
 def parse_steering(text: str) -> Steering:
@@ -41,8 +41,6 @@ def parse_steering(text: str) -> Steering:
     return Steering(vector, amount, layer)
 
 
-Vectors = PersonaVector | str | Path | Iterable[PersonaVector | str | Path]
-"""Persona vectors, or their files."""
 Steers = str | Steering | Sequence[str | Steering]
 """What steers a model: `vector.at(…)`, the notation of the command line, or several of either."""
 
@@ -65,22 +63,3 @@ def steerings(steer: Steers, model: ModelIdentity) -> dict[str, Steering]:
 
 def _read(steer: str | Steering) -> Steering:
     return parse_steering(steer) if isinstance(steer, str) else steer
-
-
-def vector_name(vector: PersonaVector) -> str:
-    """What a vector in memory is called where one on disk is called by its file."""
-    return f"{vector.card.trait}-{vector.content_hash[:6]}"
-
-
-def named_vectors(vectors: Vectors) -> dict[str, PersonaVector]:
-    """Vectors, each by its file, or by trait and hash.
-
-    Raises:
-        VectorError: No such file, or no vector at all.
-    """
-    several = [vectors] if isinstance(vectors, PersonaVector | str | Path) else list(vectors)
-    if wrong := [one for one in several if not isinstance(one, PersonaVector | str | Path)]:
-        raise VectorError(f"expected persona vectors or their files, got {wrong[0]!r:.100}; pass what extract returns")
-    return dict(
-        (vector_name(one), one) if isinstance(one, PersonaVector) else (str(one), load_vector(one)) for one in several
-    )

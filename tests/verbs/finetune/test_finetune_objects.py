@@ -166,7 +166,7 @@ def test_bad_objects_are_one_line(model: ChatModel, vector: PersonaVector) -> No
         (ROWS, {"prevent": Steering(vector, layer=1, op="ablate")}, "expected prevent=vector.at"),
         (ROWS, {"prevent": Steering(vector, 1, 99)}, "expected a layer"),
         (ROWS, {"prevent": other.at(coef=1)}, "extract it from this model"),
-        (ROWS, {"method": "ablate", "vectors": [3]}, "expected persona vectors or their files, got 3"),
+        (ROWS, {"method": "ablate", "vectors": [3]}, "expected persona vectors or their files, got int"),
         (ROWS, {"method": "penalty", "vectors": vector, "full": True}, "got --method penalty with --full"),
         (ROWS, {"rate": 0.0}, "expected rate above 0"),
     ]

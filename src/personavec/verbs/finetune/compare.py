@@ -19,8 +19,7 @@ from personavec.runs.rules import Count, Free, Natural, OptionalCount, Seed, Sto
 from personavec.runs.run import Run, versions
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_ratio
-from personavec.steering.notation import Vectors, named_vectors
-from personavec.steering.projection import names_of
+from personavec.steering.projection import Vectors, load_vectors, names_of
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait, trait_of
@@ -207,7 +206,7 @@ def vectors_and_traits(
     Raises:
         PersonavecError: One of them is not there, recommends no layer, or comes twice.
     """
-    named = recipe.named | named_vectors(vectors)
+    named = recipe.named | (load_vectors(vectors) if vectors else {})
     names_of(list(named.values()))
     traits = list(traits)
     loaded = {vector.card.trait: trait_of(vector.card.trait, traits) for vector in named.values()}

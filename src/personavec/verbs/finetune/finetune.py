@@ -17,7 +17,7 @@ from personavec.runs.rules import Positive, Seed, Store, settings
 from personavec.runs.run import Run, versions
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
-from personavec.steering.notation import Vectors
+from personavec.steering.projection import Vectors
 from personavec.steering.steer import Steering
 from personavec.traits.trait import Trait
 from personavec.verbs.finetune.methods import Recipe

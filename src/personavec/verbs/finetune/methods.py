@@ -10,9 +10,8 @@ from transformers import TrainerCallback
 from personavec.data.dataset import Dataset
 from personavec.errors import VectorError
 from personavec.model.chat_model import ChatModel
-from personavec.steering.notation import Vectors, named_vectors
 from personavec.steering.preventative import PreventativeSteering, TrainingAblation
-from personavec.steering.projection import random_directions
+from personavec.steering.projection import Vectors, load_vectors, random_directions
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait, load_trait, trait_of
@@ -67,7 +66,7 @@ class Recipe:
         Raises:
             PersonavecError: A vector is not there, or what is asked of it makes no sense.
         """
-        added, others = preventions(prevent), named_vectors(vectors)
+        added, others = preventions(prevent), load_vectors(vectors) if vectors else {}
         chosen = agreed_method(method, bool(added), bool(others), more.get("random", False), full)
         if chosen == "penalty":
             for vector in others.values():

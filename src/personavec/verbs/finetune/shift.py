@@ -28,8 +28,7 @@ from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
 from personavec.stats.nulls import against
 from personavec.steering.generate import Request, batches, generate
-from personavec.steering.notation import Vectors, named_vectors
-from personavec.steering.projection import Directions, directions, names_of
+from personavec.steering.projection import Directions, Vectors, directions, load_vectors, names_of
 from personavec.steering.rollouts import Interview
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait, trait_of
@@ -112,7 +111,7 @@ def shift(
     """
     began = time.monotonic()
     chosen = settings(shift, locals())
-    named = named_vectors(vectors)
+    named = load_vectors(vectors)
     reading = asking(list(named.values()), layers, prompts, traits, seed)
     models = _named(model, tuned)
     for vector in named.values():
@@ -159,8 +158,6 @@ def asking(
     Raises:
         PersonavecError: No vectors, no such layer or trait, or too few questions.
     """
-    if not vectors:
-        raise ConfigError("expected vectors, got none; pass persona vectors or their files")
     along = directions(vectors, names_of(vectors), layers, seed)
     if prompts is not None:
         return Asking(along, [], dict.fromkeys(along.names, _questions(prompts)))

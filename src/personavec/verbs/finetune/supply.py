@@ -13,7 +13,7 @@ from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage, tell
 from personavec.stats.intervals import clustered_mean
-from personavec.steering.notation import parse_steering, vector_name
+from personavec.steering.notation import parse_steering
 from personavec.steering.projection import directions
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector, load_vector
@@ -66,7 +66,7 @@ def _read(one: str | Steering | tuple[PersonaVector, str]) -> Prevention:
     if isinstance(one, Steering) and one.op == "add" and not one.gated:
         if one.layer is not None:
             one.vector.check_layer(one.layer)
-        name = vector_name(one.vector)
+        name = _name(one.vector)
         return Prevention(name, name + one.text.removeprefix(one.vector.card.trait), one.vector, one)
     if isinstance(one, str):
         match = AUTO.fullmatch(one)
@@ -78,10 +78,15 @@ def _read(one: str | Steering | tuple[PersonaVector, str]) -> Prevention:
             vector.check_layer(int(layer))
         return Prevention(match["file"], one, vector, None, int(layer) if layer and layer != "all" else layer)  # type: ignore[arg-type]
     if isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], PersonaVector) and one[1] == "auto":
-        return Prevention(vector_name(one[0]), f"{vector_name(one[0])}:auto", one[0])
+        return Prevention(_name(one[0]), f"{_name(one[0])}:auto", one[0])
     raise ConfigError(
         f'expected prevent=vector.at(coef=…), (vector, "auto") or VEC:COEF[@LAYER], got {one!r:.100}; correct it'
     )
+
+
+def _name(vector: PersonaVector) -> str:
+    """What a vector in memory is called: another of the same trait is another input of a run."""
+    return f"{vector.card.trait}-{vector.content_hash[:6]}"
 
 
 def supplied(
