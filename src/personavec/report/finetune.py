@@ -43,7 +43,7 @@ def write_grid(result: dict[str, Any]) -> dict[str, Any]:
     """Write report.html and charts/*.png and *.svg of a grid of finetunings; adds the path as `report`.
 
     Args:
-        result: What `studies.finetuning_grid` found.
+        result: What `finetuning_grid` reports.
     """
     folder = Path(result["out"])
     charts: dict[str, alt.LayerChart | alt.ConcatChart] = {"shift": shift_score_chart(result)}

@@ -146,6 +146,16 @@ def test_a_run_of_the_command_line_goes_on_from_python(
     assert json.loads(capsys.readouterr().out) == printed
 
 
+def test_mixed_precision_stays_in_training(
+    model: ChatModel, vector: PersonaVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "pick_dtype", lambda *_: torch.bfloat16)
+    before = state(model)
+    trained = finetune(model, ROWS, prevent=vector.at(coef=2), dtype="bfloat16", **HOW)
+    assert trained.model.hf(torch.tensor([[1, 2]])).logits.dtype == torch.float32 and untouched(model, before)
+    assert not hasattr(trained.model.hf.forward, "__wrapped__")
+
+
 def test_full_finetuning_trains_the_object_itself(model: ChatModel, tmp_path: Path) -> None:
     before = state(model)
     trained = finetune(model, ROWS, full=True, **HOW)

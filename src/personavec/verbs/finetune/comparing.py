@@ -82,8 +82,8 @@ class Comparing:
                 place = {"file": file, "automatic": row}
                 rows.append(steering_row(replace(steering, positions=self.positions), "prevent") | place)
             if not any(row["coef"] for row in rows):
-                found = " from auto" * any(row["automatic"] for row in rows)
-                raise ConfigError(f"expected a coef other than 0, got 0{found}: nothing to prevent; pass a coef")
+                source = " from auto" * any(row["automatic"] for row in rows)
+                raise ConfigError(f"expected a coef other than 0, got 0{source}: nothing to prevent; pass a coef")
             self.run.write_json("steering.json", {"steering": rows})
         return list(self.run.read_json("steering.json")["steering"])
 

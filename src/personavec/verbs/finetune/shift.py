@@ -161,9 +161,9 @@ def asking(
     along = directions(vectors, names_of(vectors), layers, seed)
     if prompts is not None:
         return Asking(along, [], dict.fromkeys(along.names, _questions(prompts)))
-    own = [trait_of(vector.card.trait, traits, ADVICE) for vector in vectors]
-    per_vector = len(along.names) // len(own)  # a name for every layer of each
-    return Asking(along, own, {name: own[place // per_vector].evaluate for place, name in enumerate(along.names)})
+    loaded = [trait_of(vector.card.trait, traits, ADVICE) for vector in vectors]
+    per_vector = len(along.names) // len(loaded)  # a name for every layer of each
+    return Asking(along, loaded, {name: loaded[place // per_vector].evaluate for place, name in enumerate(along.names)})
 
 
 def _questions(prompts: str | Path | Sequence[str]) -> tuple[str, ...]:

@@ -221,7 +221,7 @@ def train(
     kind: type[SFTTrainer] = SFTTrainer,
     **more: Any,
 ) -> list[Row]:
-    """Train, or go on from the last whole checkpoint in the folder; the result is saved beside the checkpoints.
+    """Train, or go on from the last whole checkpoint in the folder; the result is saved next to the checkpoints.
 
     Args:
         model: As `trainable` made it.
