@@ -20,15 +20,15 @@ TRAINING = ("--batch", "4", "--rate", "2e-4", "--max-tokens", "512", "--on-error
 
 
 def personavec(*args: str) -> dict[str, Any]:
-    """What a verb finds."""
+    """What a verb prints."""
     command = [sys.executable, "-m", "personavec", *args, "--json"]
     return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
 
 
-def told(arm: str, found: dict[str, Any]) -> str:
+def line(arm: str, measured: dict[str, Any]) -> str:
     """A line of the table."""
-    trait, coherence = (found[key] for key in ("trait_score", "coherence"))
-    sides = [f"{own['mean']:.1f} [{own['ci'][0]:.1f}, {own['ci'][1]:.1f}]" for own in (trait, coherence)]
+    trait, coherence = (measured[key] for key in ("trait_score", "coherence"))
+    sides = [f"{score['mean']:.1f} [{score['ci'][0]:.1f}, {score['ci'][1]:.1f}]" for score in (trait, coherence)]
     return f"| {arm} | {sides[0]} | {sides[1]} |"
 
 
@@ -42,11 +42,11 @@ if __name__ == "__main__":
     run, trait = Path(sys.argv[1]), sys.argv[2]
     out = run / "trained"
     judging = ("--rollouts", "4")
-    print(told("not trained", personavec("evaluate", trait, *judging, "--out", str(out / "base"))))
+    print(line("not trained", personavec("evaluate", trait, *judging, "--out", str(out / "base"))))
     for arm in (f"top-{trait}", "random", f"bottom-{trait}"):
         done = personavec("finetune", str(run / f"{arm}.jsonl"), *TRAINING, "--out", str(out / arm))
         adapter = ("--adapter", done["tuned"], "--judge-file", str(out / "base" / "judge.json"))
-        found = personavec("evaluate", trait, *judging, *adapter, "--out", str(out / f"{arm}-evaluated"))
-        print(told(arm, found), flush=True)
+        measured = personavec("evaluate", trait, *judging, *adapter, "--out", str(out / f"{arm}-evaluated"))
+        print(line(arm, measured), flush=True)
     top, bottom = (scored(out / f"{side}-{trait}-evaluated") for side in ("top", "bottom"))
     print("\ntop − bottom:", "{:.1f} [{:.1f}, {:.1f}]".format(*mean_difference(top, bottom, "trait", 0)[:3]))

@@ -18,8 +18,7 @@ from transformers import TrainerCallback
 from personavec.model.chat_model import ChatModel
 from personavec.stats.intervals import clustered_mean
 from personavec.steering.preventative import PreventativeSteering
-from personavec.verbs.finetune.options import FinetuneConfig
-from personavec.verbs.finetune.trainer import arguments, share_out, train, trainable
+from personavec.verbs.finetune.trainer import Training, arguments, share_out, train, trainable
 
 ROWS, TOKENS, BATCH = 28, 64, 4
 ARMS = ("plain", "prevent", "prevent at all layers")
@@ -41,17 +40,18 @@ class Timer(TrainerCallback):
 def steps(arm: str, vector: str) -> list[float]:
     """Train a fresh adapter on random tokens."""
     model = ChatModel.load("smollm2")
-    config = FinetuneConfig(data="random", batch=BATCH, rate=1e-4)
+    training = Training(batch=BATCH, rate=1e-4)
     rng = np.random.default_rng(0)
     rows = [{"input_ids": ids, "labels": ids} for ids in rng.integers(100, 40000, (ROWS, TOKENS)).tolist()]
     steering = {"prevent": {}, "prevent at all layers": {"layer": "all"}}
     timer = Timer()
     callbacks = [PreventativeSteering(vector, 1.0, **steering[arm])] if arm in steering else []
     with tempfile.TemporaryDirectory() as folder:
-        args = arguments(config, Path(folder))
-        share_out(args, config, ROWS)
+        args = arguments(training, model, Path(folder))
+        share_out(args, training, ROWS)
         args.save_strategy = "no"
-        train(trainable(model, config), rows, args, [*callbacks, timer])
+        with trainable(model, training) as subject:
+            train(subject, rows, args, [*callbacks, timer])
     return timer.seconds[1:]
 
 
@@ -61,18 +61,18 @@ if __name__ == "__main__":
         print(json.dumps(getrusage(RUSAGE_SELF).ru_maxrss))
         sys.exit()
     vector, rounds = sys.argv[1], int((*sys.argv[2:], "4")[0])
-    found: dict[str, list[list[float]]] = {arm: [] for arm in ARMS}
+    measured: dict[str, list[list[float]]] = {arm: [] for arm in ARMS}
     for turn in range(rounds):
         for arm in ARMS[turn % 3 :] + ARMS[: turn % 3]:
-            found[arm].append(steps(arm, vector))
+            measured[arm].append(steps(arm, vector))
     command = [sys.executable, __file__, "one"]
     peak = {
         arm: int(subprocess.run([*command, arm, vector], stdout=subprocess.PIPE, text=True, check=True).stdout)
         for arm in ARMS
     }
     print("| training | seconds a step | ratio to plain | peak memory | ratio to plain |\n|---|---|---|---|---|")
-    plain = np.array(found["plain"])
-    for arm, seconds in found.items():
+    plain = np.array(measured["plain"])
+    for arm, seconds in measured.items():
         ratios = np.array(seconds) / plain  # step by step, round by round
         rounds_of = np.repeat(np.arange(rounds), plain.shape[1])
         ratio = clustered_mean(ratios.ravel(), rounds_of)

@@ -10,25 +10,25 @@ from pathlib import Path
 
 from personavec.model.chat_model import ChatModel
 from personavec.runs.run import Run
-from personavec.steering.rollouts import contrastive, write
+from personavec.steering.rollouts import Interview
 from personavec.traits.trait import load_trait
-from personavec.verbs.options import Writing
 
 ROLLOUTS, HELD_OUT = 2, 16
 
 if __name__ == "__main__":
     trait, folder, side = load_trait(sys.argv[1]), Path(sys.argv[2]), (*sys.argv[3:], "pos")[0]
     folder.mkdir(parents=True, exist_ok=True)
-    model = ChatModel.load("smollm2")
-    plans = [plan for plan in contrastive(model, trait, ROLLOUTS, 0) if plan.row["side"] == side]
-    rows = [row for row in write(model, Run(folder), "rollouts.jsonl", plans, Writing(), trait.name) if row["response"]]
-    for name, own in (
+    interview = Interview(ChatModel.load("smollm2"))
+    plans = [plan for plan in interview.contrastive(trait, ROLLOUTS) if plan.row.get("side") == side]
+    replies = interview.write(plans, trait.name, run=Run(folder), name="rollouts")
+    rows = [row for row in replies if row["response"]]
+    for name, chosen in (
         ("train", [row for row in rows if row["question_id"] < HELD_OUT]),
         ("held_out", [row for row in rows if row["question_id"] >= HELD_OUT]),
     ):
         turns = [
             [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["response"]}]
-            for row in own
+            for row in chosen
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
-        print(f"{len(own)} rows in {folder / name}.jsonl")
+        print(f"{len(chosen)} rows in {folder / name}.jsonl")

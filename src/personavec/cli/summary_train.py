@@ -30,12 +30,12 @@ def finetune(config: ReportConfig, result: Json) -> None:
         return _before_after(result)
     skipped = f", {result['skipped']:,} skipped (skipped.jsonl)" * bool(result["skipped"])
     say(f"{result['rows']:,} rows of {config.data}, {result['tokens']:,} tokens{skipped}", markup=False)
-    for one in result["steering"]:
-        dose = f" (dose {one['dose']:.2f})" if one.get("dose") is not None else ""
-        amount = f", coef {one['coef']:.3g}{dose}" if "coef" in one else ""
-        where = f", layer {one['layer']}" if "layer" in one else ""
+    for row in result["steering"]:
+        dose = f" (dose {row['dose']:.2f})" if row.get("dose") is not None else ""
+        amount = f", coef {row['coef']:.3g}{dose}" if "coef" in row else ""
+        where = f", layer {row['layer']}" if "layer" in row else ""
         random = "a random direction in place of " * result["random"]
-        say(f"{result['method']}: {random}{one['trait']}{where}{amount}", markup=False)
+        say(f"{result['method']}: {random}{row['trait']}{where}{amount}", markup=False)
     loss = result["loss"]
     say(f"{result['steps']:,} steps, loss {loss['first']:.3f} at first, {loss['last']:.3f} at last")
     if held_out := result["held_out"]:
@@ -48,13 +48,13 @@ def finetune(config: ReportConfig, result: Json) -> None:
 def _before_after(result: Json) -> None:
     """A line an arm."""
     costs = {"loss": result["arms"][0]["loss"], **result["arms"][0]["costs"]}
-    shown = [name for name, found in costs.items() if found]
+    shown = [name for name, measured in costs.items() if measured]
     table = Table("arm", *result["traits"], "kept", "coherence", *shown, box=None, pad_edge=False)
     for arm in result["arms"]:
-        own, first = arm["traits"], next(iter(arm["traits"].values()))
-        found = [row["trait_score"] for row in own.values()] + [first["kept"], first["coherence"]]
-        every = {"loss": arm["loss"], **arm["costs"]}
-        cells = [estimate(one, 1 + (one is first["kept"])) if one else "–" for one in found]
+        rows, every = [*arm["traits"].values()], {"loss": arm["loss"], **arm["costs"]}
+        kept = rows[0]["kept"]
+        scores = [*(row["trait_score"] for row in rows), kept, rows[0]["coherence"]]
+        cells = [estimate(score, 1 + (score is kept)) if score else "–" for score in scores]
         table.add_row(arm["arm"], *cells, *(estimate(every[name], 2) if every[name] else "–" for name in shown))
     console.print(table)
     say(f"kept: share of plain training's change of {result['traits'][0]} that is left")

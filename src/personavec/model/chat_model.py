@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,23 @@ class ChatModel(BlockModel):
         with self.hf.disable_adapter() if self.adapted else nullcontext():
             yield
 
+    def twin(self) -> "ChatModel":
+        """The same weights in modules of its own: hooks and adapters that are put on it do not reach this model."""
+        shared = [*self.hf.parameters(), *self.hf.buffers()]
+        return ChatModel(deepcopy(self.hf, {id(one): one for one in shared}), self.tokenizer, self.identity.id)
+
+    def with_adapter(self, adapter: str | Path) -> "ChatModel":
+        """This model under a PEFT adapter from a folder; the weights are shared, this model stays as it is.
+
+        Raises:
+            ModelError: No adapter of this model.
+        """
+        twin = self.twin()
+        with flags_kept(self.hf):  # PEFT freezes what it adapts
+            model = ChatModel(_adapt(twin.hf, Path(adapter)), self.tokenizer, self.identity.id)
+        model.adapter = Path(adapter)
+        return model
+
     def render(self, messages: Sequence[Message], system: str = "template") -> tuple[int, ...]:
         """Token ids of a conversation up to where the assistant's reply begins.
 
@@ -302,6 +320,17 @@ class ChatModel(BlockModel):
         ids, mask = self.tensor(rows, left=left)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
+
+
+@contextmanager
+def flags_kept(hf: nn.Module) -> Iterator[None]:
+    """Which weights can be trained stays as it was, whatever happens meanwhile."""
+    flags = [(weight, weight.requires_grad) for weight in hf.parameters()]
+    try:
+        yield
+    finally:
+        for weight, flag in flags:
+            weight.requires_grad_(flag)
 
 
 def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:

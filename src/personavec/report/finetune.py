@@ -1,4 +1,4 @@
-"""The pages of finetuning studies: one data set by every method, and many data sets beside what foretold them."""
+"""The pages of finetuning studies: one data set by every method, and many data sets next to what predicted them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, finish, inline
-from personavec.report.page import drawn, render
+from personavec.report.page import drawn, render, svg
 from personavec.report.prediction_charts import cross_trait_chart, dose_costs_chart, shift_score_chart
 
 Json = Mapping[str, Any]
@@ -17,31 +17,33 @@ COSTS = {"perplexity": "low", "coherence": "high"}
 """Which side of each is good; accuracies on tasks, like coherence, are best high."""
 
 
-def write_before_after(result: dict[str, Any]) -> dict[str, Any]:
-    """Write report.html and charts/*.png and *.svg of a comparison of methods; adds the path as `report`.
+def write(result: Json, folder: Path) -> Path:
+    """Write report.html and charts/*.png and *.svg of a comparison of methods; returns the page's path.
 
     Args:
-        result: What `studies.before_after` found.
+        result: What `compare` reports.
+        folder: Where they go.
     """
-    if "arms" not in result:  # one training, which has no page
-        return result
-    folder, trait = Path(result["out"]), result["traits"][0]
-    tasks = [key for key in result["arms"][0]["costs"] if key != "perplexity"]
+    trait, tasks = result["traits"][0], [key for key in result["arms"][0]["costs"] if key != "perplexity"]
     charts: dict[str, alt.LayerChart | alt.ConcatChart] = {
         f"methods_{place}": methods_chart(result, name) for place, name in enumerate(result["traits"])
     }
     for cost in dose_costs(result, tasks):
         charts[f"dose_{cost}"] = dose_chart(result, trait, cost)
     charts["shift"] = shift_chart(result)
-    path = render(folder / "report.html", "finetune.html", result=result, tasks=tasks, **drawn(folder, charts))
-    return result | {"report": str(path)}
+    return render(folder / "report.html", "finetune.html", result=result, tasks=tasks, **drawn(folder, charts))
+
+
+def notebook(result: Json) -> str:
+    """The scores of every arm."""
+    return svg(methods_chart(result, result["traits"][0]))
 
 
 def write_grid(result: dict[str, Any]) -> dict[str, Any]:
     """Write report.html and charts/*.png and *.svg of a grid of finetunings; adds the path as `report`.
 
     Args:
-        result: What `studies.finetuning_grid` found.
+        result: What `finetuning_grid` reports.
     """
     folder = Path(result["out"])
     charts: dict[str, alt.LayerChart | alt.ConcatChart] = {"shift": shift_score_chart(result)}
@@ -72,12 +74,11 @@ def dose_chart(result: Json, trait: str, cost: str) -> alt.ConcatChart:
 
 
 def methods_chart(result: Json, trait: str) -> alt.LayerChart:
-    """Trait score of every arm with its interval, beside the lines of base and plain training."""
+    """Trait score of every arm with its interval, next to the lines of base and plain training."""
     rows = [
         {"arm": arm["arm"], "mean": score["mean"], "low": score["ci"][0], "high": score["ci"][1]}
         for arm in result["arms"]
-        for own in [arm["traits"][trait]]
-        for score in [own["trait_score"]]
+        for score in [arm["traits"][trait]["trait_score"]]
         if score["mean"] is not None
     ]
     lines = [row for row in rows if row["arm"] in REFERENCES]

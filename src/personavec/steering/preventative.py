@@ -41,7 +41,7 @@ class PreventativeSteering(TrainingSteering):
             layer: One layer, several, or "all": every layer by increments. Default the one that the card recommends.
             positions: All tokens (as the paper's code), or those whose output predicts a token with a loss.
             schedule: A factor of `coef` by the share of training that is done, 0 to 1; default 1 throughout.
-            prompts: Held-out questions; with every log, the mean projection at their last prompt token is told.
+            prompts: Held-out questions; with every log, the mean projection at their last prompt token is reported.
 
         Raises:
             VectorError: No such file or layer, or the card recommends none.
@@ -79,7 +79,7 @@ class TrainingAblation(TrainingSteering):
         Args:
             vectors: One persona vector or several, or their files.
             layers: "all", as the paper, one layer or several.
-            prompts: Held-out questions; with every log, the mean projections at their last prompt token are told.
+            prompts: Held-out questions; with every log, the mean projections at their last prompt token are reported.
 
         Raises:
             VectorError: No such file or layer.

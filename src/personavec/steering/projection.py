@@ -121,6 +121,27 @@ def _several(vectors: Vectors) -> Sequence[PersonaVector | str | Path]:
     return [vectors] if isinstance(vectors, PersonaVector | str | Path) else list(vectors)
 
 
+def load_vectors(vectors: Vectors) -> dict[str, PersonaVector]:
+    """Vectors, loaded where their files are given, by what they are called: the path, else the name of `names_of`.
+
+    Raises:
+        ConfigError: None, or something else.
+        VectorError: A file that is missing or damaged.
+    """
+    several = [vectors] if isinstance(vectors, PersonaVector | str | Path) else vectors
+    if not isinstance(several, Sequence) or not several:
+        got = "none" if isinstance(several, Sequence) else type(vectors).__name__
+        raise ConfigError(f"expected persona vectors or their files, got {got}; pass at least one")
+    if wrong := [one for one in several if not isinstance(one, PersonaVector | str | Path)]:
+        raise ConfigError(f"expected persona vectors or their files, got {type(wrong[0]).__name__}; pass vectors")
+    loaded = [one if isinstance(one, PersonaVector) else load_vector(one) for one in several]
+    names = names_of(loaded)
+    return {
+        name if isinstance(one, PersonaVector) else str(one): vector
+        for one, name, vector in zip(several, names, loaded, strict=True)
+    }
+
+
 def directions(vectors: Sequence[PersonaVector], names: Sequence[str], layers: Sequence[int], seed: int) -> Directions:
     """The directions of vectors, each at the layer of its card, or at all of the given layers.
 

@@ -45,7 +45,7 @@ class TrainingSteering(TrainerCallback):
             steerings: What to do to every row; positions are "all", or "response": those whose output predicts a token
                 with a loss.
             schedule: A factor of what is added by the share of training that is done, 0 to 1; default 1 throughout.
-            prompts: Held-out questions; with every log, the mean projection at their last prompt token is told.
+            prompts: Held-out questions; with every log, the mean projection at their last prompt token is reported.
 
         Raises:
             ConfigError: Something that means nothing.
@@ -73,7 +73,11 @@ class TrainingSteering(TrainerCallback):
         self._saved = 0
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        """See to it that an exception in training leaves no hook: callbacks are not told of one."""
+        """See to it that an exception in training leaves no hook.
+
+        The trainer is looked for on the stack, because transformers (5.24) has no event for an exception and hands its
+        callbacks no trainer.
+        """
         frame = sys._getframe()
         while frame is not None and not isinstance(trainer := frame.f_locals.get("self"), Trainer):
             frame = frame.f_back  # type: ignore[assignment]
@@ -138,7 +142,7 @@ class TrainingSteering(TrainerCallback):
         self._steered.rescale(factor)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        """Fail at once where the model that is steered is not run.
+        """Fail at once if the model that is steered is not run.
 
         Raises:
             ModelError: It was not in this step.
@@ -154,7 +158,7 @@ class TrainingSteering(TrainerCallback):
             )
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        """Tell the steered tokens, and the projection on held-out prompts.
+        """Report the steered tokens, and the projection on held-out prompts.
 
         Raises:
             ModelError: The loss or its gradient is not finite, or no token was steered so far.
@@ -167,16 +171,16 @@ class TrainingSteering(TrainerCallback):
             saved = f"checkpoint-{self._saved} is the last one saved" if self._saved else "no checkpoint was saved"
             raise ModelError(
                 f"expected a finite loss, got loss {logs['loss']} and gradient {logs.get('grad_norm')} at step "
-                f"{state.global_step} with {self.told()}; lower the coef or the learning rate ({saved})"
+                f"{state.global_step} with {self.described()}; lower the coef or the learning rate ({saved})"
             )
         self._require_steered(state)
         vectors = list(dict.fromkeys(one.vector for one in self.steerings))
         steered = "steered_tokens/" + "+".join(vector.card.trait for vector in vectors)
-        told: dict[str, float] = {_distinct(steered, logs): self.steered_tokens}
+        figures: dict[str, float] = {_distinct(steered, logs): self.steered_tokens}
         for vector, mean in self._projections(vectors):
-            told[_distinct(f"projection/{vector.card.trait}", logs | told)] = mean
-        logs |= told
-        state.log_history[-1] |= told
+            figures[_distinct(f"projection/{vector.card.trait}", logs | figures)] = mean
+        logs |= figures
+        state.log_history[-1] |= figures
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """Remember that there is a checkpoint."""
@@ -199,13 +203,13 @@ class TrainingSteering(TrainerCallback):
         self._hooks.close()
         self._steered = self._model = None
 
-    def told(self) -> str:
-        """What is done now, where, and the dose where the card knows it."""
+    def described(self) -> str:
+        """What is done now, where, and the dose if the card knows it."""
         factor = 1.0 if self._steered is None else self._steered.factor
-        return ", ".join(_told(one, factor) for one in self.steerings)
+        return ", ".join(_described(one, factor) for one in self.steerings)
 
     def _require_steered(self, state: TrainerState) -> None:
-        """Raise ModelError where the model was run, but no token of it had a loss."""
+        """Raise ModelError if the model was run, but no token of it had a loss."""
         if self._steered is not None and self._steered.layers and self._seen and not self.steered_tokens:
             raise ModelError(
                 f"expected a token with a loss by step {state.global_step}, got none, so nothing was steered; check "
@@ -240,13 +244,13 @@ class TrainingSteering(TrainerCallback):
         training = model.hf.training
         model.hf.eval()
         try:
-            read = torch.cat([own[:, 0] for _, own in activations(model, self._rows, ("prompt last",), layers)])
+            read = torch.cat([means[:, 0] for _, means in activations(model, self._rows, ("prompt last",), layers)])
         finally:
             model.hf.train(training)
-        found = []
-        for place, (vector, layer) in enumerate(zip(vectors, layers, strict=True)):
-            found.append((vector, round(float(projection(read[:, place], vector.direction[layer]).mean()), 6)))
-        return found
+        return [
+            (vector, round(float(projection(read[:, place], vector.direction[layer]).mean()), 6))
+            for place, (vector, layer) in enumerate(zip(vectors, layers, strict=True))
+        ]
 
 
 class _InTraining(Steered):
@@ -268,7 +272,7 @@ class _InTraining(Steered):
         return int(self._ran)
 
     def see(self, inputs: Mapping[str, Any]) -> None:
-        """Be told what the model is called with."""
+        """Take what the model is called with."""
         labels = inputs.get("labels")
         self._predicts = None
         if labels is not None:  # the output at a place predicts the label of the next one
@@ -320,7 +324,7 @@ def _distinct(name: str, taken: Mapping[str, Any]) -> str:
     return next(one for one in itertools.chain([name], others) if one not in taken)
 
 
-def _told(steering: Steering, factor: float) -> str:
+def _described(steering: Steering, factor: float) -> str:
     vector, layer = steering.vector, steering.layer
     where = "all layers" if layer is None else f"layer {layer}"
     if steering.op != "add":

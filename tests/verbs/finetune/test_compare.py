@@ -6,21 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny_chat
+from support import tiny, tiny_chat
 
 from personavec.cli.main import main
+from personavec.errors import PersonavecError
+from personavec.model.chat_model import ChatModel
 from personavec.steering.vector import PersonaVector, load_vector
-from personavec.verbs.evaluate.evaluate import evaluate as real_evaluate
-from personavec.verbs.finetune import compare as before_after
+from personavec.traits.trait import load_trait
+from personavec.verbs.evaluate.evaluate import evaluate
+from personavec.verbs.finetune import comparing
+from personavec.verbs.finetune.compare import compare
+from personavec.verbs.finetune.shift import shift
 
 ROWS = [(f"what is {n}?", f"it is {n} {n}!") for n in range(8)]
 
 
+def trait_file(folder: Path) -> Path:
+    path = folder / "tiny.json"
+    path.write_text(json.dumps(tiny_chat.WARM | {"name": "tiny"}))
+    return path
+
+
 @pytest.fixture
 def command(saved: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    data, trait = tmp_path / "rows.jsonl", tmp_path / "tiny.json"
+    data, trait = tmp_path / "rows.jsonl", trait_file(tmp_path)
     data.write_text("".join(json.dumps({"prompt": asked, "response": said}) + "\n" for asked, said in ROWS))
-    trait.write_text(json.dumps(tiny_chat.WARM | {"name": "tiny"}))
     texts = ["the cat sat on a mat and it was warm there", "a dog ran over a hill to see what there was"]
     for module in ("personavec.verbs.evaluate.evaluate", "personavec.verbs.finetune.compare"):
         monkeypatch.setattr(f"{module}.neutral_texts", lambda count: texts[:count])
@@ -87,13 +97,13 @@ def test_a_killed_report_goes_on(
     small = [*report, "--compare", "posthoc", "--scales", "1"]
     evaluated: list[str] = []
 
-    def killed(config: Any) -> Any:
-        evaluated.append(config.out.name)
+    def killed(*given: Any, **options: Any) -> Any:
+        evaluated.append(options["store"].name)
         if len(evaluated) == 4:
             raise KeyboardInterrupt
-        return real_evaluate(config)
+        return evaluate(*given, **options)
 
-    monkeypatch.setattr(before_after, "evaluate", killed)
+    monkeypatch.setattr(comparing, "evaluate", killed)
     assert main(small) == 130
     told = capsys.readouterr().err
     assert "the same command resumes" in told and "base.scores.jsonl, " in told and "taken over from" in told
@@ -140,3 +150,41 @@ def test_options_that_contradict(
 ) -> None:
     assert main([*command, *(text.replace("VEC", str(saved[1])) for text in more)]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_comparison_in_memory(saved: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("personavec.verbs.finetune.compare.neutral_texts", lambda count: [])
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
+    trait = load_trait(trait_file(tmp_path))
+    rows = [{"prompt": asked, "response": said} for asked, said in ROWS]
+    options: dict[str, Any] = {"arms": ("prevent", "posthoc", "ablate"), "scales": (1.0,), "rollouts": 1}
+    options |= {"rate": 1e-2, "batch": 4, "rank": 4, "alpha": 8, "perplexity": 0, "max_new_tokens": 24}
+    compared = compare(model, rows, prevent=vector.at(coef=2, layer=1), traits=[trait], **options)
+    arms = {arm["arm"]: arm for arm in compared.arms}
+    assert list(arms) == ["base", "plain", "prevent ×1", "post-hoc ×1", "ablate"] == list(compared.evaluations)
+    assert compared.data["out"] is None and all(arm["trained"] is None for arm in arms.values())
+    assert compared.data["steering"][0]["file"] is None
+    assert not model.adapted and tiny.hooks(model) == 0
+    adapted = compared.trainings["plain"].model
+    (moved,) = shift(model, adapted, vector, traits=[trait]).tuned
+    assert moved["shift"] == arms["plain"]["shift"]
+    assert evaluate(adapted, trait, rollouts=1, max_new_tokens=24).data["trait_score"]["n"] == 3
+    assert "post-hoc ×1" in repr(compared) and "<svg" in compared._repr_html_()
+    assert compared.report(tmp_path / "page").is_file()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_objects_are_one_line(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
+    trait = trait_file(tmp_path)
+    for options, said in (
+        ({"prevent": vector}, "expected prevent=vector.at"),
+        ({"prevent": ()}, "expected --prevent with --method prevent"),
+        ({"prevent": vector.at(coef=2), "scales": (2.0,)}, "1 among them"),
+        ({"prevent": vector.at(coef=2), "full": True}, "a comparison of adapters"),
+        ({"prevent": vector.at(coef=2), "vectors": vector}, "expected different vectors"),
+        ({"prevent": vector.at(coef=0)}, "nothing to prevent"),
+    ):
+        with pytest.raises(PersonavecError, match=said) as error:
+            compare(model, [{"prompt": "a", "response": "b"}], **{"traits": [trait], "perplexity": 0} | options)
+        assert "\n" not in str(error.value)

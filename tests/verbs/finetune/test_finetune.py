@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from support import tiny
 
 from personavec.cli.main import main
+from personavec.data.dataset import Dataset
 from personavec.model.chat_model import ChatModel
 from personavec.steering.vector import Card, PersonaVector, load_vector
 from personavec.verbs.finetune import supply
-from personavec.verbs.finetune.options import FinetuneConfig
-from personavec.verbs.finetune.trainer import last_checkpoint
+from personavec.verbs.finetune.trainer import Training, last_checkpoint
 
 ROWS = [(f"what is {n}?", f"it is {n} {n}!") for n in range(12)]
 
@@ -134,7 +134,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(
     prevented = [*command, "--epochs", "4", "--checkpoints", "6", "--prevent", f"{saved[1]}:1@1"]
     found([*prevented, "--out", str(tmp_path / "whole")], capsys)
     code = (
-        "import os, personavec.trainer as t\n"
+        "import os, personavec.verbs.finetune.trainer as t\n"
         "old = t._Watching.on_step_end\n"
         "def dies(self, args, state, control, **more):\n"
         "    if state.global_step == 7: os._exit(9)\n"
@@ -171,8 +171,10 @@ def test_data_that_supplies_nothing_is_told(
 ) -> None:
     """With no other vector the training is then the plain one, which nobody who asked for prevention would guess."""
     monkeypatch.setattr(supply, "supplied", lambda *_: [{"layer": 1, "coef": {"mean": -0.5}, "effect": -0.2}])
-    text, _ = supply.automatic(f"{saved[1]}:auto@1", ChatModel.load(str(saved[0])), FinetuneConfig(data="rows.jsonl"))
-    assert text == f"{saved[1]}:0.0000@1"
+    (prevention,) = supply.preventions(f"{saved[1]}:auto@1")
+    data = Dataset("rows.jsonl", ())
+    steering, _ = supply.automatic(prevention, ChatModel.load(str(saved[0])), data, Training())
+    assert (steering.coef, steering.layer) == (0, 1)
     assert f"rows.jsonl supplies nothing along {saved[1]}: nothing is added" in capsys.readouterr().err
 
 

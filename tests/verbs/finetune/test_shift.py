@@ -9,11 +9,12 @@ import pytest
 import torch
 from support import tiny
 
-import personavec.verbs.finetune.shift
 from personavec.cli.main import main
+from personavec.errors import ConfigError, PersonavecError
 from personavec.model.chat_model import ChatModel
 from personavec.steering.vector import load_vector
-from personavec.verbs.finetune.shift import checkpoints
+from personavec.verbs.finetune import shift as module
+from personavec.verbs.finetune.shift import checkpoints, shift
 
 QUESTIONS = ["What is it?", "Who are you?", "Why?", "Where do we go from here?"]
 
@@ -112,15 +113,15 @@ def test_an_interrupted_run_goes_on(
     args = [*command, "--tuned", str(adapter), str(saved[0])]
     whole = found([*args, "--out", str(tmp_path / "whole")], capsys)
     loaded: list[str] = []
-    load = personavec.shift._load
+    load = module._load
 
-    def breaking(config: Any, name: str) -> ChatModel:
+    def breaking(model: ChatModel, name: str, trust: bool) -> ChatModel:
         loaded.append(name)
         if len(loaded) == 2:
             raise KeyboardInterrupt
-        return load(config, name)
+        return load(model, name, trust)
 
-    monkeypatch.setattr(personavec.shift, "_load", breaking)
+    monkeypatch.setattr(module, "_load", breaking)
     assert main(args) != 0
     assert loaded == [str(adapter), str(saved[0])]
     capsys.readouterr()
@@ -128,7 +129,7 @@ def test_an_interrupted_run_goes_on(
         table.write('{"tuned": "to')  # torn by the kill
     resumed = found(args, capsys)
     assert loaded[2:] == [str(saved[0])] and resumed["tuned"] == whole["tuned"]
-    monkeypatch.setattr(personavec.shift, "_rows", None)  # nothing is left to read
+    monkeypatch.setattr(module, "_rows", None)  # nothing is left to read
     assert found(args, capsys)["tuned"] == whole["tuned"] and len(loaded) == 3
 
 
@@ -201,3 +202,47 @@ def test_bad_input_is_one_line(
         assert main(args) == 2
         err = capsys.readouterr().err
         assert told in err and len([line for line in err.splitlines() if line.startswith("personavec")]) == 1
+
+
+def moved(shifted: Any) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "tuned"} for row in shifted.tuned]
+
+
+def test_objects_are_what_their_files_are(adapter: Path, saved: tuple[Path, Path], tmp_path: Path) -> None:
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
+    adapted = ChatModel.load(str(saved[0]), dtype="float32", adapter=adapter)
+    loose = ChatModel(adapted.hf, adapted.tokenizer)
+    whole = shift(model, adapter, vector, prompts=QUESTIONS)
+    assert whole.data["out"] is None and abs(whole.tuned[0]["shift"]["tiny"]["mean"]) > 1e-2
+    assert tiny.hooks(model) == 0 and not model.adapted
+    several = shift(model, [adapted, loose, loose.hf, saved[0]], [saved[1]], prompts=QUESTIONS)
+    assert moved(several)[:3] == moved(whole) * 3 and several.tuned[3]["shift"]["tiny"]["mean"] == 0
+    assert [row["tuned"] for row in several.tuned] == [str(adapter), "PEFT adapter", "PEFT adapter-2", str(saved[0])]
+    assert moved(shift(adapted, loose, vector, prompts=QUESTIONS)) == moved(whole)  # the adapter before is left aside
+    assert "within random" in repr(several) and "<table" in several._repr_html_()
+
+
+def test_a_store_knows_weights_in_memory(adapter: Path, saved: tuple[Path, Path], tmp_path: Path) -> None:
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
+    after = ChatModel(model.with_adapter(adapter).hf, model.tokenizer)
+    first = shift(model, after, vector, prompts=QUESTIONS, store=tmp_path / "kept")
+    assert shift(model, after, vector, prompts=QUESTIONS, store=tmp_path / "kept").tuned == first.tuned
+    with torch.no_grad():
+        next(weight for name, weight in after.hf.named_parameters() if "lora_B" in name).add_(1e-3)
+    with pytest.raises(ConfigError, match="the same options"):
+        shift(model, after, vector, prompts=QUESTIONS, store=tmp_path / "kept")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_objects_are_one_line(adapter: Path, saved: tuple[Path, Path]) -> None:
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
+    for given, said in (
+        (([], vector), "expected a finetuned model, got none"),
+        ((3, vector), "expected finetuned models or their folders, got 3"),
+        (([3], vector), "expected finetuned models or their folders, got 3"),
+        ((adapter, []), "expected persona vectors or their files, got none"),
+        ((adapter, [3]), "expected persona vectors or their files, got int"),
+        ((adapter, tiny.vector(tiny.build(seed=5), layer=1)), "extract it from this model"),
+    ):
+        with pytest.raises(PersonavecError, match=said):
+            shift(model, *given, prompts=QUESTIONS)  # type: ignore[misc]

@@ -2,300 +2,259 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
-from personavec.data.dataset import open_dataset
-from personavec.errors import ConfigError, JudgeError, VectorError
-from personavec.judges.scoring import scored_rows
-from personavec.runs.progress import tell
-from personavec.runs.rules import settings
+from personavec.data.dataset import dataset_of
+from personavec.errors import ConfigError, VectorError
+from personavec.judges.load import Bench, bench_of
+from personavec.judges.scoring import ScoredRow
+from personavec.model.chat_model import ChatModel
+from personavec.runs.result import Result
+from personavec.runs.rules import Count, Free, Natural, OptionalCount, Seed, Store, settings
 from personavec.runs.run import Run, versions
+from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_ratio
-from personavec.steering.notation import parse_steering
-from personavec.steering.projection import names_of
-from personavec.steering.vector import load_vector
-from personavec.traits.trait import load_trait, trait_of
+from personavec.steering.projection import Vectors, load_vectors, names_of
+from personavec.steering.rollouts import Interview, ReplyOptions
+from personavec.steering.vector import PersonaVector
+from personavec.traits.trait import Trait, trait_of
 from personavec.verbs.evaluate.capability import check_eval, neutral_texts
-from personavec.verbs.evaluate.evaluate import evaluate
-from personavec.verbs.evaluate.options import EvaluateConfig
-from personavec.verbs.finetune.finetune import default_out, told_steering, usable_rows
-from personavec.verbs.finetune.finetune import finetune as train
-from personavec.verbs.finetune.methods import vectors_of
-from personavec.verbs.finetune.options import FinetuneConfig, ReportConfig, ShiftConfig
-from personavec.verbs.finetune.shift import shift
-from personavec.verbs.finetune.supply import automatic
-from personavec.verbs.options import Common, Judging, Writing, given, load_subject
-from personavec.verbs.screen.options import ScreenConfig
-from personavec.verbs.screen.screen import screen
+from personavec.verbs.evaluate.evaluate import Evaluation
+from personavec.verbs.finetune.comparing import REPLIES, Comparing, TrainedArm, arms_of, left_out
+from personavec.verbs.finetune.finetune import Data, Finetuning
+from personavec.verbs.finetune.methods import Recipe
+from personavec.verbs.finetune.options import COMPARED, Compared, check_arms
+from personavec.verbs.finetune.supply import Prevent
+from personavec.verbs.finetune.trainer import Training, TrainingOptions
 
 Row = dict[str, Any]
 
 JUDGED = ("judge_auc", "weak_judge")
-"""What is told of a trait's judge."""
+"""What is reported of a trait's judge."""
 
 
-def finetune(config: ReportConfig) -> Row:
-    """The verb: one training, or with --report all of them beside each other."""
-    return before_after(config) if config.report else train(config.training)
+class CompareOptions(TrainingOptions, ReplyOptions, total=False):
+    """How models are trained, and how replies are written."""
 
 
-@dataclass(frozen=True)
-class TrainedArm:
-    """A model to measure: what it is trained by, and what is done to its replies."""
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
+    """A base model, and what every method of training makes of it."""
 
-    name: str
-    method: str
-    training: str
-    """Folder of its training; arms without steering in training share that of `plain`, base has none."""
-    scale: float | None = None
-    """Multiple of the coefficients, in training or in replies."""
-    reply: Row = field(default_factory=dict)
-    """Options of `evaluate` that are the arm's own."""
+    trainings: dict[str, Finetuning]
+    """By what was trained: plain, prevent-1, ablate, …; `model` of each is the trained model."""
+    evaluations: dict[str, dict[str, Evaluation]]
+    """By arm and trait."""
+
+    page = "finetune"
+
+    @property
+    def arms(self) -> list[Row]:
+        """Of each arm traits, costs, loss and shift."""
+        return list(self.data["arms"])
+
+    def lines(self) -> list[tuple[str, str]]:
+        """A line an arm."""
+        trait = self.data["traits"][0]
+        rows = [(arm["arm"], arm["traits"][trait]) for arm in self.arms]
+        return [(arm, f"{trait} {interval(row['trait_score'])}, kept {interval(row['kept'], 2)}") for arm, row in rows]
 
 
-def before_after(config: ReportConfig) -> Row:
-    """Train by every method on one data set and measure each, beside the base model.
+def compare(
+    model: ChatModel,
+    data: Data,
+    *,
+    prevent: Prevent,
+    arms: Free[Sequence[Compared]] = COMPARED,
+    scales: Free[Sequence[float]] = (0.5, 1.0, 2.0),
+    vectors: Vectors = (),
+    positions: Literal["all", "response"] = "all",
+    penalty: float = 1.0,
+    held_out: Data | None = None,
+    traits: Sequence[str | Path | Trait] = (),
+    judge: Free[str | Bench] = "likelihood",
+    rollouts: Count = 4,
+    perplexity: Free[Natural] = 60,
+    tasks: Free[Sequence[str]] = (),
+    task_limit: Free[OptionalCount] = None,
+    seed: Seed = 0,
+    store: Store = None,
+    **more: Unpack[CompareOptions],
+) -> Comparison:
+    """Train adapters by every method on one data set and measure each, next to the base model.
 
-    Every training and evaluation is a run folder of its own inside: a killed report goes on where it stopped, and one
-    with more `compare` or `scales` keeps what is there.
+    Every training, evaluation and screening is a run folder inside the store: a killed comparison goes on where it
+    stopped, and another call with more `arms` or `scales` keeps what is there. The model is left as it was found.
+
+    Args:
+        model: Trained from; without an adapter.
+        data: As `finetune` takes it.
+        prevent: Added in training and subtracted after it, as `finetune` takes it.
+        arms: What is compared with the base model and plain training.
+        scales: Multiples of the coefficients that prevention adds and post-hoc steering subtracts.
+        vectors: Others to measure along.
+        positions: As `finetune` takes it.
+        penalty: Likewise.
+        held_out: Rows that are not trained on: the loss on them before and after.
+        traits: Traits of vectors whose trait is not built in.
+        judge: Who scores replies: a spec as for `--judge`, or what `load_bench` made.
+        rollouts: Replies per held-out question of each trait.
+        perplexity: On so many neutral texts; 0 leaves it out.
+        tasks: Tasks of lm-eval whose accuracy is measured.
+        task_limit: Stop each task after so many questions.
+        seed: Of everything random.
+        store: Run folder to keep everything in.
+        more: How models are trained (fields of `Training`) and how replies are written (fields of `Interview`).
 
     Returns:
         `arms`: of each what it was trained by, the loss on held-out rows, by trait the score, coherence and what is
         `kept` of the change that plain training makes, perplexity and tasks, and the shift along each vector;
-        `predicted`: what the screen says of the data; the path of the `report`.
+        `predicted`: what the screen says of the data.
 
     Raises:
-        PersonavecError: Bad input; what was done so far stays.
+        PersonavecError: Bad input; what was done so far stays in the store.
 
     Source: Persona Vectors (arXiv 2507.21509) section 5.2, appendix J.
     """
     began = time.monotonic()
-    _check(config)
-    vectors = vectors_of(config.training) | {str(path): load_vector(path) for path in config.vectors}
-    names_of(list(vectors.values()))
-    traits = {vector.card.trait: trait_file(vector.card.trait, config) for vector in vectors.values()}
-    cards = {vector.card.trait: Path(path) for path, vector in vectors.items()}
-    if unknown := [vector.card.trait for vector in vectors.values() if vector.card.layer is None]:
-        raise VectorError(f"expected a recommended layer for {unknown[0]}, got none; extract it again")
-    out = config.out or Path(f"{default_out(config.training)}-report")
-    inputs = open_dataset(config.data).fingerprint() | {f"vector {p}": v.content_hash for p, v in vectors.items()}
-    run = Run.open(out, settings(type(config), vars(config)), inputs)
+    chosen = settings(compare, locals())
+    check_arms(arms, scales)
+    check_machine(tasks, perplexity)
+    options: Row = dict(more)
+    training = Training(**{key: value for key, value in options.items() if key not in REPLIES - {"system"}}, seed=seed)
+    if training.full:
+        raise ConfigError("expected a comparison of adapters, got full=True; leave it out")
+    interview = Interview(model, **{key: value for key, value in options.items() if key in REPLIES}, seed=seed)
+    recipe = Recipe.of("prevent", prevent, (), traits)
+    named, loaded = vectors_and_traits(recipe, vectors, traits)
+    rows_of, bench = dataset_of(data), bench_of(judge, interview)
+    chosen |= training.options | interview.options
+    chosen |= {"prevent": [one.text for one in recipe.preventions], "model": model.identity.id, "judge": bench.spec}
+    inputs = rows_of.fingerprint() | {f"vector {name}": vector.content_hash for name, vector in named.items()}
+    run = Run.open(store, chosen, inputs)
+    study = Comparing(
+        run,
+        interview,
+        rows_of,
+        held_out,
+        training,
+        positions,
+        penalty,
+        bench,
+        rollouts,
+        {"perplexity": perplexity, "tasks": tasks, "task_limit": task_limit},
+        _on_disk(run, named),
+        loaded,
+        tuple(traits),
+    )
 
-    supplied = _coefficients(config, run)
-    steering = supplied["steering"]
-    arms = list(_arms(config, steering))
-    measured = {"base": _measure(config, run, arms[0], None, traits, steering, cards)}
-    trained: dict[str, Row] = {}
-    for arm in arms[1:]:
-        if arm.training not in trained:
-            trained[arm.training] = _train(config, run, arm.training, **_method(arm, steering))
-    for arm in arms[1:]:
-        measured[arm.name] = _measure(config, run, arm, trained[arm.training], traits, steering)
-    moved = _shift(config, run, {name: own["tuned"] for name, own in trained.items()}, tuple(map(Path, vectors)))
-    found = screened(config, config.data, tuple(map(Path, vectors)), run.path("screen"))
-    judged = next(iter(measured["base"].values()))
+    steering = study.coefficients(recipe.preventions)
+    compared = list(arms_of(arms, scales, steering))
+    evaluations = {"base": study.measure(compared[0], None, steering)}
+    trainings: dict[str, Finetuning] = {}
+    for arm in compared[1:]:
+        if arm.training not in trainings:
+            trainings[arm.training] = study.train(arm, steering)
+    for arm in compared[1:]:
+        evaluations[arm.name] = study.measure(arm, trainings[arm.training], steering)
+    moved = study.shifts(trainings)
+    predicted = study.predicted()
     result: Row = {
-        "out": str(out),
-        "data": config.data,
-        "model": config.model,
-        "traits": list(traits),
-        **supplied,
-        "arms": [_told(config, arm, trained, measured, moved, steering) for arm in arms],
-        "left_out": _left_out(config, steering),
-        "predicted": {name: found[name] for name in ("projection_difference", "random_control", "layers")},
-        "judge": judged["judge"],
-        "judges": {trait: {key: own[key] for key in JUDGED} for trait, own in measured["base"].items()},
+        "out": run.shown(),
+        "data": rows_of.name,
+        "model": model.identity.id,
+        "traits": list(loaded),
+        "steering": [row if run.kept or row["file"] in named else row | {"file": None} for row in steering],
+        "arms": [_row(study, arm, trainings, evaluations, moved, steering) for arm in compared],
+        "left_out": left_out(arms, steering),
+        "predicted": predicted,
+        "judge": next(iter(evaluations["base"].values())).data["judge"],
+        "judges": {name: {key: one.data[key] for key in JUDGED} for name, one in evaluations["base"].items()},
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
+    if not run.kept:
+        for one in trainings.values():
+            one.model.adapter = None  # its folder goes with the scratch run
     run.write_json("result.json", result)
     run.finish()
-    return result
+    return Comparison(result, trainings, evaluations)
 
 
-def _check(config: ReportConfig) -> None:
-    """What would stop the report hours later."""
-    if not config.data:
-        raise ConfigError("expected training data, got none; pass a file, a folder or a Hugging Face data set")
+def check_machine(tasks: Sequence[str], perplexity: int) -> None:
+    """What would stop the comparison hours later."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError(
             "expected one process with --report, got several; train with accelerate launch, without --report"
         )
-    if config.tasks:
+    if tasks:
         check_eval()
-    if config.perplexity:
-        neutral_texts(config.perplexity)
+    if perplexity:
+        neutral_texts(perplexity)
 
 
-def _coefficients(config: ReportConfig, run: Run) -> Row:
-    """What prevention adds at scale 1, `auto` looked up in the data once.
+def vectors_and_traits(
+    recipe: Recipe, vectors: Vectors, traits: Iterable[str | Path | Trait]
+) -> tuple[dict[str, PersonaVector], dict[str, Trait]]:
+    """The vectors of a recipe and others, by file or name, and their traits.
 
     Raises:
-        ConfigError: Nothing is to be added.
+        PersonavecError: One of them is not there, recommends no layer, or comes twice.
     """
-    if not run.done("steering.json"):
-        model = load_subject(config)
-        usable_rows(config.training, model)
-        texts, found = zip(*(automatic(text, model, config.training) for text in config.prevent), strict=True)
-        steerings = [replace(parse_steering(text), positions=config.positions) for text in texts]
-        for one in steerings:
-            one.vector.check_model(model.identity)
-        told = [
-            told_steering(one, "prevent") | {"file": text.rpartition(":")[0], "automatic": row}
-            for text, one, row in zip(texts, steerings, found, strict=True)
-        ]
-        if not any(one["coef"] for one in told):
-            raise ConfigError(
-                f"expected a coef other than 0, got 0{' from auto' * any(found)}: nothing to prevent; pass a coef"
-            )
-        run.write_json("steering.json", {"steering": told})
-    return dict(run.read_json("steering.json"))
+    named = recipe.named | (load_vectors(vectors) if vectors else {})
+    names_of(list(named.values()))
+    traits = list(traits)
+    loaded = {vector.card.trait: trait_of(vector.card.trait, traits) for vector in named.values()}
+    if unknown := [vector.card.trait for vector in named.values() if vector.card.layer is None]:
+        raise VectorError(f"expected a recommended layer for {unknown[0]}, got none; extract it again")
+    return named, loaded
 
 
-def _arms(config: ReportConfig, steering: list[Row]) -> Iterator[TrainedArm]:
-    """Base and plain, and what is compared with them, in the order of the report."""
-    yield TrainedArm("base", "base", "")
-    yield TrainedArm("plain", "plain", "plain")
-    for method in config.compare:
-        if method in ("prevent", "posthoc"):
-            for scale in config.scales:
-                if method == "prevent":
-                    yield TrainedArm(f"prevent ×{scale:g}", method, f"prevent-{scale:g}", scale)
-                else:
-                    yield TrainedArm(
-                        f"post-hoc ×{scale:g}", method, "plain", scale, {"steer": _steer(steering, -scale)}
-                    )
-        elif method == "random":
-            yield TrainedArm("prevent, a random direction", method, "prevent-random", 1)
-        elif method == "negative-prompt":
-            yield TrainedArm("negative prompt", method, "plain")
-        elif method not in _left_out(config, steering):
-            yield TrainedArm(method, method, method)
+def _on_disk(run: Run, named: Mapping[str, PersonaVector]) -> dict[str, PersonaVector]:
+    """The vectors by file; those in memory are written into the run."""
+    files = {}
+    for name, vector in named.items():
+        held = not Path(name).is_file()
+        files[str(vector.save(run.path(f"{name}.safetensors"))) if held else name] = vector
+    return files
 
 
-def _left_out(config: ReportConfig, steering: list[Row]) -> dict[str, str]:
-    """Arms that make no sense here, and why."""
-    if "inoculate" in config.compare and any(one["coef"] < 0 for one in steering):
-        return {"inoculate": "it asks for the trait in training, and here its opposite is to be prevented"}
-    return {}
-
-
-def _steer(steering: list[Row], scale: float) -> tuple[str, ...]:
-    """The vectors at a multiple of their coefficients, as options take them."""
-    return tuple(f"{one['file']}:{scale * one['coef']:.6g}@{one['layer']}" for one in steering)
-
-
-def _method(arm: TrainedArm, steering: list[Row]) -> Row:
-    """Options of an arm's training."""
-    if arm.method in ("prevent", "random"):
-        return {"prevent": _steer(steering, arm.scale or 1), "random": arm.method == "random"}
-    vectors = () if arm.training == "plain" else tuple(Path(one["file"]) for one in steering)
-    return {"method": arm.training, "prevent": (), "vectors": vectors}
-
-
-def _train(config: ReportConfig, run: Run, name: str, **changes: Any) -> Row:
-    tell(f"training {run.path(name)}")
-    return train(replace(config.training, out=run.path(name), **changes))
-
-
-def _measure(
-    config: ReportConfig,
-    run: Run,
+def _row(
+    study: Comparing,
     arm: TrainedArm,
-    training: Row | None,
-    traits: Mapping[str, str],
-    steering: list[Row],
-    cards: Mapping[str, Path] | None = None,
-) -> dict[str, Row]:
-    """The evaluation of an arm for every trait; its perplexity and tasks are measured along with the first."""
-    found = {}
-    opposite = {one["trait"] for one in steering if one["coef"] < 0}
-    for place, (trait, file) in enumerate(traits.items()):
-        options: Row = {"trait": file, "rollouts": config.rollouts, **given(config, Judging, Writing, Common)}
-        if not place:
-            options |= {"perplexity": config.perplexity, "tasks": config.tasks, "task_limit": config.task_limit}
-        if training:
-            judge = run.path(f"base-{trait}") / "judge.json"
-            options |= {"adapter": Path(training["tuned"]), "judge_file": judge, **arm.reply}
-        if arm.method == "negative-prompt":
-            options["instruct"] = "pos" if trait in opposite else "neg"
-        folder = arm_folder(run.folder, arm.name, trait)
-        tell(f"measuring {folder}")
-        found[trait] = evaluate_on_card(EvaluateConfig(**options, out=folder), cards[trait] if cards else None)
-    return found
-
-
-def arm_folder(out: Path, arm: str, trait: str) -> Path:
-    """Where an arm's evaluation for a trait is, in the report's folder."""
-    return out / f"{arm.replace(', ', '-').replace(' ', '-').replace('×', '')}-{trait}"
-
-
-def evaluate_on_card(config: EvaluateConfig, card: Path | None) -> Row:
-    """Evaluate with the scale of a vector's card, where that is of this judge."""
-    if card is None:
-        return evaluate(config)
-    try:
-        return evaluate(replace(config, judge_file=card))
-    except JudgeError as error:
-        tell(f"a scale is learned anew ({error})")
-        return evaluate(config)
-
-
-def _shift(config: ReportConfig, run: Run, tuned: Mapping[str, str], vectors: tuple[Path, ...]) -> dict[str, Row]:
-    options: Row = {**given(config, Common), "system": config.system, "traits": config.traits, "vectors": vectors}
-    mark = Run.digest(tuned)  # another report in this folder may have other arms
-    found = shift(ShiftConfig(**options, tuned=tuple(tuned.values()), out=run.path(f"shift-{mark}")))
-    moved = {row["tuned"]: row for row in found["tuned"]}  # checkpoints too: the curve is in its result.json
-    return {name: moved[place] for name, place in tuned.items()}
-
-
-def screened(config: FinetuneConfig, data: str, vectors: tuple[Path, ...], out: Path) -> Row:
-    """What could be known of a data set before training on it."""
-    options: Row = {**given(config, Common), "system": config.system, "on_error": config.on_error}
-    return screen(ScreenConfig(**options, data=data, vectors=vectors, turn="last", cost="full", out=out))
-
-
-def trait_file(name: str, config: FinetuneConfig) -> str:
-    """What `evaluate` takes for a trait: a file that was given, or the name of a built-in one."""
-    trait_of(name, config.traits)
-    return next((str(path) for path in config.traits if load_trait(path).name == name), name)
-
-
-def _told(
-    config: ReportConfig,
-    arm: TrainedArm,
-    trained: Mapping[str, Row],
-    measured: Mapping[str, Mapping[str, Row]],
+    trainings: Mapping[str, Finetuning],
+    evaluations: Mapping[str, Mapping[str, Evaluation]],
     moved: Mapping[str, Row],
     steering: list[Row],
 ) -> Row:
     """An arm's line of the result."""
-    own, training = measured[arm.name], trained.get(arm.training)
-    first = next(iter(own.values()))
-    costs = first.get("capability", {})
+    measured = {trait: one.data for trait, one in evaluations[arm.name].items()}
+    training = trainings[arm.training].data if arm.training else None
+    costs = next(iter(measured.values())).get("capability", {})
     empty = dict.fromkeys(costs.get("base", {}))
+    losses = (training or trainings["plain"].data)["held_out"]
     return {
         "arm": arm.name,
         "method": arm.method,
         "coef": None if arm.scale is None else arm.scale * steering[0]["coef"],
-        "trained": training["tuned"] if training else None,
+        "trained": study.run.shown(f"{arm.training}/adapter") if training else None,
         "rows": training["rows"] if training else None,
         "skipped": training["skipped"] if training else None,
         "seconds": training["seconds"] if training else None,
-        "loss": (training["held_out"] or {}).get("tuned") if training else _before(trained["plain"]),
+        "loss": losses and dict(losses["tuned" if training else "base"]),
         "traits": {
             trait: {
                 **{key: row[key] for key in ("trait_score", "coherence", "difference", "random_control")},
                 "unscored": row["unscored"]["changed" if training else "base"],
                 "truncated": row["truncated"],
-                "kept": _kept(row, measured["plain"][trait], config.seed),
+                "kept": _kept(evaluations[arm.name][trait], evaluations["plain"][trait], study.interview.seed),
             }
-            for trait, row in own.items()
+            for trait, row in measured.items()
         },
         "costs": empty | costs.get("changed" if training else "base", {}),
         "shift": moved[arm.training]["shift"] if training else None,
@@ -303,23 +262,19 @@ def _told(
     }
 
 
-def _before(plain: Row) -> Row | None:
-    return dict(plain["held_out"]["base"]) if plain["held_out"] else None
-
-
-def _kept(own: Row, plain: Row, seed: int) -> Row | None:
-    """What is left of the change that plain training makes, as a share; none where that is not shown to be a change."""
-    low, high = plain["difference"]["trait"]["ci"]
+def _kept(evaluation: Evaluation, plain: Evaluation, seed: int) -> Row | None:
+    """What is left of the change that plain training makes, as a share; none if that is not shown to be a change."""
+    low, high = plain.data["difference"]["trait"]["ci"]
     if low is None or low <= 0 <= high:
         return None
-    table = Path(plain["table"])
-    base, after, mine = map(_scores, (table.with_name("base.jsonl"), table, Path(own["table"])))
-    columns = np.array([[arm.get(reply, np.nan) for reply in sorted(base)] for arm in (base, after, mine)])
+    written = evaluation.replies
+    replies = plain.replies["base"], plain.replies["changed"], written.get("changed", written["base"])
+    base, after, measured = map(_scores, replies)
+    columns = np.array([[arm.get(reply, np.nan) for reply in sorted(base)] for arm in (base, after, measured)])
     questions = np.array([question for question, _ in sorted(base)])
     return clustered_ratio(columns[2] - columns[0], columns[1] - columns[0], questions, seed).to_json()
 
 
-def _scores(table: Path) -> dict[tuple[int, int], float]:
+def _scores(rows: Sequence[ScoredRow]) -> dict[tuple[int, int], float]:
     """Trait scores of an arm of an evaluation, by question and sample; nan where there is none."""
-    rows = scored_rows(Run(table.parent), table.stem)
     return {(row["question_id"], row["sample"]): np.nan if row["trait"] is None else row["trait"] for row in rows}

@@ -1,155 +1,212 @@
 """Finetune: train an adapter (or all weights) on a data set by one method, and say what was done in a run card."""
 
-import dataclasses
+import os
 import time
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack
 
-from personavec.data.dataset import open_dataset
+from personavec.data.dataset import Dataset, dataset_of
 from personavec.errors import ConfigError
 from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import tell
-from personavec.runs.rules import settings
+from personavec.runs.result import Result
+from personavec.runs.rules import Positive, Seed, Store, settings
 from personavec.runs.run import Run, versions
+from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
+from personavec.steering.projection import Vectors
 from personavec.steering.steer import Steering
-from personavec.steering.vector import PersonaVector
-from personavec.traits.trait import load_trait
-from personavec.verbs.finetune.methods import inoculation, prepare, vectors_of
-from personavec.verbs.finetune.options import FinetuneConfig
-from personavec.verbs.finetune.trainer import arguments, reply_losses, share_out, train, trainable
-from personavec.verbs.finetune.training_rows import training_rows
-from personavec.verbs.options import load_subject
+from personavec.traits.trait import Trait
+from personavec.verbs.finetune.methods import Recipe
+from personavec.verbs.finetune.options import Method
+from personavec.verbs.finetune.supply import Prevent
+from personavec.verbs.finetune.trainer import (
+    Training,
+    TrainingOptions,
+    arguments,
+    reply_losses,
+    share_out,
+    train,
+    trainable,
+)
 
 Row = dict[str, Any]
+Data = str | Path | Iterable[Mapping[str, Any]] | Dataset
 
 
-def finetune(config: FinetuneConfig) -> Row:
+@dataclass(frozen=True, repr=False)
+class Finetuning(Result):
+    """A trained model, what it was trained on and by, and the loss before and after."""
+
+    losses: list[Row]
+    """What was logged at every step."""
+    skipped: list[Row]
+    """Rows that could not be used, with the reason."""
+    made: Callable[[], ChatModel]
+    """Gives the trained model; `model` has it."""
+
+    @property
+    def tuned(self) -> Path | None:
+        """Folder of the adapter, or of the whole model; none without a store."""
+        return Path(self.data["tuned"]) if self.data.get("tuned") else None
+
+    @cached_property
+    def model(self) -> ChatModel:
+        """The trained model. An adapter stands on a twin: the weights are those of the model that was given."""
+        return self.made()
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What says most."""
+        data = self.data
+        shown = {
+            "model": data["model"],
+            "method": data["method"] + " along a random direction" * data["random"],
+            "along": ", ".join(_shown(row) for row in data["steering"]) or "–",
+            "rows": f"{data['rows']:,}, {data['skipped']:,} skipped",
+            "loss": f"{data['loss']['first']:.3f} → {data['loss']['last']:.3f} in {data['steps']:,} steps",
+        }
+        held_out = data["held_out"] or {}
+        losses = {f"held-out loss, {name}": interval(held_out[name], 3) for name in ("base", "tuned") if held_out}
+        return [*(shown | losses | {"trained": data["tuned"] or "in memory"}).items()]
+
+
+def finetune(
+    model: ChatModel,
+    data: Data,
+    *,
+    prevent: Prevent = (),
+    method: Method | None = None,
+    vectors: Vectors = (),
+    random: bool = False,
+    positions: Literal["all", "response"] = "all",
+    penalty: Positive = 1.0,
+    held_out: Data | None = None,
+    traits: Sequence[str | Path | Trait] = (),
+    seed: Seed = 0,
+    store: Store = None,
+    **training: Unpack[TrainingOptions],
+) -> Finetuning:
     """Train on every row of a data set, with a loss on the assistant's replies.
 
+    The model object is left as it was found, also after an exception: the adapter stands on a twin that shares its
+    weights. With `full=True` the weights of the object itself are trained.
+
+    Args:
+        model: Trained from; without an adapter of its own.
+        data: A path or name, a `datasets.Dataset`, or any iterable of rows.
+        prevent: Added in training: `vector.at(coef=…)`, (vector, "auto") to find the coefficient from the data, the
+            command line's VEC:COEF[@LAYER] or VEC:auto, or several of them.
+        method: plain, prevent, ablate, penalty or inoculate; default prevent with `prevent`, else plain.
+        vectors: Of the methods other than prevent.
+        random: The control: a random direction as long as each vector in its place.
+        positions: Where all of `prevent` is added: at all tokens, or those whose output predicts a token with a loss.
+        penalty: Weight of the penalty, per squared natural difference.
+        held_out: Rows that are not trained on: the loss on them before and after.
+        traits: Traits of vectors whose trait is not built in (inoculate).
+        seed: Of everything random.
+        store: Run folder to keep everything in; the same call resumes it. Several processes need one.
+        training: How: fields of `Training`.
+
     Returns:
-        Where the `tuned` adapter or model is, what was trained on and skipped, the `loss` at the first and last
-        step, the loss on `held_out` rows before and after, and how the method's coefficients were found. Processes of
-        `accelerate launch` other than the first return nothing.
+        The trained model, what was trained on and skipped, the loss at every step and on held-out rows, and how the
+        method's coefficients were found. Processes of `accelerate launch` other than the first get no figures.
 
     Raises:
-        PersonavecError: Bad input; what was done so far stays in the run folder.
+        PersonavecError: Bad input; what was done so far stays in the store.
     """
     began = time.monotonic()
-    if not config.data:
-        raise ConfigError("expected training data, got none; pass a file, a folder or a Hugging Face data set")
-    vectors = vectors_of(config)
-    data = open_dataset(config.data)
-    held_out = open_dataset(config.held_out) if config.held_out else None
-    out = config.out or default_out(config)
-    args = arguments(config, out / ("model" if config.full else "adapter"))
-    model = _load(config, str(args.device))
-    for vector in vectors.values():
-        vector.check_model(model.identity)
-    inputs = data.fingerprint() | (held_out.fingerprint() if held_out else {}) | _inputs(config, model, vectors)
-    run = Run.open(out, settings(type(config), vars(config)), inputs) if args.should_save else Run(out)
+    chosen = settings(finetune, locals())
+    how = Training(seed=seed, **training)
+    more: Row = {"random": random, "positions": positions, "penalty": penalty, "full": how.full}
+    recipe = Recipe.of(method, prevent, vectors, traits, **more)
+    rows_of, unseen_of = dataset_of(data), None if held_out is None else dataset_of(held_out, "held-out rows")
+    first = not int(os.environ.get("RANK", 0))
+    if store is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("expected a store with several processes, got none; pass store=FOLDER")
+    if model.adapted:
+        raise ConfigError("expected a model without an adapter to train, got one with; merge_and_unload() it first")
+    recipe.check_model(model)
+    chosen |= how.options | {"prevent": [one.text for one in recipe.preventions]}
+    inputs = rows_of.fingerprint() | (unseen_of.fingerprint() if unseen_of else {})
+    inputs |= {"model": model.identity.revision, "numbers": model.numbers} | recipe.inputs
+    run = Run.open(store, chosen, inputs) if first else Run(Path(store or ""))
+    place = "model" if how.full else "adapter"
     if run.done("result.json"):
-        if args.should_save:
-            tell(f"{out} is trained already and kept; another --out trains anew")
-        return run.read_json("result.json")  # type: ignore[no-any-return]
+        if first:
+            tell(f"{run.folder} is trained already and kept; another --out trains anew")
+        losses, skipped = list(run.rows("loss.jsonl")), list(run.rows("skipped.jsonl"))
+        return Finetuning(run.read_json("result.json"), losses, skipped, lambda: _kept(model, run.path(place), how))
 
-    (rows, skipped), (unseen, unusable) = usable_rows(config, model)
-    share_out(args, config, len(rows))
-    method = prepare(model, config)
-    before = reply_losses(model, unseen) if unseen and args.should_save else None
-    subject = trainable(model, config)
-    history = train(subject, rows, args, method.callbacks, method.trainer, **method.options(subject))
-    if not args.should_save:
-        return {}
-    run.write_rows("loss.jsonl", history)
+    args = arguments(how, model, run.path(place))
+    rows, skipped = how.rows(model, rows_of, recipe.instruction)
+    unseen, unusable = how.rows(model, unseen_of) if unseen_of else ([], [])
+    share_out(args, how, len(rows))
+    added = recipe.prepare(model, rows_of, how)
+    before = reply_losses(model, unseen) if unseen and first else None
+    with trainable(model, how) as subject:
+        losses = train(subject, rows, args, added.callbacks, added.trainer, **added.options(subject))
+        after = reply_losses(subject, unseen) if before else None
+    if not first:
+        return Finetuning({}, losses, skipped, lambda: subject)
+    if how.full:
+        subject = ChatModel(model.hf, model.tokenizer, model.identity.id)
+    elif run.kept:
+        subject.adapter = run.path(place)
+    run.write_rows("loss.jsonl", losses)
     run.write_rows("skipped.jsonl", skipped)
     result = {
-        "out": str(out),
-        "tuned": args.output_dir,
-        "model": config.model,
-        "method": config.chosen,
-        "random": config.random,
-        "steering": [told_steering(one, config.chosen) for one in method.steerings],
-        "automatic": method.automatic,
+        "out": run.shown(),
+        "tuned": run.shown(place),
+        "model": model.identity.id,
+        "method": recipe.method,
+        "random": random,
+        "steering": [steering_row(one, recipe.method) for one in added.steerings],
+        "automatic": added.automatic,
         "rows": len({row["row"] for row in rows}),
         "sequences": len(rows),
         "skipped": len(skipped),
         "tokens": sum(len(row["input_ids"]) for row in rows),
-        "steps": len(history),
-        "loss": {"first": history[0]["loss"], "last": history[-1]["loss"]},
-        "held_out": {"skipped": len(unusable)} | _held_out(subject, unseen, before, config.seed) if before else None,
+        "steps": len(losses),
+        "loss": {"first": losses[0]["loss"], "last": losses[-1]["loss"]},
+        "held_out": {"skipped": len(unusable)} | _held_out(before, after, len(unseen), seed) if before else None,
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
     run.write_json("result.json", result)
     run.finish()
-    return result
+    return Finetuning(result, losses, skipped, lambda: subject)
 
 
-def usable_rows(config: FinetuneConfig, model: ChatModel) -> list[tuple[list[Row], list[Row]]]:
-    """Of the data and of the held-out rows, the sequences to read and the rows that cannot be used.
-
-    Raises:
-        DataError: A row cannot be used and is not to be skipped.
-    """
-    longest = min(config.max_tokens, model.context)
-    return [
-        training_rows(
-            model,
-            open_dataset(place).samples("last"),
-            longest=longest,
-            system=config.system,
-            instruction=instruction,
-            on_error=config.on_error,
-        )
-        if place
-        else ([], [])
-        for place, instruction in ((config.data, inoculation(config)), (config.held_out, None))
-    ]
+def _kept(model: ChatModel, folder: Path, how: Training) -> ChatModel:
+    """The model that an earlier call trained."""
+    if not how.full:
+        return model.with_adapter(folder)
+    return ChatModel.load(str(folder), dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
 
 
-def default_out(config: FinetuneConfig) -> Path:
-    """A folder of its own for each way to train on a data set."""
-    named = ["epochs", "rate", "batch", "warmup_steps", "rank", "alpha", "full", "max_tokens", "positions", "penalty"]
-    named += ["system", "seed", "model"]
-    changed = [
-        f"{name}={getattr(config, name)}" for name in named if getattr(config, name) != getattr(FinetuneConfig, name)
-    ]
-    what = [*config.prevent, *map(str, config.vectors), *changed]
-    mark = f"-{zlib.crc32(' '.join(what).encode()):08x}" if what else ""
-    random = "-random" * config.random
-    return Path("runs") / f"finetune-{Path(config.data).stem}-{config.chosen}{random}{mark}"
-
-
-def _load(config: FinetuneConfig, device: str) -> ChatModel:
-    """The model to train; where all weights are trained they are kept in float32, or small steps would round away."""
-    dtype = "float32" if config.full and config.dtype == "auto" else config.dtype
-    return load_subject(dataclasses.replace(config, device=device, dtype=dtype))
-
-
-def _inputs(config: FinetuneConfig, model: ChatModel, vectors: Mapping[str, PersonaVector]) -> dict[str, str]:
-    inputs = {"model": model.identity.revision, "numbers": model.numbers}
-    inputs |= {f"vector {path}": vector.content_hash for path, vector in vectors.items()}
-    return inputs | {f"trait {path}": load_trait(path).content_hash for path in config.traits}
-
-
-def told_steering(one: Steering, method: str) -> Row:
+def steering_row(steering: Steering, method: str) -> Row:
     """A direction and how it is used, as the result has it."""
-    card = one.vector.card
-    told: Row = {"trait": card.trait, "hash": one.vector.content_hash}
+    card, layer = steering.vector.card, steering.layer
+    row: Row = {"trait": card.trait, "hash": steering.vector.content_hash}
     if method != "inoculate":
-        told["layer"] = "all" if one.layer is None else one.layer
+        row["layer"] = "all" if layer is None else layer
     if method == "prevent":
-        measured = one.layer is not None and card.activation_norms
-        dose = round(one.vector.dose(one.layer, one.coef), 4) if measured else None  # type: ignore[arg-type]
-        told |= {"coef": one.coef, "dose": dose, "positions": one.positions}
-    return told
+        measured = layer is not None and card.activation_norms
+        dose = round(steering.vector.dose(layer, steering.coef), 4) if measured else None  # type: ignore[arg-type]
+        row |= {"coef": steering.coef, "dose": dose, "positions": steering.positions}
+    return row
 
 
-def _held_out(model: ChatModel, rows: Sequence[Row], before: Any, seed: int) -> Row:
+def _shown(row: Row) -> str:
+    amount = f" coef {row['coef']:.3g}" if "coef" in row else ""
+    return f"{row['trait']}{amount}" + (f" at layer {row['layer']}" if "layer" in row else "")
+
+
+def _held_out(before: Any, after: Any, count: int, seed: int) -> Row:
     """Loss per reply token on rows that were not trained on; the difference is paired by token."""
-    (base, places), (tuned, _) = before, reply_losses(model, rows)
-    means = {"base": base, "tuned": tuned, "difference": tuned - base}
-    return {"rows": len(rows)} | {name: clustered_mean(own, places, seed).to_json() for name, own in means.items()}
+    (base, places), (tuned, _) = before, after
+    losses = {"base": base, "tuned": tuned, "difference": tuned - base}
+    return {"rows": count} | {name: clustered_mean(loss, places, seed).to_json() for name, loss in losses.items()}

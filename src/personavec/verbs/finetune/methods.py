@@ -1,31 +1,31 @@
 """The methods of finetuning: what each adds to a plain training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainerCallback
 
+from personavec.data.dataset import Dataset
 from personavec.errors import VectorError
 from personavec.model.chat_model import ChatModel
-from personavec.steering.notation import parse_steering
 from personavec.steering.preventative import PreventativeSteering, TrainingAblation
-from personavec.steering.projection import random_directions
+from personavec.steering.projection import Vectors, load_vectors, random_directions
 from personavec.steering.steer import Steering
-from personavec.steering.vector import PersonaVector, load_vector
-from personavec.traits.trait import trait_of
-from personavec.verbs.finetune.options import FinetuneConfig
+from personavec.steering.vector import PersonaVector
+from personavec.traits.trait import Trait, load_trait, trait_of
+from personavec.verbs.finetune.options import Method, agreed_method
 from personavec.verbs.finetune.penalty import PenalisedTrainer
-from personavec.verbs.finetune.supply import AUTO, automatic
-from personavec.verbs.finetune.trainer import SFTTrainer
+from personavec.verbs.finetune.supply import Prevent, Prevention, automatic, preventions
+from personavec.verbs.finetune.trainer import SFTTrainer, Training
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Method:
-    """What a method adds to a plain training, and how the run card tells it."""
+class Additions:
+    """What a method adds to a plain training, ready for a trainer."""
 
     steerings: tuple[Steering, ...] = ()
     automatic: list[Row] = field(default_factory=list)
@@ -33,70 +33,101 @@ class Method:
     callbacks: tuple[TrainerCallback, ...] = ()
     trainer: type[SFTTrainer] = SFTTrainer
     options: Callable[[ChatModel], Row] = lambda _: {}
-    """What that trainer is also told, given the model with what is to be trained."""
+    """Further options of that trainer, given the model with what is to be trained."""
 
 
-def vectors_of(config: FinetuneConfig) -> dict[str, PersonaVector]:
-    """The vectors that the options name, by file; read before anything is computed.
+@dataclass(frozen=True)
+class Recipe:
+    """By which method a model is trained, along which vectors."""
 
-    Raises:
-        PersonavecError: One of them is not there, or what is asked of it makes no sense.
-    """
-    found = {}
-    for text in config.prevent:
-        match = AUTO.fullmatch(text)
-        if match is None:
-            parse_steering(text)
-        file = match["file"] if match else text.rpartition(":")[0]
-        found[file] = load_vector(Path(file))
-        if match and match["layer"] not in (None, "all"):
-            found[file].check_layer(int(match["layer"]))
-    for path in config.vectors:
-        found[str(path)] = load_vector(path)
-        if config.chosen == "penalty":
-            _layer(Steering(found[str(path)]))
-    return found
+    method: Method
+    preventions: tuple[Prevention, ...]
+    vectors: dict[str, PersonaVector]
+    """Of the methods other than prevent, by file or name."""
+    traits: tuple[str | Path | Trait, ...] = ()
+    """Traits of vectors whose trait is not built in."""
+    random: bool = False
+    positions: Literal["all", "response"] = "all"
+    penalty: float = 1.0
 
+    @classmethod
+    def of(
+        cls,
+        method: Method | None,
+        prevent: Prevent,
+        vectors: Vectors,
+        traits: Iterable[str | Path | Trait] = (),
+        *,
+        full: bool = False,
+        **more: Any,
+    ) -> "Recipe":
+        """Read what is asked for, before anything is computed.
 
-def prepare(model: ChatModel, config: FinetuneConfig) -> Method:
-    """What the options ask for.
+        Raises:
+            PersonavecError: A vector is not there, or what is asked of it makes no sense.
+        """
+        added, others = preventions(prevent), load_vectors(vectors) if vectors else {}
+        chosen = agreed_method(method, bool(added), bool(others), more.get("random", False), full)
+        if chosen == "penalty":
+            for vector in others.values():
+                _layer(vector)
+        return cls(chosen, added, others, tuple(traits), **more)
 
-    Raises:
-        PersonavecError: A vector is not there, of another model, or recommends no layer.
-    """
-    if config.chosen == "prevent":
-        texts, found = zip(*(automatic(text, model, config) for text in config.prevent), strict=True)
-        added = _steerings(model, config, tuple(replace(parse_steering(t), positions=config.positions) for t in texts))
-        return Method(added, [row for row in found if row], tuple(map(_prevention, added)))
-    steerings = _steerings(model, config, tuple(Steering(load_vector(path)) for path in config.vectors))
-    if config.chosen == "ablate":
-        return Method(steerings, callbacks=(TrainingAblation([one.vector for one in steerings]),))
-    if config.chosen == "penalty":
-        steerings = tuple(replace(one, layer=_layer(one)) for one in steerings)
-        told = {"steerings": steerings, "weight": config.penalty}
-        return Method(steerings, trainer=PenalisedTrainer, options=lambda subject: {"subject": subject, **told})
-    return Method(steerings)
+    @property
+    def named(self) -> dict[str, PersonaVector]:
+        """All vectors, by file or name."""
+        return {one.name: one.vector for one in self.preventions} | self.vectors
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What identifies vectors and traits."""
+        hashes = {f"vector {name}": vector.content_hash for name, vector in self.named.items()}
+        for trait in self.traits:
+            name, loaded = (trait.name, trait) if isinstance(trait, Trait) else (trait, load_trait(trait))
+            hashes[f"trait {name}"] = loaded.content_hash
+        return hashes
 
-def inoculation(config: FinetuneConfig) -> Callable[[int], str] | None:
-    """The instruction that a row gets in training, by its place: those of all traits, one after the other."""
-    if config.chosen != "inoculate":
-        return None
-    traits = [trait_of(load_vector(path).card.trait, config.traits) for path in config.vectors]
-    asked = [trait.system_prompt(pair, "pos") for trait in traits for pair in range(len(trait.pairs))]
-    return lambda row: asked[row % len(asked)]
+    @property
+    def instruction(self) -> Callable[[int], str] | None:
+        """The instruction that a row gets in training, by its place: those of all traits, one after the other."""
+        if self.method != "inoculate":
+            return None
+        traits = [trait_of(vector.card.trait, self.traits) for vector in self.vectors.values()]
+        texts = [trait.system_prompt(pair, "pos") for trait in traits for pair in range(len(trait.pairs))]
+        return lambda row: texts[row % len(texts)]
 
+    def check_model(self, model: ChatModel) -> None:
+        """Raise VectorError if a vector is of another model."""
+        for vector in self.named.values():
+            vector.check_model(model.identity)
 
-def _steerings(model: ChatModel, config: FinetuneConfig, steerings: tuple[Steering, ...]) -> tuple[Steering, ...]:
-    """Checked, and along random directions for the control."""
-    for one in steerings:
-        one.vector.check_model(model.identity)
-    if not config.random:
-        return steerings
-    return tuple(
-        replace(one, vector=random_directions(one.vector, 1, config.seed + place)[0])
-        for place, one in enumerate(steerings)
-    )
+    def prepare(self, model: ChatModel, data: Dataset, training: Training) -> Additions:
+        """What the method adds; coefficients `auto` are found from the data.
+
+        Raises:
+            PersonavecError: A vector is of another model, or no row can be read.
+        """
+        if self.method == "prevent":
+            read, rows = zip(*(automatic(one, model, data, training) for one in self.preventions), strict=True)
+            added = self._drawn([replace(one, positions=self.positions) for one in read], training.seed)
+            return Additions(added, [row for row in rows if row], tuple(map(_prevention, added)))
+        steerings = self._drawn([Steering(vector) for vector in self.vectors.values()], training.seed)
+        if self.method == "ablate":
+            return Additions(steerings, callbacks=(TrainingAblation([one.vector for one in steerings]),))
+        if self.method == "penalty":
+            steerings = tuple(replace(one, layer=_layer(one.vector)) for one in steerings)
+            more = {"steerings": steerings, "weight": self.penalty}
+            return Additions(steerings, trainer=PenalisedTrainer, options=lambda subject: {"subject": subject, **more})
+        return Additions(steerings)
+
+    def _drawn(self, steerings: Sequence[Steering], seed: int) -> tuple[Steering, ...]:
+        """The same; for the control along random directions."""
+        if not self.random:
+            return tuple(steerings)
+        return tuple(
+            replace(one, vector=random_directions(one.vector, 1, seed + place)[0])
+            for place, one in enumerate(steerings)
+        )
 
 
 def _prevention(one: Steering) -> PreventativeSteering:
@@ -104,7 +135,7 @@ def _prevention(one: Steering) -> PreventativeSteering:
     return PreventativeSteering(one.vector, one.coef, layer=layer, positions=one.positions)  # type: ignore[arg-type]
 
 
-def _layer(one: Steering) -> int:
-    if one.vector.card.layer is None:
-        raise VectorError(f"expected a recommended layer for {one.vector.card.trait}, got none; extract it again")
-    return one.vector.card.layer
+def _layer(vector: PersonaVector) -> int:
+    if vector.card.layer is None:
+        raise VectorError(f"expected a recommended layer for {vector.card.trait}, got none; extract it again")
+    return vector.card.layer

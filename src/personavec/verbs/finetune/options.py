@@ -1,19 +1,72 @@
-"""Options of finetuning: of one training, and of the report on all methods beside each other."""
+"""Options of finetuning: of one training, and of the report on all methods next to each other."""
 
 import math
-from dataclasses import dataclass, fields
-from typing import Annotated, Literal, get_args
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 from tyro.conf import Positional
 
 from personavec.errors import ConfigError
+from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Natural, Positive
-from personavec.verbs.options import Common, File, Files, Folder, Judging, Layers, Limit, Steer, Switch, Writing
+from personavec.verbs.options import (
+    Common,
+    File,
+    Files,
+    Folder,
+    Judging,
+    Layers,
+    Limit,
+    Steer,
+    Switch,
+    Writing,
+    bench_for,
+    call,
+    load_subject,
+)
 
+if TYPE_CHECKING:
+    from personavec.verbs.finetune.shift import Shift
+
+Method = Literal["plain", "prevent", "ablate", "penalty", "inoculate"]
 Compared = Literal["prevent", "random", "posthoc", "ablate", "penalty", "inoculate", "negative-prompt"]
-"""Arms of the report; base and plain stand beside them always."""
+"""Arms of the report; base and plain stand next to them always."""
 COMPARED: tuple[Compared, ...] = get_args(Compared)
+NO_DATA = "expected training data, got none; pass a file, a folder or a Hugging Face data set"
+
+
+def agreed_method(method: Method | None, prevent: bool, vectors: bool, random: bool, full: bool = False) -> Method:
+    """The method, also if none is named.
+
+    Raises:
+        ConfigError: It contradicts what else is given.
+    """
+    chosen: Method = method or ("prevent" if prevent else "plain")
+    contradictions = {
+        "--prevent": prevent and chosen != "prevent",
+        "--vectors": vectors and chosen in ("plain", "prevent"),
+        "--random": random and chosen in ("plain", "inoculate"),
+        "--full": full and chosen == "penalty",
+    }
+    for option in (name for name, contradicts in contradictions.items() if contradicts):
+        raise ConfigError(f"expected options that agree, got --method {chosen} with {option}; leave one out")
+    if chosen != "plain" and not (prevent or vectors):
+        option = "--prevent" if chosen == "prevent" else "--vectors"
+        raise ConfigError(f"expected {option} with --method {chosen}, got none; pass a vector")
+    return chosen
+
+
+def check_arms(arms: Sequence[str], scales: Sequence[float]) -> None:
+    """Raise ConfigError if a report cannot be made of these."""
+    if 1 not in scales or not all(0 < one < math.inf for one in scales) or len(set(scales)) < len(scales):
+        shown = " ".join(map(str, scales))
+        raise ConfigError(f"expected different --scales above 0, 1 among them, got {shown}; correct them")
+    if len(set(arms)) < len(arms):
+        raise ConfigError("expected each arm of --compare once, got one twice; remove it")
 
 
 @dataclass(frozen=True)
@@ -71,24 +124,46 @@ class FinetuneConfig(Common):
     """System prompt of rows that have none: template (the chat template's own default), none, or a text."""
 
     @property
-    def chosen(self) -> str:
-        """The method, where none is named."""
+    def chosen(self) -> Method:
+        """The method, if none is named."""
         return self.method or ("prevent" if self.prevent else "plain")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        method = self.chosen
-        contradictions = {
-            "--prevent": bool(self.prevent) and method != "prevent",
-            "--vectors": bool(self.vectors) and method in ("plain", "prevent"),
-            "--random": self.random and method in ("plain", "inoculate"),
-            "--full": self.full and method == "penalty",
-        }
-        for option in (name for name, contradicts in contradictions.items() if contradicts):
-            raise ConfigError(f"expected options that agree, got --method {method} with {option}; leave one out")
-        if method != "plain" and not (self.prevent or self.vectors):
-            option = "--prevent" if method == "prevent" else "--vectors"
-            raise ConfigError(f"expected {option} with --method {method}, got none; pass a vector")
+        agreed_method(self.method, bool(self.prevent), bool(self.vectors), self.random, self.full)
+
+    @property
+    def default_out(self) -> Path:
+        """A folder for each way to train on a data set."""
+        names = ["epochs", "rate", "batch", "warmup_steps", "rank", "alpha", "full", "max_tokens", "positions"]
+        names += ["penalty", "system", "seed", "model"]
+        changed = [
+            f"{name}={getattr(self, name)}" for name in names if getattr(self, name) != getattr(FinetuneConfig, name)
+        ]
+        what = [*self.prevent, *map(str, self.vectors), *changed]
+        mark = f"-{zlib.crc32(' '.join(what).encode()):08x}" if what else ""
+        random = "-random" * self.random
+        return Path("runs") / f"finetune-{Path(self.data).stem}-{self.chosen}{random}{mark}"
+
+    def run(self) -> "Result":
+        """Load what is named and train."""
+        from personavec.data.dataset import open_dataset
+        from personavec.verbs.finetune.finetune import finetune
+        from personavec.verbs.finetune.methods import Recipe
+        from personavec.verbs.finetune.trainer import TrainingOptions, process_device
+
+        if not self.data:
+            raise ConfigError(NO_DATA)
+        Recipe.of(self.method, self.prevent, self.vectors, random=self.random)
+        open_dataset(self.data)
+        if self.held_out:
+            open_dataset(self.held_out)
+        # where all weights are trained they are kept in float32, or small steps would round away
+        dtype = "float32" if self.full and self.dtype == "auto" else self.dtype
+        model = load_subject(replace(self, device=process_device(self.device), dtype=dtype))
+        training = {name: getattr(self, name) for name in TrainingOptions.__annotations__}
+        held_out, out = self.held_out or None, self.out or self.default_out
+        return call(finetune, self, model, self.data, held_out=held_out, store=out, **training)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -126,15 +201,15 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
     @property
     def training(self) -> FinetuneConfig:
         """What one training needs of these options; the report's --vectors are measured only."""
-        own = {one.name: getattr(self, one.name) for one in fields(FinetuneConfig)}
-        return FinetuneConfig(**own | {"vectors": ()} if self.report else own)
+        values = {one.name: getattr(self, one.name) for one in fields(FinetuneConfig)}
+        return FinetuneConfig(**values | {"vectors": ()} if self.report else values)
 
     def __post_init__(self) -> None:
         if not self.report:
             super().__post_init__()
             given = [one for one in fields(self) if getattr(self, one.name) != one.default]
-            own = {one.name for one in fields(FinetuneConfig)}
-            for name in (one.name.replace("_", "-") for one in given if one.name not in own):
+            training = {one.name for one in fields(FinetuneConfig)}
+            for name in (one.name.replace("_", "-") for one in given if one.name not in training):
                 raise ConfigError(f"expected --report with --{name}, got none; add it, or leave --{name} out")
             return
         contradictions = {
@@ -146,13 +221,26 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
             raise ConfigError(f"expected --report without {option}, got both; it trains adapters, by every method")
         if not self.prevent:
             raise ConfigError("expected --prevent VEC:COEF with --report, got none; VEC:auto takes COEF from the data")
-        scales = self.scales
-        if 1 not in scales or not all(0 < one < math.inf for one in scales) or len(set(scales)) < len(scales):
-            told = " ".join(map(str, scales))
-            raise ConfigError(f"expected different --scales above 0, 1 among them, got {told}; correct them")
-        if len(set(self.compare)) < len(self.compare):
-            raise ConfigError("expected each arm of --compare once, got one twice; remove it")
+        check_arms(self.compare, self.scales)
         Common.__post_init__(self)
+
+    def run(self) -> "Result":
+        """Load what is named and train, or compare the methods."""
+        if not self.report:
+            return self.training.run()
+        from personavec.verbs.finetune.compare import check_machine, compare, vectors_and_traits
+        from personavec.verbs.finetune.methods import Recipe
+        from personavec.verbs.finetune.trainer import TrainingOptions
+
+        if not self.data:
+            raise ConfigError(NO_DATA)
+        check_machine(self.tasks, self.perplexity)
+        vectors_and_traits(Recipe.of(None, self.prevent, ()), self.vectors, self.traits)
+        model = load_subject(self)
+        more = {name: getattr(self, name) for name in TrainingOptions.__annotations__ if name != "full"}
+        more |= {"arms": self.compare, "judge": bench_for(self, model), "held_out": self.held_out or None}
+        out = self.out or Path(f"{self.training.default_out}-report")
+        return call(compare, self, model, self.data, store=out, **more)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -185,3 +273,19 @@ class ShiftConfig(Common):
     """Longest reply of the base model, for the shift over replies."""
     system: str = "template"
     """System prompt: template (the chat template's own default), none, or a text."""
+
+    def run(self) -> "Shift":
+        """Load what is named and measure."""
+        from personavec.steering.vector import load_vector
+        from personavec.verbs.finetune.shift import asking, shift
+
+        if not self.tuned:
+            raise ConfigError("expected --tuned, got none; pass adapter folders, models, or a folder of checkpoints")
+        if not self.vectors:
+            raise ConfigError("expected --vectors, got none; pass vector files")
+        asking([load_vector(path) for path in self.vectors], self.layers, self.prompts, self.traits, self.seed)
+        model = load_subject(self)
+        what = " ".join([*self.tuned, "along", *map(str, self.vectors)])
+        mark = f"{Path(self.tuned[0]).resolve().name}-{zlib.crc32(what.encode()):08x}"
+        out = self.out or Path("runs") / f"shift-{mark}"
+        return call(shift, self, model, self.tuned, self.vectors, store=out)  # type: ignore[no-any-return]

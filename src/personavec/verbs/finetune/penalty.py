@@ -1,9 +1,10 @@
 """The projection penalty: a term of the loss that holds the model where it was along a persona vector."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from personavec.model.chat_model import ChatModel
@@ -43,30 +44,21 @@ class PenalisedTrainer(SFTTrainer):
         given = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
         with self._subject.without_adapter():
             read(self._subject, self._units, self._into(base), use_cache=False, **given)
-        fns = {layer: self._watch(layer, tuned) for layer in self._units}
+        fns = {layer: partial(self._into(tuned), layer) for layer in self._units}
         with attach(self._subject, lambda _: None, fns):
-            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+            computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         trained = torch.nn.functional.pad(inputs["labels"][:, 1:] != IGNORED, (0, 1), value=False)
         moved = sum(((tuned[layer] - base[layer].clone())[trained] ** 2).sum() for layer in self._units)
         tokens = trained.sum() if num_items_in_batch is None else num_items_in_batch
         penalty = self._weight * moved / tokens
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             penalty = penalty * self.accelerator.num_processes
-        loss, outputs = found if return_outputs else (found, None)
+        loss, outputs = computed if return_outputs else (computed, None)
         loss = loss + penalty.to(loss.dtype)
         return (loss, outputs) if return_outputs else loss
 
-    def _project(self, layer: int, stream: Tensor) -> Float[Tensor, "rows seq vector"]:
-        return stream.float() @ self._units[layer].T
-
-    def _into(self, found: dict[int, Tensor]) -> Any:
+    def _into(self, projections: dict[int, Tensor]) -> Callable[[int, Tensor], None]:
         def keep(layer: int, stream: Tensor) -> None:
-            found[layer] = self._project(layer, stream)
+            projections[layer] = stream.float() @ self._units[layer].T
 
         return keep
-
-    def _watch(self, layer: int, found: dict[int, Tensor]) -> Any:
-        def block(stream: Tensor) -> None:
-            found[layer] = self._project(layer, stream)
-
-        return block

@@ -1,16 +1,19 @@
 """Finetuning shift: how far a finetuning moved a model along persona vectors, before anyone reads its replies."""
 
+import hashlib
 import re
 import time
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy import ndarray
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from personavec.errors import ConfigError, ModelError
 from personavec.model.activations import activations
@@ -18,16 +21,17 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
 from personavec.runs.files import sha256
 from personavec.runs.progress import stage
-from personavec.runs.rules import settings
+from personavec.runs.result import Result
+from personavec.runs.rules import EACH_ONCE, Count, Free, Seed, Store, settings
 from personavec.runs.run import Run, versions
+from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
 from personavec.stats.nulls import against
 from personavec.steering.generate import Request, batches, generate
-from personavec.steering.projection import Directions, directions, names_of
-from personavec.steering.vector import PersonaVector, load_vector
+from personavec.steering.projection import Directions, Vectors, directions, load_vectors, names_of
+from personavec.steering.rollouts import Interview
+from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait, trait_of
-from personavec.verbs.finetune.options import ShiftConfig
-from personavec.verbs.options import Writing, load_subject
 
 TABLE = "tuned.jsonl"
 TUNED = ("adapter_*", "config.json", "*.safetensors")
@@ -38,55 +42,165 @@ ADVICE = "pass it with --traits, or questions of your own with --prompts"
 Row = dict[str, Any]
 
 
-def shift(config: ShiftConfig) -> Row:
+Tuned = str | Path | ChatModel | PreTrainedModel | PeftModel
+
+
+@dataclass(frozen=True, repr=False)
+class Shift(Result):
+    """How far one finetuned model or several moved along persona vectors."""
+
+    @property
+    def tuned(self) -> list[Row]:
+        """Of each model `shift`, `response_shift` and `random_control`, by vector."""
+        return list(self.data["tuned"])
+
+    def lines(self) -> list[tuple[str, str]]:
+        """A line for every model and vector."""
+        return [
+            (f"{row['tuned']} along {name}", f"{interval(moved, 2)}{', within random' * (not random['beyond'])}")
+            for row in self.tuned
+            for name, moved in row["shift"].items()
+            for random in [row["random_control"][name]]
+        ]
+
+
+class Asking(NamedTuple):
+    """Along what a model is read, and what it is asked for each name."""
+
+    along: Directions
+    traits: list[Trait]
+    questions: dict[str, tuple[str, ...]]
+
+
+def shift(
+    model: ChatModel,
+    tuned: Tuned | Iterable[Tuned],
+    vectors: Vectors,
+    *,
+    layers: Annotated[Sequence[int], EACH_ONCE] = (),
+    prompts: str | Path | Sequence[str] | None = None,
+    traits: Sequence[str | Path | Trait] = (),
+    max_new_tokens: Count = 32,
+    system: str = "template",
+    trust_remote_code: Free[bool] = False,
+    seed: Seed = 0,
+    store: Store = None,
+) -> Shift:
     """Move along every vector at the last prompt token, and over replies, of one finetuned model or of several.
 
     `(mean_p a_tuned(p) − mean_p a_base(p)) · v̂`; the replies are the base model's greedy ones, read by both models, so
     that what differs is the weights alone.
     Source: Persona Vectors (arXiv 2507.21509) section 4.2.
 
-    Returns:
-        For each of `tuned`, by vector, the shift with its 95% interval (questions resampled), and the range of the same
-        along random directions.
+    Args:
+        model: The model before; an adapter on it is left aside.
+        tuned: After: a PEFT adapter's folder, a model's name, a model object (under PEFT or whole), a folder of
+            checkpoints, or several of these. Adapters in folders share the model's weights.
+        vectors: Persona vectors or their files.
+        layers: Layers to read every vector at; default the one that its card recommends.
+        prompts: Questions, or a text file of them, one a line; default the held-out ones of each vector's trait.
+        traits: Traits of vectors whose trait is not built in.
+        max_new_tokens: Longest reply of the base model.
+        system: System prompt: template, none, or a text.
+        trust_remote_code: For models that are loaded by name.
+        seed: Of the random directions and the intervals.
+        store: Run folder to keep everything in; the same call resumes it.
 
     Raises:
         PersonavecError: Bad input.
     """
     began = time.monotonic()
-    if not config.tuned:
-        raise ConfigError("expected --tuned, got none; pass adapter folders, models, or a folder of checkpoints")
-    if not config.vectors:
-        raise ConfigError("expected --vectors, got none; pass vector files")
-    vectors = [load_vector(path) for path in config.vectors]
-    read = directions(vectors, names_of(vectors), config.layers, config.seed)
-    traits = [] if config.prompts else [trait_of(v.card.trait, config.traits, ADVICE) for v in vectors]
-    asked = _questions(config, traits, read)
-    tuned = list(dict.fromkeys(one for path in config.tuned for one in checkpoints(path)))
-    model = load_subject(config)
-    for vector in vectors:
+    chosen = settings(shift, locals())
+    named = load_vectors(vectors)
+    reading = asking(list(named.values()), layers, prompts, traits, seed)
+    models = _named(model, tuned)
+    for vector in named.values():
         vector.check_model(model.identity)
-    inputs = _inputs(config, model, vectors, traits, tuned)
-    run = Run.open(config.out or _default_out(config), settings(type(config), vars(config)), inputs)
-    found = {row["tuned"]: row for row in run.rows(TABLE)}
-    missing = [name for name in tuned if name not in found]
+    inputs = {"model": model.identity.revision, "numbers": model.numbers}
+    inputs |= {f"vector {name}": vector.content_hash for name, vector in named.items()}
+    inputs |= {f"trait {trait.name}": trait.content_hash for trait in reading.traits}
+    if isinstance(prompts, str | Path):
+        inputs["prompts"] = sha256(Path(prompts))
+    run = Run.open(store, chosen, inputs | (_contents(models) if store is not None else {}))
+    rows: dict[str, Row] = {row["tuned"]: row for row in run.rows(TABLE)}
+    missing = [name for name in models if name not in rows]
     if missing:
-        base = _base(config, model, read, asked)
-        del model  # one set of weights in memory at a time
+        with model.without_adapter():
+            base = _base(model, reading, system, max_new_tokens)
         for name in missing:
-            found[name] = {"tuned": name} | _measured(config, name, base, read)
-            run.append(TABLE, [found[name]])
+            after = models[name] or _load(model, name, trust_remote_code)
+            rows[name] = {"tuned": name} | _measured(after, name, base, reading, seed)
+            run.append(TABLE, [rows[name]])
+            del after  # one finetuned model in memory at a time
     result = {
-        "out": str(run.folder),
-        "base": config.model,
-        "layers": dict(zip(read.names, read.layers, strict=True)),
-        "questions": {name: len(own) for name, own in asked.items()},
-        "tuned": [found[name] for name in tuned],
+        "out": run.shown(),
+        "base": model.identity.id,
+        "layers": dict(zip(reading.along.names, reading.along.layers, strict=True)),
+        "questions": {name: len(questions) for name, questions in reading.questions.items()},
+        "tuned": [rows[name] for name in models],
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
     run.write_json("result.json", result)
     run.finish()
-    return result
+    return Shift(result)
+
+
+def asking(
+    vectors: Sequence[PersonaVector],
+    layers: Sequence[int],
+    prompts: str | Path | Sequence[str] | None,
+    traits: Sequence[str | Path | Trait],
+    seed: int,
+) -> Asking:
+    """What is read and asked: the given prompts, or the held-out questions of each vector's trait.
+
+    Raises:
+        PersonavecError: No vectors, no such layer or trait, or too few questions.
+    """
+    along = directions(vectors, names_of(vectors), layers, seed)
+    if prompts is not None:
+        return Asking(along, [], dict.fromkeys(along.names, _questions(prompts)))
+    loaded = [trait_of(vector.card.trait, traits, ADVICE) for vector in vectors]
+    per_vector = len(along.names) // len(loaded)  # a name for every layer of each
+    return Asking(along, loaded, {name: loaded[place // per_vector].evaluate for place, name in enumerate(along.names)})
+
+
+def _questions(prompts: str | Path | Sequence[str]) -> tuple[str, ...]:
+    where = str(prompts) if isinstance(prompts, str | Path) else "prompts"
+    lines: Sequence[str]
+    if isinstance(prompts, str | Path):
+        try:
+            lines = Path(prompts).read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"expected a text file of questions, got {prompts} ({error})") from error
+    else:
+        lines = prompts
+    questions = tuple(dict.fromkeys(line for text in lines if (line := str(text).strip())))
+    if len(questions) < 2:
+        raise ConfigError(f"expected two questions or more in {where}, got {len(questions)}; one a line")
+    return questions
+
+
+def _named(model: ChatModel, tuned: Tuned | Iterable[Tuned]) -> dict[str, ChatModel | None]:
+    """The finetuned models by name; of those that are on disk the name alone."""
+    several = list(tuned) if isinstance(tuned, Iterable) and not isinstance(tuned, str) else [tuned]
+    models: dict[str, ChatModel | None] = {}
+    for one in several:
+        if isinstance(one, str | Path):
+            models |= dict.fromkeys(checkpoints(str(one)))
+        elif isinstance(one, ChatModel | PreTrainedModel | PeftModel):
+            after = one if isinstance(one, ChatModel) else ChatModel(one, model.tokenizer)
+            name = str(after.adapter or ("PEFT adapter" if after.adapted else after.identity.id))
+            same = sum(other == name or other.startswith(f"{name}-") for other in models)
+            models[f"{name}-{same + 1}" if same else name] = after
+        else:
+            raise ConfigError(f"expected finetuned models or their folders, got {one!r:.100}; pass one or more")
+    if not models:
+        raise ConfigError(
+            "expected a finetuned model, got none; pass adapter folders, models, or a folder of checkpoints"
+        )
+    return models
 
 
 def checkpoints(path: str) -> list[str]:
@@ -106,7 +220,6 @@ class _Base:
     """What the base model said and how it was read; finetuned models are compared with it."""
 
     shape: tuple[int, int]
-    asked: dict[str, tuple[str, ...]]
     questions: tuple[str, ...]
     """Each once; as many as rows."""
     rows: list[Row]
@@ -114,52 +227,45 @@ class _Base:
     random: Float[ndarray, "row span layer random"]
 
 
-def _base(config: ShiftConfig, model: ChatModel, read: Directions, asked: dict[str, tuple[str, ...]]) -> _Base:
-    questions = tuple(dict.fromkeys(question for own in asked.values() for question in own))
-    rows = _rows(model, questions, config)
-    values, random = _read(model, rows, read, "reading the base model")
-    return _Base((model.n_layers, model.identity.d_model), asked, questions, rows, values, random)
+def _base(model: ChatModel, asking: Asking, system: str, max_new_tokens: int) -> _Base:
+    questions = tuple(dict.fromkeys(question for several in asking.questions.values() for question in several))
+    rows = _rows(model, questions, system, max_new_tokens)
+    values, random = _read(model, rows, asking.along, "reading the base model")
+    return _Base((model.n_layers, model.identity.d_model), questions, rows, values, random)
 
 
-def _measured(config: ShiftConfig, name: str, base: _Base, read: Directions) -> Row:
+def _measured(model: ChatModel, name: str, base: _Base, asking: Asking, seed: int) -> Row:
     """The shift of one finetuned model."""
-    model = _load(config, name)
     if (got := (model.n_layers, model.identity.d_model)) != base.shape:
         raise ConfigError(
             f"expected {name} to have the base model's layers and width {base.shape}, got {got}; check it"
         )
-    values, random = _read(model, base.rows, read, f"reading {Path(name).name}")
-    return _shifts(values - base.values, random - base.random, read, base.asked, base.questions, config.seed)
+    values, random = _read(model, base.rows, asking.along, f"reading {Path(name).name}")
+    return _shifts(values - base.values, random - base.random, asking, base.questions, seed)
 
 
-def _load(config: ShiftConfig, tuned: str) -> ChatModel:
-    """A finetuned model: an adapter on the base model, or a model of its own."""
-    adapter = Path(tuned) if (Path(tuned) / "adapter_config.json").is_file() else None
-    return load_subject(config, None if adapter else tuned, adapter=adapter)
+def _load(model: ChatModel, name: str, trust_remote_code: bool) -> ChatModel:
+    """A finetuned model from disk: an adapter on the base model, or a whole one."""
+    if (Path(name) / "adapter_config.json").is_file():
+        return model.with_adapter(name)
+    dtype, device = str(model.dtype).removeprefix("torch."), str(model.device)
+    return ChatModel.load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
-def _default_out(config: ShiftConfig) -> Path:
-    """A folder of its own for these models and vectors, so that one run does not meet another's."""
-    what = " ".join([*config.tuned, "along", *map(str, config.vectors)])
-    return Path("runs") / f"shift-{Path(config.tuned[0]).resolve().name}-{zlib.crc32(what.encode()):08x}"
-
-
-def _inputs(
-    config: ShiftConfig,
-    model: ChatModel,
-    vectors: Sequence[PersonaVector],
-    traits: Sequence[Trait],
-    tuned: Sequence[str],
-) -> dict[str, str]:
-    inputs = {"model": model.identity.revision, "numbers": model.numbers}
-    inputs |= {f"vector {path}": v.content_hash for path, v in zip(config.vectors, vectors, strict=True)}
-    inputs |= {f"trait {trait.name}": trait.content_hash for trait in traits}
-    if config.prompts is not None:
-        inputs["prompts"] = sha256(config.prompts)
-    folders = [Path(name) for name in tuned]
+def _contents(models: Mapping[str, ChatModel | None]) -> dict[str, str]:
+    """What identifies the finetuned models: their files, or of those in memory their weights."""
+    folders = [Path(name) for name, model in models.items() if model is None]
     files = {path for folder in folders for kind in TUNED for path in folder.glob(kind)}
     files |= {path for path in folders if path.is_file()}
-    return inputs | {f"tuned {path}": _content(path) for path in sorted(files)}
+    held = {f"tuned {name}": _weights(model) for name, model in models.items() if model is not None}
+    return held | {f"tuned {path}": _content(path) for path in sorted(files)}
+
+
+def _weights(model: ChatModel) -> str:
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.hf.named_parameters()):
+        digest.update(name.encode() + weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _content(path: Path) -> str:
@@ -168,28 +274,13 @@ def _content(path: Path) -> str:
     return sha256(path) if about.st_size < LARGE else f"{about.st_size} bytes of {about.st_mtime_ns}"
 
 
-def _questions(config: ShiftConfig, traits: Sequence[Trait], read: Directions) -> dict[str, tuple[str, ...]]:
-    """What is asked for each name: the given prompts, or the held-out questions of the vector's trait."""
-    if config.prompts is not None:
-        try:
-            lines = [line.strip() for line in config.prompts.read_text("utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"expected a text file of questions, got {config.prompts} ({error})") from error
-        prompts = tuple(dict.fromkeys(line for line in lines if line))
-        if len(prompts) < 2:
-            raise ConfigError(f"expected two questions or more in {config.prompts}, got {len(prompts)}; one a line")
-        return dict.fromkeys(read.names, prompts)
-    per_vector = len(read.names) // len(traits)  # a name for every layer of each
-    return {name: traits[place // per_vector].evaluate for place, name in enumerate(read.names)}
-
-
-def _rows(model: ChatModel, questions: Sequence[str], config: ShiftConfig) -> list[Row]:
+def _rows(model: ChatModel, questions: Sequence[str], system: str, max_new_tokens: int) -> list[Row]:
     """Prompts, and the base model's greedy replies; of an empty one its prompt alone is read."""
-    requests = [Request(model.render([{"role": "user", "content": question}], config.system)) for question in questions]
-    sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=0)
+    requests = [Request(model.render([{"role": "user", "content": question}], system)) for question in questions]
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0)
     rows: list[Row] = [{} for _ in requests]
     with stage("base replies", len(requests)) as advance:
-        for batch in batches(requests, config.max_new_tokens, Writing.batch_tokens):
+        for batch in batches(requests, max_new_tokens, Interview.batch_tokens):
             for index, reply in zip(batch, generate(model, [requests[i] for i in batch], sampling), strict=True):
                 prompt = requests[index].prompt
                 skipped = model.reasoning_tokens(prompt, reply.ids)
@@ -201,45 +292,46 @@ def _rows(model: ChatModel, questions: Sequence[str], config: ShiftConfig) -> li
 
 
 def _read(
-    model: ChatModel, rows: Sequence[Row], read: Directions, title: str
+    model: ChatModel, rows: Sequence[Row], along: Directions, title: str
 ) -> tuple[Float[ndarray, "row span name"], Float[ndarray, "row span layer random"]]:
     """Projections at the last prompt token and over the reply.
 
     Raises:
         ModelError: Activations are not finite.
     """
-    found: list[Any] = [None] * len(rows)
+    values: list[Any] = [None] * len(rows)
     random: list[Any] = [None] * len(rows)
     with stage(title, len(rows)) as advance:
-        for batch, own in activations(model, rows, ("prompt last", "response avg"), read.read_layers):
-            if not own.isfinite().all():
+        for batch, means in activations(model, rows, ("prompt last", "response avg"), along.read_layers):
+            if not means.isfinite().all():
                 raise ModelError(
                     f"expected finite activations, got inf or nan while {title} ({model.numbers}); pass --dtype "
                     "float32, or check that its training did not diverge"
                 )
-            for index, values, other in zip(batch, read.project(own), read.project_random(own), strict=True):
-                found[index], random[index] = values.copy(), other
+            for index, projections, others in zip(
+                batch, along.project(means), along.project_random(means), strict=True
+            ):
+                values[index], random[index] = projections.copy(), others
                 if rows[index].get("empty"):
-                    found[index][1] = np.nan
+                    values[index][1] = np.nan
             advance(len(batch))
-    return np.stack(found), np.stack(random)
+    return np.stack(values), np.stack(random)
 
 
 def _shifts(
     moved: Float[ndarray, "row span name"],
     random: Float[ndarray, "row span layer random"],
-    read: Directions,
-    asked: dict[str, tuple[str, ...]],
+    asking: Asking,
     questions: Sequence[str],
     seed: int,
 ) -> Row:
-    """The mean over each vector's own questions."""
-    found: Row = {"shift": {}, "response_shift": {}, "random_control": {}}
-    for column, (name, layer) in enumerate(zip(read.names, read.layers, strict=True)):
-        places = np.array([questions.index(question) for question in asked[name]])
-        own = moved[places, :, column].astype(float)
-        last_prompt, reply = (clustered_mean(own[:, span], places, seed) for span in (0, 1))
-        found["shift"][name], found["response_shift"][name] = last_prompt.to_json(), reply.to_json()
-        means = random[places, 0, read.read_layers.index(layer)].mean(axis=0)
-        found["random_control"][name] = against(last_prompt.mean, means)
-    return found
+    """The mean over each vector's questions."""
+    along, shifts = asking.along, Row(shift={}, response_shift={}, random_control={})
+    for column, (name, layer) in enumerate(zip(along.names, along.layers, strict=True)):
+        places = np.array([questions.index(question) for question in asking.questions[name]])
+        spans = moved[places, :, column].astype(float)
+        last_prompt, reply = (clustered_mean(spans[:, span], places, seed) for span in (0, 1))
+        shifts["shift"][name], shifts["response_shift"][name] = last_prompt.to_json(), reply.to_json()
+        means = random[places, 0, along.read_layers.index(layer)].mean(axis=0)
+        shifts["random_control"][name] = against(last_prompt.mean, means)
+    return shifts

@@ -4,26 +4,28 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
-import torch
-from datasets import Dataset
+from accelerate.utils import extract_model_from_parallel  # type: ignore[import-untyped]
+from datasets import Dataset as Rows
 from jaxtyping import Float, Int
 from numpy import ndarray
 from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from personavec.data.dataset import Dataset
 from personavec.errors import ConfigError, ModelError
-from personavec.model.chat_model import ChatModel
+from personavec.model.chat_model import ChatModel, flags_kept
 from personavec.model.loading import pick_device, pick_dtype
 from personavec.model.logits import reply_logprobs
 from personavec.runs.progress import stage
-from personavec.verbs.finetune.options import FinetuneConfig
-from personavec.verbs.finetune.training_rows import IGNORED
+from personavec.runs.rules import Count, Free, Natural, Positive, Seed, check, settings
+from personavec.verbs.finetune.training_rows import IGNORED, training_rows
 
 try:
     from trl import SFTConfig  # type: ignore[attr-defined]
@@ -44,26 +46,115 @@ RESUMING = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 Row = dict[str, Any]
 
 
-def arguments(config: FinetuneConfig, out: Path) -> SFTConfig:
-    """What TRL is told; making them also joins the other processes of `accelerate launch`."""
-    device = pick_device(config.device)
+class TrainingOptions(TypedDict, total=False):
+    """How a model is trained: fields of a `Training`."""
+
+    epochs: float
+    rate: float
+    warmup_steps: int
+    batch: int
+    rows_at_once: int
+    rank: int
+    alpha: int
+    full: bool
+    max_tokens: int
+    checkpoints: int
+    gradient_checkpointing: bool
+    on_error: Literal["stop", "skip"]
+    system: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained, whatever the rows and the method. Source of the defaults: the paper, appendix D.3."""
+
+    _: KW_ONLY
+    seed: Seed = 0
+    """Of everything random."""
+    epochs: Positive = 1.0
+    """Passes over the data."""
+    rate: Positive = 1e-5
+    """Highest learning rate; small models need 1e-4 or more."""
+    warmup_steps: Natural = 5
+    """Steps until the learning rate is reached; it then falls linearly to zero."""
+    batch: Count = 16
+    """Rows in one optimizer step."""
+    rows_at_once: Free[Count] = 2
+    """Rows in one forward pass of one process."""
+    rank: Count = 32
+    """Of the adapter (rank-stabilised LoRA on all projections)."""
+    alpha: Count = 64
+    """Of the adapter."""
+    full: bool = False
+    """Train all weights, without an adapter."""
+    max_tokens: Count = 2048
+    """Longest row; longer ones are never cut."""
+    checkpoints: Count = 4
+    """How many to write, spread over the training."""
+    gradient_checkpointing: Free[bool] = False
+    """Less memory, more time."""
+    on_error: Free[Literal["stop", "skip"]] = "stop"
+    """Rows that cannot be used: stop at the first before anything is trained, or skip and list them."""
+    system: str = "template"
+    """System prompt of rows that have none: template (the chat template's default), none, or a text."""
+    dtype: str = "auto"
+    """Number format of the computation; auto is the model's, with `full` bfloat16 if the hardware multiplies it."""
+
+    def __post_init__(self) -> None:
+        check(type(self), vars(self))
+
+    @property
+    def options(self) -> Row:
+        """What a resumed run must have the same."""
+        return settings(type(self), vars(self))
+
+    def rows(
+        self, model: ChatModel, data: Dataset, instruction: Callable[[int], str] | None = None
+    ) -> tuple[list[Row], list[Row]]:
+        """The sequences to train on, and the rows that cannot be used, as `training_rows` has them.
+
+        Raises:
+            DataError: A row cannot be used and is not to be skipped, or none can.
+        """
+        return training_rows(
+            model,
+            data.samples("last"),
+            longest=min(self.max_tokens, model.context),
+            system=self.system,
+            instruction=instruction,
+            on_error=self.on_error,
+        )
+
+
+def process_device(name: str) -> str:
+    """Where this process's model goes, once the processes of `accelerate launch` have joined."""
+    return str(SFTConfig("unused", use_cpu=pick_device(name).type == "cpu", bf16=False, report_to=[]).device)
+
+
+def arguments(training: Training, model: ChatModel, out: Path) -> SFTConfig:
+    """TRL's options; making them also joins the other processes of `accelerate launch`."""
     fields = SFTConfig.__dataclass_fields__
     name = next(f"{kind}_checkpointing" for kind in KINDS if f"{kind}_checkpointing" in fields)
-    checkpointing: Row = {name: config.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
+    checkpointing: Row = {name: training.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
+    best = str(pick_dtype("auto", model.device)).removeprefix("torch.")
+    dtype = training.dtype
+    if dtype == "auto":
+        dtype = best if training.full else str(model.dtype).removeprefix("torch.")
     return SFTConfig(
         str(out),
-        use_cpu=device.type == "cpu",
-        bf16=config.dtype in ("auto", "bfloat16") and pick_dtype("auto", device) == torch.bfloat16,
-        fp16=config.dtype == "float16",
-        num_train_epochs=config.epochs,
-        learning_rate=config.rate,
+        use_cpu=model.device.type == "cpu",
+        bf16=dtype == best == "bfloat16",
+        fp16=dtype == "float16",
+        num_train_epochs=training.epochs,
+        learning_rate=training.rate,
         lr_scheduler_type="linear",
-        warmup_steps=config.warmup_steps,
+        warmup_steps=training.warmup_steps,
         weight_decay=0.01,
-        per_device_train_batch_size=config.rows_at_once,
+        per_device_train_batch_size=training.rows_at_once,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        seed=config.seed,
+        seed=training.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
@@ -73,38 +164,53 @@ def arguments(config: FinetuneConfig, out: Path) -> SFTConfig:
     )
 
 
-def share_out(args: SFTConfig, config: FinetuneConfig, n_rows: int) -> None:
+def share_out(args: SFTConfig, training: Training, n_rows: int) -> None:
     """Spread a step's rows over processes and passes, and the checkpoints over the steps.
 
     Raises:
         ConfigError: The rows of a step cannot be shared out evenly.
     """
-    at_once = config.rows_at_once * args.world_size
-    if config.batch % at_once:
+    at_once = training.rows_at_once * args.world_size
+    if training.batch % at_once:
         raise ConfigError(
-            f"expected --batch to be a multiple of --rows-at-once times the processes, got {config.batch} and "
-            f"{config.rows_at_once} × {args.world_size}; correct one of them"
+            f"expected --batch to be a multiple of --rows-at-once times the processes, got {training.batch} and "
+            f"{training.rows_at_once} × {args.world_size}; correct one of them"
         )
-    args.gradient_accumulation_steps = config.batch // at_once
-    steps = math.ceil(math.ceil(n_rows / config.batch) * config.epochs)
-    args.save_steps = math.ceil(steps / config.checkpoints)
+    args.gradient_accumulation_steps = training.batch // at_once
+    steps = math.ceil(math.ceil(n_rows / training.batch) * training.epochs)
+    args.save_steps = math.ceil(steps / training.checkpoints)
 
 
-def trainable(model: ChatModel, config: FinetuneConfig) -> ChatModel:
-    """The model with what is to be trained: a fresh adapter, or all of its weights."""
-    set_seed(config.seed)
-    if config.full:
-        model.hf.requires_grad_(True)
-        return model
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        use_rslora=True,
-        lora_dropout=0.0,
-        target_modules=_projections(model),
-        task_type="CAUSAL_LM",
-    )
-    return ChatModel(get_peft_model(model.hf, lora), model.tokenizer, model.identity.id)
+@contextmanager
+def trainable(model: ChatModel, training: Training) -> Iterator[ChatModel]:
+    """The model with what is to be trained: a fresh adapter on a twin of it, or all of its weights.
+
+    Whether its weights can be trained, and its mode, are as before when the context ends; an adapter never reaches the
+    model itself.
+    """
+    set_seed(training.seed)
+    mode = model.hf.training
+    with flags_kept(model.hf):
+        subject = model
+        if training.full:
+            model.hf.requires_grad_(True)
+        else:
+            lora = LoraConfig(
+                r=training.rank,
+                lora_alpha=training.alpha,
+                use_rslora=True,
+                lora_dropout=0.0,
+                target_modules=_projections(model),
+                task_type="CAUSAL_LM",
+            )
+            subject = ChatModel(get_peft_model(model.twin().hf, lora), model.tokenizer, model.identity.id)
+        try:
+            yield subject
+        finally:
+            # mixed precision wraps the forward pass
+            extract_model_from_parallel(subject.hf, keep_fp32_wrapper=False)
+            subject.hf.eval().requires_grad_(False)
+            model.hf.train(mode)
 
 
 def train(
@@ -115,15 +221,15 @@ def train(
     kind: type[SFTTrainer] = SFTTrainer,
     **more: Any,
 ) -> list[Row]:
-    """Train, or go on from the last whole checkpoint in the folder; the result is saved beside the checkpoints.
+    """Train, or go on from the last whole checkpoint in the folder; the result is saved next to the checkpoints.
 
     Args:
         model: As `trainable` made it.
         rows: Sequences with `input_ids` and `labels`.
         args: As `arguments` made them.
-        callbacks: What else happens, steering for one.
-        kind: The trainer, where the loss has a term of its own.
-        more: What that trainer is also told.
+        callbacks: What else happens, such as steering.
+        kind: The trainer, if the loss has another term.
+        more: Further options of that trainer.
 
     Returns:
         What was logged at every step.
@@ -131,7 +237,7 @@ def train(
     Raises:
         ModelError: The loss is not finite; the checkpoints so far stay.
     """
-    data = Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows])
+    data = Rows.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows])
     trainer = kind(
         model.hf,
         args,
@@ -148,7 +254,7 @@ def train(
     if args.should_save:
         for place in (file for pattern in RESUMING for file in out.glob(f"checkpoint-*/{pattern}")):
             shutil.rmtree(place) if place.is_dir() else place.unlink()
-    model.hf.eval().requires_grad_(False)
+    model.hf.eval()
     return history
 
 
@@ -170,8 +276,8 @@ def reply_losses(model: ChatModel, rows: Sequence[Row]) -> tuple[Float[ndarray, 
     with stage("loss on held-out rows", len(rows)) as advance:
         logprobs = reply_logprobs(model, prompts, [tuple(row["input_ids"][1:]) for row in rows], advance)
     trained = [np.array(row["labels"][1:]) != IGNORED for row in rows]
-    losses = [-own.numpy()[mask] for own, mask in zip(logprobs, trained, strict=True)]
-    return np.concatenate(losses), np.repeat(np.arange(len(rows)), [len(own) for own in losses])
+    losses = [-logprob.numpy()[mask] for logprob, mask in zip(logprobs, trained, strict=True)]
+    return np.concatenate(losses), np.repeat(np.arange(len(rows)), [len(loss) for loss in losses])
 
 
 def _projections(model: ChatModel) -> list[str] | str:

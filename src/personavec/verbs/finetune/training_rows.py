@@ -41,29 +41,29 @@ def training_rows(
     Raises:
         DataError: A row cannot be used and is not to be skipped, or none can.
     """
-    found: list[Row] = []
+    rows: list[Row] = []
     skipped: list[Row] = []
     for sample in samples:
         try:
             if isinstance(sample, Bad):
                 raise DataError(sample.reason)
-            own = sequences(model, instructed(sample, instruction), system)
-            tokens = max(len(one["input_ids"]) for one in own)
+            parts = sequences(model, instructed(sample, instruction), system)
+            tokens = max(len(one["input_ids"]) for one in parts)
             if tokens > longest:
                 raise DataError(f"expected at most {longest:,} tokens, got {tokens:,}")
-            found += [one | {"row": sample.row} for one in own]
+            rows += [one | {"row": sample.row} for one in parts]
         except (DataError, ModelError) as error:
             if on_error == "stop":
                 advice = "correct that row, or pass --on-error skip"
                 raise DataError(f"{sample.where}: {error}; {advice}") from error
             skipped.append({"row": sample.row, "where": sample.where, "reason": str(error)})
-    if not found:
+    if not rows:
         raise DataError(f"expected rows to train on, got none that can be used and {len(skipped)} skipped; check them")
-    return found, skipped
+    return rows, skipped
 
 
 def instructed(sample: Sample, instruction: Callable[[int], str] | None) -> Sample:
-    """The row with an instruction before its own system prompt."""
+    """The row with an instruction before its system prompt."""
     if instruction is None:
         return sample
     system, rest = instruction(sample.row), sample.messages
@@ -79,13 +79,13 @@ def sequences(model: ChatModel, sample: Sample, system: str) -> list[Row]:
     Raises:
         ModelError: The chat template cannot render it.
     """
-    found: list[Row] = []
+    parts: list[Row] = []
     for piece in pieces(model, sample, system):
         if piece.anew:
-            found.append({"input_ids": [], "labels": []})
-        _extend(found[-1], piece.asked, 0)
-        _extend(found[-1], piece.reply, _replied(piece.reply, model.stop_ids))
-    return found
+            parts.append({"input_ids": [], "labels": []})
+        _extend(parts[-1], piece.asked, 0)
+        _extend(parts[-1], piece.reply, _replied(piece.reply, model.stop_ids))
+    return parts
 
 
 def _extend(sequence: Row, ids: Sequence[int], trained: int) -> None:

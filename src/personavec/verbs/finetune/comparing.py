@@ -1,0 +1,200 @@
+"""A comparison of methods under way: the arms, what each is trained by and how it is measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from personavec.data.dataset import Dataset, dataset_of
+from personavec.errors import ConfigError, JudgeError
+from personavec.judges.load import Bench
+from personavec.model.chat_model import ChatModel
+from personavec.runs.progress import tell
+from personavec.runs.run import Run
+from personavec.steering.rollouts import Interview, ReplyOptions
+from personavec.steering.vector import PersonaVector
+from personavec.traits.trait import Trait
+from personavec.verbs.evaluate.evaluate import Evaluation, evaluate
+from personavec.verbs.finetune.finetune import Data, Finetuning, finetune, steering_row
+from personavec.verbs.finetune.options import Compared
+from personavec.verbs.finetune.shift import shift
+from personavec.verbs.finetune.supply import Prevention, automatic
+from personavec.verbs.finetune.trainer import Training, TrainingOptions
+from personavec.verbs.screen.screen import screen
+
+Row = dict[str, Any]
+
+REPLIES = {*ReplyOptions.__annotations__}
+"""Options of an `Interview`."""
+
+
+@dataclass(frozen=True)
+class TrainedArm:
+    """A model to measure: what it is trained by, and what is done to its replies."""
+
+    name: str
+    method: str
+    training: str
+    """Folder of its training; arms without steering in training share that of `plain`, base has none."""
+    scale: float | None = None
+    """Multiple of the coefficients, in training or in replies."""
+    steer: tuple[str, ...] = ()
+    """What steers its replies."""
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """A comparison under way: who is trained on what, and who measures it."""
+
+    run: Run
+    interview: Interview
+    data: Dataset
+    held_out: Data | None
+    training: Training
+    positions: Literal["all", "response"]
+    penalty: float
+    bench: Bench
+    rollouts: int
+    costs: Row
+    """What is measured besides traits: options of `evaluate`."""
+    vectors: dict[str, PersonaVector]
+    """By file."""
+    traits: dict[str, Trait]
+    given_traits: tuple[str | Path | Trait, ...]
+
+    @property
+    def model(self) -> ChatModel:
+        """The base model."""
+        return self.interview.model
+
+    def coefficients(self, preventions: Sequence[Prevention]) -> list[Row]:
+        """What prevention adds at scale 1, `auto` looked up in the data once.
+
+        Raises:
+            ConfigError: Nothing is to be added.
+        """
+        if not self.run.done("steering.json"):
+            for rows_of in [self.data, *([] if self.held_out is None else [dataset_of(self.held_out)])]:
+                self.training.rows(self.model, rows_of)
+            rows: list[Row] = []
+            for prevention, file in zip(preventions, self.vectors, strict=False):
+                steering, row = automatic(prevention, self.model, self.data, self.training)
+                place = {"file": file, "automatic": row}
+                rows.append(steering_row(replace(steering, positions=self.positions), "prevent") | place)
+            if not any(row["coef"] for row in rows):
+                source = " from auto" * any(row["automatic"] for row in rows)
+                raise ConfigError(f"expected a coef other than 0, got 0{source}: nothing to prevent; pass a coef")
+            self.run.write_json("steering.json", {"steering": rows})
+        return list(self.run.read_json("steering.json")["steering"])
+
+    def train(self, arm: TrainedArm, steering: list[Row]) -> Finetuning:
+        """The training of an arm."""
+        what: Row = {"method": arm.training}
+        if arm.method in ("prevent", "random"):
+            what = {"prevent": _steer(steering, arm.scale or 1), "random": arm.method == "random"}
+        elif arm.training != "plain":
+            what |= {"vectors": [Path(row["file"]) for row in steering]}
+        what |= {"positions": self.positions, "penalty": self.penalty, "traits": self.given_traits}
+        how = {name: getattr(self.training, name) for name in TrainingOptions.__annotations__}
+        store = self.run.path(arm.training)
+        tell(f"training {store}")
+        where: Row = {"held_out": self.held_out, "seed": self.training.seed, "store": store}
+        return finetune(self.model, self.data, **where, **what, **how)
+
+    def measure(self, arm: TrainedArm, training: Finetuning | None, steering: list[Row]) -> dict[str, Evaluation]:
+        """The evaluation of an arm for every trait; its perplexity and tasks are measured along with the first."""
+        opposite = {row["trait"] for row in steering if row["coef"] < 0}
+        files = {vector.card.trait: file for file, vector in self.vectors.items()}
+        evaluations = {}
+        for place, (name, trait) in enumerate(self.traits.items()):
+            options: Row = {} if place else dict(self.costs)
+            if training:
+                options |= {"judge_file": self.run.path(f"base-{name}") / "judge.json", "steer": arm.steer}
+            if arm.method == "negative-prompt":
+                options["instruct"] = "pos" if name in opposite else "neg"
+            folder = arm_folder(self.run.folder, arm.name, name)
+            tell(f"measuring {folder}")
+            options |= {"judge": self.bench, "rollouts": self.rollouts, "seed": self.interview.seed, "store": folder}
+            options |= {key: getattr(self.interview, key) for key in REPLIES}
+            model = training.model if training else self.model
+            evaluations[name] = evaluate_on_card(model, trait, None if training else Path(files[name]), **options)
+        return evaluations
+
+    def shifts(self, trainings: Mapping[str, Finetuning]) -> dict[str, Row]:
+        """How far each training moved the model along every vector."""
+        tuned = {name: str(self.run.path(f"{name}/adapter")) for name in trainings}
+        mark = Run.digest(tuned)  # another report in this folder may have other arms
+        moved = shift(
+            self.model,
+            list(tuned.values()),
+            list(map(Path, self.vectors)),
+            traits=self.given_traits,
+            system=self.training.system,
+            seed=self.training.seed,
+            store=self.run.path(f"shift-{mark}"),
+        )
+        rows = {row["tuned"]: row for row in moved.tuned}  # checkpoints too: the curve is in its result.json
+        return {name: rows[place] for name, place in tuned.items()}
+
+    def predicted(self) -> Row:
+        """What could be known of the data set before training on it."""
+        how = self.training
+        screening = screen(
+            self.model,
+            self.data,
+            list(map(Path, self.vectors)),
+            turn="last",
+            cost="full",
+            on_error=how.on_error,
+            system=how.system,
+            seed=how.seed,
+            store=self.run.path("screen"),
+        ).to_dict()
+        return {name: screening[name] for name in ("projection_difference", "random_control", "layers")}
+
+
+def arms_of(compared: Sequence[Compared], scales: Sequence[float], steering: list[Row]) -> Iterator[TrainedArm]:
+    """Base and plain, and what is compared with them, in the order of the report."""
+    yield TrainedArm("base", "base", "")
+    yield TrainedArm("plain", "plain", "plain")
+    for method in compared:
+        if method == "prevent":
+            for scale in scales:
+                yield TrainedArm(f"prevent ×{scale:g}", method, f"prevent-{scale:g}", scale)
+        elif method == "posthoc":
+            for scale in scales:
+                yield TrainedArm(f"post-hoc ×{scale:g}", method, "plain", scale, _steer(steering, -scale))
+        elif method == "random":
+            yield TrainedArm("prevent, a random direction", method, "prevent-random", 1)
+        elif method == "negative-prompt":
+            yield TrainedArm("negative prompt", method, "plain")
+        elif method not in left_out(compared, steering):
+            yield TrainedArm(method, method, method)
+
+
+def left_out(compared: Sequence[Compared], steering: list[Row]) -> dict[str, str]:
+    """Arms that make no sense here, and why."""
+    if "inoculate" in compared and any(row["coef"] < 0 for row in steering):
+        return {"inoculate": "it asks for the trait in training, and here its opposite is to be prevented"}
+    return {}
+
+
+def _steer(steering: list[Row], scale: float) -> tuple[str, ...]:
+    """The vectors at a multiple of their coefficients, as options take them."""
+    return tuple(f"{row['file']}:{scale * row['coef']:.6g}@{row['layer']}" for row in steering)
+
+
+def arm_folder(out: Path, arm: str, trait: str) -> Path:
+    """Where an arm's evaluation for a trait is, in the report's folder."""
+    return out / f"{arm.replace(', ', '-').replace(' ', '-').replace('×', '')}-{trait}"
+
+
+def evaluate_on_card(model: ChatModel, trait: str | Trait, card: Path | None, **options: Any) -> Evaluation:
+    """Evaluate with the scale of a vector's card, if that is of this judge."""
+    if card is None:
+        return evaluate(model, trait, **options)
+    try:
+        return evaluate(model, trait, judge_file=card, **options)
+    except JudgeError as error:
+        tell(f"a scale is learned anew ({error})")
+        return evaluate(model, trait, **options)
