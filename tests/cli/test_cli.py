@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import torch
 from support.tiny_chat import said
 
 from personavec.cli import lines
-from personavec.cli import summary_compare as summary
+from personavec.cli import summary_find as summary
 from personavec.cli.main import VERBS, main, parse
+from personavec.runs.result import Result
 from personavec.verbs.evaluate.options import EvaluateConfig
 from personavec.verbs.extract.options import ExtractConfig
 
@@ -147,17 +147,15 @@ def test_box_without_unicode(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def fake_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Let `extract` print, and return or raise what is given; its report is not drawn."""
-    from personavec.report import page
 
     def put(outcome: Any) -> None:
-        def function(_: Any) -> Any:
+        def run(_: Any) -> Any:
             print("noise of a library")
             if isinstance(outcome, BaseException):
                 raise outcome
-            return outcome
+            return Result(outcome)
 
-        monkeypatch.setitem(sys.modules, "personavec.verbs.extract.extract", types.SimpleNamespace(extract=function))
-        monkeypatch.setattr(page, "write_pages", lambda result: result)
+        monkeypatch.setattr(ExtractConfig, "run", run)
 
     return put
 

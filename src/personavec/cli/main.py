@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import reduce
 from importlib import import_module
 from operator import or_
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import tyro
 
@@ -39,43 +39,25 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAME
 """What a user can mend: no room, no permission, a name too long."""
 
 
-class Verb(NamedTuple):
-    """Where a verb's parts are."""
-
-    options: type
-    module: str
-    """Holds the function of its name."""
-    summary: str
-    """Holds the function of its name that prints what it found."""
-    page: tuple[str, str] | None = None
-    """Module and function that write its page."""
-
-
-VERBS = {
-    "demo": Verb(DemoConfig, "cli.demo", "cli.summary_find", ("report.extract", "write_pages")),
-    "extract": Verb(ExtractConfig, "verbs.extract.extract", "cli.summary_find", ("report.extract", "write_pages")),
-    "evaluate": Verb(EvaluateConfig, "verbs.evaluate.evaluate", "cli.summary_find"),
-    "chat": Verb(ChatConfig, "cli.chat", "cli.summary_use"),
-    "monitor": Verb(MonitorConfig, "verbs.monitor.experiment", "cli.summary_use", ("report.monitor", "write_either")),
-    "screen": Verb(ScreenConfig, "verbs.screen.screen", "cli.summary_train", ("report.screen", "write_screening")),
-    "finetune": Verb(
-        ReportConfig, "verbs.finetune.compare", "cli.summary_train", ("report.finetune", "write_before_after")
-    ),
-    "shift": Verb(ShiftConfig, "verbs.finetune.shift", "cli.summary_train"),
-    "serve": Verb(ServeConfig, "server.serve", "cli.summary_use"),
-    "space": Verb(SpaceConfig, "verbs.analyse.space", "cli.summary_compare", ("report.space", "write_space")),
-    "decompose": Verb(
-        DecomposeConfig,
-        "verbs.analyse.decompose",
-        "cli.summary_compare",
-        ("report.decompose", "write_decomposition"),
-    ),
-    "interop": Verb(InteropConfig, "verbs.interop.interop", "cli.summary_use"),
-    "verify": Verb(VerifyConfig, "verbs.evaluate.verify", "cli.summary_find"),
-    "paper": Verb(PaperConfig, "paper.paper", "cli.summary_compare", ("report.paper", "write_paper")),
-    "write_trait": Verb(WriteTraitConfig, "verbs.authoring.write_trait", "cli.summary_author"),
-    "write_dataset": Verb(WriteDatasetConfig, "verbs.authoring.write_dataset", "cli.summary_author"),
+VERBS: dict[str, tuple[type, str]] = {
+    "demo": (DemoConfig, "summary_find"),
+    "extract": (ExtractConfig, "summary_find"),
+    "evaluate": (EvaluateConfig, "summary_find"),
+    "chat": (ChatConfig, "summary_use"),
+    "monitor": (MonitorConfig, "summary_use"),
+    "screen": (ScreenConfig, "summary_train"),
+    "finetune": (ReportConfig, "summary_train"),
+    "shift": (ShiftConfig, "summary_train"),
+    "serve": (ServeConfig, "summary_use"),
+    "space": (SpaceConfig, "summary_compare"),
+    "decompose": (DecomposeConfig, "summary_compare"),
+    "interop": (InteropConfig, "summary_use"),
+    "verify": (VerifyConfig, "summary_find"),
+    "paper": (PaperConfig, "summary_compare"),
+    "write_trait": (WriteTraitConfig, "summary_author"),
+    "write_dataset": (WriteDatasetConfig, "summary_author"),
 }
+"""Options of each verb, whose `run` does it, and the module with the function of its name that prints the result."""
 
 DESCRIPTION = """\
 Find the directions in a language model that carry character traits, prove them, steer and watch with them.
@@ -123,26 +105,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(name: str, options: Any) -> int:
     """Run a verb and print what it found; with --json nothing else reaches stdout."""
-    verb = VERBS[name]
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         outcome = options.run()
         if int(os.environ.get("RANK", 0)):  # of several processes of accelerate launch the first one speaks
             return DONE
         result = outcome.published()
-
     if options.json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str), flush=True)
     else:
-        _function(verb.summary, name)(options, result)
+        getattr(import_module(f"personavec.cli.{VERBS[name][1]}"), name)(options, result)
     for failure in result.get("failed", ()):
         _tell(": ".join(failure.values()), BAD_INPUT)
     if result.get("failed"):
         return BAD_INPUT
     return DONE if result.get("passed", True) else FAILED
-
-
-def _function(module: str, name: str) -> Any:
-    return getattr(import_module(f"personavec.{module}"), name)
 
 
 def parse(args: Sequence[str]) -> tuple[str, Any]:
@@ -158,11 +134,11 @@ def parse(args: Sequence[str]) -> tuple[str, Any]:
         advice = f"did you mean {near[0]}?" if near else "see personavec --help"
         raise ConfigError(f"expected a verb ({', '.join(VERBS)}), got {chosen}; {advice}")
     verbs: list[Any] = []
-    for name, verb in VERBS.items():
-        teaching = inspect.getdoc(verb.options) or ""
+    for name, (options, _) in VERBS.items():
+        teaching = inspect.getdoc(options) or ""
         # the overview has one line a verb, the verb's own help has its examples
         shown = teaching if name == chosen else teaching.splitlines()[0]
-        verbs.append(Annotated[verb.options, tyro.conf.subcommand(name, description=shown)])
+        verbs.append(Annotated[options, tyro.conf.subcommand(name, description=shown)])
     choice: Any = reduce(or_, verbs)
     said = io.StringIO()
     try:
