@@ -159,7 +159,8 @@ def test_a_comparison_in_memory(saved: tuple[Path, Path], tmp_path: Path, monkey
     rows = [{"prompt": asked, "response": said} for asked, said in ROWS]
     options: dict[str, Any] = {"arms": ("prevent", "posthoc", "ablate"), "scales": (1.0,), "rollouts": 1}
     options |= {"rate": 1e-2, "batch": 4, "rank": 4, "alpha": 8, "perplexity": 0, "max_new_tokens": 24}
-    compared = compare(model, rows, prevent=vector.at(coef=2, layer=1), traits=[trait], **options)
+    options |= {"traits": [trait], "held_out": iter(rows[:2])}
+    compared = compare(model, iter(rows), prevent=vector.at(coef=2, layer=1), **options)
     arms = {arm["arm"]: arm for arm in compared.arms}
     assert list(arms) == ["base", "plain", "prevent ×1", "post-hoc ×1", "ablate"] == list(compared.evaluations)
     assert compared.data["out"] is None and all(arm["trained"] is None for arm in arms.values())

@@ -141,7 +141,7 @@ def compare(
         run,
         interview,
         rows_of,
-        held_out,
+        None if held_out is None else dataset_of(held_out, "held-out rows"),
         training,
         positions,
         penalty,

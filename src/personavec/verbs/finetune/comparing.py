@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from personavec.data.dataset import Dataset, dataset_of
+from personavec.data.dataset import Dataset
 from personavec.errors import ConfigError, JudgeError
 from personavec.judges.load import Bench
 from personavec.model.chat_model import ChatModel
@@ -15,7 +15,7 @@ from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait
 from personavec.verbs.evaluate.evaluate import Evaluation, evaluate
-from personavec.verbs.finetune.finetune import Data, Finetuning, finetune, steering_row
+from personavec.verbs.finetune.finetune import Finetuning, finetune, steering_row
 from personavec.verbs.finetune.options import Compared
 from personavec.verbs.finetune.shift import shift
 from personavec.verbs.finetune.supply import Prevention, automatic
@@ -49,7 +49,7 @@ class Comparing:
     run: Run
     interview: Interview
     data: Dataset
-    held_out: Data | None
+    held_out: Dataset | None
     training: Training
     positions: Literal["all", "response"]
     penalty: float
@@ -74,8 +74,8 @@ class Comparing:
             ConfigError: Nothing is to be added.
         """
         if not self.run.done("steering.json"):
-            for rows_of in [self.data, *([] if self.held_out is None else [dataset_of(self.held_out)])]:
-                self.training.rows(self.model, rows_of)
+            for data in filter(None, (self.data, self.held_out)):
+                self.training.rows(self.model, data)
             rows: list[Row] = []
             for prevention, file in zip(preventions, self.vectors, strict=False):
                 steering, row = automatic(prevention, self.model, self.data, self.training)

@@ -20,8 +20,7 @@ from personavec.steering.vector import PersonaVector, load_vector
 from personavec.verbs.extract.sweep import swept_layers
 from personavec.verbs.finetune.trainer import Training
 from personavec.verbs.screen.base_replies import open_base_replies
-from personavec.verbs.screen.options import ScreenConfig
-from personavec.verbs.screen.shards import screen_shard
+from personavec.verbs.screen.shards import RowReader, screen_shard
 
 ROWS = 64
 """Random rows that are answered by the base model to find the dose."""
@@ -105,9 +104,9 @@ def supplied(
         chosen = np.random.default_rng(training.seed).choice(len(samples), ROWS, replace=False)
         samples = [samples[place] for place in sorted(chosen)]
     along = directions([vector], [vector.card.trait], layers, training.seed)
-    options = ScreenConfig(cost="full", seed=training.seed, system=training.system, on_error="skip")
+    reader = RowReader(model, along, cost="full", on_error="skip", system=training.system)
     with stage("what the data supplies", 2 * len(samples)) as advance:
-        table = screen_shard(model, samples, along, options, open_base_replies(model, options), advance)
+        table = screen_shard(reader, samples, open_base_replies(model, system=training.system), advance)
     by_layer = []
     for name, layer in zip(along.names, along.layers, strict=True):
         moved = np.array(table[name].to_pylist(), dtype=float) / float(vector.norms[layer])
