@@ -1,40 +1,64 @@
 """The page of a screening: what a data set holds along each vector, where it comes from, and its extreme rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 
 from personavec.report.charts import BLUE, GREY, INK, VERMILLION, finish, inline
-from personavec.report.page import drawn, render
-from personavec.runs.run import Run
+from personavec.report.page import drawn, render, svg
+from personavec.runs.show import table
 
 Json = Mapping[str, Any]
 
 DATA, CLEAN = "this data set", "clean data set"
 SHOWN_SOURCES = 20
+SHOWN_ROWS, SHORT = 3, 160
+"""Rows of each vector in a notebook, and characters of each text."""
 
 
-def write_screening(result: dict[str, Any]) -> dict[str, Any]:
-    """Write report.html and charts/*.png and *.svg of a screening; adds the path as `report`.
+def write(data: Json, folder: Path) -> Path:
+    """Write report.html (of a plan plan.html) and charts/*.png and *.svg; returns the page's path.
 
     Args:
-        result: What `screen` returned.
+        data: What a `Screening` is drawn from: its data, and `examples` of extreme rows.
+        folder: Where they go.
     """
-    folder = Path(result["out"])
-    run = Run(folder)
-    examples = run.read_json("examples.json") if run.done("examples.json") else {}
-    screened = "projection_difference" in result
-    path = render(
+    screened = "projection_difference" in data
+    return render(
         folder / ("report.html" if screened else "plan.html"),
         "screen.html",
-        result=result,
+        result=data,
         screened=screened,
-        examples=examples,
-        **drawn(folder, _charts(result) if screened else {}),
+        examples=data["examples"],
+        **drawn(folder, _charts(data) if screened else {}),
     )
-    return result | {"report": str(path)}
+
+
+def notebook(data: Json) -> str:
+    """The set's means as a chart, and the beginnings of its highest rows; of a plan the costs."""
+    if "projection_difference" not in data:
+        costs = data["plan"]["estimates"]
+        return table(["rows", "cost", "base replies", "seconds"], _cells(costs), "Costs on this machine")
+    highest = [
+        (name, f"{row['score']:.2f}", row["prompt"][:SHORT], row["response"][:SHORT])
+        for name, sides in data["examples"].items()
+        for row in sides["highest"][:SHOWN_ROWS]
+    ]
+    return svg(means(data)) + table(["vector", "score", "prompt", "reply"], highest, "Highest rows")
+
+
+def _cells(costs: Sequence[Json]) -> list[tuple[str, ...]]:
+    return [
+        (
+            f"{row['rows']:,}",
+            row["cost"],
+            f"{row['base_replies']:,}",
+            "–" if row["seconds"] is None else f"{row['seconds']:,.0f}",
+        )
+        for row in costs
+    ]
 
 
 def _charts(result: Json) -> dict[str, alt.LayerChart]:
@@ -77,13 +101,13 @@ def means(result: Json) -> alt.LayerChart:
 
 
 def distribution(result: Json, name: str) -> alt.LayerChart:
-    """How the rows' scores are spread, beside the clean set's, with the threshold."""
-    found = result["distributions"][name]
-    every = {label: counts for label, counts in ((DATA, found["data"]), (CLEAN, found["clean"])) if counts}
+    """How the rows' scores are spread, next to the clean set's, with the threshold."""
+    bars = result["distributions"][name]
+    every = {label: counts for label, counts in ((DATA, bars["data"]), (CLEAN, bars["clean"])) if counts}
     rows = [
         {"set": label, "from": low, "to": high, "share": count / max(1, sum(counts)), "floor": 0}
         for label, counts in every.items()
-        for low, high, count in zip(found["edges"], found["edges"][1:], counts, strict=False)
+        for low, high, count in zip(bars["edges"], bars["edges"][1:], counts, strict=False)
     ]
     colour = alt.Color("set:N", title=None, scale=alt.Scale(domain=list(every), range=[BLUE, GREY]))
     layers = [
@@ -112,13 +136,13 @@ def distribution(result: Json, name: str) -> alt.LayerChart:
     return finish(layers, title, subtitle, 420, 220)
 
 
-def sources(found: Json, name: str) -> alt.LayerChart:
+def sources(by_source: Json, name: str) -> alt.LayerChart:
     """Mean score of every source with its interval."""
     rows = [
-        {"source": f"{source} ({own['rows']:,})", "mean": own[name]["mean"]}
-        | dict(zip(("low", "high"), own[name]["ci"], strict=True))
-        for source, own in list(found.items())[:SHOWN_SOURCES]
-        if own[name]["mean"] is not None
+        {"source": f"{source} ({figures['rows']:,})", "mean": figures[name]["mean"]}
+        | dict(zip(("low", "high"), figures[name]["ci"], strict=True))
+        for source, figures in list(by_source.items())[:SHOWN_SOURCES]
+        if figures[name]["mean"] is not None
     ]
     rows.sort(key=lambda row: -row["mean"])
     base = alt.Chart(inline(rows)).encode(y=alt.Y("source:N", title=None, sort=None))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,9 @@ from numpy import ndarray
 from torch import Tensor
 
 from personavec.errors import ConfigError, VectorError
-from personavec.steering.vector import PersonaVector
+from personavec.steering.vector import PersonaVector, load_vector
+
+Vectors = PersonaVector | str | Path | Sequence[PersonaVector | str | Path]
 
 
 def unit(direction: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
@@ -85,6 +88,27 @@ def names_of(vectors: Sequence[PersonaVector]) -> list[str]:
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise ConfigError(f"expected different vectors, got {twice} twice; pass each once")
     return names
+
+
+def load_vectors(vectors: Vectors) -> dict[str, PersonaVector]:
+    """Vectors, loaded where their files are given, by what they are called: the path, else the name of `names_of`.
+
+    Raises:
+        ConfigError: None, or something else.
+        VectorError: A file that is missing or damaged.
+    """
+    several = [vectors] if isinstance(vectors, PersonaVector | str | Path) else vectors
+    if not isinstance(several, Sequence) or not several:
+        got = "none" if isinstance(several, Sequence) else type(vectors).__name__
+        raise ConfigError(f"expected persona vectors or their files, got {got}; pass at least one")
+    if wrong := [one for one in several if not isinstance(one, PersonaVector | str | Path)]:
+        raise ConfigError(f"expected persona vectors or their files, got {type(wrong[0]).__name__}; pass vectors")
+    loaded = [one if isinstance(one, PersonaVector) else load_vector(one) for one in several]
+    names = names_of(loaded)
+    return {
+        name if isinstance(one, PersonaVector) else str(one): vector
+        for one, name, vector in zip(several, names, loaded, strict=True)
+    }
 
 
 def directions(vectors: Sequence[PersonaVector], names: Sequence[str], layers: Sequence[int], seed: int) -> Directions:

@@ -1,23 +1,21 @@
-"""The base model's own replies to the prompts of a data set: greedy, kept on disk, shared by all vectors and runs."""
+"""The base model's replies to the prompts of a data set: greedy, kept on disk, shared by all vectors and runs."""
 
 import hashlib
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Unpack, runtime_checkable
 
 import numpy as np
 
 from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
-from personavec.model.endpoint import Endpoint, Failure
+from personavec.model.endpoint import CallLimits, Endpoint, Failure
 from personavec.model.sampling import Sampling
 from personavec.runs.fetch import cache_folder
 from personavec.steering.generate import Reply, Request, batches, generate
-from personavec.verbs.options import call_limits
-from personavec.verbs.screen.options import ScreenConfig
 
 ENGINES = "hf or openai:MODEL"
 CHUNK = 64
@@ -75,18 +73,18 @@ class BaseReplies:
             store.execute("PRAGMA journal_mode=WAL")
             store.execute("PRAGMA synchronous=NORMAL")
             store.execute("CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, ids BLOB, finish TEXT)")
-            found: dict[bytes, Reply | Failure] = {
+            replies: dict[bytes, Reply | Failure] = {
                 key: reply for key in distinct if (reply := _stored(store, key)) is not None
             }
-            self.kept += len(found)
+            self.kept += len(replies)
             keys, todo = list(distinct), list(distinct.values())
             for batch in self.engine.plan(todo):
-                if any(keys[index] not in found for index in batch):
+                if any(keys[index] not in replies for index in batch):
                     written = self.engine.write([todo[index] for index in batch])
                     fresh = {
                         keys[index]: reply
                         for index, reply in zip(batch, written, strict=True)
-                        if keys[index] not in found
+                        if keys[index] not in replies
                     }
                     kept = {key: reply for key, reply in fresh.items() if isinstance(reply, Reply)}
                     self.written_tokens += sum(len(reply.ids) for reply in kept.values())
@@ -95,27 +93,46 @@ class BaseReplies:
                             "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
                             [(key, _pack(reply.ids), reply.finish) for key, reply in kept.items()],
                         )
-                    found |= fresh
+                    replies |= fresh
                 advance(len(batch))
-        return [found[_key(row["prompt_ids"])] for row in rows]
+        return [replies[_key(row["prompt_ids"])] for row in rows]
 
 
-def open_base_replies(model: ChatModel, config: ScreenConfig) -> BaseReplies:
-    """The store that belongs to a model and the options of a run.
+def open_base_replies(
+    model: ChatModel,
+    spec: str = "hf",
+    *,
+    max_new_tokens: int = 64,
+    batch_tokens: int = 12288,
+    url: str | None = None,
+    system: str = "template",
+    **limits: Unpack[CallLimits],
+) -> BaseReplies:
+    """The store that belongs to a model and the way its replies are written.
+
+    Args:
+        model: Whose replies.
+        spec: Who writes them: hf (this process), or openai:MODEL, the same model behind a server.
+        max_new_tokens: Longest reply.
+        batch_tokens: Tokens in one batch, prompts included.
+        url: Server of openai:MODEL; default OpenAI's.
+        system: System prompt of rows that have none.
+        limits: How a server may be asked.
 
     Raises:
         ConfigError: No such engine, or what it needs is not installed.
         ModelError: Its server cannot be used.
     """
-    kind, _, name = config.base_replies.partition(":")
+    kind, _, name = spec.partition(":")
     engine: ReplyEngine
-    if config.base_replies == "hf":
-        engine = LocalReplies(model, Sampling(config.max_new_tokens, temperature=0.0), config.batch_tokens)
+    if spec == "hf":
+        engine = LocalReplies(model, Sampling(max_new_tokens, temperature=0.0), batch_tokens)
     elif kind == "openai" and name:
-        engine = RemoteReplies(model, name, config)
+        endpoint = Endpoint(name, url, cache_folder() / "answers.sqlite", **limits)
+        engine = RemoteReplies(model, endpoint, system, max_new_tokens, f"openai:{name} at {url}, system {system}")
     else:
-        raise ConfigError(f"expected base replies by {ENGINES}, got {config.base_replies}; correct --base-replies")
-    what = f"{model.identity.revision} {model.numbers} {engine.id} {config.max_new_tokens}"
+        raise ConfigError(f"expected base replies by {ENGINES}, got {spec}; correct --base-replies")
+    what = f"{model.identity.revision} {model.numbers} {engine.id} {max_new_tokens}"
     name = hashlib.sha256(what.encode()).hexdigest()[:16]
     return BaseReplies(engine, cache_folder() / "base-replies" / f"{name}.sqlite")
 
@@ -144,14 +161,10 @@ class RemoteReplies:
     """`openai:MODEL`: the same model behind an OpenAI-compatible server, which renders the chat template itself."""
 
     model: ChatModel
-    name: str
-    config: ScreenConfig
-    id: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        config = self.config
-        self.id = f"openai:{self.name} at {config.base_url}, system {config.system}"
-        self._endpoint = Endpoint(self.name, config.base_url, cache_folder() / "answers.sqlite", **call_limits(config))
+    endpoint: Endpoint
+    system: str
+    max_new_tokens: int
+    id: str
 
     def plan(self, rows: Sequence[Row]) -> list[list[int]]:
         """Chunks in order."""
@@ -159,12 +172,12 @@ class RemoteReplies:
 
     def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
         """Replies as the server says them; their text is encoded here."""
-        answers = self._endpoint.ask_all(
+        answers = self.endpoint.ask_all(
             [
                 {
                     "messages": self._messages(row["messages"]),
                     "temperature": 0.0,
-                    "max_tokens": self.config.max_new_tokens,
+                    "max_tokens": self.max_new_tokens,
                 }
                 for row in rows
             ]
@@ -177,10 +190,9 @@ class RemoteReplies:
         ]
 
     def _messages(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-        system = self.config.system
-        if messages[0]["role"] == "system" or system == "template":
+        if messages[0]["role"] == "system" or self.system == "template":
             return [*messages]
-        return [{"role": "system", "content": "" if system == "none" else system}, *messages]
+        return [{"role": "system", "content": "" if self.system == "none" else self.system}, *messages]
 
 
 def _key(prompt: Sequence[int]) -> bytes:

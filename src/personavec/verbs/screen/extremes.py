@@ -6,57 +6,41 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from personavec.data.dataset import Bad, Dataset
+from personavec.data.dataset import Bad
 from personavec.data.sample import Sample
-from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage
-from personavec.runs.run import Run
-from personavec.steering.projection import Directions
-from personavec.verbs.screen.base_replies import BaseReplies
-from personavec.verbs.screen.options import ScreenConfig
-from personavec.verbs.screen.sampled import FEWEST, Differences, Known, _add, _named
+from personavec.verbs.screen.sampled import FEWEST, Differences, Known, add_differences
+from personavec.verbs.screen.shards import DataPass
 from personavec.verbs.screen.table import Table
 
 CHUNK = 256
 """Candidates whose base replies are read together."""
 RECALL = 0.96
-"""Share of the extreme rows that is to be among the candidates, as the sample's residuals tell it."""
+"""Share of the extreme rows that is to be among the candidates, as the sample's residuals say."""
 
 
-def top_differences(
-    config: ScreenConfig,
-    run: Run,
-    data: Dataset,
-    model: ChatModel,
-    read: Directions,
-    base: BaseReplies,
-    table: Table,
-    found: Differences,
-) -> None:
-    """Base replies to the rows that can be among the k highest or lowest differences of any vector."""
-    k = config.top_k or 0
+def top_differences(work: DataPass, table: Table, drawn: Differences, k: int) -> None:
+    """Base replies to the rows that can be among the k highest or lowest differences of any vector, into `drawn`."""
     chosen = np.zeros(len(table.good), dtype=bool)
     expected = {}
-    for name, column in found.values.items():
-        beta, errors = regression(column[found.rows], found.features[name])
+    for name, column in drawn.values.items():
+        beta, errors = regression(column[drawn.rows], drawn.features[name])
         predicted = beta[0] + Known(table, name).weighed(beta[1:])
         for sign, side in ((1, "top"), (-1, "bottom")):
-            own, recall = candidates(sign * column, sign * predicted, sign * errors, table.good, k)
-            chosen |= own
+            extreme, recall = candidates(sign * column, sign * predicted, sign * errors, table.good, k)
+            chosen |= extreme
             expected[f"{name} {side}"] = round(recall, 4)
     tried = np.zeros(len(table.good), dtype=bool)
-    tried[found.rows] = True
+    tried[drawn.rows] = True
     waiting = chosen & ~tried
-    folder = run.path("differences")
     with stage("base replies to candidates", int(waiting.sum())) as advance:
-        for samples in _picked(data.samples(config.turn), waiting, CHUNK):
-            part = _named("candidates", samples)
-            _add(config, folder, part, samples, model, read, base, found.values)
-            found.missing += Table.errors_of(folder, part)
+        for samples in _picked(work.samples(), waiting, CHUNK):
+            part = add_differences(work, "candidates", samples, drawn.values)
+            drawn.missing += Table.errors_of(part.parent, part.stem)
             advance(len(samples))
-    found.top = {
+    drawn.top = {
         "k": k,
-        "base_replies": int((~np.isnan(found.values[read.names[0]])).sum()),
+        "base_replies": int((~np.isnan(drawn.values[work.names[0]])).sum()),
         "candidates": int(chosen.sum()),
         "expected_recall": expected,
     }
@@ -68,19 +52,19 @@ def regression(
     """Least squares of the known values on features; of few values (under four a feature) their mean alone.
 
     Returns:
-        The weights, that of 1 first, and the error of every value as the other nine tenths foretell it.
+        The weights, that of 1 first, and the error of every value as the other nine tenths predict it.
     """
     answered = ~np.isnan(values)
-    own, design = values[answered].astype(float), np.column_stack([np.ones(answered.sum()), features[answered]])
-    width = design.shape[1] if len(own) >= 4 * design.shape[1] else 1
-    folds = np.arange(len(own)) % 10
-    errors = np.zeros(len(own))
+    known, design = values[answered].astype(float), np.column_stack([np.ones(answered.sum()), features[answered]])
+    width = design.shape[1] if len(known) >= 4 * design.shape[1] else 1
+    folds = np.arange(len(known)) % 10
+    errors = np.zeros(len(known))
     for fold in np.unique(folds):
         held, rest = folds == fold, folds != fold
-        beta = np.linalg.lstsq(design[rest, :width], own[rest], rcond=None)[0]
-        errors[held] = own[held] - design[held, :width] @ beta
+        beta = np.linalg.lstsq(design[rest, :width], known[rest], rcond=None)[0]
+        errors[held] = known[held] - design[held, :width] @ beta
     weights = np.zeros(design.shape[1])
-    weights[:width] = np.linalg.lstsq(design[:, :width], own, rcond=None)[0]
+    weights[:width] = np.linalg.lstsq(design[:, :width], known, rcond=None)[0]
     return weights, errors
 
 

@@ -1,7 +1,7 @@
-"""Scores of a data set's rows by a judge, beside their projections: for filters that look at both."""
+"""Scores of a data set's rows by a judge, next to their projections: for filters that look at both."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,40 +9,41 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from personavec.data.dataset import Dataset
 from personavec.data.sample import Sample
 from personavec.errors import ConfigError, JudgeError
 from personavec.judges.judge import TraitJudge
 from personavec.judges.load import Bench
 from personavec.judges.scoring import take_scale
-from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage
-from personavec.runs.run import Run
 from personavec.steering.vector import PersonaVector
-from personavec.traits.trait import trait_of
-from personavec.verbs.options import bench_for
-from personavec.verbs.screen.options import ScreenConfig
-from personavec.verbs.screen.shards import shards
+from personavec.traits.trait import Trait, trait_of
+from personavec.verbs.screen.shards import DataPass, shards
 from personavec.verbs.screen.table import Table
 
 Row = dict[str, Any]
 
 
 def load_judges(
-    config: ScreenConfig, model: ChatModel, vectors: Sequence[PersonaVector], names: Sequence[str]
-) -> tuple[Bench, dict[str, TraitJudge]]:
+    bench: Bench, vectors: Sequence[PersonaVector], names: Sequence[str], traits: Sequence[Trait]
+) -> dict[str, TraitJudge]:
     """The judge of each vector's trait; one that needs a scale takes it from the vector's card.
 
+    Args:
+        bench: Who judges.
+        vectors: Whose traits.
+        names: Of the vectors.
+        traits: Those that are not built in.
+
     Raises:
-        ConfigError: The trait of a vector is not known, or its card holds no scale of this judge.
-        JudgeError: No such judge.
+        ConfigError: The card of a vector holds no scale of this judge.
+        TraitError: The trait of a vector is not known.
     """
-    bench = bench_for(config, model)
+    given = {trait.name: trait for trait in traits}
     judges = {}
     for vector, name in zip(vectors, names, strict=True):
-        judge = bench.trait(trait_of(vector.card.trait, config.traits))
+        judge = bench.trait(given.get(vector.card.trait) or trait_of(vector.card.trait, ()))
         learned = vector.card.details.get("judge", {}).get("trait")
-        if config.judge.startswith("likelihood"):
+        if bench.spec.startswith("likelihood"):
             if learned is None:
                 raise ConfigError(
                     f"expected the scale of a judge in the card of {name}, got none; choose --judge openai:MODEL or "
@@ -50,26 +51,23 @@ def load_judges(
                 )
             take_scale(judge, learned, f"the card of {name}")
         judges[name] = judge
-    return bench, judges
+    return judges
 
 
-def judge_rows(
-    config: ScreenConfig, run: Run, data: Dataset, table: Table, judges: dict[str, TraitJudge]
-) -> tuple[dict[str, Float[ndarray, " row"]], Row]:
+def judge_rows(work: DataPass, table: Table) -> tuple[dict[str, Float[ndarray, " row"]], Row]:
     """Score every usable row for every trait; resumable.
 
     Returns:
         A column of scores by name, nan where there is none; and how many have none, by name and reason.
     """
-    folder = run.path("judge")
-    folder.mkdir(exist_ok=True)
+    folder, judges = work.run.part("judge").folder, work.judges
     whys: dict[str, Counter[str]] = {name: Counter() for name in judges}
-    with stage(f"judging {data.name}", len(table.good)) as advance:
-        for number, shard in enumerate(shards(data.samples(config.turn))):
+    with stage(f"judging {work.data.name}", len(table.good)) as advance:
+        for number, shard in enumerate(shards(work.samples())):
             part = f"part-{number:06d}"
             if not Table.has(folder, part):
                 good = [s for s in shard if isinstance(s, Sample) and table.good[s.row]]
-                Table.write(folder, part, _judged(good, judges, config.on_error == "stop"))
+                Table.write(folder, part, _judged(good, judges, work.reader.on_error == "stop"))
             for name, counts in whys.items():
                 counts.update(_whys(folder / f"{part}.parquet", name))
             advance(len(shard))
@@ -80,27 +78,27 @@ def judge_rows(
     return columns, {name: dict(counts) for name, counts in whys.items()}
 
 
-def _judged(samples: Sequence[Sample], judges: dict[str, TraitJudge], stop: bool) -> Any:
+def _judged(samples: Sequence[Sample], judges: Mapping[str, TraitJudge], stop: bool) -> Any:
     import pyarrow as pa
 
     questions = [sample.messages[-1]["content"] for sample in samples]
     replies = [sample.response for sample in samples]
     columns = {"row": pa.array([sample.row for sample in samples], pa.int64())}
     for name, judge in judges.items():
-        found = judge.score(questions, replies, lambda _: None)
-        failed = [score for score in found if score.why == "failed"]
+        scores = judge.score(questions, replies, lambda _: None)
+        failed = [score for score in scores if score.why == "failed"]
         if failed and stop:  # what was answered is in the judge's own cache
             raise JudgeError(
-                f"expected a score of every row for {name}, got {len(failed)} failed calls of {len(found)} "
+                f"expected a score of every row for {name}, got {len(failed)} failed calls of {len(scores)} "
                 f"({failed[0].evidence.get('error')}); run the same command again, or pass --on-error skip"
             )
-        columns[name] = pa.array([score.value for score in found], pa.float32())
-        columns[f"{name}.why"] = pa.array([score.why for score in found], pa.string())
+        columns[name] = pa.array([score.value for score in scores], pa.float32())
+        columns[f"{name}.why"] = pa.array([score.why for score in scores], pa.string())
     return pa.table(columns)
 
 
 def _whys(part: Path, name: str) -> list[str]:
     import pyarrow.parquet as pq
 
-    found = pq.read_table(part, columns=[f"{name}.why"])
-    return [why for why in found[f"{name}.why"].to_pylist() if why]
+    table = pq.read_table(part, columns=[f"{name}.why"])
+    return [why for why in table[f"{name}.why"].to_pylist() if why]

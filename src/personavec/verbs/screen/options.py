@@ -1,13 +1,32 @@
-"""Options of every verb: one frozen dataclass each, whose docstrings are the command line's help, examples included."""
+"""Options of `screen`; their docstrings are the command line's help."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
+from personavec.data.dataset import open_dataset
+from personavec.errors import ConfigError
 from personavec.runs.rules import Count, Free, Positive, at_least, between
-from personavec.verbs.options import Common, Files, Folder, Judging, Layers, Switch, Url
+from personavec.verbs.options import (
+    Common,
+    Files,
+    Folder,
+    Judging,
+    Layers,
+    Switch,
+    Url,
+    bench_for,
+    call,
+    call_limits,
+    load_subject,
+)
+
+if TYPE_CHECKING:
+    from personavec.verbs.screen.result import Screening
 
 
 @dataclass(frozen=True)
@@ -79,3 +98,30 @@ class ScreenConfig(Judging, Common):
         Annotated[float | None, at_least(0), tyro.conf.arg(metavar="PRICE", help_behavior_hint="")]
     ] = None
     """Of this machine, for the plan."""
+
+    def run(self) -> "Screening":
+        """Load what is named and screen."""
+        from personavec.steering.projection import load_vectors
+        from personavec.verbs.screen.screen import check_choice, screen
+
+        if not self.data or not self.vectors:
+            raise ConfigError(
+                "expected a data set and --vectors, got "
+                f"{'no data set' if not self.data else 'no vectors'}; for example: personavec screen chats.jsonl "
+                "--vectors runs/demo/optimistic/vector.safetensors"
+            )
+        check_choice(self.cost, self.top_k, self.export_k)
+        data, clean = open_dataset(self.data), open_dataset(self.clean) if self.clean else None
+        load_vectors(self.vectors)  # what is wrong with them is said before the model is loaded
+        model = load_subject(self)
+        objects = {
+            "clean": clean,
+            "judge": bench_for(self, model) if self.judge else "",
+            "ray": partial(load_subject, self) if self.ray else False,
+            "store": self.out or self._default_out(),
+        }
+        return call(screen, self, model, data, self.vectors, **objects, **call_limits(self))  # type: ignore[no-any-return]
+
+    def _default_out(self) -> Path:
+        stem = Path(self.data).stem if Path(self.data).exists() else self.data.replace("/", "-").replace(":", "-")
+        return Path("runs") / f"screen-{stem}-{self.cost}"

@@ -3,44 +3,54 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from personavec.data.dataset import Bad, Dataset
-from personavec.data.sample import Sample
-from personavec.errors import ConfigError, DataError
+from personavec.data.sample import Sample, Turn
+from personavec.errors import ConfigError, DataError, PersonavecError
+from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage
-from personavec.steering.projection import Directions
-from personavec.verbs.options import load_subject
-from personavec.verbs.screen.base_replies import open_base_replies
-from personavec.verbs.screen.options import ScreenConfig
-from personavec.verbs.screen.shards import screen_shard, shards
+from personavec.verbs.screen.shards import Actors, DataPass, RowReader, screen_shard, shards
 from personavec.verbs.screen.table import Table
 
 Block = dict[str, Any]
 
 
 class Screener:
-    """An actor: loads the model once, then screens one shard after the other."""
+    """An actor: makes the model once, then screens one shard after the other."""
 
-    def __init__(self, config: ScreenConfig, folder: str, read: Directions, threads: int) -> None:
+    def __init__(self, actors: Actors, revision: str, options: Block, folder: str, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._config, self._folder, self._read = config, Path(folder), read
-        self._model = load_subject(config)
-        self._base = open_base_replies(self._model, config) if config.cost == "full" else None
+        self._folder, self._fault = Path(folder), ""
+        try:
+            model = actors.load()
+        except PersonavecError as error:
+            self._fault = str(error)
+            return
+        if model.identity.revision != revision:
+            self._fault = (
+                f"expected the model that was given under the name {model.identity.id}, got another one; pass as ray a "
+                "function that makes it"
+            )
+        self._reader = RowReader(model, **options)
+        self._base = actors.answer(model) if self._reader.cost == "full" else None
 
     def __call__(self, block: Block) -> Block:
         """Screen the shards of a block, each into its part of the table."""
         rows = []
         for part, text in zip(block["part"], block["rows"], strict=True):
             samples = [_sample(row) for row in json.loads(text)]
+            if self._fault:
+                rows.append((0, self._fault))
+                continue
             try:
-                table = screen_shard(self._model, samples, self._read, self._config, self._base)
-            except DataError as error:  # with --on-error stop; the driver tells it in one line
+                table = screen_shard(self._reader, samples, self._base)
+            except DataError as error:  # with --on-error stop; the driver says it in one line
                 rows.append((0, str(error)))
                 continue
             Table.write(self._folder, part, table)
@@ -48,12 +58,28 @@ class Screener:
         return {"rows": [count for count, _ in rows], "error": [error for _, error in rows]}
 
 
-def screen_in_parallel(config: ScreenConfig, folder: Path, data: Dataset, rows: int, read: Directions) -> int:
-    """Write all parts of the table that are not there, with `config.workers` actors; returns the rows done now.
+def by_name(model: ChatModel) -> Callable[[], ChatModel]:
+    """Loads a model again by its name, in another process.
+
+    Raises:
+        ConfigError: It has none, or more than its name says.
+    """
+    name = model.identity.id
+    if model.adapted or name == type(model.hf).__name__:
+        what = "with an adapter" if model.adapted else "in memory alone"
+        raise ConfigError(
+            f"expected a model that Ray's actors can load by its name, got {name} {what}; pass as ray a function that "
+            "makes it, or leave ray out"
+        )
+    return partial(ChatModel.load, name, dtype=str(model.dtype).removeprefix("torch."), device=model.device.type)
+
+
+def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
+    """Write all parts of the table that are not there; returns the rows done now.
 
     Raises:
         ConfigError: Ray is not installed.
-        DataError: A row cannot be read, and `on_error` is "stop".
+        DataError: A row cannot be read, and `on_error` is "stop"; or an actor cannot make the model.
     """
     try:
         import ray
@@ -63,7 +89,9 @@ def screen_in_parallel(config: ScreenConfig, folder: Path, data: Dataset, rows: 
             "expected the extra that --ray needs, got none; install it: pip install -e '.[scale]' in a clone, or pip "
             "install 'personavec[scale]'"
         ) from error
-    waiting = partial(_waiting, config, folder.resolve(), data)
+    folder = work.run.path("table").resolve()
+    waiting = partial(_waiting, folder, work.data, work.turn)
+    options = {one.name: getattr(work.reader, one.name) for one in fields(RowReader) if one.name != "model"}
     cores = os.cpu_count() or 1
     began_here = not ray.is_initialized()
     if began_here:
@@ -72,17 +100,23 @@ def screen_in_parallel(config: ScreenConfig, folder: Path, data: Dataset, rows: 
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a shard is a block, else one actor would get them all
     gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
-    share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cores // config.workers)}
+    share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cores // actors.workers)}
     fresh = 0
     try:
         done = ray.data.read_datasource(_source(waiting), override_num_blocks=1, num_cpus=0).map_batches(
             Screener,
-            fn_constructor_args=(config, str(folder.resolve()), read, max(1, cores // config.workers)),
+            fn_constructor_args=(
+                actors,
+                work.reader.model.identity.revision,
+                options,
+                str(folder),
+                max(1, cores // actors.workers),
+            ),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=config.workers),
+            compute=ray.data.ActorPoolStrategy(size=actors.workers),
             **share,
         )
-        with stage(f"rows of {data.name}, {config.workers} workers", rows) as advance:
+        with stage(f"rows of {work.data.name}, {actors.workers} workers", rows) as advance:
             for row in done.iter_rows():
                 if row["error"]:
                     raise DataError(row["error"])
@@ -94,11 +128,11 @@ def screen_in_parallel(config: ScreenConfig, folder: Path, data: Dataset, rows: 
     return fresh
 
 
-def _waiting(config: ScreenConfig, folder: Path, data: Dataset) -> Iterator[Any]:
+def _waiting(folder: Path, data: Dataset, turn: Turn) -> Iterator[Any]:
     """Shards that are not in the table yet, as text that any machine can read; a block each."""
     import pyarrow as pa
 
-    for number, shard in enumerate(shards(data.samples(config.turn))):
+    for number, shard in enumerate(shards(data.samples(turn))):
         part = f"part-{number:06d}"
         if not Table.has(folder, part):
             rows = [{"bad": sample._asdict()} if isinstance(sample, Bad) else asdict(sample) for sample in shard]

@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from personavec.data.dataset import Bad, Dataset
+from personavec.data.dataset import Bad
 from personavec.data.sample import Sample
 from personavec.errors import DataError
 from personavec.model.activations import activations
-from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage
-from personavec.runs.run import Run
 from personavec.steering.generate import Reply
-from personavec.steering.projection import Directions
-from personavec.verbs.screen.base_replies import BaseReplies
-from personavec.verbs.screen.options import ScreenConfig
-from personavec.verbs.screen.shards import WITH_BASE, encode
+from personavec.verbs.screen.shards import DataPass, encode
 
 COSTS = ("raw", "proxy", "sampled", "full")
 SIZES = (1_000_000, 100_000_000)
@@ -78,12 +73,12 @@ def estimate(rates: Rates, rows: int, precision: float, price_per_hour: float | 
     return table
 
 
-def foretold(rung: Mapping[str, Any], chosen: bool) -> str:
+def predicted(rung: Mapping[str, Any], chosen: bool) -> str:
     """A line of the plan."""
     took = "not measured" if rung["seconds"] is None else f"about {rung['seconds'] / 60:.1f} min"
     mark = "this run" if chosen else ""
-    told = f"{rung['cost']:<8} reads {rung['tokens_read']:>15,} tokens, writes {rung['tokens_written']:>13,}: {took}"
-    return f"{told:<76} {mark}".rstrip()
+    line = f"{rung['cost']:<8} reads {rung['tokens_read']:>15,} tokens, writes {rung['tokens_written']:>13,}: {took}"
+    return f"{line:<76} {mark}".rstrip()
 
 
 MEASURED = 64
@@ -104,65 +99,66 @@ class Census:
     """Some usable rows at random."""
 
 
-def take_census(run: Run, data: Dataset, config: ScreenConfig) -> Census:
+def take_census(work: DataPass) -> Census:
     """Read the whole data set once, without a model: nothing is computed on it before all of it was seen.
 
     Raises:
         DataError: A row cannot be used, and `on_error` is "stop".
     """
-    kept = run.read_json("data.json") if run.done("data.json") else None
-    if kept and not (kept["bad"] and config.on_error == "stop"):
+    stop = work.reader.on_error == "stop"
+    kept = work.run.read_json("data.json") if work.run.done("data.json") else None
+    if kept and not (kept["bad"] and stop):
         return Census(
             kept["rows"],
             kept["bad"],
             tuple(Sample(**row | {"messages": tuple(row["messages"])}) for row in kept["drawn"]),
         )
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(work.seed)
     rows = bad = 0
     drawn: list[Sample] = []
-    for sample in data.samples(config.turn):
+    for sample in work.samples():
         rows += 1
         if isinstance(sample, Bad):
             bad += 1
-            if config.on_error == "stop":
+            if stop:
                 raise DataError(f"{sample.where}: {sample.reason}; correct that row, or pass --on-error skip")
         elif len(drawn) < MEASURED:
             drawn.append(sample)
         elif (place := int(rng.integers(0, rows - bad))) < MEASURED:  # each row with the same chance
             drawn[place] = sample
     census = Census(rows, bad, tuple(drawn))
-    run.write_json("data.json", {"rows": rows, "bad": bad, "drawn": [asdict(sample) for sample in drawn]})
+    work.run.write_json("data.json", {"rows": rows, "bad": bad, "drawn": [asdict(sample) for sample in drawn]})
     return census
 
 
-def measure(
-    run: Run, census: Census, model: ChatModel, read: Directions, config: ScreenConfig, base: BaseReplies
-) -> Rates:
-    """Read some rows of the data set, answer them where that is asked for, and take the time.
+def measure(work: DataPass, census: Census, planning: bool) -> Rates:
+    """Read some rows of the data set, answer them if base replies are wanted or planned, and take the time.
 
     Raises:
         DataError: None of them can be read.
     """
-    answers = config.plan or config.cost in WITH_BASE
-    encoded = [encode(model, sample, config, config.cost in WITH_BASE) for sample in census.drawn]
+    run, reader, base, model = work.run, work.reader, work.base, work.reader.model
+    layers = reader.directions.read_layers
+    answers = planning or reader.answered
+    encoded = [encode(reader, sample) for sample in census.drawn]
     rows = [row for row in encoded if not row["error"]]
     if not rows:
-        told = encoded[0]["error"] if encoded else f"{census.rows:,} rows, none of them usable"
-        raise DataError(f"expected rows that can be screened in {config.data}, got {told}; correct the data set")
-    count = min(len(rows), MEASURED if config.plan else max(FEWEST, census.rows // SHARE))
+        got = encoded[0]["error"] if encoded else f"{census.rows:,} rows, none of them usable"
+        raise DataError(f"expected rows that can be screened in {work.data.name}, got {got}; correct the data set")
+    count = min(len(rows), MEASURED if planning else max(FEWEST, census.rows // SHARE))
     if run.done("rates.json"):
         rates = Rates(**run.read_json("rates.json"))
         if rates.rows >= count and (rates.written_per_second or not answers):
             return rates
     rows = [rows[place] for place in np.linspace(0, len(rows) - 1, count).astype(int)]
     with stage("measuring speed", 2) as advance:
-        list(activations(model, rows[:4], layers=read.read_layers))  # warms up
+        list(activations(model, rows[:4], layers=layers))  # warms up
         began = time.perf_counter()
-        list(activations(model, rows, layers=read.read_layers, batch_tokens=config.read_tokens))
+        list(activations(model, rows, layers=layers, batch_tokens=reader.read_tokens))
         tokens = sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
         read_rate = tokens / (time.perf_counter() - began)
         advance(1)
-        room = model.context - config.max_new_tokens
+        room = model.context - reader.max_new_tokens
         some = [row for row in rows if answers and len(row["prompt_ids"]) <= room]
         began = time.perf_counter()
         batches = [[some[index] for index in batch] for batch in base.engine.plan(some)]
@@ -173,7 +169,7 @@ def measure(
     rates = Rates(
         prompt_tokens=float(np.mean([row["prompt_tokens"] for row in rows])),
         response_tokens=float(np.mean([row["response_tokens"] for row in rows])),
-        base_tokens=float(np.mean([len(reply.ids) for reply in replies])) if replies else config.max_new_tokens,
+        base_tokens=float(np.mean([len(reply.ids) for reply in replies])) if replies else reader.max_new_tokens,
         read_per_second=read_rate,
         written_per_second=written_rate,
         rows=len(rows),

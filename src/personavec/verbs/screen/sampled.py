@@ -1,24 +1,20 @@
-"""Base replies where they tell the most: to a random part, for the set's mean, and to rows that can be extreme."""
+"""Base replies where they say the most: to a random part, for the set's mean, and to rows that can be extreme."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from personavec.data.dataset import Dataset
 from personavec.data.sample import Sample
-from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage
 from personavec.runs.run import Run
 from personavec.stats.intervals import Interval, controlled_mean
-from personavec.steering.projection import Directions
-from personavec.verbs.screen.base_replies import BaseReplies
-from personavec.verbs.screen.options import ScreenConfig
 from personavec.verbs.screen.plan import sample_size
-from personavec.verbs.screen.shards import screen_shard
+from personavec.verbs.screen.shards import DataPass, screen_shard
 from personavec.verbs.screen.table import Table
 
 STEP, FEWEST = 64, 128
@@ -63,16 +59,16 @@ class Differences:
     def to_json(self) -> Row:
         """For result.json."""
 
-        def told(value: float) -> float | None:
+        def rounded(value: float) -> float | None:
             return None if np.isnan(value) else round(value, 4)
 
         return {
             "base_replies": self.drawn,
             "base_tokens": self.tokens,
             "without_base_reply": len(self.missing),
-            "sd": {name: told(value) for name, value in self.sd.items()},
+            "sd": {name: rounded(value) for name, value in self.sd.items()},
             "half_width_in_sd": {
-                name: told(half_width(mean) / (self.sd[name] or np.nan)) for name, mean in self.means.items()
+                name: rounded(half_width(mean) / (self.sd[name] or np.nan)) for name, mean in self.means.items()
             },
             "without_control_variates": {name: mean.to_json() for name, mean in self.uncontrolled.items()},
             "top_k": self.top or None,
@@ -81,27 +77,27 @@ class Differences:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of every row without a base reply, and may tell its projection difference; read part by part."""
+    """What is known of every row without a base reply, and may predict its projection difference; read part by part."""
 
     table: Table
     name: str
 
     def _blocks(self) -> Iterator[Float[ndarray, "row feature"]]:
-        own = [f"{self.name}.response", f"{self.name}.prompt_last"]
+        mine = [f"{self.name}.response", f"{self.name}.prompt_last"]
         others = [f"{other}.prompt_last" for other in self.table.names if other != self.name]
-        for block in self.table.blocks([*own, *others, "prompt_tokens", "response_tokens"]):
+        for block in self.table.blocks([*mine, *others, "prompt_tokens", "response_tokens"]):
             block[:, -2:] = np.log(np.maximum(block[:, -2:], 1))
             yield block
 
     def of(self, rows: Int[ndarray, " drawn"]) -> Float[ndarray, "drawn feature"]:
         """Of some rows, in their order."""
-        order, start, found = np.argsort(rows), 0, []
+        order, start, blocks = np.argsort(rows), 0, []
         ordered = rows[order]
         for block in self._blocks():
             inside = ordered[np.searchsorted(ordered, start) : np.searchsorted(ordered, start + len(block))]
-            found.append(block[inside - start])
+            blocks.append(block[inside - start])
             start += len(block)
-        features = np.concatenate(found)
+        features = np.concatenate(blocks)
         features[order] = features.copy()
         return features
 
@@ -118,27 +114,23 @@ class Known:
         return np.concatenate([block @ weights for block in self._blocks()])
 
 
-def sample_differences(
-    config: ScreenConfig, run: Run, data: Dataset, model: ChatModel, read: Directions, base: BaseReplies, table: Table
-) -> Differences:
-    """Draw rows at random until every vector's interval is as narrow as asked.
+def sample_differences(work: DataPass, table: Table, precision: float) -> Differences:
+    """Draw rows at random until every vector's interval is as narrow as `precision`, in standard deviations.
 
     The means estimate those of all usable rows; what is known of every row serves as control variates.
     """
     usable = np.flatnonzero(table.good)
-    most = min(len(usable), int(SPARE * sample_size(len(usable), config.precision)) + FEWEST)
-    order = np.random.default_rng(config.seed).permutation(usable)[:most]
+    most = min(len(usable), int(SPARE * sample_size(len(usable), precision)) + FEWEST)
+    order = np.random.default_rng(work.seed).permutation(usable)[:most]
     places = {int(row): place for place, row in enumerate(order)}
     drawn: list[Sample] = [None] * most  # type: ignore[list-item]
-    for sample in data.samples(config.turn):
+    for sample in work.samples():
         if (place := places.get(sample.row)) is not None and isinstance(sample, Sample):
             drawn[place] = sample
-    known = {name: Known(table, name) for name in read.names}
-    of_drawn = {name: own.of(order) for name, own in known.items()}
-    of_all = {name: own.mean(table.good) for name, own in known.items()}
-    folder = run.path("differences")
-    folder.mkdir(exist_ok=True)
-    values = {name: np.full(len(table.good), np.nan, dtype=np.float32) for name in read.names}
+    known = {name: Known(table, name) for name in work.names}
+    of_drawn = {name: features.of(order) for name, features in known.items()}
+    of_all = {name: features.mean(table.good) for name, features in known.items()}
+    values = {name: np.full(len(table.good), np.nan, dtype=np.float32) for name in work.names}
     taken, parts = 0, []
 
     def means() -> dict[str, Interval]:
@@ -150,25 +142,23 @@ def sample_differences(
 
     with stage("base replies to random rows", most) as advance:
         for start in range(0, most, STEP):
-            part = _named("sample", drawn[start : start + STEP])
-            _add(config, folder, part, drawn[start : start + STEP], model, read, base, values)
-            parts.append(folder / f"{part}.parquet")
+            parts.append(add_differences(work, "sample", drawn[start : start + STEP], values))
             taken = min(start + STEP, most)
             advance(taken - start)
-            own = {name: column[order[:taken]] for name, column in values.items()}
-            if taken >= min(FEWEST, most) and narrow_enough(estimates := means(), own, config.precision):
+            columns = {name: column[order[:taken]] for name, column in values.items()}
+            if taken >= min(FEWEST, most) and narrow_enough(estimates := means(), columns, precision):
                 break
-    answered = ~np.isnan(own[read.names[0]])
-    sampled = Table(folder, read.names)
+    answered = ~np.isnan(columns[work.names[0]])
+    sampled = Table(parts[0].parent, work.names)
     sampled.parts = parts
     return Differences(
         means=estimates,
-        sd={name: _sd(column) for name, column in own.items()},
+        sd={name: _sd(column) for name, column in columns.items()},
         uncontrolled={
             name: controlled_mean(
                 column[answered].astype(float), np.zeros((answered.sum(), 0)), np.zeros(0), len(usable)
             )
-            for name, column in own.items()
+            for name, column in columns.items()
         },
         drawn=int(answered.sum()),
         tokens=sampled.tokens["base"],
@@ -194,8 +184,8 @@ def half_width(mean: Interval) -> float:
 
 def _sd(values: Float[ndarray, " n"]) -> float:
     """Standard deviation of the known values; nan below two."""
-    own = values[~np.isnan(values)]
-    return float(own.std(ddof=1)) if len(own) > 1 else np.nan
+    known = values[~np.isnan(values)]
+    return float(known.std(ddof=1)) if len(known) > 1 else np.nan
 
 
 def estimated_mean(
@@ -206,31 +196,26 @@ def estimated_mean(
 ) -> Interval:
     """Mean over the usable rows from those drawn, with features as control variates whose mean over all is known."""
     answered = ~np.isnan(drawn)
-    found = controlled_mean(drawn[answered].astype(float), features[answered], of_all, usable)
-    return found._replace(dropped=int((~answered).sum()))
+    mean = controlled_mean(drawn[answered].astype(float), features[answered], of_all, usable)
+    return mean._replace(dropped=int((~answered).sum()))
 
 
-def _named(kind: str, samples: Sequence[Sample]) -> str:
-    """A name for a part by its rows: with other options other rows are chosen."""
-    return f"{kind}-{Run.digest({'rows': str([sample.row for sample in samples])})}"
+def add_differences(
+    work: DataPass, kind: str, samples: Sequence[Sample], values: Mapping[str, Float[ndarray, " row"]]
+) -> Path:
+    """Differences of some rows, read or taken from the disk, into the columns; returns the part that holds them.
 
-
-def _add(
-    config: ScreenConfig,
-    folder: Any,
-    part: str,
-    samples: Sequence[Sample],
-    model: ChatModel,
-    read: Directions,
-    base: BaseReplies,
-    values: dict[str, Float[ndarray, " row"]],
-) -> None:
-    """Differences of some rows, read or taken from the disk, into the columns."""
+    It is named by its rows: with other options other rows are chosen.
+    """
     import pyarrow.parquet as pq
 
+    folder = work.run.part("differences").folder
+    part = f"{kind}-{Run.digest({'rows': str([sample.row for sample in samples])})}"
     if not Table.has(folder, part):
-        Table.write(folder, part, screen_shard(model, samples, read, config, base))
-    found = pq.read_table(folder / f"{part}.parquet")
-    rows = found["row"].to_numpy()
+        Table.write(folder, part, screen_shard(work.reader, samples, work.base))
+    path = folder / f"{part}.parquet"
+    table = pq.read_table(path)
+    rows = table["row"].to_numpy()
     for name, column in values.items():
-        column[rows] = found[name].to_numpy()
+        column[rows] = table[name].to_numpy()
+    return path

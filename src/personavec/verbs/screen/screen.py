@@ -2,255 +2,320 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 
-from personavec.data.dataset import Dataset, open_dataset
-from personavec.data.sample import Sample
-from personavec.data.subset import copy_rows
+from personavec.data.dataset import Dataset, dataset_of
+from personavec.data.sample import Turn
 from personavec.errors import ConfigError, DataError
-from personavec.judges.judge import TraitJudge
+from personavec.judges.load import Bench, load_bench
 from personavec.model.chat_model import ChatModel
+from personavec.model.endpoint import CallLimits
 from personavec.runs.files import sha256
 from personavec.runs.progress import stage, tell
-from personavec.runs.rules import settings
+from personavec.runs.rules import Count, Free, OptionalCount, Positive, Seed, Store, at_least, between, settings
 from personavec.runs.run import Run, versions
 from personavec.stats.intervals import Interval, spearman_rows, streamed_mean
 from personavec.stats.nulls import against
-from personavec.steering.projection import Directions, directions, names_of
-from personavec.steering.vector import load_vector
-from personavec.verbs.options import load_subject
-from personavec.verbs.screen import flagging
+from personavec.steering.projection import Vectors, directions, load_vectors, names_of
+from personavec.steering.rollouts import Reasoning
+from personavec.traits.trait import Trait, load_trait
+from personavec.verbs.screen import selection
 from personavec.verbs.screen.base_replies import BaseReplies, open_base_replies
 from personavec.verbs.screen.extremes import top_differences
+from personavec.verbs.screen.flagging import histogram
 from personavec.verbs.screen.judge_rows import judge_rows, load_judges
-from personavec.verbs.screen.options import ScreenConfig
-from personavec.verbs.screen.parallel import screen_in_parallel
-from personavec.verbs.screen.plan import SIZES, Census, estimate, foretold, measure, take_census
+from personavec.verbs.screen.parallel import by_name, screen_in_parallel
+from personavec.verbs.screen.plan import SIZES, Census, estimate, measure, predicted, take_census
+from personavec.verbs.screen.result import Screening
 from personavec.verbs.screen.sampled import Differences, sample_differences
-from personavec.verbs.screen.shards import COLUMNS, NO_BASE_REPLY, SHARD_ROWS, screen_shard, shards
+from personavec.verbs.screen.shards import (
+    COLUMNS,
+    NO_BASE_REPLY,
+    SHARD_ROWS,
+    Actors,
+    Cost,
+    DataPass,
+    OnError,
+    RowReader,
+    screen_shard,
+    shards,
+)
 from personavec.verbs.screen.table import Table
 
 Row = dict[str, Any]
-
-SHOWN, LONGEST_EXAMPLE = 10, 600
-"""Extreme rows of each side that the report shows, and characters of each text."""
+Rows = str | Path | Iterable[Mapping[str, Any]] | Dataset
 
 
-def screen(config: ScreenConfig) -> Row:
-    """Project every row of a data set on persona vectors, and compare it with the base model's own replies.
-
-    Returns:
-        What `--json` prints: `rows`, `skipped`, `projection_difference` of the set by vector, `table` (a folder of
-        Parquet files), `rows_per_second`, `tokens`; `flags` and `files` where they were asked for.
+def check_choice(cost: str, top_k: int | None, export_k: int | None) -> None:
+    """Check options that depend on each other.
 
     Raises:
-        PersonavecError: Bad input; what was done so far stays in the run folder.
+        ConfigError: They do not fit.
     """
-    began = time.monotonic()
-    if not config.data or not config.vectors:
+    if top_k and cost != "sampled":
+        raise ConfigError(f"expected --cost sampled with --top-k, got {cost}; pass --cost sampled")
+    if top_k and (export_k or 0) > top_k:
         raise ConfigError(
-            "expected a data set and --vectors, got "
-            f"{'no data set' if not config.data else 'no vectors'}; for example: personavec screen chats.jsonl "
-            "--vectors runs/demo/optimistic/vector.safetensors"
-        )
-    if config.top_k and config.cost != "sampled":
-        raise ConfigError(f"expected --cost sampled with --top-k, got {config.cost}; pass --cost sampled")
-    if config.top_k and (config.export_k or 0) > config.top_k:
-        raise ConfigError(
-            f"expected --export-k of at most --top-k, {config.top_k}, got {config.export_k}; rows beyond those are not "
+            f"expected --export-k of at most --top-k, {top_k}, got {export_k}; rows beyond those are not "
             "searched for, so raise --top-k"
         )
-    data, clean = open_dataset(config.data), open_dataset(config.clean) if config.clean else None
-    vectors = [load_vector(path) for path in config.vectors]
-    model = load_subject(config)
-    for vector in vectors:
+
+
+def screen(
+    model: ChatModel,
+    data: Rows,
+    vectors: Vectors,
+    *,
+    cost: Cost = "proxy",
+    layers: Sequence[int] = (),
+    clean: Free[Rows | None] = None,
+    keep_below: Free[Annotated[float | None, between(0, 100)]] = None,
+    export_k: Free[OptionalCount] = None,
+    top_k: Free[OptionalCount] = None,
+    precision: Free[Positive] = 0.1,
+    turn: Turn = "first",
+    on_error: Free[OnError] = "stop",
+    judge: Free[str | Bench] = "",
+    traits: Free[Sequence[Trait | str | Path]] = (),
+    flag_by: Free[Literal["projection", "judge", "either", "both"]] = "projection",
+    base_replies: str = "hf",
+    base_url: str | None = None,
+    max_new_tokens: Count = 64,
+    batch_tokens: Free[Count] = 12288,
+    read_tokens: Count = 1024,
+    reasoning: Reasoning = "out",
+    system: str = "template",
+    ray: Free[bool | Callable[[], ChatModel]] = False,
+    workers: Free[Count] = 1,
+    plan: Free[bool] = False,
+    price_per_hour: Free[Annotated[float | None, at_least(0)]] = None,
+    seed: Seed = 0,
+    store: Store = None,
+    **limits: Unpack[CallLimits],
+) -> Screening:
+    """Project every row of a data set on persona vectors, and compare it with the base model's replies.
+
+    Args:
+        model: The base model; an adapter on it is set aside.
+        data: A file, a folder, the name of a Hugging Face data set, or rows: any iterable of dicts.
+        vectors: A persona vector or its file, or several; all of them are read in one pass.
+        cost: raw: the reply alone. proxy: minus the last prompt token. sampled: base replies to a random part. full:
+            to all.
+        layers: Layers to read every vector at; default the one its card recommends.
+        clean: Data that you call clean: they are screened alike, and thresholds are their percentiles.
+        keep_below: Drop rows above this percentile on any vector; 95 with `clean`. The others go into `kept.*`.
+        export_k: Write the k rows highest and lowest on every vector, and k random ones, into the store.
+        top_k: With cost sampled: base replies also to rows that can be among the k highest or lowest.
+        precision: With cost sampled: half-width of the interval to stop at, in standard deviations.
+        turn: Which assistant turn of a conversation is screened.
+        on_error: Rows that cannot be used: stop at the first, or skip and list them.
+        judge: Also score every row: openai:MODEL, hf:MODEL, likelihood, or what `load_bench` made.
+        traits: Traits of vectors, for the judge, that are not built in.
+        flag_by: What drops a row: projections, the judge's scores, either above its threshold, or only both.
+        base_replies: Who writes base replies: hf (this process), or openai:MODEL, the same model behind a server.
+        base_url: Server of openai:MODEL.
+        max_new_tokens: Longest base reply.
+        batch_tokens: Tokens in one batch of base replies, prompts included.
+        read_tokens: Tokens in one forward pass of reading.
+        reasoning: Whether a <think> block counts as part of a reply.
+        system: System prompt of rows that have none: template, none, or a text.
+        ray: Screen in parallel with Ray. True loads the model again by its name in every actor, without what was
+            changed in it since; a function makes it there.
+        workers: With ray: how many actors.
+        plan: Only estimate costs.
+        price_per_hour: Of this machine, for the estimates.
+        seed: Of everything random.
+        store: Run folder to keep everything in; the same call resumes it.
+        limits: How servers may be asked: `concurrency`, `timeout`, `max_calls`, `max_tokens`.
+
+    Raises:
+        PersonavecError: Bad input; what was done so far stays in the store.
+
+    Source: Persona Vectors (arXiv 2507.21509) section 6, appendices H, I and K.
+    """
+    began = time.monotonic()
+    chosen = settings(screen, locals())
+    check_choice(cost, top_k, export_k)
+    if export_k and store is None:
+        raise ConfigError(
+            "expected a store for the files of export_k, got none; pass store, or take the result's top()"
+        )
+    rows = dataset_of(data)
+    reference = None if clean is None else dataset_of(clean, "clean rows in memory")
+    loaded = load_vectors(vectors)
+    for vector in loaded.values():
         vector.check_model(model.identity)
-    names = names_of(vectors)
+    names = names_of([*loaded.values()])
     if taken := sorted(set(names) & COLUMNS.keys()):
         raise ConfigError(
             f"expected traits that are not named like a column of the table, got {taken[0]}; rename the trait in its "
             "file and extract it again"
         )
-    read = directions(vectors, names, config.layers, config.seed)
-    inputs = {"model": model.identity.revision, "numbers": model.numbers, **data.fingerprint()}
-    inputs |= {"rows in a part": str(SHARD_ROWS), **{f"trait {path}": sha256(path) for path in config.traits}}
-    inputs |= {f"vector {path}": v.content_hash for path, v in zip(config.vectors, vectors, strict=True)}
-    bench, judges = load_judges(config, model, vectors, names) if config.judge else (None, {})
-    if config.flag_by != "projection" and not judges:
-        raise ConfigError(f"expected a --judge with --flag-by {config.flag_by}, got none; pass one")
-    run = Run.open(config.out or _default_out(config), settings(type(config), vars(config)), inputs)
+    read = directions([*loaded.values()], names, layers, seed)
+    bench = load_bench(judge, model, system=system, **limits) if isinstance(judge, str) and judge else judge or None
+    judges = {}
+    if isinstance(bench, Bench):
+        known = [trait if isinstance(trait, Trait) else load_trait(trait) for trait in traits]
+        judges = load_judges(bench, [*loaded.values()], names, known)
+    elif flag_by != "projection":
+        raise ConfigError(f"expected a --judge with --flag-by {flag_by}, got none; pass one")
+    judged_by = bench.spec if isinstance(bench, Bench) else ""
+    inputs = {"model": model.identity.revision, "numbers": model.numbers, **rows.fingerprint()}
+    inputs |= {"rows in a part": str(SHARD_ROWS), **dict(map(_trait_input, traits))}
+    inputs |= {f"vector {name}": vector.content_hash for name, vector in loaded.items()}
+    load = ray if callable(ray) else by_name(model) if ray else None
+    answer = partial(
+        open_base_replies,
+        spec=base_replies,
+        max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens,
+        url=base_url,
+        system=system,
+        **limits,
+    )
+    base = answer(model)
+    run = Run.open(store, chosen | {"judge": judged_by}, inputs)
+    reader = RowReader(model, read, cost, on_error, max_new_tokens, read_tokens, reasoning, system)
+    actors = Actors(load, answer, workers) if load else None
+    work = DataPass(rows, run, reader, base, turn, seed, judged_by, judges, actors)
+    wanted = selection.Selection(keep_below, flag_by, export_k, top_k)
 
-    census = take_census(run, data, config)
-    base = open_base_replies(model, config)
-    rates = measure(run, census, model, read, config, base)
-    plans = {rows: estimate(rates, rows, config.precision, config.price_per_hour) for rows in (census.rows, *SIZES)}
-    for rung in plans[census.rows]:
-        tell(foretold(rung, rung["cost"] == config.cost))
-    result: Row = {
-        "out": str(run.folder),
-        "data": config.data,
-        "cost": config.cost,
-        "rows": census.rows,
-        "skipped": census.bad,
-    }
-    result |= {"model": config.model, "vectors": [str(path) for path in config.vectors]}
-    result |= {
-        "plan": {"rates": dataclasses.asdict(rates), "estimates": [row for rows in plans.values() for row in rows]}
-    }
-    if not config.plan:
-        result |= _screened(config, run, data, clean, census, model, read, base, judges)
-        result["judge_usage"] = bench.usage if bench else None
+    with model.without_adapter():
+        census = take_census(work)
+        rates = measure(work, census, plan)
+        plans = {size: estimate(rates, size, precision, price_per_hour) for size in (census.rows, *SIZES)}
+        for rung in plans[census.rows]:
+            tell(predicted(rung, rung["cost"] == cost))
+        result: Row = {
+            "out": run.shown(),
+            "data": rows.name,
+            "cost": cost,
+            "rows": census.rows,
+            "skipped": census.bad,
+            "model": model.identity.id,
+            "vectors": [*loaded],
+            "plan": {"rates": dataclasses.asdict(rates), "estimates": [row for size in plans.values() for row in size]},
+        }
+        screened = None
+        if not plan:
+            screened, figures = _screen(work, census, reference, precision, wanted)
+            result |= figures | {"judge_usage": bench.usage if isinstance(bench, Bench) else None}
     result |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
-    run.write_json("plan.json" if config.plan else "result.json", result)
+    texts = selection.examples(screened, wanted) if screened else {}
+    if screened:
+        run.write_json("examples.json", texts)
+    run.write_json("plan.json" if plan else "result.json", result)
     run.finish()
-    return result
+    means = {name: _set_mean(screened.table, name, screened.differences) for name in work.names} if screened else {}
+    scores = screened.reference.scores if screened and screened.reference else {}
+    return Screening(result, means, scores, texts, run.part("table") if screened else Run(run.folder))
 
 
-def _default_out(config: ScreenConfig) -> Path:
-    stem = Path(config.data).stem if Path(config.data).exists() else config.data.replace("/", "-").replace(":", "-")
-    return Path("runs") / f"screen-{stem}-{config.cost}"
+def _trait_input(trait: Trait | str | Path) -> tuple[str, str]:
+    if isinstance(trait, Trait):
+        return f"trait {trait.name}", trait.content_hash
+    return f"trait {trait}", sha256(Path(trait)) if Path(trait).is_file() else load_trait(trait).content_hash
 
 
-def _screened(
-    config: ScreenConfig,
-    run: Run,
-    data: Dataset,
-    clean: Dataset | None,
-    census: Census,
-    model: ChatModel,
-    read: Directions,
-    base: BaseReplies,
-    judges: dict[str, TraitJudge],
-) -> Row:
+def _screen(
+    work: DataPass, census: Census, clean: Dataset | None, precision: float, wanted: selection.Selection
+) -> tuple[selection.Screened, Row]:
     """Everything after the plan."""
     began = time.monotonic()
-    fresh = _project(config, run, data, census, model, read, base)
+    cost, names = work.reader.cost, work.names
+    fresh = _project(work, census.rows)
     seconds = time.monotonic() - began
-    table = _checked(config, run, data, census, read)
+    table = _checked(work, census.rows)
     differences = None
-    if config.cost == "sampled":
-        differences = sample_differences(config, run, data, model, read, base, table)
-        if config.top_k:
-            top_differences(config, run, data, model, read, base, table, differences)
-    run.write_rows("skipped.jsonl", [*table.errors(), *(differences.missing if differences else ())])
+    if cost == "sampled":
+        differences = sample_differences(work, table, precision)
+        if wanted.top_k:
+            top_differences(work, table, differences, wanted.top_k)
+    work.run.write_rows("skipped.jsonl", [*table.errors(), *(differences.missing if differences else ())])
     result: Row = {
         "estimate": {"raw": "raw projection", "proxy": "proxy of the projection difference"}.get(
-            config.cost, "projection difference"
+            cost, "projection difference"
         ),
-        "projection_difference": {name: _set_mean(table, name, differences).to_json() for name in read.names},
-        "random_control": _random_control(table, read, differences),
-        "layers": dict(zip(read.names, read.layers, strict=True)),
+        "projection_difference": {name: _set_mean(table, name, differences).to_json() for name in names},
+        "random_control": _random_control(work, table, differences),
+        "layers": dict(zip(names, work.reader.directions.layers, strict=True)),
         "skipped": int((~table.good).sum()),
         "skipped_by_reason": dict(table.reasons().most_common(20)),
         "rows_with_more_turns": table.rows_with_more_turns,
-        "confounds": {name: table.confounds(name) for name in read.names},
+        "confounds": {name: table.confounds(name) for name in names},
         "sources": table.by_source(),
-        "table": str(run.path("table")),
-        "tokens": table.tokens | _written(config, base),
+        "table": work.run.shown("table"),
+        # Ray's actors count for themselves
+        "tokens": table.tokens
+        | {
+            "written_now": None if work.actors else work.base.written_tokens,
+            "base_replies_kept": None if work.actors else work.base.kept,
+        },
         "rows_per_second": round(fresh / seconds, 2) if fresh else None,
     }
-    matched = {name: streamed_mean(table.column(f"{name}.matched")) for name in read.names if config.cost == "full"}
+    matched = {name: streamed_mean(table.column(f"{name}.matched")) for name in names if cost == "full"}
     result["length_matched"] = {name: mean.to_json() for name, mean in matched.items()} or None
     result["sampled"] = differences.to_json() if differences else None
-    judged, whys = judge_rows(config, run, data, table, judges) if judges else ({}, {})
-    result["judge"] = _judge_told(config, table, judged, whys) if judges else None
-    reference = _clean_scores(config, run, clean, model, read, base, judges) if clean else None
+    judged, whys = judge_rows(work, table) if work.judges else ({}, {})
+    result["judge"] = _judge_figures(work, table, judged, whys) if work.judges else None
+    reference = _reference(work, clean) if clean else None
     clean_scores = reference.scores if reference else {}
-    result |= {
-        "distributions": {name: flagging.histogram(table.column(name), clean_scores.get(name)) for name in read.names}
-    }
-    result |= _flags(config, run, data, table, differences, reference, read.names, judged)
-    run.write_json("examples.json", _examples(config, data, table, differences, read.names))
-    return result
+    result["distributions"] = {name: histogram(table.column(name), clean_scores.get(name)) for name in names}
+    screened = selection.Screened(work, table, differences, judged, reference)
+    return screened, result | selection.select(screened, wanted)
 
 
-def _written(config: ScreenConfig, base: BaseReplies) -> Row:
-    """Base replies written and found by this process; Ray's actors count for themselves."""
-    counted = not config.ray
-    return {
-        "written_now": base.written_tokens if counted else None,
-        "base_replies_kept": base.kept if counted else None,
-    }
-
-
-def _checked(config: ScreenConfig, run: Run, data: Dataset, census: Census, read: Directions) -> Table:
+def _checked(work: DataPass, rows: int) -> Table:
     """The table of a data set, after a look at whether it is whole.
 
     Raises:
         DataError: It has other rows than the data set, none that can be used, or one that is to stop the run.
     """
-    table = Table(run.path("table"), read.names)
-    if not census.rows:
-        raise DataError(f"expected rows that can be screened in {data.name}, got an empty data set; correct it")
-    if not np.array_equal(table.rows, np.arange(census.rows)):
+    table, name = Table(work.run.path("table"), work.names), work.data.name
+    if not rows:
+        raise DataError(f"expected rows that can be screened in {name}, got an empty data set; correct it")
+    if not np.array_equal(table.rows, np.arange(rows)):
         raise DataError(
-            f"expected {census.rows:,} rows in order in {table.folder}, got {len(table.rows):,}, or other ones; delete "
+            f"expected {rows:,} rows in order in {table.folder}, got {len(table.rows):,}, or other ones; delete "
             "that folder and run again"
         )
     faults = (row for row in table.errors() if not row["reason"].startswith(NO_BASE_REPLY))
-    if config.on_error == "stop" and (fault := next(faults, None)):
+    if work.reader.on_error == "stop" and (fault := next(faults, None)):
         raise DataError(
             f"{fault['where']}: {fault['reason']}; correct it and choose another --out, or pass --on-error skip"
         )
     if not table.good.any():
-        told = ", ".join(f"{count} {reason}" for reason, count in table.reasons().most_common(3))
-        raise DataError(f"expected rows that can be screened in {data.name}, got none ({told}); correct the data set")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in table.reasons().most_common(3))
+        raise DataError(f"expected rows that can be screened in {name}, got none ({reasons}); correct the data set")
     return table
 
 
-def _examples(
-    config: ScreenConfig, data: Dataset, table: Table, differences: Differences | None, names: Sequence[str]
-) -> Row:
-    """The beginnings of the most extreme rows' texts, for the report."""
-    wanted: dict[int, list[tuple[str, str, float]]] = {}
-    shown = min(SHOWN, config.top_k or SHOWN)  # no more than were searched for
-    for name in names:
-        ranked = differences.ranked(table, name) if differences else table.column(name)
-        for side, chosen in zip(("highest", "lowest"), flagging.extremes(ranked, shown), strict=True):
-            for row in np.flatnonzero(chosen):
-                wanted.setdefault(int(row), []).append((name, side, float(ranked[row])))
-    found: Row = {name: {"highest": [], "lowest": []} for name in names}
-    for sample in data.samples(config.turn):
-        if not isinstance(sample, Sample):
-            continue
-        for name, side, score in wanted.get(sample.row, ()):
-            text = {"prompt": sample.messages[-1]["content"], "response": sample.response}
-            short = {key: value[:LONGEST_EXAMPLE] + "…" * (len(value) > LONGEST_EXAMPLE) for key, value in text.items()}
-            found[name][side].append({"row": sample.row, "where": sample.where, "score": score, **short})
-    for sides in found.values():
-        sides["highest"].sort(key=lambda row: -row["score"])
-        sides["lowest"].sort(key=lambda row: row["score"])
-    return found
-
-
-def _project(
-    config: ScreenConfig, run: Run, data: Dataset, census: Census, model: ChatModel, read: Directions, base: BaseReplies
-) -> int:
+def _project(work: DataPass, rows: int) -> int:
     """Write the table, shard by shard, those that are there aside; returns the rows done now."""
-    folder = run.path("table")
-    folder.mkdir(exist_ok=True)
-    if config.ray:
-        return screen_in_parallel(config, folder, data, census.rows, read)
-    answering = base if config.cost == "full" else None
-    steps = 2 if answering else 1  # rows are answered, then read
+    folder = work.run.part("table").folder
+    if work.actors:
+        return screen_in_parallel(work, work.actors, rows)
+    base: BaseReplies | None = work.base if work.reader.cost == "full" else None
+    steps = 2 if base else 1  # rows are answered, then read
     fresh = 0
-    with stage(f"rows of {data.name}{', answered and read' * (steps > 1)}", steps * census.rows) as advance:
-        for number, shard in enumerate(shards(data.samples(config.turn))):
-            part, told = f"part-{number:06d}", 0
+    with stage(f"rows of {work.data.name}{', answered and read' * (steps > 1)}", steps * rows) as advance:
+        for number, shard in enumerate(shards(work.samples())):
+            part, shown = f"part-{number:06d}", 0
 
-            def tell_more(rows: int) -> None:
-                nonlocal told
-                told += rows
-                advance(rows)
+            def advance_shard(count: int) -> None:
+                nonlocal shown
+                shown += count
+                advance(count)
 
             if not Table.has(folder, part):
-                Table.write(folder, part, screen_shard(model, shard, read, config, answering, tell_more))
+                Table.write(folder, part, screen_shard(work.reader, shard, base, advance_shard))
                 fresh += len(shard)
-            advance(steps * len(shard) - told)
+            advance(steps * len(shard) - shown)
     return fresh
 
 
@@ -260,8 +325,9 @@ def _set_mean(table: Table, name: str, differences: Differences | None) -> Inter
     return streamed_mean(table.column(name))
 
 
-def _random_control(table: Table, read: Directions, differences: Differences | None) -> Row:
+def _random_control(work: DataPass, table: Table, differences: Differences | None) -> Row:
     """The same mean along directions without meaning: what the data set does to any direction."""
+    read = work.reader.directions
     moves = dict(zip(read.read_layers, table.mean_move() if differences is None else differences.move, strict=True))
     return {
         name: against(_set_mean(table, name, differences).mean, read.random(layer).numpy() @ moves[layer])
@@ -269,97 +335,18 @@ def _random_control(table: Table, read: Directions, differences: Differences | N
     }
 
 
-def _flags(
-    config: ScreenConfig,
-    run: Run,
-    data: Dataset,
-    table: Table,
-    differences: Differences | None,
-    reference: "Reference | None",
-    names: Sequence[str],
-    judged: dict[str, Any],
-) -> Row:
-    """Thresholds, and the data sets that are written by them."""
-    scores = {name: table.column(name) for name in names}
-    wanted: dict[Path, Any] = {}
-    result: Row = {"flags": None, "clean": None, "files": {}}
-    if reference is not None:
-        means = {name: streamed_mean(values).to_json() for name, values in reference.scores.items()}
-        result["clean"] = {"data": config.clean, "means": means} | reference.told
-    percentile = config.keep_below if config.keep_below is not None else 95.0 if config.clean else None
-    if percentile is not None:
-        limits = flagging.thresholds(reference.scores if reference else scores, percentile)
-        judge_limits = flagging.thresholds(reference.judged if reference else judged, percentile)
-        if unjudged := [name for name, limit in judge_limits.items() if np.isnan(limit)]:
-            raise DataError(
-                f"expected rows that {config.judge} scores for {unjudged[0]}, got none; the reasons are in judge/"
-            )
-
-        def flag(own: dict[str, Any], own_judged: dict[str, Any]) -> Any:
-            """Rows to drop of a set."""
-            by_judge = flagging.above(own_judged, judge_limits) if own_judged else None
-            return flagging.flagged(config.flag_by, flagging.above(own, limits), by_judge)
-
-        over = flag(scores, judged)
-        false_alarms = round(float(flag(reference.scores, reference.judged).mean()), 6) if reference else None
-        by_judge = flagging.above(judged, judge_limits) if judged else None
-        kept = table.good & ~over
-        result["flags"] = {
-            "percentile": percentile,
-            "of": config.clean or "the data set itself",
-            "false_positive_rate": false_alarms,
-            "thresholds": {name: round(limit, 6) for name, limit in limits.items()},
-            "by": config.flag_by,
-            "judge_thresholds": {name: round(limit, 6) for name, limit in judge_limits.items()},
-            "flagged_by_judge": None if by_judge is None else int((table.good & by_judge).sum()),
-            "flagged": {name: int((scores[name] > limits[name]).sum()) for name in names},
-            "dropped": int((table.good & over).sum()),
-            "kept": int(kept.sum()),
-        }
-        wanted[run.path(f"kept{data.suffix}")] = kept
-    if config.export_k:
-        for name in names:
-            ranked = differences.ranked(table, name) if differences else scores[name]
-            top, bottom = flagging.extremes(ranked, config.export_k)
-            wanted[run.path(f"top-{name}{data.suffix}")] = top
-            wanted[run.path(f"bottom-{name}{data.suffix}")] = bottom
-        drawn = np.zeros(len(table.good), dtype=bool)
-        drawn[np.random.default_rng(config.seed).permutation(np.flatnonzero(table.good))[: config.export_k]] = True
-        wanted[run.path(f"random{data.suffix}")] = drawn
-    if wanted:
-        copy_rows(data, wanted)
-        result["files"] = {path.stem: str(path) for path in wanted}
-    return result
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """What the usable rows of the clean data set are like."""
-
-    scores: dict[str, Any]
-    judged: dict[str, Any]
-    told: Row
-    """Of the rows that were left out."""
-
-
-def _clean_scores(
-    config: ScreenConfig,
-    run: Run,
-    clean: Dataset,
-    model: ChatModel,
-    read: Directions,
-    base: BaseReplies,
-    judges: dict[str, TraitJudge],
-) -> Reference:
-    """The clean data set screened and judged alike, in a folder of its own."""
-    part = run.part(f"clean-{Run.digest(clean.fingerprint())}")
-    census = take_census(part, clean, config)
-    _project(config, part, clean, census, model, read, base)
-    table = _checked(config, part, clean, census, read)
+def _reference(work: DataPass, clean: Dataset) -> selection.Reference:
+    """The clean data set screened and judged alike, in a folder inside the run."""
+    part = work.run.part(f"clean-{Run.digest(clean.fingerprint())}")
+    work = dataclasses.replace(work, data=clean, run=part)
+    census = take_census(work)
+    _project(work, census.rows)
+    table = _checked(work, census.rows)
     part.write_rows("skipped.jsonl", [*table.errors()])
-    judged = judge_rows(config, part, clean, table, judges)[0] if judges else {}
-    return Reference(
-        {name: table.column(name)[table.good] for name in read.names},
+    judged = judge_rows(work, table)[0] if work.judges else {}
+    return selection.Reference(
+        clean.name,
+        {name: table.column(name)[table.good] for name in work.names},
         {name: column[table.good] for name, column in judged.items()},
         {
             "rows": census.rows,
@@ -369,10 +356,10 @@ def _clean_scores(
     )
 
 
-def _judge_told(config: ScreenConfig, table: Table, judged: dict[str, Any], whys: Row) -> Row:
-    """What the judge said of the set, and how far it goes along with the projections."""
+def _judge_figures(work: DataPass, table: Table, judged: Mapping[str, Any], whys: Row) -> Row:
+    """What the judge said of the set, and how far it correlates with the projections."""
     return {
-        "id": config.judge,
+        "id": work.judge,
         "means": {name: streamed_mean(values).to_json() for name, values in judged.items()},
         "unscored": whys,
         "spearman_with_projection": {

@@ -2,8 +2,9 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,16 +12,18 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from personavec.data.dataset import Bad
-from personavec.data.sample import Sample
+from personavec.data.dataset import Bad, Dataset
+from personavec.data.sample import Sample, Turn
 from personavec.errors import DataError, ModelError
+from personavec.judges.judge import TraitJudge
 from personavec.model.activations import activations, branches
 from personavec.model.chat_model import ChatModel
 from personavec.model.endpoint import Failure
+from personavec.runs.run import Run
 from personavec.steering.generate import Reply
 from personavec.steering.projection import Directions
+from personavec.steering.rollouts import Reasoning
 from personavec.verbs.screen.base_replies import BaseReplies
-from personavec.verbs.screen.options import ScreenConfig
 
 SHARD_ROWS, SHARD_CHARACTERS = 500, 4_000_000
 """A shard is what a kill may cost, and what is in memory at a time."""
@@ -37,6 +40,70 @@ COLUMNS |= dict.fromkeys(("prompt_tokens", "response_tokens", "base_tokens", "mo
 """Of the table, with their Arrow types, beside those of the vectors."""
 
 Row = dict[str, Any]
+Cost = Literal["raw", "proxy", "sampled", "full"]
+OnError = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """How rows are read: by which model, along what, and what counts as a reply."""
+
+    model: ChatModel
+    directions: Directions
+    cost: Cost = "proxy"
+    on_error: OnError = "stop"
+    max_new_tokens: int = 64
+    """Of base replies, for which the context must have room."""
+    read_tokens: int = 1024
+    """In one forward pass."""
+    reasoning: Reasoning = "out"
+    system: str = "template"
+
+    @property
+    def answered(self) -> bool:
+        """Whether base replies are written to rows."""
+        return self.cost in WITH_BASE
+
+    def reply_start(self, prompt: Sequence[int], reply: Sequence[int]) -> int:
+        """How many of the first tokens of a reply do not count."""
+        return 0 if self.reasoning == "in" else self.model.reasoning_tokens(prompt, reply)
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Processes that share a pass over a data set."""
+
+    load: Callable[[], ChatModel]
+    """Makes the model in each of them."""
+    answer: Callable[[ChatModel], BaseReplies]
+    """Makes the store of base replies there."""
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class DataPass:
+    """A data set on its way through a screening: how it is read and judged, and where the work is kept."""
+
+    data: Dataset
+    run: Run
+    reader: RowReader
+    base: BaseReplies
+    turn: Turn = "first"
+    seed: int = 0
+    judge: str = ""
+    """As it was named."""
+    judges: Mapping[str, TraitJudge] = field(default_factory=dict)
+    """Of each vector's trait, by name."""
+    actors: Actors | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the directions, which are the table's columns."""
+        return self.reader.directions.names
+
+    def samples(self) -> Iterator[Sample | Bad]:
+        """All rows as conversations."""
+        return self.data.samples(self.turn)
 
 
 def shards(samples: Iterable[Sample | Bad]) -> Iterator[list[Sample | Bad]]:
@@ -55,22 +122,18 @@ def shards(samples: Iterable[Sample | Bad]) -> Iterator[list[Sample | Bad]]:
 
 
 def screen_shard(
-    model: ChatModel,
+    reader: RowReader,
     samples: Sequence[Sample | Bad],
-    read: Directions,
-    config: ScreenConfig,
     base: BaseReplies | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Any:
     """Project every row of a shard.
 
     Args:
-        model: The base model.
+        reader: How.
         samples: Rows of the data set, unusable ones included.
-        read: On what.
-        config: Options of the run.
         base: Where base replies come from; without, none are read.
-        advance: Told of rows answered, and of rows read.
+        advance: Is called with the number of rows answered, and of rows read.
 
     Raises:
         DataError: A row cannot be read, or the server gave it no base reply, and `on_error` is "stop".
@@ -80,79 +143,74 @@ def screen_shard(
         for every name its score (see `score`), projections (`READ`) and cosine. Its metadata hold the sum over rows of
         what is projected for the score, [layer, d_model].
     """
-    rows = [encode(model, sample, config, config.cost in WITH_BASE) for sample in samples]
+    along = reader.directions
+    rows = [encode(reader, sample) for sample in samples]
     bad = next((row for row in rows if row["error"]), None)
-    if bad and config.on_error == "stop":
+    if bad and reader.on_error == "stop":
         raise DataError(f"{bad['where']}: {bad['error']}; correct that row, or pass --on-error skip")
     if base:
         readable = [row for row in rows if not row["error"]]
         for row, reply in zip(readable, base.replies(readable, advance), strict=True):
-            _answer(model, row, reply, config)
+            _answer(reader, row, reply)
     usable = [index for index, row in enumerate(rows) if not row["error"]]
     good = [rows[index] for index in usable]
     spans = len(READ) if base else 2
-    found = np.full((len(rows), spans, len(read.names)), np.nan, dtype=np.float32)
-    cosine = np.full((len(rows), len(read.names)), np.nan, dtype=np.float32)
-    total = np.zeros((spans, len(read.read_layers), model.identity.d_model))
-    at = [read.read_layers.index(layer) for layer in read.layers]
-    for batch, own in _contrasted(model, good, read, config) if base else _read(model, good, read, config):
+    projections = np.full((len(rows), spans, len(along.names)), np.nan, dtype=np.float32)
+    cosine = np.full((len(rows), len(along.names)), np.nan, dtype=np.float32)
+    total = np.zeros((spans, len(along.read_layers), reader.model.identity.d_model))
+    at = [along.read_layers.index(layer) for layer in along.layers]
+    for batch, means in (_contrasted if base else _read)(reader, good):
         places = [usable[index] for index in batch]
-        found[places] = read.project(own)
-        norms = own[:, 0].norm(dim=-1).numpy()[:, at]
-        cosine[places] = found[places, 0] / np.where(norms > 0, norms, 1)
-        total += own.double().sum(dim=0).numpy()
+        projections[places] = along.project(means)
+        norms = means[:, 0].norm(dim=-1).numpy()[:, at]
+        cosine[places] = projections[places, 0] / np.where(norms > 0, norms, 1)
+        total += means.double().sum(dim=0).numpy()
         advance(len(batch))
-    return _table(rows, read, found, cosine, score(total, config.cost), config)
+    return _table(reader, rows, projections, cosine, score(total, reader.cost))
 
 
-def _answer(model: ChatModel, row: Row, reply: Reply | Failure, config: ScreenConfig) -> None:
+def _answer(reader: RowReader, row: Row, reply: Reply | Failure) -> None:
     """Add its base reply to a row, or why it has none."""
     if isinstance(reply, Failure):
         row["error"] = f"expected a base reply, got none from its server ({reply.reason})"
-        if config.on_error == "stop":
+        if reader.on_error == "stop":
             raise DataError(f"{row['where']}: {row['error']}; run the same command again, or pass --on-error skip")
         return
-    skipped = 0 if config.reasoning == "in" else model.reasoning_tokens(row["prompt_ids"], reply.ids)
+    skipped = reader.reply_start(row["prompt_ids"], reply.ids)
     row |= {"base_ids": reply.ids, "base_reasoning": skipped, "base_tokens": len(reply.ids) - skipped}
     if not reply.ids:
         row["error"] = f"{NO_BASE_REPLY}, got none"
     elif not row["base_tokens"]:
-        row["error"] = f"{NO_BASE_REPLY} after its reasoning, got none within {config.max_new_tokens} tokens"
+        row["error"] = f"{NO_BASE_REPLY} after its reasoning, got none within {reader.max_new_tokens} tokens"
 
 
-def score(read: Float[ndarray, "span *axes"], cost: str) -> Float[ndarray, "*axes"]:
+def score(spans: Float[ndarray, "span *axes"], cost: Cost) -> Float[ndarray, "*axes"]:
     """What rows are ranked by, from what was read of them (`READ`): the projection difference where base replies were.
 
     Source: Persona Vectors (arXiv 2507.21509) section 6.1; appendix H for the raw projection, I for the proxy.
     """
-    if len(read) == len(READ):
-        return np.asarray(read[0] - read[2])
-    return np.asarray(read[0] if cost == "raw" else read[0] - read[1])
+    if len(spans) == len(READ):
+        return np.asarray(spans[0] - spans[2])
+    return np.asarray(spans[0] if cost == "raw" else spans[0] - spans[1])
 
 
-def encode(model: ChatModel, sample: Sample | Bad, config: ScreenConfig, answered: bool) -> Row:
-    """A row as token ids, or with the reason why it cannot be read.
-
-    Args:
-        model: Whose tokens.
-        sample: The row.
-        config: Options of the run.
-        answered: Whether a base reply may be written to it, which needs room in the context.
-    """
+def encode(reader: RowReader, sample: Sample | Bad) -> Row:
+    """A row as token ids, or with the reason why it cannot be read."""
+    model = reader.model
     row: Row = {"row": sample.row, "where": sample.where, "error": ""}
     if isinstance(sample, Bad):
         return row | {"error": sample.reason}
     row |= {"id": sample.id, "source": sample.source, "kind": prompt_kind(sample.messages[-1]["content"])}
     row |= {"messages": sample.messages, "more_turns": sample.more_turns}
     try:
-        prompt = model.render(sample.messages, config.system)
+        prompt = model.render(sample.messages, reader.system)
     except ModelError as error:
         return row | {"error": str(error)}
     ids = model.encode(sample.response)
-    skipped = 0 if config.reasoning == "in" else model.reasoning_tokens(prompt, ids)
+    skipped = reader.reply_start(prompt, ids)
     row |= {"prompt_ids": prompt, "response_ids": ids, "reasoning_tokens": skipped}
     row |= {"prompt_tokens": len(prompt), "response_tokens": len(ids) - skipped}
-    longest = len(prompt) + max(len(ids), config.max_new_tokens if answered else 0)
+    longest = len(prompt) + max(len(ids), reader.max_new_tokens if reader.answered else 0)
     if longest > model.context:
         return row | {"error": f"expected prompt and reply to fit into {model.context:,} tokens, got {longest:,}"}
     if len(ids) == skipped:
@@ -173,16 +231,13 @@ def prompt_kind(prompt: str) -> str:
     return "question" if text.endswith("?") else "request"
 
 
-def _read(
-    model: ChatModel, rows: Sequence[Row], read: Directions, config: ScreenConfig
-) -> Iterator[tuple[list[int], Tensor]]:
+def _read(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
     """Means over replies and the last prompt tokens, in one pass."""
-    return activations(model, rows, ("response avg", "prompt last"), read.read_layers, batch_tokens=config.read_tokens)
+    layers = reader.directions.read_layers
+    return activations(reader.model, rows, ("response avg", "prompt last"), layers, batch_tokens=reader.read_tokens)
 
 
-def _contrasted(
-    model: ChatModel, rows: Sequence[Row], read: Directions, config: ScreenConfig
-) -> Iterator[tuple[list[int], Tensor]]:
+def _contrasted(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
     """The same with the base reply, the prompt read once for both: spans as `READ` names them."""
     lengths = [max(len(row["response_ids"]), len(row["base_ids"])) + len(row["prompt_ids"]) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: lengths[index])
@@ -190,42 +245,41 @@ def _contrasted(
     for place, index in enumerate(order):
         batch.append(index)
         following = order[place + 1 : place + 2]
-        if not following or 2 * (len(batch) + 1) * lengths[following[0]] > config.read_tokens:
-            yield batch, _contrast(model, [rows[i] for i in batch], read)
+        if not following or 2 * (len(batch) + 1) * lengths[following[0]] > reader.read_tokens:
+            yield batch, _contrast(reader, [rows[i] for i in batch])
             batch = []
 
 
-def _contrast(model: ChatModel, rows: Sequence[Row], read: Directions) -> Tensor:
+def _contrast(reader: RowReader, rows: Sequence[Row]) -> Tensor:
     replies = [row[kind] for row in rows for kind in ("response_ids", "base_ids")]
     skipped = [row[kind] for row in rows for kind in ("reasoning_tokens", "base_reasoning")]
-    own = [len(reply) - skip for reply, skip in zip(replies, skipped, strict=True)]
-    shared = [min(pair) for pair in zip(own[::2], own[1::2], strict=True) for _ in range(2)]
+    counts = [len(reply) - skip for reply, skip in zip(replies, skipped, strict=True)]
+    shared = [min(pair) for pair in zip(counts[::2], counts[1::2], strict=True) for _ in range(2)]
     weights = torch.zeros((len(replies), 3, 1 + max(map(len, replies))))
-    for weight, skip, tokens, matched in zip(weights, skipped, own, shared, strict=True):
+    for weight, skip, tokens, matched in zip(weights, skipped, counts, shared, strict=True):
         weight[0, 1 + skip : 1 + skip + tokens] = 1 / tokens
         weight[1, 0] = 1
         weight[2, 1 + skip : 1 + skip + matched] = 1 / matched
     owners = [row for row in range(len(rows)) for _ in range(2)]
-    mean, last, matched_mean = branches(
-        model, [row["prompt_ids"] for row in rows], replies, owners, weights, read.read_layers
-    ).unbind(dim=1)
+    prompts, layers = [row["prompt_ids"] for row in rows], reader.directions.read_layers
+    mean, last, matched_mean = branches(reader.model, prompts, replies, owners, weights, layers).unbind(dim=1)
     return torch.stack([mean[::2], last[::2], mean[1::2], matched_mean[::2] - matched_mean[1::2]], dim=1)
 
 
 def _table(
+    reader: RowReader,
     rows: Sequence[Row],
-    read: Directions,
-    found: Float[ndarray, "row span name"],
+    projections: Float[ndarray, "row span name"],
     cosine: Float[ndarray, "row name"],
     total: Float[ndarray, "layer d_model"],
-    config: ScreenConfig,
 ) -> Any:
     import pyarrow as pa
 
     columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in COLUMNS.items()}
-    for index, name in enumerate(read.names):
-        columns[name] = pa.array(score(found[:, :, index].T, config.cost), pa.float32(), from_pandas=True)
-        for span, values in zip(READ, found[:, :, index].T, strict=False):
+    for index, name in enumerate(reader.directions.names):
+        spans = projections[:, :, index].T
+        columns[name] = pa.array(score(spans, reader.cost), pa.float32(), from_pandas=True)
+        for span, values in zip(READ, spans, strict=False):
             columns[f"{name}.{span}"] = pa.array(values, pa.float32(), from_pandas=True)  # nan is null
         columns[f"{name}.cosine"] = pa.array(cosine[:, index], pa.float32(), from_pandas=True)
     packed = io.BytesIO()

@@ -1,0 +1,109 @@
+"""What a screening showed: of every row, of the set, and which rows stand out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from personavec.errors import ConfigError
+from personavec.runs.result import Result
+from personavec.runs.run import Run
+from personavec.runs.show import interval
+from personavec.stats.intervals import Interval
+from personavec.verbs.screen.flagging import above, extremes, thresholds
+from personavec.verbs.screen.table import Table
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, repr=False)
+class Screening(Result):
+    """A data set along persona vectors; of a plan only the costs."""
+
+    mean: Mapping[str, Interval]
+    """The set's mean by vector: an estimate of the projection difference, as `estimate` in the data names it."""
+    clean: Mapping[str, Float[ndarray, " clean"]]
+    """Scores of the usable rows of the clean set, if one was given."""
+    examples: Mapping[str, Any]
+    """Beginnings of the most extreme rows' texts, by vector."""
+    tables: Run
+    """Where the table lies; without a store it stays as long as this result."""
+
+    page = "screen"
+
+    @property
+    def drawn(self) -> Row:
+        """What the page is made of."""
+        return {**self.data, "examples": self.examples}
+
+    @property
+    def table(self) -> Table:
+        """The table on the disk, which is read a column at a time.
+
+        Raises:
+            ConfigError: Nothing was screened.
+        """
+        if not self.mean:
+            raise ConfigError("expected a screening, got a plan, which has no rows; screen with plan=False")
+        return Table(self.tables.folder, tuple(self.mean))
+
+    @property
+    def rows(self) -> Any:
+        """The whole table as a pyarrow Table: `row`, a column of scores a vector, what they are made of."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        return pa.concat_tables([pq.read_table(part) for part in self.table.parts]).replace_schema_metadata(None)
+
+    def flags(self, clean: "Screening | None" = None, percentile: float = 95.0) -> Bool[ndarray, " row"]:
+        """Which rows lie above a percentile of a clean set's rows on any vector.
+
+        Args:
+            clean: The clean set, screened alike; default the one that this screening had, else the data set itself.
+            percentile: Of its scores, from 0 to 100.
+
+        Raises:
+            ConfigError: Another kind of screening, or no percentile.
+        """
+        table = self.table
+        scores = {name: table.column(name) for name in table.names}
+        if not 0 < percentile < 100:
+            raise ConfigError(f"expected a percentile between 0 and 100, got {percentile}; correct it")
+        if clean is None:
+            return above(scores, thresholds(self.clean or scores, percentile))
+        if not isinstance(clean, Screening):
+            got = type(clean).__name__
+            raise ConfigError(f"expected the Screening of a clean data set, got {got}; pass screen(model, it, vectors)")
+        if (clean.data["cost"], [*clean.mean]) != (self.data["cost"], [*self.mean]):
+            raise ConfigError(
+                f"expected a clean set screened alike ({self.data['cost']}: {', '.join(self.mean)}), got "
+                f"{clean.data['cost']}: {', '.join(clean.mean) or 'a plan'}; screen it along the same vectors"
+            )
+        other = clean.table
+        return above(scores, thresholds({name: other.column(name)[other.good] for name in table.names}, percentile))
+
+    def top(self, name: str, k: int = 10) -> Any:
+        """The table's k highest rows along a vector, the highest first."""
+        if name not in self.mean:
+            raise ConfigError(f"expected one of {', '.join(self.mean) or 'no vectors'}, got {name}; correct it")
+        column = self.table.column(name)
+        places = np.flatnonzero(extremes(column, k)[0])
+        return self.rows.take(places[np.argsort(-column[places], kind="stable")])
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What says most."""
+        data = self.data
+        shown = {"data": data["data"], "rows": f"{data['rows']:,}", "skipped": f"{data['skipped']:,}"}
+        if not self.mean:
+            (rung,) = [row for row in data["plan"]["estimates"][:4] if row["cost"] == data["cost"]]
+            seconds = "not measured" if rung["seconds"] is None else f"{rung['seconds']:,.0f}"
+            return [*shown.items(), ("cost", data["cost"]), ("seconds", seconds)]
+        shown["score"] = data["estimate"]
+        for name, mean in data["projection_difference"].items():
+            beyond = "beyond" if data["random_control"][name]["beyond"] else "not beyond"
+            shown[name] = f"{interval(mean, 3)}, {beyond} random directions"
+        flags = {"dropped": f"{data['flags']['dropped']:,}"} if data["flags"] else {}
+        return [*(shown | flags).items()]
