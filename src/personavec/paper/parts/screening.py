@@ -15,7 +15,6 @@ from personavec.runs.run import Run
 from personavec.stats.intervals import auc_interval, spearman_rows
 from personavec.verbs.options import Common, given
 from personavec.verbs.screen.options import ScreenConfig
-from personavec.verbs.screen.screen import screen
 from personavec.verbs.screen.table import Table
 
 Row = dict[str, Any]
@@ -131,7 +130,8 @@ def real_chats(study: Study) -> Row:
 def _screened(study: Study, name: str, data: str, **options: Any) -> Row:
     """One screening in a folder of its own; along all vectors, if none are named."""
     own = {"vectors": tuple(study.files.values()), "system": study.config.system, "traits": study.trait_files} | options
-    return screen(ScreenConfig(data=data, out=study.run.path("screening") / name, **given(study.config, Common), **own))
+    out = study.run.path("screening") / name
+    return ScreenConfig(data=data, out=out, **given(study.config, Common), **own).run().to_dict()
 
 
 def _trained(study: Study, name: str, sets: dict[str, str], trait: str) -> dict[str, list[Row]]:

@@ -31,7 +31,6 @@ from personavec.verbs.finetune.shift import shift
 from personavec.verbs.finetune.supply import automatic
 from personavec.verbs.options import Common, Judging, Writing, given, load_subject
 from personavec.verbs.screen.options import ScreenConfig
-from personavec.verbs.screen.screen import screen
 
 Row = dict[str, Any]
 
@@ -257,7 +256,7 @@ def _shift(config: ReportConfig, run: Run, tuned: Mapping[str, str], vectors: tu
 def screened(config: FinetuneConfig, data: str, vectors: tuple[Path, ...], out: Path) -> Row:
     """What could be known of a data set before training on it."""
     options: Row = {**given(config, Common), "system": config.system, "on_error": config.on_error}
-    return screen(ScreenConfig(**options, data=data, vectors=vectors, turn="last", cost="full", out=out))
+    return ScreenConfig(**options, data=data, vectors=vectors, turn="last", cost="full", out=out).run().to_dict()
 
 
 def trait_file(name: str, config: FinetuneConfig) -> str:

@@ -18,8 +18,7 @@ from personavec.steering.vector import PersonaVector, load_vector
 from personavec.verbs.extract.sweep import swept_layers
 from personavec.verbs.finetune.options import FinetuneConfig
 from personavec.verbs.screen.base_replies import open_base_replies
-from personavec.verbs.screen.options import ScreenConfig
-from personavec.verbs.screen.shards import screen_shard
+from personavec.verbs.screen.shards import RowReader, screen_shard
 
 ROWS = 64
 """Random rows that are answered by the base model to find the dose."""
@@ -42,10 +41,10 @@ def supplied(model: ChatModel, config: FinetuneConfig, vector: PersonaVector, la
     if len(samples) > ROWS:
         chosen = np.random.default_rng(config.seed).choice(len(samples), ROWS, replace=False)
         samples = [samples[place] for place in sorted(chosen)]
-    options = ScreenConfig(cost="full", seed=config.seed, system=config.system, on_error="skip")
     read = directions([vector], [vector.card.trait], layers, config.seed)
+    reader = RowReader(model, read, cost="full", on_error="skip", system=config.system)
     with stage("what the data supplies", 2 * len(samples)) as advance:
-        table = screen_shard(model, samples, read, options, open_base_replies(model, options), advance)
+        table = screen_shard(reader, samples, open_base_replies(model, system=config.system), advance)
     found = []
     for name, layer in zip(read.names, read.layers, strict=True):
         moved = np.array(table[name].to_pylist(), dtype=float) / float(vector.norms[layer])
