@@ -23,10 +23,9 @@ from personavec.data.sample import Sample
 from personavec.model.activations import activations
 from personavec.model.chat_model import ChatModel
 from personavec.verbs.screen.extremes import candidates, regression
-from personavec.verbs.screen.options import ScreenConfig
 from personavec.verbs.screen.plan import sample_size
 from personavec.verbs.screen.sampled import FEWEST, SPARE, STEP, Known, estimated_mean, narrow_enough
-from personavec.verbs.screen.shards import encode
+from personavec.verbs.screen.shards import RowReader
 from personavec.verbs.screen.table import Table
 
 PRECISION = 0.1
@@ -44,7 +43,10 @@ def read_chats(model: ChatModel, longest: int) -> None:
     """100 chats of at most so many characters."""
     layer = model.n_layers // 2 - 1
     samples = [s for s in open_dataset(str(first_chats(100, longest))).samples("first") if isinstance(s, Sample)]
-    rows = [encode(model, sample, ScreenConfig(), False) for sample in samples]
+    rows = [
+        {"prompt_ids": model.render(sample.messages), "response_ids": model.encode(sample.response)}
+        for sample in samples
+    ]
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     tokens = sum(map(len, ids))
     ours: dict[int, torch.Tensor] = {}
@@ -52,7 +54,7 @@ def read_chats(model: ChatModel, longest: int) -> None:
 
     def batched() -> None:
         for batch, read in activations(
-            model, rows, ("response avg", "prompt last"), [layer], batch_tokens=ScreenConfig.read_tokens
+            model, rows, ("response avg", "prompt last"), [layer], batch_tokens=RowReader.read_tokens
         ):
             ours.update(zip(batch, read[:, 0, 0], strict=True))
 
