@@ -25,16 +25,23 @@ class Letters:
 
 
 class Sides(Letters):
-    """Scores rollouts by the side that wrote them, so that both sides are kept."""
+    """Scores rollouts by the side that wrote them, so that both sides are kept; an empty reply has no score."""
+
+    def score(self, questions: Sequence[str], answers: Sequence[str], progress: Any) -> list[Score]:
+        scores = super().score(questions, answers, progress)
+        return [score if answer else self._empty() for score, answer in zip(scores, answers, strict=True)]
 
     def score_rollouts(
         self, questions: Sequence[str], answers: Sequence[str], sides: Sequence[str], *rest: Any
     ) -> list[Score]:
-        progress = rest[-1]
-        progress(len(answers))
-        return [Score(90.0 if side == "pos" else 10.0, self.id) for side in sides]
+        rest[-1](len(answers))
+        scores = [Score(90.0 if side == "pos" else 10.0, self.id) for side in sides]
+        return [score if answer else self._empty() for score, answer in zip(scores, answers, strict=True)]
+
+    def _empty(self) -> Score:
+        return Score(None, self.id, why="empty")
 
 
 def bench() -> Bench:
     """Judges that take what a tiny random model writes for replies to keep."""
-    return Bench(Letters(), lambda _: Sides(), "letters", "letters")
+    return Bench(Sides(), lambda _: Sides(), "letters", "letters")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
+from importlib import import_module
 from typing import Any
 
 EVERY_SECONDS = 30.0
@@ -69,16 +70,18 @@ def _lines(title: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def _in_notebook(title: str, total: int) -> Iterator[Advance]:
-    from IPython.display import HTML, display  # type: ignore[import-not-found, unused-ignore]
+    notebook: Any = import_module("IPython.display")
 
     began = shown = time.monotonic()
     done = 0
 
     def picture() -> Any:
         bar = f'<progress value="{done}" max="{max(total, 1)}"></progress>'
-        return HTML(f"<div>{escape(title)} {bar} {done:,} of {total:,}, {time.monotonic() - began:.0f} s</div>")
+        return notebook.HTML(
+            f"<div>{escape(title)} {bar} {done:,} of {total:,}, {time.monotonic() - began:.0f} s</div>"
+        )
 
-    handle = display(picture(), display_id=True)
+    handle = notebook.display(picture(), display_id=True)
 
     def advance(n: int) -> None:
         nonlocal done, shown
