@@ -89,8 +89,8 @@ def screen(config: ScreenConfig, result: Json) -> None:
     if sampled := result["sampled"]:
         say(f"from {sampled['base_replies']:,} base replies, {sampled['base_tokens']:,} tokens")
         if top := sampled["top_k"]:
-            told = ", ".join(f"{name} {share:.2f}" for name, share in top["expected_recall"].items())
-            say(f"extreme rows: {top['base_replies']:,} base replies in all; expected recall {told}", markup=False)
+            recall = ", ".join(f"{name} {share:.2f}" for name, share in top["expected_recall"].items())
+            say(f"extreme rows: {top['base_replies']:,} base replies in all; expected recall {recall}", markup=False)
     if flags := result["flags"]:
         say(
             f"above the {flags['percentile']:g}th percentile of {flags['of']}: {flags['dropped']:,} rows dropped, "

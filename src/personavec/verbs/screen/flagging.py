@@ -1,4 +1,4 @@
-"""Which rows stand out: thresholds, extremes, and what else than the trait a score goes along with."""
+"""Which rows stand out: thresholds, extremes, and what a score correlates with besides the trait."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def thresholds(scores: Scores, percentile: float) -> dict[str, float]:
     Source: Persona Vectors (arXiv 2507.21509) appendix K: the 95th percentile of a clean data set.
     """
     return {
-        name: float(np.percentile(own, percentile)) if len(own := values[~np.isnan(values)]) else np.nan
+        name: float(np.percentile(known, percentile)) if len(known := values[~np.isnan(values)]) else np.nan
         for name, values in scores.items()
     }
 
@@ -41,10 +41,10 @@ def flagged(
 
 def extremes(values: Float[ndarray, " row"], k: int) -> tuple[Bool[ndarray, " row"], Bool[ndarray, " row"]]:
     """The k highest and the k lowest rows, the earlier one among equals; rows without a value are in neither."""
-    found = np.flatnonzero(~np.isnan(values))
-    order = found[np.argsort(values[found], kind="stable")]
+    known = np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values[known], kind="stable")]
     # stable from both ends, so that of equal values the earlier row is taken
-    down = found[np.argsort(-values[found], kind="stable")]
+    down = known[np.argsort(-values[known], kind="stable")]
     top, bottom = np.zeros((2, len(values)), dtype=bool)
     top[down[:k]] = bottom[order[:k]] = True
     return top, bottom
@@ -56,11 +56,11 @@ def histogram(values: Float[ndarray, " row"], clean: Float[ndarray, " clean"] | 
     low, high = np.nanpercentile(every, [0.5, 99.5]).astype(float)
     edges = np.linspace(low, high if high > low else low + 1, BARS + 1)
 
-    def counts(own: Float[ndarray, " n"]) -> list[int]:
-        return [int(n) for n in np.histogram(np.clip(own[~np.isnan(own)], edges[0], edges[-1]), edges)[0]]
+    def counts(scores: Float[ndarray, " n"]) -> list[int]:
+        return [int(n) for n in np.histogram(np.clip(scores[~np.isnan(scores)], edges[0], edges[-1]), edges)[0]]
 
-    told = [round(float(edge), 5) for edge in edges]
-    return {"edges": told, "data": counts(values), "clean": None if clean is None else counts(clean)}
+    rounded = [round(float(edge), 5) for edge in edges]
+    return {"edges": rounded, "data": counts(values), "clean": None if clean is None else counts(clean)}
 
 
 def confounds(
@@ -69,7 +69,7 @@ def confounds(
     kinds: Int[ndarray, " row"],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """What a score goes along with besides the trait.
+    """What a score correlates with besides the trait.
 
     Args:
         values: A score a row; nan where there is none.
@@ -84,19 +84,19 @@ def confounds(
     from scipy.stats import spearmanr
 
     valid = ~np.isnan(values)
-    found: dict[str, Any] = {}
+    shares: dict[str, Any] = {}
     for name, counts in tokens.items():
         varies = valid.sum() > 2 and np.ptp(counts[valid]) > 0 and np.ptp(values[valid]) > 0
-        found[name] = round(float(spearmanr(values[valid], counts[valid]).statistic), 4) if varies else None
-    own, index = values[valid].astype(float), kinds[valid]
-    total = float(((own - own.mean()) ** 2).sum()) if len(own) else 0.0
+        shares[name] = round(float(spearmanr(values[valid], counts[valid]).statistic), 4) if varies else None
+    known, index = values[valid].astype(float), kinds[valid]
+    total = float(((known - known.mean()) ** 2).sum()) if len(known) else 0.0
     counts = np.bincount(index, minlength=len(names))
-    means = np.bincount(index, own, minlength=len(names)) / np.maximum(counts, 1)
-    between = float((counts * (means - own.mean()) ** 2).sum()) if len(own) else 0.0
-    found["prompt_kind"] = round(between / total, 4) if total else None
-    found["kinds"] = {
+    means = np.bincount(index, known, minlength=len(names)) / np.maximum(counts, 1)
+    between = float((counts * (means - known.mean()) ** 2).sum()) if len(known) else 0.0
+    shares["prompt_kind"] = round(between / total, 4) if total else None
+    shares["kinds"] = {
         name: {"rows": int(count), "mean": round(float(mean), 4)}
         for name, count, mean in zip(names, counts, means, strict=True)
         if count
     }
-    return found
+    return shares

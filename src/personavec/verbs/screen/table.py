@@ -72,8 +72,8 @@ class Table:
         """Rows without error."""
         import pyarrow.compute as pc
 
-        found: Bool[ndarray, " row"] = pc.equal(self._read("error"), "").to_numpy()
-        return found
+        good: Bool[ndarray, " row"] = pc.equal(self._read("error"), "").to_numpy()
+        return good
 
     def blocks(self, names: Sequence[str]) -> Iterator[Float[ndarray, "row name"]]:
         """Columns of numbers side by side, a part at a time."""
@@ -94,19 +94,18 @@ class Table:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        found = pq.read_table(folder / f"{part}.parquet", columns=["row", "where", "error"])
-        return list(
-            found.filter(pc.not_equal(found["error"], "")).rename_columns(["row", "where", "reason"]).to_pylist()
-        )
+        rows = pq.read_table(folder / f"{part}.parquet", columns=["row", "where", "error"])
+        bad = rows.filter(pc.not_equal(rows["error"], ""))
+        return list(bad.rename_columns(["row", "where", "reason"]).to_pylist())
 
     def reasons(self) -> Counter[str]:
         """Why rows were skipped, numbers and quotations left out, so that alike reasons are counted together."""
-        rows, said = self._labels("error")
-        found: Counter[str] = Counter()
-        for reason, count in zip(said, np.bincount(rows, minlength=len(said)), strict=True):
+        rows, texts = self._labels("error")
+        reasons: Counter[str] = Counter()
+        for reason, count in zip(texts, np.bincount(rows, minlength=len(texts)), strict=True):
             if reason:
-                found[alike(reason)] += int(count)
-        return found
+                reasons[alike(reason)] += int(count)
+        return reasons
 
     @property
     def rows_with_more_turns(self) -> int:
@@ -116,14 +115,14 @@ class Table:
     @cached_property
     def tokens(self) -> dict[str, int]:
         """Tokens of the rows that were read: of prompts and replies, and of base replies."""
-        told = {}
+        totals = {}
         for name in ("prompt_tokens", "response_tokens", "base_tokens"):
             values = self.column(name).astype(float)[self.good]
-            told[name.removesuffix("_tokens")] = int(np.nansum(values))
-        return told
+            totals[name.removesuffix("_tokens")] = int(np.nansum(values))
+        return totals
 
     def confounds(self, name: str) -> dict[str, Any]:
-        """What else the score of a vector goes along with, see `flagging.confounds`."""
+        """What else the score of a vector correlates with, see `flagging.confounds`."""
         tokens = {kind: self.column(kind) for kind in ("prompt_tokens", "response_tokens")}
         return confounds(self.column(name), tokens, *self._labels("kind"))
 
@@ -146,4 +145,4 @@ class Table:
         import pyarrow.parquet as pq
 
         packed = [io.BytesIO(base64.b64decode(pq.read_schema(part).metadata[b"total"])) for part in self.parts]
-        return np.asarray(sum(np.load(one).astype(float) for one in packed)) / max(1, int(self.good.sum()))
+        return np.asarray(sum(np.load(file).astype(float) for file in packed)) / max(1, int(self.good.sum()))
