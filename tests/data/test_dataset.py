@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from personavec.data import readers
-from personavec.data.dataset import Bad, open_dataset
+from personavec.data.dataset import Bad, Dataset, dataset_of, open_dataset
 from personavec.data.sample import Sample, to_sample
 from personavec.data.subset import copy_rows
 from personavec.errors import DataError
@@ -274,3 +274,46 @@ def test_a_csv_that_is_not_utf8_is_refused_as_a_whole(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"Caf\xe9?,Yes.\n")
     with pytest.raises(DataError, match="expected CSV in UTF-8"):
         samples(path)
+
+
+def test_rows_in_memory_are_a_data_set(tmp_path: Path) -> None:
+    import datasets
+
+    once, whole = (
+        (row for row in PAIRS),
+        list(open_dataset(str(write(tmp_path / "data.jsonl", PAIRS))).samples("first")),
+    )
+    for rows in (PAIRS, once, datasets.Dataset.from_list(PAIRS)):
+        data = dataset_of(rows)
+        for _ in range(2):  # a generator, too, can be read again
+            found = list(data.samples("first"))
+            assert [s.response for s in found] == [s.response for s in whole]  # type: ignore[union-attr]
+        assert found[1].where == "rows in memory row 1" and data.fingerprint() == dataset_of(PAIRS).fingerprint()
+        copy_rows(data, {tmp_path / f"kept{data.suffix}": np.array([True, False, False, False, True])})
+        assert [json.loads(line) for line in (tmp_path / "kept.jsonl").open()] == [PAIRS[0], PAIRS[4]]
+    assert dataset_of(PAIRS[:4]).fingerprint() != data.fingerprint() and dataset_of(data) is data
+    assert isinstance(dataset_of(tmp_path / "data.jsonl"), Dataset) and data.bytes is None
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("data", [3, None, b"rows", PAIRS[0], {"train": PAIRS}])
+def test_what_holds_no_rows_is_said_in_one_line(data: Any) -> None:
+    with pytest.raises(DataError, match=r"^expected [^\n]*rows, got .*; pass [^\n]*$"):
+        dataset_of(data)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_things_in_memory_that_are_no_rows_are_bad_rows() -> None:
+    loop: dict[str, Any] = {}
+    loop["prompt"] = loop["response"] = [loop]
+    found = list(dataset_of([PAIRS[0], 3, "text", None, loop]).samples("first"))  # type: ignore[list-item]
+    assert [isinstance(s, Bad) for s in found] == [False, True, True, True, True]
+    assert isinstance(found[3], Bad) and found[3].where == "rows in memory row 3" and "got NoneType" in found[3].reason
+    assert dataset_of([loop]).fingerprint()
+
+    def failing() -> Any:
+        yield PAIRS[0]
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        dataset_of(failing())

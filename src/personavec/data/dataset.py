@@ -1,13 +1,15 @@
-"""Data sets as conversations, row by row: files, folders of files of one kind, data sets of the Hub."""
+"""Data sets as conversations, row by row: files, folders of files of one kind, data sets of the Hub, rows in memory."""
 
 import csv
+import hashlib
+import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from personavec.data.readers import READERS, Raw, hub, short
 from personavec.data.sample import Sample, Turn, shape_of, to_sample
@@ -33,11 +35,11 @@ class Dataset:
 
     name: str
     files: tuple[Path, ...]
-    """Empty for a data set of the Hub."""
+    """Empty for a data set of the Hub, and for rows in memory."""
 
     @property
     def suffix(self) -> str:
-        """Of its files; what is written from it has the same form. JSONL for those of the Hub."""
+        """Of its files; what is written from it has the same form. JSONL where there are none."""
         return self.files[0].suffix if self.files else ".jsonl"
 
     @property
@@ -84,6 +86,52 @@ class Dataset:
                     yield Bad(place, raw.where, "expected a conversation, got JSON that is nested too deep")
                 else:
                     yield sample
+
+
+@dataclass(frozen=True)
+class RowsInMemory(Dataset):
+    """A data set whose rows somebody holds; its fingerprint is a hash of what they say."""
+
+    held: Iterable[Any] = ()
+    """Can be read any number of times."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """Sha256 of the rows, under the name."""
+        digest = hashlib.sha256()
+        for raw in self.rows():
+            try:
+                text = json.dumps(raw.value, default=str)
+            except (TypeError, ValueError, RecursionError):  # no JSON, and so a bad row
+                text = type(raw.value).__name__
+            digest.update(text.encode() + b"\n")
+        return {self.name: digest.hexdigest()}
+
+    def rows(self) -> Iterator[Raw]:
+        """All rows, in order, those included that are none."""
+        for number, row in enumerate(self.held):
+            yield Raw(f"{self.name} row {number}", dict(row) if isinstance(row, Mapping) else row)
+
+
+def dataset_of(data: str | Path | Iterable[Mapping[str, Any]] | Dataset, name: str = "rows in memory") -> Dataset:
+    """The data set of whatever a verb is given.
+
+    Args:
+        data: A data set, its path or name, or rows: any iterable of mappings, which is read once and held; a
+            `datasets.Dataset` is read where it lies.
+        name: What rows are called in results and errors.
+
+    Raises:
+        DataError: No such file or data set, or nothing that holds rows.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, str | Path):
+        return open_dataset(str(data))
+    if isinstance(data, Mapping):  # a row, or splits
+        raise DataError(f"expected rows, got one mapping ({', '.join(map(str, [*data][:5]))}); pass [row] or one split")
+    if isinstance(data, bytes) or not isinstance(data, Iterable):
+        raise DataError(f"expected a data set's path or its rows, got {type(data).__name__}; pass a list of dicts")
+    return RowsInMemory(name, (), data if hasattr(data, "column_names") else tuple(data))
 
 
 def open_dataset(name: str) -> Dataset:
