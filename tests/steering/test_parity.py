@@ -23,7 +23,7 @@ from personavec.model.activations import POSITIONS, activation_norms, activation
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import capture
 from personavec.model.logits import Ids, reply_logprobs
-from personavec.steering.projection import cosine, project
+from personavec.steering.projection import cosine, projection
 from personavec.steering.vector import Card, PersonaVector, increments
 from personavec.traits.trait import Pair, Trait
 from personavec.verbs.extract.difference import difference_in_means
@@ -164,7 +164,7 @@ def test_projection_and_cosine(model: ChatModel) -> None:
     a = torch.randn((5, 7, 32), generator=torch.Generator().manual_seed(0))
     v = tiny.vector(model).direction[2]
     x, y = a.double().numpy(), v.double().numpy()
-    np.testing.assert_allclose(project(a, v).numpy(), x @ y / np.sqrt(y @ y), atol=1e-5)
+    np.testing.assert_allclose(projection(a, v).numpy(), x @ y / np.sqrt(y @ y), atol=1e-5)
     np.testing.assert_allclose(cosine(a, v).numpy(), x @ y / np.sqrt(y @ y) / np.sqrt((x * x).sum(-1)), atol=1e-6)
 
 
@@ -173,7 +173,7 @@ def test_monitoring_reads_the_last_prompt_token(model: ChatModel) -> None:
     v = tiny.vector(model)
     conversations = rows()
     for batch, read in activations(model, conversations, ["prompt last"], layers=[1]):
-        for index, own in zip(batch, project(read[:, 0, 0], v.direction[1]), strict=True):
+        for index, own in zip(batch, projection(read[:, 0, 0], v.direction[1]), strict=True):
             last = states(model, conversations[index]["prompt_ids"])[1, -1]
             torch.testing.assert_close(own, last @ v.direction[1] / v.direction[1].norm(), atol=1e-4, rtol=1e-4)
 
@@ -186,7 +186,7 @@ def test_finetuning_shift(tiny_model: Any) -> None:
     last = torch.zeros(len(prompts), 1, max(map(len, prompts)))
     for own, ids in zip(last, prompts, strict=True):
         own[0, len(ids) - 1] = 1
-    found = [project(capture(m, prompts, last, [2])[:, 0, 0].mean(0), v.direction[2]) for m in (base, tuned)]
+    found = [projection(capture(m, prompts, last, [2])[:, 0, 0].mean(0), v.direction[2]) for m in (base, tuned)]
     means = [torch.stack([states(m, ids)[2, -1] for ids in prompts]).mean(0) for m in (base, tuned)]
     wanted = (means[1] - means[0]) @ v.unit(2)
     torch.testing.assert_close(found[1] - found[0], wanted, atol=1e-4, rtol=1e-4)
@@ -202,7 +202,7 @@ def test_projection_difference(model: ChatModel) -> None:
     for side in (data, own):
         found = torch.zeros(len(side))
         for batch, read in activations(model, side, layers=[2]):
-            found[batch] = project(read[:, 0, 0], v.direction[2])
+            found[batch] = projection(read[:, 0, 0], v.direction[2])
         sides.append(found)
     wanted = torch.stack(
         [

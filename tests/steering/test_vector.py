@@ -16,7 +16,7 @@ from personavec.errors import ConfigError, PersonavecError, VectorError
 from personavec.model.chat_model import ChatModel
 from personavec.model.identity import ModelIdentity
 from personavec.steering.notation import parse_steering
-from personavec.steering.projection import cosine, project, unit
+from personavec.steering.projection import cosine, projection, unit
 from personavec.steering.steer import Steering
 from personavec.steering.vector import Card, PersonaVector, load_vector
 
@@ -251,17 +251,17 @@ def test_a_layer_must_come_from_somewhere(tmp_path: Path) -> None:
 def test_projection_is_linear_and_ignores_length(seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     a, b, d = (torch.randn(6, generator=generator) for _ in range(3))
-    torch.testing.assert_close(project(a + 2 * b, d), project(a, d) + 2 * project(b, d), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(project(a, scale * d), project(a, d), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(project(d, d), d.norm())
+    torch.testing.assert_close(projection(a + 2 * b, d), projection(a, d) + 2 * projection(b, d), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(projection(a, scale * d), projection(a, d), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(projection(d, d), d.norm())
     torch.testing.assert_close(cosine(scale * a, d), cosine(a, d), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(project(a, d), cosine(a, d) * a.norm(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(projection(a, d), cosine(a, d) * a.norm(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(unit(d).norm(), torch.tensor(1.0))
 
 
 def test_no_direction_cannot_be_projected_on() -> None:
     with pytest.raises(VectorError, match="all zeros"):
-        project(torch.ones(3), torch.zeros(3))
+        projection(torch.ones(3), torch.zeros(3))
     assert cosine(torch.zeros(3), torch.ones(3)) == 0
 
 

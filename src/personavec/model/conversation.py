@@ -1,6 +1,6 @@
 """Recorded conversations as the model reads and writes them: token ids, piece by piece, each ending with a reply."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from personavec.data.sample import Sample
@@ -49,3 +49,50 @@ def pieces(model: ChatModel, sample: Sample, system: str) -> Iterator[Piece]:
         anew = not (done and before.startswith(done))
         yield Piece(anew, model.encode(before[0 if anew else len(done) :]), model.encode(after[len(before) :]))
         done = after
+
+
+class Span(NamedTuple):
+    """Where a reply stands in a sequence of token ids."""
+
+    sequence: int
+    begin: int
+    """Its first token; the one before is the last prompt token."""
+    counted: int
+    """Its first token after the reasoning, where that does not count."""
+    end: int
+    """After its last token, before the one that ends it."""
+
+
+def spans(model: ChatModel, sample: Sample, system: str, reasoning: str = "out") -> tuple[list[list[int]], list[Span]]:
+    """A conversation as sequences of token ids (one, unless `pieces` begins anew), and the place of every reply.
+
+    Raises:
+        ModelError: The chat template cannot render it.
+    """
+    sequences: list[list[int]] = []
+    replies: list[Span] = []
+    for piece in pieces(model, sample, system):
+        if piece.anew:
+            sequences.append([])
+        ids = sequences[-1]
+        ids += piece.asked
+        begin = len(ids)
+        length = next((place for place, token in enumerate(piece.reply) if token in model.stop_ids), len(piece.reply))
+        skipped = 0 if reasoning == "in" else model.reasoning_tokens(ids, piece.reply[:length])
+        replies.append(Span(len(sequences) - 1, begin, begin + skipped, begin + length))
+        ids += piece.reply
+    return sequences, replies
+
+
+def token_texts(model: ChatModel, ids: Sequence[int]) -> list[str]:
+    """Text of each token, which together are the whole; a character of several tokens stands at the last of them."""
+    texts: list[str] = []
+    before = begin = 0  # from `before` on, tokens are decoded together: some begin with a space only after others
+    for end in range(1, len(ids) + 1):
+        text = model.decode(ids[before:end])
+        if text.endswith("\ufffd") and end < len(ids):
+            texts.append("")
+        else:
+            texts.append(text[len(model.decode(ids[before:begin])) :])
+            before, begin = begin, end
+    return texts

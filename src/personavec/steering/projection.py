@@ -1,8 +1,9 @@
 """Reading a direction off activations: pure functions."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from personavec.errors import ConfigError, VectorError
-from personavec.steering.vector import PersonaVector
+from personavec.steering.vector import PersonaVector, load_vector
 
 
 def unit(direction: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
@@ -25,7 +26,7 @@ def unit(direction: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_mo
     return direction / norm
 
 
-def project(
+def projection(
     activations: Float[Tensor, "*axes d_model"], direction: Float[Tensor, " d_model"]
 ) -> Float[Tensor, "*axes"]:
     """Scalar projection a·v̂, in activation units.
@@ -85,6 +86,39 @@ def names_of(vectors: Sequence[PersonaVector]) -> list[str]:
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise ConfigError(f"expected different vectors, got {twice} twice; pass each once")
     return names
+
+
+Vectors = PersonaVector | str | Path | Sequence[PersonaVector | str | Path]
+"""What a verb reads along: vectors, or their files."""
+
+
+def vectors_of(vectors: Vectors) -> dict[str, PersonaVector]:
+    """The vectors that a verb was given, by name; files are loaded.
+
+    Raises:
+        ConfigError: There are none, or one is there twice.
+        VectorError: A file cannot be read, or something else was given.
+    """
+    several = _several(vectors)
+    if wrong := [vector for vector in several if not isinstance(vector, PersonaVector | str | Path)]:
+        raise VectorError(f"expected persona vectors or their files, got {wrong[0]!r}; pass what load_vector returns")
+    if not several:
+        raise ConfigError("expected one or more persona vectors, got none; pass them, or their files")
+    loaded = [vector if isinstance(vector, PersonaVector) else load_vector(vector) for vector in several]
+    return dict(zip(names_of(loaded), loaded, strict=True))
+
+
+def vector_inputs(vectors: Vectors, named: Mapping[str, PersonaVector]) -> dict[str, str]:
+    """Hashes of vectors as a run's inputs: those of files by path, others by name."""
+    labels = (
+        name if isinstance(vector, PersonaVector) else vector
+        for vector, name in zip(_several(vectors), named, strict=True)
+    )
+    return {f"vector {label}": vector.content_hash for label, vector in zip(labels, named.values(), strict=True)}
+
+
+def _several(vectors: Vectors) -> Sequence[PersonaVector | str | Path]:
+    return [vectors] if isinstance(vectors, PersonaVector | str | Path) else list(vectors)
 
 
 def directions(vectors: Sequence[PersonaVector], names: Sequence[str], layers: Sequence[int], seed: int) -> Directions:

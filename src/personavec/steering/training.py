@@ -19,7 +19,7 @@ from personavec.errors import ConfigError, ModelError
 from personavec.model.activations import activations
 from personavec.model.chat_model import BlockModel, ChatModel
 from personavec.model.hooks import BlockFn, Forward, attach
-from personavec.steering.projection import project
+from personavec.steering.projection import projection
 from personavec.steering.steer import Steered, Steering
 from personavec.steering.vector import PersonaVector
 
@@ -173,8 +173,8 @@ class TrainingSteering(TrainerCallback):
         vectors = list(dict.fromkeys(one.vector for one in self.steerings))
         steered = "steered_tokens/" + "+".join(vector.card.trait for vector in vectors)
         told: dict[str, float] = {_distinct(steered, logs): self.steered_tokens}
-        for vector, projection in self._projections(vectors):
-            told[_distinct(f"projection/{vector.card.trait}", logs | told)] = projection
+        for vector, mean in self._projections(vectors):
+            told[_distinct(f"projection/{vector.card.trait}", logs | told)] = mean
         logs |= told
         state.log_history[-1] |= told
 
@@ -245,7 +245,7 @@ class TrainingSteering(TrainerCallback):
             model.hf.train(training)
         found = []
         for place, (vector, layer) in enumerate(zip(vectors, layers, strict=True)):
-            found.append((vector, round(float(project(read[:, place], vector.direction[layer]).mean()), 6)))
+            found.append((vector, round(float(projection(read[:, place], vector.direction[layer]).mean()), 6)))
         return found
 
 

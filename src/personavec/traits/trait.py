@@ -218,18 +218,19 @@ def load_traits(names: Sequence[str | Trait]) -> list[Trait]:
     return traits
 
 
-def trait_of(name: str, files: Iterable[Path], advice: str = "pass it with --traits") -> Trait:
-    """The trait of this name: of one of the files, or built in.
+def trait_of(name: str, traits: Iterable[str | Path | Trait], advice: str = "pass it with --traits") -> Trait:
+    """The trait of this name: one of those given, or built in.
 
     Args:
         name: Of the trait.
-        files: Trait files to look in first.
+        traits: Traits to look among first, or their files.
         advice: What to do where there is none.
 
     Raises:
         TraitError: Neither.
     """
-    given = {trait.name: trait for trait in map(load_trait, files)}
+    loaded = (trait if isinstance(trait, Trait) else load_trait(trait) for trait in traits)
+    given = {trait.name: trait for trait in loaded}
     try:
         return given.get(name) or load_trait(name)
     except TraitError as error:
