@@ -1,6 +1,7 @@
 """The page of a decomposition: blocks that write the direction, tokens that carry it, replies shaded by it."""
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import altair as alt
 
 from personavec.report.charts import BLUE, FAINT, GREY, VERMILLION, finish, inline
 from personavec.report.extract import HIDDEN_TRAITS
-from personavec.report.page import drawn, render
+from personavec.report.page import drawn, render, svg
+from personavec.runs.show import shaded_tokens
 
 Json = Mapping[str, Any]
 
@@ -16,36 +18,44 @@ KINDS = {"attention": BLUE, "mlp": VERMILLION, "embedding": GREY, "block": BLUE}
 """Colour of each kind of term."""
 
 
-def write_decomposition(result: dict[str, Any]) -> dict[str, Any]:
-    """Write report.html and charts/*.png and *.svg; adds the page's path as `report`.
+def write(data: Json, folder: Path) -> Path:
+    """Write report.html and charts/*.png and *.svg of a decomposition; returns the page's path.
 
     Args:
-        result: What `decompose` returned.
+        data: What `decompose` found.
+        folder: Where they go.
     """
-    folder = Path(result["out"])
-    largest = max(abs(value) for one in result["examples"] for _, value in one["tokens"]) or 1
-    path = render(
+    return render(
         folder / "report.html",
         "decompose.html",
-        result=result,
-        largest=largest,
-        hide=result["trait"] in HIDDEN_TRAITS,
-        **drawn(folder, {"terms": term_chart(result)}),
+        result=data,
+        largest=max(abs(value) for example in data["examples"] for _, value in example["tokens"]) or 1,
+        hide=data["trait"] in HIDDEN_TRAITS,
+        **drawn(folder, {"terms": term_chart(data)}),
     )
-    return result | {"report": str(path)}
+
+
+def notebook(data: Json) -> str:
+    """What every block adds, and the first reply of either side, its tokens shaded by their projection."""
+    shown = svg(term_chart(data))
+    if data["trait"] not in HIDDEN_TRAITS:
+        first = {example["side"]: example for example in reversed(data["examples"])}
+        for side in ("pos", "neg"):
+            shown += f"<p>{escape(first[side]['question'])}</p>" + shaded_tokens(first[side]["tokens"])
+    return shown
 
 
 def term_chart(result: Json) -> alt.LayerChart:
-    """What every attention and MLP adds to the difference, block by block, beside random directions."""
+    """What every attention and MLP adds to the difference, block by block, next to random directions."""
     rows = [
         {
-            "kind": one["term"].split()[0],
-            "block": int(one["term"].split()[1]) if " " in one["term"] else -1,
-            "value": one["difference"]["mean"],
-            **dict(zip(("low", "high"), one["difference"]["ci"], strict=True)),
-            **{f"random_{side}": one["random"][side] for side in ("low", "high")},
+            "kind": term["term"].split()[0],
+            "block": int(term["term"].split()[1]) if " " in term["term"] else -1,
+            "value": term["difference"]["mean"],
+            **dict(zip(("low", "high"), term["difference"]["ci"], strict=True)),
+            **{f"random_{side}": term["random"][side] for side in ("low", "high")},
         }
-        for one in result["terms"]
+        for term in result["terms"]
     ]
     kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
     colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=[KINDS[kind] for kind in kinds]))
@@ -58,7 +68,7 @@ def term_chart(result: Json) -> alt.LayerChart:
         base.mark_bar().encode(y=alt.Y("value:Q", title="difference along the vector"), color=colour),
         base.mark_rule(strokeWidth=1.2).encode(y="low:Q", y2="high:Q"),
     ]
-    best = max(result["terms"], key=lambda one: one["difference"]["mean"])
+    best = max(result["terms"], key=lambda term: term["difference"]["mean"])
     share = best["difference"]["mean"] / result["whole"]["mean"]
     title = f"{best['term'].capitalize()} writes more of the difference than any other: {100 * share:.0f}%"
     subtitle = [

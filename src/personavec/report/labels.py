@@ -1,4 +1,4 @@
-"""Labels beside points, where they cover nothing."""
+"""Labels next to points, where they cover nothing."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -9,7 +9,7 @@ RADIUS = 4
 
 
 class Label(NamedTuple):
-    """Where a label stands beside its point."""
+    """Where a label stands by its point."""
 
     point: int
     align: Literal["left", "center", "right"]
@@ -54,5 +54,5 @@ def labels(
             yield label
 
 
-def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _overlap(box: Sequence[float], other: Sequence[float]) -> bool:
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]

@@ -1,70 +1,89 @@
-"""The pages of monitoring: recorded turns beside benign ones, and how well projections foretell scores."""
+"""The pages of monitoring: recorded turns next to benign ones, and how well projections predict scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 
 from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, finish, inline
-from personavec.report.page import drawn, render
-from personavec.runs.run import Run
+from personavec.report.page import drawn, render, svg
+from personavec.runs.show import shaded_tokens, table
 
 Json = Mapping[str, Any]
 
 RECORDED, BENIGN = "recorded", "benign"
 SHOWN_ALERTS, SHOWN_CONVERSATIONS = 100, 20
-"""In the table, and as lines in a chart."""
+"""Alerts in the page's table, conversations in a notebook's."""
 TITLES = {"prompt last": "last prompt token", "response avg": "reply"}
 FIELDS = {"prompt last": "prompt_last", "response avg": "response_avg"}
 CONDITIONS = {"system": "system prompts", "shots": "shots"}
 UNITS = "projection (activation units)"
 
 
-def write_monitoring(result: dict[str, Any]) -> dict[str, Any]:
-    """Write report.html and charts/*.png and *.svg of a monitoring; adds the path as `report`.
+def write(data: Json, folder: Path) -> Path:
+    """Write report.html and charts/*.png and *.svg of a monitoring or of the experiment; returns the page's path.
 
     Args:
-        result: What `monitor` returned.
+        data: What `Monitoring.drawn` or `MonitoringExperiment.drawn` holds.
+        folder: Where they go.
     """
-    folder = Path(result["out"])
-    run = Run(folder)
-    alerts = list(run.rows("alerts.jsonl"))
-    lines = _alerted(list(run.rows("turns.jsonl")), alerts)
+    path = folder / "report.html"
+    if "traits" in data:
+        return render(path, "monitoring_experiment.html", result=data, **drawn(folder, _scatters(data)))
+    alerts = data["raised"]
+    shown = {"alerts": alerts[:SHOWN_ALERTS], "n_alerts": len(alerts)}
+    return render(path, "monitor.html", result=data, **shown, **drawn(folder, _charts(data)))
+
+
+def notebook(data: Json) -> str:
+    """The experiment's first chart; of a monitoring the conversations with alerts, and of a single one its tokens."""
+    if "traits" in data:
+        return "".join(svg(chart) for chart in [*_scatters(data).values()][:1])
+    alerts: dict[str, list[Json]] = {}
+    for alert in data["raised"]:
+        alerts.setdefault(alert["name"] or alert["where"], []).append(alert)
+    rows = [
+        (name, *(", ".join(sorted({str(alert[key]) for alert in raised})) for key in ("turn", "vector", "kind")))
+        for name, raised in [*alerts.items()][:SHOWN_CONVERSATIONS]
+    ]
+    shown = table(["conversation", "turns", "vectors", "kinds"], rows, "Conversations with alerts") if rows else ""
+    for reply in data["replies"]:
+        if reply["tokens"]:
+            shown += f"<p>{escape(reply['vector'])}, turn {reply['turn']}</p>" + shaded_tokens(reply["tokens"])
+    return shown
+
+
+def _charts(data: Json) -> dict[str, alt.LayerChart | alt.ConcatChart]:
     charts: dict[str, alt.LayerChart | alt.ConcatChart] = {}
-    for place, name in enumerate(result["layers"]):
+    for place, name in enumerate(data["layers"]):
         for kind, field in FIELDS.items():
-            if len(result["curves"][name][kind]) > 1:
-                charts[f"curve_{place}_{field}"] = curve(result, name, kind, lines)
-            charts[f"distribution_{place}_{field}"] = distribution(result, name, kind)
-    path = render(
-        folder / "report.html",
-        "monitor.html",
-        result=result,
-        alerts=alerts[:SHOWN_ALERTS],
-        n_alerts=len(alerts),
-        **drawn(folder, charts),
-    )
-    return result | {"report": str(path)}
+            if len(data["curves"][name][kind]) > 1:
+                charts[f"curve_{place}_{field}"] = curve(data, name, kind)
+            charts[f"distribution_{place}_{field}"] = distribution(data, name, kind)
+    return charts
 
 
-def _alerted(rows: Sequence[Json], alerts: Sequence[Json]) -> list[Json]:
-    """Turns of the first conversations with alerts."""
-    chosen = list(dict.fromkeys(alert["conversation"] for alert in alerts))[:SHOWN_CONVERSATIONS]
-    return [row for row in rows if row["conversation"] in chosen]
+def _scatters(data: Json) -> dict[str, alt.LayerChart | alt.ConcatChart]:
+    return {
+        f"scatter_{place}_{kind}": scatter(name, kind, correlations)
+        for place, (name, kinds) in enumerate(data["traits"].items())
+        for kind, correlations in kinds.items()
+    }
 
 
-def curve(result: Json, name: str, kind: str, lines: Sequence[Json]) -> alt.LayerChart:
+def curve(result: Json, name: str, kind: str) -> alt.LayerChart:
     """Mean projection turn by turn with its interval, over the benign band, and the conversations with alerts."""
     means = [
-        {"turn": one["turn"], "mean": one["mean"], "low": one["ci"][0], "high": one["ci"][1], "n": one["n"]}
-        for one in result["curves"][name][kind]
-        if one["mean"] is not None
+        {"turn": at["turn"], "mean": at["mean"], "low": at["ci"][0], "high": at["ci"][1], "n": at["n"]}
+        for at in result["curves"][name][kind]
+        if at["mean"] is not None
     ]
     last = max(row["turn"] for row in means)
     single = [
         {"conversation": row["conversation"], "turn": row["turn"], "value": row["vectors"][name][FIELDS[kind]]}
-        for row in lines
+        for row in result["lines"]
         if row["turn"] <= last and row["vectors"][name][FIELDS[kind]] is not None
     ]
     x = alt.X("turn:Q", title="turn", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1, format="d"))
@@ -93,13 +112,13 @@ def curve(result: Json, name: str, kind: str, lines: Sequence[Json]) -> alt.Laye
 
 
 def distribution(result: Json, name: str, kind: str) -> alt.LayerChart:
-    """How the turns are spread, beside the benign ones, with the limits."""
-    found = result["distributions"][name][kind]
-    every = {label: found[key] for label, key in ((BENIGN, "benign"), (RECORDED, "data")) if sum(found[key])}
+    """How the turns are spread, next to the benign ones, with the limits."""
+    bins = result["distributions"][name][kind]
+    every = {label: bins[key] for label, key in ((BENIGN, "benign"), (RECORDED, "data")) if sum(bins[key])}
     rows = [
         {"set": label, "from": low, "to": high, "share": count / sum(counts), "floor": 0}
         for label, counts in every.items()
-        for low, high, count in zip(found["edges"], found["edges"][1:], counts, strict=False)
+        for low, high, count in zip(bins["edges"], bins["edges"][1:], counts, strict=False)
     ]
     colour = alt.Color("set:N", title=None, scale=alt.Scale(domain=[RECORDED, BENIGN], range=[BLUE, GREY]))
     layers = [
@@ -117,8 +136,8 @@ def distribution(result: Json, name: str, kind: str) -> alt.LayerChart:
     ]
     title, subtitle = f"{name}, {TITLES[kind]}: all turns", ["No limits: nothing here is an alert."]
     if result["alerts"]:
-        own = result["alerts"][name][kind]
-        title = f"{name}, {TITLES[kind]}: {own['alerts']:,} of {own['of_turns']:,} turns beyond the limits"
+        raised = result["alerts"][name][kind]
+        title = f"{name}, {TITLES[kind]}: {raised['alerts']:,} of {raised['of_turns']:,} turns beyond the limits"
         rate = result["calibration"]["false_positive_rate"]
         subtitle = [f"Orange: limits for a false-positive rate of {rate:g}{_pooled(result)}."]
     return finish(layers, title, subtitle, 420, 220)
@@ -141,35 +160,17 @@ def _band(result: Json, name: str, kind: str, *, vertical: bool) -> list[alt.Cha
     return [alt.Chart(limits).mark_rule(color=VERMILLION, strokeWidth=2).encode(x="limit:Q")]
 
 
-def write_either(result: dict[str, Any]) -> dict[str, Any]:
-    """The page of a monitoring or of the experiment."""
-    return write_experiment(result) if "traits" in result else write_monitoring(result)
-
-
-def write_experiment(result: dict[str, Any]) -> dict[str, Any]:
-    """Write report.html and charts/*.png and *.svg of the monitoring experiment; adds the path as `report`.
-
-    Args:
-        result: What `studies.monitoring.experiment` found.
-    """
-    folder = Path(result["out"])
-    charts: dict[str, alt.LayerChart | alt.ConcatChart] = {
-        f"scatter_{place}_{kind}": scatter(name, kind, own)
-        for place, (name, kinds) in enumerate(result["traits"].items())
-        for kind, own in kinds.items()
-    }
-    path = render(folder / "report.html", "monitoring_experiment.html", result=result, **drawn(folder, charts))
-    return result | {"report": str(path)}
-
-
-def scatter(name: str, kind: str, own: Json) -> alt.LayerChart:
+def scatter(name: str, kind: str, correlations: Json) -> alt.LayerChart:
     """Projection at the last prompt token against the trait score of what was then said, one point a question."""
-    order = [one["condition"].partition(":")[0] for one in own["conditions"]]
-    points = [{**point, "condition": order[point["place"]]} for point in own["points"] if point["score"] is not None]
+    conditions = correlations["conditions"]
+    order = [condition["condition"].partition(":")[0] for condition in conditions]
+    points = [
+        {**point, "condition": order[point["place"]]} for point in correlations["points"] if point["score"] is not None
+    ]
     means = [
-        {"condition": told, "projection": one["projection"], "score": one["score"]["mean"]}
-        for told, one in zip(order, own["conditions"], strict=True)
-        if one["score"]["mean"] is not None
+        {"condition": title, "projection": condition["projection"], "score": condition["score"]["mean"]}
+        for title, condition in zip(order, conditions, strict=True)
+        if condition["score"]["mean"] is not None
     ]
     colour = alt.Color("condition:N", title=None, sort=order, scale=alt.Scale(scheme="viridis"))
     layers = [
@@ -185,7 +186,7 @@ def scatter(name: str, kind: str, own: Json) -> alt.LayerChart:
         .mark_point(shape="diamond", filled=True, size=170, opacity=1, stroke=INK, strokeWidth=1)
         .encode(x="projection:Q", y="score:Q", color=colour),
     ]
-    overall, within = (_r(own[one]) for one in ("overall", "within"))
+    overall, within = (_r(correlations[reach]) for reach in ("overall", "within"))
     title = f"{name}, {CONDITIONS[kind]}: r = {overall} overall, {within} within conditions"
     return finish(layers, title, ["One point a question; diamonds: means of the conditions."], 420, 300)
 

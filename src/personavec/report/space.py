@@ -1,4 +1,4 @@
-"""The page of the persona space: a map, its axes, cosines and ranks by layer, and co-expression beside them."""
+"""The page of the persona space: a map, its axes, cosines and ranks by layer, and co-expression next to them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,8 @@ import altair as alt
 
 from personavec.report.charts import BLUE, FAINT, GREEN, GREY, INK, VERMILLION, finish, inline
 from personavec.report.labels import labels
-from personavec.report.page import drawn, render
+from personavec.report.page import drawn, render, svg
+from personavec.runs.show import table as show_table
 
 Json = Mapping[str, Any]
 
@@ -20,46 +21,53 @@ ASSISTANT = "the assistant"
 CELL = 46
 
 
-def write_space(result: dict[str, Any]) -> dict[str, Any]:
-    """Write report.html and charts/*.png and *.svg; adds the page's path as `report`.
+def write(data: Json, folder: Path) -> Path:
+    """Write report.html and charts/*.png and *.svg of a persona space; returns the page's path.
 
     Args:
-        result: What `space` returned.
+        data: What `space` found.
+        folder: Where they go.
     """
-    folder = Path(result["out"])
     charts: dict[str, alt.LayerChart | alt.ConcatChart] = {
-        "map": persona_map(result),
-        "cosines": cosine_chart(result),
-        "ranks": rank_chart(result),
-        "held_out": held_out_chart(result),
+        "map": persona_map(data),
+        "cosines": cosine_chart(data),
+        "ranks": rank_chart(data),
+        "held_out": held_out_chart(data),
     }
-    if result["coexpression"]:
-        charts |= {"effects": effect_chart(result), "reach": reach_chart(result)}
-    path = render(folder / "report.html", "space.html", result=result, **drawn(folder, charts))
-    return result | {"report": str(path)}
+    if data["coexpression"]:
+        charts |= {"effects": effect_chart(data), "reach": reach_chart(data)}
+    return render(folder / "report.html", "space.html", result=data, **drawn(folder, charts))
+
+
+def notebook(data: Json) -> str:
+    """The map, and the cosines of the vectors at its layer."""
+    names, table = data["vectors"], data["cosines"][data["layer"]]["cosine"]
+    rows = [(name, *(f"{value:.2f}" for value in row)) for name, row in zip(names, table, strict=True)]
+    return svg(persona_map(data)) + show_table(["cosine", *names], rows)
 
 
 def persona_map(result: Json) -> alt.LayerChart:
     """Personas on the first two axes, the assistant among them, and the vectors as arrows from the centre."""
-    found = result["axes"]
-    rows = [{"name": one["name"], "x": one["place"][0], "y": one["place"][1]} for one in found["map"]["personas"]]
-    own = {"name": ASSISTANT, "x": found["map"]["assistant"][0], "y": found["map"]["assistant"][1]}
-    x_domain, y_domain = ([1.12 * sign * max(abs(row[k]) for row in [*rows, own]) for sign in (-1, 1)] for k in "xy")
-    longest = max((abs(place[0]) + abs(place[1]) for place in found["map"]["vectors"]), default=1) or 1
+    axes, places = result["axes"]["axes"], result["axes"]["map"]
+    rows = [{"name": point["name"], "x": point["place"][0], "y": point["place"][1]} for point in places["personas"]]
+    assistant = {"name": ASSISTANT, "x": places["assistant"][0], "y": places["assistant"][1]}
+    every = [*rows, assistant]
+    x_domain, y_domain = ([1.12 * sign * max(abs(row[k]) for row in every) for sign in (-1, 1)] for k in "xy")
+    longest = max((abs(place[0]) + abs(place[1]) for place in places["vectors"]), default=1) or 1
     scale = ARROW * min(x_domain[1], y_domain[1]) / longest
     arrows = [
         {"name": name, "x": scale * place[0], "y": scale * place[1], "x0": 0, "y0": 0}
-        for name, place in zip(result["vectors"], found["map"]["vectors"], strict=True)
+        for name, place in zip(result["vectors"], places["vectors"], strict=True)
     ]
 
     def pixels(row: Json) -> tuple[float, float]:
         (left, right), (bottom, top) = x_domain, y_domain
         return WIDTH * (row["x"] - left) / (right - left), HEIGHT * (top - row["y"]) / (top - bottom)
 
-    titles = [_axis_title(index, axis) for index, axis in enumerate(found["axes"][:2])]
+    titles = [_axis_title(index, axis) for index, axis in enumerate(axes[:2])]
     x = alt.X("x:Q", title=titles[0], scale=alt.Scale(domain=x_domain, nice=False))
     y = alt.Y("y:Q", title=titles[1], scale=alt.Scale(domain=y_domain, nice=False))
-    points = [*arrows, own, *rows]
+    points = [*arrows, assistant, *rows]
     layers = [
         alt.Chart(inline([{"x": 0}])).mark_rule(color=FAINT).encode(x="x:Q"),
         alt.Chart(inline([{"y": 0}])).mark_rule(color=FAINT).encode(y="y:Q"),
@@ -67,7 +75,7 @@ def persona_map(result: Json) -> alt.LayerChart:
         alt.Chart(inline(arrows)).mark_rule(color=VERMILLION).encode(x="x0:Q", y="y0:Q", x2="x:Q", y2="y:Q"),
         alt.Chart(inline(arrows)).mark_point(filled=True, shape="diamond", size=110, color=VERMILLION, opacity=1)
         .encode(x="x:Q", y="y:Q", tooltip="name:N"),
-        alt.Chart(inline([own])).mark_point(filled=True, shape="square", size=130, color=GREEN, opacity=1)
+        alt.Chart(inline([assistant])).mark_point(filled=True, shape="square", size=130, color=GREEN, opacity=1)
         .encode(x="x:Q", y="y:Q", tooltip="name:N"),
     ]  # fmt: skip
     for label in labels(
@@ -87,7 +95,7 @@ def persona_map(result: Json) -> alt.LayerChart:
             )
             .encode(x="x:Q", y="y:Q", text="name:N")
         )
-    place = found["axes"][0]["percentile"]
+    place = axes[0]["percentile"]
     title = f"The assistant lies further along the first axis than {place:.0f}% of the personas"
     subtitle = [
         f"Layer {result['layer']}. Blue: a persona, mean over {result['questions']} questions. Green: the assistant.",
@@ -156,23 +164,22 @@ def _beyond(result: Json) -> tuple[int, int]:
 
 
 def rank_chart(result: Json) -> alt.LayerChart:
-    """Effective rank of the personas at every layer, beside personas shuffled and random directions."""
+    """Effective rank of the personas at every layer, next to personas shuffled and random directions."""
     rows = [
         {
-            "layer": one["layer"],
-            "rank": one["effective_rank"]["mean"],
-            "noisy": one["with_noise"],
-            **dict(zip(("low", "high"), one["effective_rank"]["ci"], strict=True)),
-            **dict(zip(("s_low", "s_high"), one["shuffled"], strict=True)),
-            **dict(zip(("r_low", "r_high"), one["random"], strict=True)),
+            "layer": rank["layer"],
+            "rank": rank["effective_rank"]["mean"],
+            "noisy": rank["with_noise"],
+            **dict(zip(("low", "high"), rank["effective_rank"]["ci"], strict=True)),
+            **dict(zip(("s_low", "s_high"), rank["shuffled"], strict=True)),
+            **dict(zip(("r_low", "r_high"), rank["random"], strict=True)),
         }
-        for one in result["ranks"]
+        for rank in result["ranks"]
     ]
     base = alt.Chart(inline(rows)).encode(x=alt.X("layer:Q", title="layer (0 = first block)"))
     # where noise is nearly all there is, in the first blocks, the interval has no end
     most = max(row[key] for row in rows for key in ("noisy", "s_high", "r_high"))
     y = alt.Y("low:Q", title="effective rank", scale=alt.Scale(domain=[0, 1.1 * most]))
-    own = result["ranks"][result["layer"]]
     names = {"r": (GREY, "random directions"), "s": (VERMILLION, "personas shuffled within questions")}
     layers = [
         base.mark_area(color=names["r"][0], opacity=0.3).encode(y="r_low:Q", y2="r_high:Q"),
@@ -183,7 +190,7 @@ def rank_chart(result: Json) -> alt.LayerChart:
             y="rank:Q", tooltip=["layer:Q", "rank:Q", "low:Q", "high:Q"]
         ),
     ]
-    rank = own["effective_rank"]["mean"]
+    rank = result["ranks"][result["layer"]]["effective_rank"]["mean"]
     title = f"At layer {result['layer']} {result['personas']} personas span about {rank:.1f} dimensions"
     subtitle = [
         "Blue: effective rank (participation ratio) without noise, with its 95% interval. Dashed: with it; compare",
@@ -195,10 +202,10 @@ def rank_chart(result: Json) -> alt.LayerChart:
 
 def held_out_chart(result: Json) -> alt.LayerChart:
     """How much of the personas' variance on other questions the first components hold."""
-    own = result["ranks"][result["layer"]]
+    ranks = result["ranks"][result["layer"]]
     rows = [
         {"components": place, "share": value, "of": of}
-        for of, values in (("personas", own["held_out"]), ("shuffled", own["held_out_shuffled"]))
+        for of, values in (("personas", ranks["held_out"]), ("shuffled", ranks["held_out_shuffled"]))
         for place, value in enumerate(values, 1)
     ]
     colour = alt.Color("of:N", title=None, scale=alt.Scale(domain=["personas", "shuffled"], range=[BLUE, VERMILLION]))
@@ -208,29 +215,29 @@ def held_out_chart(result: Json) -> alt.LayerChart:
         color=colour,
         tooltip=["of:N", "components:O", "share:Q"],
     )
-    title = f"Three components hold {100 * own['held_out'][2]:.0f}% of what tells personas apart on other questions"
+    title = f"Three components hold {100 * ranks['held_out'][2]:.0f}% of what tells personas apart on other questions"
     subtitle = [f"Layer {result['layer']}. Shuffled: personas exchanged within each question."]
     return finish([base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=50)], title, subtitle, 420, 280)
 
 
 def effect_chart(result: Json) -> alt.LayerChart:
     """Effect of steering along each vector on each trait, against the cosine of the two."""
-    found = result["coexpression"]
-    names = found["traits"]
+    table = result["coexpression"]
+    names, effects = table["traits"], table["effects"]
     rows = [
         {
-            "steered": one,
-            "judged": other,
-            "cosine": found["cosine"][i][j],
-            "effect": found["effects"][one][other]["mean"],
-            "low": found["effects"][one][other]["ci"][0],
-            "high": found["effects"][one][other]["ci"][1],
+            "steered": steered,
+            "judged": judged,
+            "cosine": table["cosine"][i][j],
+            "effect": effects[steered][judged]["mean"],
+            "low": effects[steered][judged]["ci"][0],
+            "high": effects[steered][judged]["ci"][1],
             "kind": "its own trait" if i == j else "another trait",
-            "name": f"{one} → {other}",
+            "name": f"{steered} → {judged}",
         }
-        for i, one in enumerate(names)
-        for j, other in enumerate(names)
-        if found["effects"][one][other]["mean"] is not None
+        for i, steered in enumerate(names)
+        for j, judged in enumerate(names)
+        if effects[steered][judged]["mean"] is not None
     ]
     colour = alt.Color(
         "kind:N", title=None, scale=alt.Scale(domain=["its own trait", "another trait"], range=[VERMILLION, BLUE])
@@ -245,21 +252,21 @@ def effect_chart(result: Json) -> alt.LayerChart:
         base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(y="low:Q", y2="high:Q"),
         base.mark_point(filled=True, size=60, opacity=1).encode(y=alt.Y("effect:Q", title="change of the trait score")),
     ]
-    r, p = found["r"], found["null"]["p"]
-    told = "no correlation" if r is None else f"r = {r:.2f}, p = {p:.3f}"
-    title = f"Cosine and co-expression of other traits: {told}"
-    subtitle = [f"{found['pairs']} pairs of different traits; p: names of the traits shuffled (Mantel)."]
+    r, p = table["r"], table["null"]["p"]
+    correlation = "no correlation" if r is None else f"r = {r:.2f}, p = {p:.3f}"
+    title = f"Cosine and co-expression of other traits: {correlation}"
+    subtitle = [f"{table['pairs']} pairs of different traits; p: names of the traits shuffled (Mantel)."]
     return finish(layers, title, subtitle, 420, 320)
 
 
 def reach_chart(result: Json) -> alt.LayerChart:
     """Change of each trait by the multiple of its vector's coefficient."""
-    found = result["coexpression"]
+    reach = result["coexpression"]["reach"]
     rows = [
-        {"trait": trait, "times": one["times"], "change": one["change"]["mean"]}
-        | dict(zip(("low", "high"), one["change"]["ci"], strict=True))
-        for trait, own in found["reach"].items()
-        for one in [*own["doses"], {"times": 0, "change": {"mean": 0, "ci": [0, 0]}}]
+        {"trait": trait, "times": dose["times"], "change": dose["change"]["mean"]}
+        | dict(zip(("low", "high"), dose["change"]["ci"], strict=True))
+        for trait, curve in reach.items()
+        for dose in [*curve["doses"], {"times": 0, "change": {"mean": 0, "ci": [0, 0]}}]
     ]
     base = alt.Chart(inline(rows)).encode(
         x=alt.X("times:Q", title="multiple of the coefficient that the card recommends"),
@@ -271,7 +278,7 @@ def reach_chart(result: Json) -> alt.LayerChart:
         base.mark_rule(strokeWidth=1.5, opacity=0.5).encode(y="low:Q", y2="high:Q"),
         base.mark_line(strokeWidth=2, point=True).encode(y=alt.Y("change:Q", title="change of its own trait score")),
     ]
-    linear = [trait for trait, own in found["reach"].items() if own["verdict"] == "linear"]
+    linear = [trait for trait, curve in reach.items() if curve["verdict"] == "linear"]
     title = f"Linear in the dose: {', '.join(linear) or 'none'}"
     return finish(layers, title, ["Bars: 95% intervals over questions."], 420, 320)
 

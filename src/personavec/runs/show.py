@@ -36,6 +36,18 @@ def shaded(pieces: Sequence[str], values: Sequence[float], low: float, high: flo
     return f'<div style="white-space:pre-wrap;line-height:1.6">{"".join(spans)}</div>'
 
 
+SHADED = (0.05, 0.95)
+"""Quantiles of a reply's values between which its tokens are shaded."""
+
+
+def shaded_tokens(tokens: Sequence[tuple[str, float]]) -> str:
+    """A reply whose tokens are shaded by their values, against each other."""
+    texts, values = zip(*tokens, strict=True)
+    order = sorted(values)
+    low, high = (order[round(share * (len(order) - 1))] for share in SHADED)
+    return shaded(texts, values, low, high)
+
+
 def interval(value: Mapping[str, Any] | None, digits: int = 1) -> str:
     """A mean with its interval, as `Interval.to_json` has it: 41.2 [38.0, 44.1]."""
     if not value or value.get("mean") is None:

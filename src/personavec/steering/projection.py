@@ -1,7 +1,7 @@
 """Reading a direction off activations: pure functions."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,38 +108,32 @@ def vectors_of(vectors: Vectors) -> dict[str, PersonaVector]:
     return dict(zip(names_of(loaded), loaded, strict=True))
 
 
-def vector_inputs(vectors: Vectors, named: Mapping[str, PersonaVector]) -> dict[str, str]:
-    """Hashes of vectors as a run's inputs: those of files by path, others by name."""
+def load_vectors(vectors: Vectors) -> dict[str, PersonaVector]:
+    """The same, but those of files by path: what a run's inputs call them.
+
+    Raises:
+        ConfigError: As `vectors_of`.
+        VectorError: Likewise.
+    """
+    named = vectors_of(vectors)
     labels = (
-        name if isinstance(vector, PersonaVector) else vector
+        name if isinstance(vector, PersonaVector) else str(vector)
         for vector, name in zip(_several(vectors), named, strict=True)
     )
-    return {f"vector {label}": vector.content_hash for label, vector in zip(labels, named.values(), strict=True)}
+    return dict(zip(labels, named.values(), strict=True))
+
+
+def vector_inputs(vectors: Vectors) -> dict[str, str]:
+    """Hashes of vectors as a run's inputs."""
+    return {f"vector {label}": vector.content_hash for label, vector in load_vectors(vectors).items()}
 
 
 def _several(vectors: Vectors) -> Sequence[PersonaVector | str | Path]:
-    return [vectors] if isinstance(vectors, PersonaVector | str | Path) else list(vectors)
-
-
-def load_vectors(vectors: Vectors) -> dict[str, PersonaVector]:
-    """Vectors, loaded where their files are given, by what they are called: the path, else the name of `names_of`.
-
-    Raises:
-        ConfigError: None, or something else.
-        VectorError: A file that is missing or damaged.
-    """
-    several = [vectors] if isinstance(vectors, PersonaVector | str | Path) else vectors
-    if not isinstance(several, Sequence) or not several:
-        got = "none" if isinstance(several, Sequence) else type(vectors).__name__
-        raise ConfigError(f"expected persona vectors or their files, got {got}; pass at least one")
-    if wrong := [one for one in several if not isinstance(one, PersonaVector | str | Path)]:
-        raise ConfigError(f"expected persona vectors or their files, got {type(wrong[0]).__name__}; pass vectors")
-    loaded = [one if isinstance(one, PersonaVector) else load_vector(one) for one in several]
-    names = names_of(loaded)
-    return {
-        name if isinstance(one, PersonaVector) else str(one): vector
-        for one, name, vector in zip(several, names, loaded, strict=True)
-    }
+    if isinstance(vectors, PersonaVector | str | Path):
+        return [vectors]
+    if not isinstance(vectors, Iterable):
+        raise VectorError(f"expected persona vectors or their files, got {vectors!r}; pass what load_vector returns")
+    return list(vectors)
 
 
 def directions(vectors: Sequence[PersonaVector], names: Sequence[str], layers: Sequence[int], seed: int) -> Directions:

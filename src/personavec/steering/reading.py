@@ -12,12 +12,11 @@ from personavec.errors import ConfigError, DataError, ModelError
 from personavec.model.activations import token_projections
 from personavec.model.chat_model import ChatModel, Message
 from personavec.model.conversation import Span, spans, token_texts
-from personavec.runs.show import shaded, table
+from personavec.runs.show import shaded_tokens, table
 from personavec.steering.projection import directions, vectors_of
 from personavec.steering.vector import PersonaVector
 
-SHADED = (5, 95)
-"""Percentiles of a reply's projections between which its tokens are shaded."""
+Several = list[PersonaVector] | list[Path] | list[str] | list[PersonaVector | str | Path] | tuple[Any, ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,14 +45,7 @@ class Projection:
     def _repr_html_(self) -> str:
         lines = [(name.replace("_", " "), value) for name, value in self.to_dict().items() if name != "tokens"]
         shown = [(name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in lines]
-        return table(["", ""], shown, "Projection") + (shaded_reply(self.tokens) if self.tokens else "")
-
-
-def shaded_reply(tokens: Sequence[tuple[str, float]]) -> str:
-    """A reply whose tokens are shaded by their projections, against each other."""
-    texts, values = zip(*tokens, strict=True)
-    low, high = np.percentile(values, SHADED)
-    return shaded(texts, values, float(low), float(high))
+        return table(["", ""], shown, "Projection") + (shaded_tokens(self.tokens) if self.tokens else "")
 
 
 @overload
@@ -69,7 +61,7 @@ def project(
 def project(
     model: ChatModel,
     messages: str | Sequence[Message],
-    vector: Sequence[PersonaVector | str | Path],
+    vector: Several,
     *,
     layer: int | None = None,
     system: str = "template",
@@ -77,7 +69,7 @@ def project(
 def project(
     model: ChatModel,
     messages: str | Sequence[Message],
-    vector: PersonaVector | str | Path | Sequence[PersonaVector | str | Path],
+    vector: PersonaVector | str | Path | Several,
     *,
     layer: int | None = None,
     system: str = "template",
@@ -120,7 +112,7 @@ def project(
         tokens = list(zip(texts, values[reply.counted : reply.end], strict=True))
         mean = float(np.mean([value for _, value in tokens])) if tokens else None
         read[name] = Projection(name, at, values[reply.begin - 1], mean, tokens or None)
-    return read if isinstance(vector, Sequence) and not isinstance(vector, str) else read[next(iter(read))]
+    return read if isinstance(vector, list | tuple) else read[next(iter(read))]
 
 
 def _rendered(model: ChatModel, messages: str | Sequence[Message], system: str) -> tuple[Sequence[int], Span]:

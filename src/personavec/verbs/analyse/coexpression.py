@@ -1,23 +1,20 @@
 """Co-expression: steer along one vector, judge every trait; and how far each trait answers to the dose of its own."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from personavec.judges.scoring import Judges, column, mean_difference, score
-from personavec.model.chat_model import ChatModel
+from personavec.judges.scoring import Judges, Rows, column, mean_difference, score
 from personavec.runs.run import Run
 from personavec.stats.intervals import clustered
 from personavec.steering.projection import random_directions
-from personavec.steering.rollouts import Plan, answers, write
+from personavec.steering.rollouts import Interview
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait
-from personavec.verbs.analyse.options import SpaceConfig
-from personavec.verbs.options import how
 
 Row = dict[str, Any]
 
@@ -26,18 +23,24 @@ DOSES = (-1.0, -0.5, 0.5, 1.0, 1.5)
 BASE, RANDOM = "base", "random"
 
 
-def coexpressed(
-    config: SpaceConfig,
-    run: Run,
-    model: ChatModel,
-    vectors: Mapping[str, PersonaVector],
-    traits: Mapping[str, Trait],
-    judges: Mapping[str, Judges],
-) -> Row:
+class Expressed(NamedTuple):
+    """A vector, its trait, and who scores that."""
+
+    name: str
+    vector: PersonaVector
+    trait: Trait
+    judges: Judges
+
+    def steering(self, times: float) -> list[tuple[Steering, ...]]:
+        """The vector as its card recommends, times a factor."""
+        return [(Steering(self.vector, times * (self.vector.card.coef or 0), self.vector.card.layer),)]
+
+
+def coexpressed(interview: Interview, run: Run, subjects: Sequence[Expressed], rollouts: int) -> Row:
     """What steering along each vector does to each trait.
 
     Every trait's held-out questions are answered unsteered, steered along each vector as its card says, along its own
-    at several doses, and along random directions as long as its own, another one for every reply; with the same random
+    at several doses, and along random directions as long as that, another one for every reply; with the same random
     numbers.
 
     Returns:
@@ -45,76 +48,52 @@ def coexpressed(
         `reach` of every trait: the change at each dose, the `slope` a coefficient, the `curvature`, both with
         intervals, and a `verdict`.
     """
-    names = list(vectors)
-    found: Row = {"traits": names, "effects": {name: {} for name in names}, "random": {}, "reach": {}}
-    found["coherence"] = {name: {} for name in names}
-    for trait in names:
+    names, seed = [subject.name for subject in subjects], interview.seed
+    table: Row = {"traits": names, "effects": {name: {} for name in names}, "random": {}, "reach": {}}
+    table["coherence"] = {name: {} for name in names}
+    for subject in subjects:
+        asked, trait = subject.trait.evaluate, subject.name
+        drawn = random_directions(subject.vector, rollouts * len(asked), seed)
+        card = subject.vector.card
+        arms: list[tuple[str, float, list[tuple[Steering, ...]]]] = [
+            (BASE, 0.0, [()]),
+            *((other.name, 1.0, other.steering(1.0)) for other in subjects),
+            *((trait, times, subject.steering(times)) for times in DOSES if times != 1),
+            (RANDOM, 1.0, [(Steering(vector, card.coef or 0, card.layer),) for vector in drawn]),
+        ]
         plans = [
-            *_plans(config, model, traits[trait], BASE, 0.0, []),
-            *(plan for name in names for plan in _steered(config, model, traits[trait], name, vectors[name], 1.0)),
-            *(p for d in DOSES if d != 1 for p in _steered(config, model, traits[trait], trait, vectors[trait], d)),
-            *_random(config, model, traits[trait], vectors[trait]),
+            plan
+            for along, times, steering in arms
+            for plan in interview.answers(
+                asked, rollouts, draw="space", extra={"along": along, "times": times}, steering=steering
+            )
         ]
         part = run.part(trait)
-        replies = write(model, part, "replies.jsonl", plans, config, **how(config), title=f"{trait}: steered replies")
-        rows = score(part, "replies", replies, judges[trait], f"{trait}: judging")
-        base = [row for row in rows if row["along"] == BASE]
-
-        def moved(along: str, times: float, kind: str = "trait", rows: Any = rows, base: Any = base) -> Row:
-            own = [row for row in rows if (row["along"], row["times"]) == (along, times)]
-            return mean_difference(own, base, kind, config.seed).to_json()
-
+        replies = interview.write(plans, f"{trait}: steered replies", run=part, name="replies")
+        scored: Rows = score(replies, subject.judges, f"{trait}: judging", run=part, name="replies")
+        by_arm: dict[tuple[str, float], list[Any]] = {}
+        for row in scored:
+            by_arm.setdefault((row["along"], row["times"]), []).append(row)
+        base = by_arm[BASE, 0.0]
+        moved = {arm: mean_difference(rows, base, "trait", seed).to_json() for arm, rows in by_arm.items()}
         for name in names:
-            found["effects"][name][trait] = moved(name, 1.0)
-            found["coherence"][name][trait] = moved(name, 1.0, "coherence")
-        found["random"][trait] = moved(RANDOM, 1.0)
-        found["reach"][trait] = _reach(config, [row for row in rows if row["along"] in (trait, BASE)]) | {
-            "doses": [{"times": times, "change": moved(trait, times)} for times in DOSES]
+            table["effects"][name][trait] = moved[name, 1.0]
+            table["coherence"][name][trait] = mean_difference(by_arm[name, 1.0], base, "coherence", seed).to_json()
+        table["random"][trait] = moved[RANDOM, 1.0]
+        table["reach"][trait] = _reach([row for row in scored if row["along"] in (trait, BASE)], seed) | {
+            "doses": [{"times": times, "change": moved[trait, times]} for times in DOSES]
         }
-    return found
+    return table
 
 
-def _steered(
-    config: SpaceConfig, model: ChatModel, trait: Trait, along: str, vector: PersonaVector, times: float
-) -> list[Plan]:
-    steering = (Steering(vector, times * (vector.card.coef or 0), vector.card.layer),)
-    return _plans(config, model, trait, along, times, [steering])
-
-
-def _random(config: SpaceConfig, model: ChatModel, trait: Trait, vector: PersonaVector) -> list[Plan]:
-    drawn = random_directions(vector, config.rollouts * len(trait.evaluate), config.seed)
-    steering = [(Steering(one, vector.card.coef or 0, vector.card.layer),) for one in drawn]
-    return _plans(config, model, trait, RANDOM, 1.0, steering)
-
-
-def _plans(
-    config: SpaceConfig,
-    model: ChatModel,
-    trait: Trait,
-    along: str,
-    times: float,
-    steering: Sequence[tuple[Steering, ...]],
-) -> list[Plan]:
-    return answers(
-        model,
-        trait.evaluate,
-        config.rollouts,
-        config.seed,
-        systems=(config.system,),
-        draw="space",
-        extra={"along": along, "times": times},
-        steering=steering or ((),),
-    )
-
-
-def _reach(config: SpaceConfig, rows: Sequence[Row]) -> Row:
+def _reach(rows: Rows, seed: int) -> Row:
     """Whether a trait's score grows with the multiple of its vector's coefficient, and whether in a straight line."""
     times = np.array([row["times"] for row in rows], dtype=float)
     scores = column(rows, "trait")
     questions = np.array([row["question_id"] for row in rows])
     good = ~np.isnan(scores)
-    slope = clustered(_fitted(times[good], scores[good], 1), questions[good], config.seed)
-    bent = clustered(_fitted(times[good], scores[good], 2), questions[good], config.seed)
+    slope = clustered(_fitted(times[good], scores[good], 1), questions[good], seed)
+    bent = clustered(_fitted(times[good], scores[good], 2), questions[good], seed)
     return {
         "slope": slope.to_json(),
         "curvature": bent.to_json(),

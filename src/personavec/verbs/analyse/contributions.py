@@ -1,6 +1,6 @@
 """What writes a direction: the embedding, and attention and MLP of every block, each by what it adds to the stream."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import parts, read
 from personavec.runs.progress import stage
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
+"""A reply: `prompt_ids`, `response_ids`, and for tokens its `side`."""
 
 
 class Written(NamedTuple):
@@ -39,18 +40,18 @@ def written(model: ChatModel, rows: Sequence[Row], layer: int, units: Float[Tens
         units: Directions of length 1.
     """
     sites = 2 * (layer + 1)  # after each attention, and after each block
-    found = np.full((len(rows), 1 + sites, len(units)), np.nan)
+    read_at = np.full((len(rows), 1 + sites, len(units)), np.nan)
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     with stage("contributions of blocks", len(rows)) as advance:
         for batch in by_length(ids, BATCH_TOKENS):
             inputs = model.inputs([ids[i] for i in batch])
             spread = torch.zeros((len(batch), 1, inputs["input_ids"].shape[1]), device=model.device)
-            own = weights([rows[i] for i in batch], ("response avg",))
-            spread[:, :, : own.shape[2]] = own.to(model.device)
+            average = weights([rows[i] for i in batch], ("response avg",))
+            spread[:, :, : average.shape[2]] = average.to(model.device)
 
             def keep(site: int, stream: Tensor, batch: Any = batch, spread: Any = spread) -> None:
                 mean = torch.bmm(spread, stream.float())[:, 0].double().cpu()
-                found[batch, site] = (mean @ units.double().T).numpy()
+                read_at[batch, site] = (mean @ units.double().T).numpy()
 
             def part(block: int, kind: str, stream: Tensor, keep: Any = keep) -> None:
                 keep(2 * block + (kind == "middle"), stream)
@@ -61,16 +62,16 @@ def written(model: ChatModel, rows: Sequence[Row], layer: int, units: Float[Tens
             with parts(model, range(layer + 1), part):
                 read(model, range(layer + 1), after, **inputs)
             advance(len(batch))
-    terms, values = ["embedding"], [found[:, 0]]
+    terms, values = ["embedding"], [read_at[:, 0]]
     for block in range(layer + 1):
-        before, middle_of, end = (found[:, 2 * block + step] for step in range(3))
+        before, middle_of, end = (read_at[:, 2 * block + step] for step in range(3))
         if np.isnan(middle_of).all():
             terms.append(f"block {block}")
             values.append(end - before)
         else:
             terms += [f"attention {block}", f"mlp {block}"]
             values += [middle_of - before, end - middle_of]
-    return Written(tuple(terms), np.stack(values, axis=1), found[:, -1])
+    return Written(tuple(terms), np.stack(values, axis=1), read_at[:, -1])
 
 
 class Token(NamedTuple):
@@ -88,22 +89,22 @@ def tokens(model: ChatModel, rows: Sequence[Row], layer: int, unit: Float[Tensor
     """Every token of the replies with its projection on a direction at a layer."""
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     counts = {side: sum(row["side"] == side for row in rows) for side in {row["side"] for row in rows}}
-    found = []
+    along: list[Token] = []
     with stage("tokens along the vector", len(rows)) as advance:
         for batch in by_length(ids, BATCH_TOKENS):
             read_in = token_projections(model, [ids[i] for i in batch], [layer], unit[None])[0][:, :, 0]
-            for index, own in zip(batch, read_in, strict=True):
+            for index, projections in zip(batch, read_in, strict=True):
                 row = rows[index]
                 start = len(row["prompt_ids"]) + row.get("reasoning_tokens", 0)
                 reply = ids[index][start:]
                 weight = 1 / (len(reply) * counts[row["side"]])
-                values = own[start : start + len(reply)].tolist()
-                found += [
+                values = projections[start : start + len(reply)].tolist()
+                along += [
                     Token(index, at, token, value, weight)
                     for at, (token, value) in enumerate(zip(reply, values, strict=True))
                 ]
             advance(len(batch))
-    return sorted(found, key=lambda one: (one.row, one.place))
+    return sorted(along, key=lambda token: (token.row, token.place))
 
 
 def token_activations(
@@ -119,8 +120,8 @@ def token_activations(
                 kept.append(stream.float().cpu())
 
             read(model, [layer], keep, **model.inputs([ids[i] for i in batch]))
-            for index, own in zip(batch, kept[0], strict=True):
+            for index, stream in zip(batch, kept[0], strict=True):
                 row = rows[index]
                 start = len(row["prompt_ids"]) + row.get("reasoning_tokens", 0)
-                yield row, own[start : len(ids[index])]
+                yield row, stream[start : len(ids[index])]
             advance(len(batch))

@@ -56,17 +56,17 @@ class Dictionary:
         """
         if self.encoder is None:
             raise DataError("expected an encoder in the dictionary, got a decoder alone; pass a file with both")
-        found = ((activations - self.centre) @ self.encoder.T + self.bias).relu()
+        strengths = ((activations - self.centre) @ self.encoder.T + self.bias).relu()
         if self.threshold is not None:
-            found = found * (found > self.threshold)
-        if self.k is not None and self.k < found.shape[1]:
-            least = found.topk(self.k, dim=1).values[:, -1:]
-            found = found * (found >= least)
-        return found
+            strengths = strengths * (strengths > self.threshold)
+        if self.k is not None and self.k < strengths.shape[1]:
+            least = strengths.topk(self.k, dim=1).values[:, -1:]
+            strengths = strengths * (strengths >= least)
+        return strengths
 
 
-def load_dictionary(path: Path, d_model: int) -> Dictionary:
-    """Read a safetensors file of a dictionary, and the configuration beside it if there is one.
+def load_dictionary(path: str | Path, d_model: int) -> Dictionary:
+    """Read a safetensors file of a dictionary, and the configuration next to it if there is one.
 
     Matrices may stand either way round: the side that is as long as the model is wide is found.
 
@@ -77,6 +77,7 @@ def load_dictionary(path: Path, d_model: int) -> Dictionary:
     Raises:
         DataError: It cannot be read, or is of another width.
     """
+    path = Path(path)
     file = next(iter(sorted(path.glob("*.safetensors"))), path) if path.is_dir() else path
     try:
         tensors = load_file(file)
@@ -84,27 +85,27 @@ def load_dictionary(path: Path, d_model: int) -> Dictionary:
         raise DataError(
             f"expected a safetensors file of a dictionary, got {path} ({error}); correct the path"
         ) from error
-    found = {kind: tensors[name].float() for kind, names in NAMES.items() for name in names if name in tensors}
-    if "decoder" not in found:
+    parts = {kind: tensors[name].float() for kind, names in NAMES.items() for name in names if name in tensors}
+    if "decoder" not in parts:
         raise DataError(f"expected W_dec or decoder.weight in {file}, got {', '.join(sorted(tensors))}; convert it")
     config = _config(file.parent)
-    decoder = _rows(found["decoder"], d_model, file)
-    encoder = _rows(found["encoder"], d_model, file) if "encoder" in found else None
+    decoder = _rows(parts["decoder"], d_model, file)
+    encoder = _rows(parts["encoder"], d_model, file) if "encoder" in parts else None
     features = len(decoder)
     if encoder is not None and len(encoder) != features:
         raise DataError(
             f"expected as many features in encoder and decoder of {file}, got {len(encoder)} and {features}"
         )
-    centre = found.get("decoder bias", torch.zeros(d_model))
+    centre = parts.get("decoder bias", torch.zeros(d_model))
     if not config.get("apply_b_dec_to_input", True) or config.get("transcode"):
         centre = torch.zeros(d_model)
-    threshold = found["log threshold"].exp() if "log threshold" in found else found.get("threshold")
-    k = int(found["k"]) if "k" in found else config.get("k")
+    threshold = parts["log threshold"].exp() if "log threshold" in parts else parts.get("threshold")
+    k = int(parts["k"]) if "k" in parts else config.get("k")
     positive = threshold is not None and bool((threshold > 0).any())  # dictionary_learning writes −1 for none
     return Dictionary(
         decoder,
         encoder,
-        found.get("encoder bias", torch.zeros(features)),
+        parts.get("encoder bias", torch.zeros(features)),
         centre,
         threshold.reshape(-1) if positive and threshold is not None else None,
         None if positive else k,
@@ -114,7 +115,7 @@ def load_dictionary(path: Path, d_model: int) -> Dictionary:
 
 
 def nearest(dictionary: Dictionary, unit: Float[Tensor, " d_model"], top: int, seed: int) -> Row:
-    """The features whose directions are most like a vector, and how like random directions are to their best one.
+    """The features whose directions are most like a vector, and how like random directions are to the best for each.
 
     Returns:
         `features`: place and `cosine`, the largest first; `null`: of the largest cosine, see `nulls.against`;
@@ -124,7 +125,7 @@ def nearest(dictionary: Dictionary, unit: Float[Tensor, " d_model"], top: int, s
     cosines = rows @ unit
     drawn = np.random.default_rng(seed).standard_normal((DRAWS, len(unit)))
     random = torch.tensor(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), dtype=torch.float32)
-    best = torch.stack([(rows @ one).max() for one in random]).numpy()
+    best = torch.stack([(rows @ direction).max() for direction in random]).numpy()
     order: Int[Tensor, " top"] = cosines.argsort(descending=True)[:top]
     basis, _ = torch.linalg.qr(rows[order].T)
     return {
@@ -146,22 +147,22 @@ def _rows(matrix: Tensor, d_model: int, file: Path) -> Float[Tensor, "feature d_
 
 
 def _config(folder: Path) -> Row:
-    """The configuration beside the file: SAELens and sparsify call it cfg.json, dictionary_learning config.json."""
+    """The configuration next to the file: SAELens and sparsify call it cfg.json, dictionary_learning config.json."""
     for name in ("cfg.json", "config.json"):
         if (folder / name).is_file():
             try:
-                found = json.loads((folder / name).read_text("utf-8"))
+                config = json.loads((folder / name).read_text("utf-8"))
             except ValueError as error:
                 raise DataError(
                     f"expected JSON in {folder / name}, got something else ({error}); correct it"
                 ) from error
-            return dict(found.get("trainer", found)) if isinstance(found, dict) else {}
+            return dict(config.get("trainer", config)) if isinstance(config, dict) else {}
     return {}
 
 
 def _layer(config: Row) -> int | None:
     """The block whose output it was trained on; `hook_resid_pre` N is the output of block N − 1."""
     hook = config.get("hook_name") or (config.get("metadata") or {}).get("hook_name") or ""
-    if found := re.search(r"blocks\.(\d+)\.hook_resid_(pre|post)", str(hook)):
-        return int(found[1]) - (found[2] == "pre")
+    if site := re.search(r"blocks\.(\d+)\.hook_resid_(pre|post)", str(hook)):
+        return int(site[1]) - (site[2] == "pre")
     return config["layer"] if isinstance(config.get("layer"), int) else None

@@ -39,9 +39,9 @@ class Personas:
 
 def built_in_personas() -> Personas:
     """Those that come with the package."""
-    found = json.loads((files("personavec.verbs.analyse") / "personas.json").read_text("utf-8"))
-    names, prompts = zip(*((one["name"], one["prompt"]) for one in found["personas"]), strict=True)
-    return Personas(names, prompts, tuple(found["questions"]))
+    content = json.loads((files("personavec.verbs.analyse") / "personas.json").read_text("utf-8"))
+    names, prompts = zip(*((persona["name"], persona["prompt"]) for persona in content["personas"]), strict=True)
+    return Personas(names, prompts, tuple(content["questions"]))
 
 
 def eigenvalues(means: Means) -> Float[ndarray, " component"]:
@@ -62,7 +62,7 @@ def components_for(variances: Float[ndarray, " component"], share: float = ENOUG
 
 
 def rank_of(every: Every, rng: Generator) -> Json:
-    """Effective rank of a layer beside what directions without meaning give.
+    """Effective rank of a layer next to what directions without meaning give.
 
     Args:
         every: Response avg of each persona's reply to each question.
@@ -79,15 +79,15 @@ def rank_of(every: Every, rng: Generator) -> Json:
     variances = eigenvalues(means)
     lengths = np.linalg.norm(means - means.mean(axis=0), axis=1, keepdims=True)
     questions = every.shape[1]
-    without = [noiseless_rank(np.delete(every, one, axis=1), rng) for one in range(questions)]
+    without = [noiseless_rank(np.delete(every, question, axis=1), rng) for question in range(questions)]
     shuffles = [rng.permuted(np.tile(np.arange(len(every))[:, None], questions), axis=0) for _ in range(DRAWS)]
     mixed = [every[order, np.arange(questions)] for order in shuffles]
     random = [
         effective_rank(eigenvalues(lengths * isotropic_directions(len(every), every.shape[2], rng)))
         for _ in range(DRAWS)
     ]
-    shuffled = [effective_rank(eigenvalues(one.mean(axis=1))) for one in mixed]
-    held = np.mean([held_out(one) for one in mixed[:10]], axis=0)
+    shuffled = [effective_rank(eigenvalues(personas.mean(axis=1))) for personas in mixed]
+    held = np.mean([held_out(personas) for personas in mixed[:10]], axis=0)
     return {
         "effective_rank": jackknife(noiseless_rank(every, rng), np.array(without)).to_json(),
         "with_noise": rounded(effective_rank(variances)),
@@ -110,8 +110,8 @@ def noiseless_rank(every: Every, rng: Generator) -> float:
     above = below = 0.0
     for _ in range(DRAWS):
         parts = np.array_split(rng.permutation(every.shape[1]), 4)
-        one, two, three, four = (centred[:, part].mean(axis=1) for part in parts)
-        left, right = one @ two.T, three @ four.T
+        first, second, third, fourth = (centred[:, part].mean(axis=1) for part in parts)
+        left, right = first @ second.T, third @ fourth.T
         above += float(np.trace(left) * np.trace(right))
         below += float((left * right).sum())
     return above / below if below else float("nan")
@@ -131,9 +131,9 @@ def jackknife(whole: float, without: Float[ndarray, " part"]) -> Interval:
 
 def held_out(every: Every, most: int = 10) -> Float[ndarray, " component"]:
     """Share of the variance between personas in the odd questions that the even questions' first components hold."""
-    one, other = (half - half.mean(axis=0) for half in (every[:, ::2].mean(axis=1), every[:, 1::2].mean(axis=1)))
-    axes = np.linalg.svd(one, full_matrices=False)[2][:most]
-    return np.asarray(np.cumsum((other @ axes.T) ** 2, axis=1).sum(axis=0) / (other**2).sum())
+    even, odd = (half - half.mean(axis=0) for half in (every[:, ::2].mean(axis=1), every[:, 1::2].mean(axis=1)))
+    axes = np.linalg.svd(even, full_matrices=False)[2][:most]
+    return np.asarray(np.cumsum((odd @ axes.T) ** 2, axis=1).sum(axis=0) / (odd**2).sum())
 
 
 def axes_of(
@@ -161,25 +161,25 @@ def axes_of(
     """
     means = every.mean(axis=1)
     centre = means.mean(axis=0)
-    _, spread, found = np.linalg.svd(means - centre, full_matrices=False)
-    found = found[:count]
-    signs = np.where((vectors @ found.T).sum(axis=0) < 0, -1.0, 1.0) if len(vectors) else np.ones(count)
-    found = found * signs[:, None]  # an axis has no direction of its own: the vectors' side is right
-    places, own = (means - centre) @ found.T, (assistant.mean(axis=0) - centre) @ found.T
-    cosines = vectors @ found.T / np.linalg.norm(vectors, axis=1, keepdims=True)
+    _, spread, basis = np.linalg.svd(means - centre, full_matrices=False)
+    basis = basis[:count]
+    signs = np.where((vectors @ basis.T).sum(axis=0) < 0, -1.0, 1.0) if len(vectors) else np.ones(count)
+    basis = basis * signs[:, None]  # an axis has no direction of its own: the vectors' side is right
+    places, default = (means - centre) @ basis.T, (assistant.mean(axis=0) - centre) @ basis.T
+    cosines = vectors @ basis.T / np.linalg.norm(vectors, axis=1, keepdims=True)
     rows = every.reshape(-1, every.shape[2])
     random = isotropic_directions(1000, every.shape[2], rng), covariance_directions(1000, rows[None], rng)[0]
-    limits = [float(np.percentile(np.abs(drawn @ found[0]), 95)) if len(drawn) else float("nan") for drawn in random]
+    limits = [float(np.percentile(np.abs(drawn @ basis[0]), 95)) if len(drawn) else float("nan") for drawn in random]
     axes = []
-    for index in range(len(found)):
+    for index in range(len(basis)):
         order = np.argsort(places[:, index])
         axes.append(
             {
                 "share": rounded(spread[index] ** 2 / (spread**2).sum()),
                 "low": [names[at] for at in order[:ENDS]],
                 "high": [names[at] for at in order[::-1][:ENDS]],
-                "assistant": rounded(own[index]),
-                "percentile": rounded(100 * float((places[:, index] < own[index]).mean())),
+                "assistant": rounded(default[index]),
+                "percentile": rounded(100 * float((places[:, index] < default[index]).mean())),
                 "cosine": [rounded(value) for value in cosines[:, index]],
             }
         )
@@ -191,8 +191,8 @@ def axes_of(
                 {"name": name, "place": [rounded(value) for value in place]}
                 for name, place in zip(names, places, strict=True)
             ],
-            "assistant": [rounded(value) for value in own],
-            "vectors": [[rounded(value) for value in row] for row in vectors @ found.T],
+            "assistant": [rounded(value) for value in default],
+            "vectors": [[rounded(value) for value in row] for row in vectors @ basis.T],
         },
     }
 
@@ -223,7 +223,8 @@ def cosines(
     corrected = np.clip(table / np.sqrt(np.outer(whole, whole)), -1, 1)
     drawn = isotropic_directions(500, vectors.shape[1], rng), covariance_directions(500, rows[None], rng)[0]
     limits = [
-        float(np.percentile(np.abs((one[::2] * one[1::2]).sum(axis=1)), 95)) if len(one) else np.nan for one in drawn
+        float(np.percentile(np.abs((pairs[::2] * pairs[1::2]).sum(axis=1)), 95)) if len(pairs) else np.nan
+        for pairs in drawn
     ]
     return {
         "cosine": [[rounded(value) for value in row] for row in table],
@@ -234,21 +235,21 @@ def cosines(
 
 
 def mantel(
-    one: Float[ndarray, "vector vector"], other: Float[ndarray, "vector vector"], rng: Generator
+    table: Float[ndarray, "vector vector"], other: Float[ndarray, "vector vector"], rng: Generator
 ) -> tuple[float, Float[ndarray, " shuffle"]]:
     """R of two square tables off their diagonals, and the same with the names of one of them shuffled.
 
     Source: Mantel (1967). Cells of one row are no independent pairs; shuffling names keeps rows and columns together.
     """
-    off = ~np.eye(len(one), dtype=bool)
+    off = ~np.eye(len(table), dtype=bool)
 
     def r(order: Int[ndarray, " vector"]) -> float:
         """Of the pairs that are known in both."""
-        mine, theirs = one[off], other[np.ix_(order, order)][off]
+        mine, theirs = table[off], other[np.ix_(order, order)][off]
         good = np.isfinite(mine) & np.isfinite(theirs)
         return float(correlations(theirs[good, None], mine[good])[0])
 
-    return r(np.arange(len(one))), np.array([r(rng.permutation(len(one))) for _ in range(SHUFFLES)])
+    return r(np.arange(len(table))), np.array([r(rng.permutation(len(table))) for _ in range(SHUFFLES)])
 
 
 def _bounds(values: Sequence[float]) -> list[float | None]:

@@ -2,13 +2,29 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional
 
+from personavec.errors import ConfigError
 from personavec.runs.rules import Count, Free, Natural, at_least
-from personavec.verbs.options import Common, File, Files, Folder, Judging, Switch, Writing
+from personavec.verbs.options import (
+    Common,
+    File,
+    Files,
+    Folder,
+    Judging,
+    Switch,
+    Writing,
+    bench_for,
+    call,
+    load_subject,
+)
+
+if TYPE_CHECKING:
+    from personavec.verbs.analyse.decompose import Decomposition
+    from personavec.verbs.analyse.space import Space
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,20 @@ class SpaceConfig(Judging, Writing, Common):
     traits: Files = ()
     """Trait files of vectors whose trait is not built in (--coexpress)."""
 
+    def run(self) -> "Space":
+        """Load what is named and compare it."""
+        from personavec.verbs.analyse.space import space, with_coefs
+
+        if not self.vectors:
+            raise ConfigError(
+                "expected vector files, got none; for example: personavec space runs/two/*/vector.safetensors"
+            )
+        names = with_coefs(self.vectors)
+        model = load_subject(self)
+        bench = bench_for(self, model) if self.coexpress else ""
+        out = self.out or Path("runs") / f"space-{'-'.join(names)}"
+        return call(space, self, model, self.vectors, judge=bench, store=out)  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True)
 class DecomposeConfig(Judging, Writing, Common):
@@ -64,3 +94,19 @@ class DecomposeConfig(Judging, Writing, Common):
     """Trait file, where the trait is not built in (--causal)."""
     top: int = 20
     """Tokens to name on either side, and features of the dictionary."""
+
+    def run(self) -> "Decomposition":
+        """Load what is named and decompose it."""
+        from personavec.verbs.analyse.decompose import at_layer, decompose, replies_of
+
+        if self.vector is None:
+            raise ConfigError(
+                "expected a vector file, got none; for example: personavec decompose "
+                "runs/demo/optimistic/vector.safetensors"
+            )
+        vector, _ = at_layer(self.vector, self.layer)
+        replies_of(self.vector, vector)
+        model = load_subject(self)
+        bench = bench_for(self, model) if self.causal and self.sae else ""
+        out = self.out or Path("runs") / f"decompose-{vector.card.trait}{'-sae' if self.sae else ''}"
+        return call(decompose, self, model, self.vector, run=None, judge=bench, store=out)  # type: ignore[no-any-return]

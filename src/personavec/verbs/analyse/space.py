@@ -1,9 +1,10 @@
 """Space: how persona vectors lie to each other and to many personas, and what steering along one does to the others."""
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Unpack
 
 import numpy as np
 from jaxtyping import Float
@@ -11,20 +12,23 @@ from numpy import ndarray
 from safetensors.numpy import load_file, save
 
 from personavec.errors import ConfigError, DataError, VectorError
+from personavec.judges.load import Bench, bench_of
 from personavec.judges.scoring import Judges, scaled
 from personavec.model.activations import read_rows
 from personavec.model.chat_model import ChatModel
 from personavec.runs.files import write_file
 from personavec.runs.progress import stage
-from personavec.runs.rules import settings
+from personavec.runs.result import Result
+from personavec.runs.rules import Count, Free, Seed, Store, at_least, settings
 from personavec.runs.run import Run, versions
+from personavec.runs.show import interval
 from personavec.stats.intervals import or_nan
 from personavec.stats.nulls import against, rounded
-from personavec.steering.projection import names_of
-from personavec.steering.rollouts import Plan, answers, write
-from personavec.steering.vector import PersonaVector, load_vector
-from personavec.traits.trait import trait_of
-from personavec.verbs.analyse.coexpression import coexpressed
+from personavec.steering.projection import Vectors, vectors_of
+from personavec.steering.rollouts import Interview, ReplyOptions
+from personavec.steering.vector import PersonaVector
+from personavec.traits.trait import Trait, trait_of
+from personavec.verbs.analyse.coexpression import Expressed, coexpressed
 from personavec.verbs.analyse.geometry import (
     Personas,
     axes_of,
@@ -34,71 +38,120 @@ from personavec.verbs.analyse.geometry import (
     mantel,
     rank_of,
 )
-from personavec.verbs.analyse.options import SpaceConfig
-from personavec.verbs.options import bench_for, how, load_subject
 
 Row = dict[str, Any]
 Read = Float[ndarray, "persona question layer d_model"]
 
 
-def space(config: SpaceConfig) -> Row:
-    """The geometry of vectors and personas, and with `coexpress` what it foretells.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Space(Result):
+    """How vectors lie to each other and to many personas; `to_dict()` is what `--json` prints."""
+
+    page = "space"
+
+    @property
+    def cosines(self) -> dict[str, dict[str, float]]:
+        """Cosines of the vectors at the layer of the map, by name."""
+        names, table = self.data["vectors"], self.data["cosines"][self.data["layer"]]["cosine"]
+        return {name: dict(zip(names, row, strict=True)) for name, row in zip(names, table, strict=True)}
+
+    @property
+    def axes(self) -> list[Row]:
+        """The first axes of persona space: share of the variance, who lies at their ends, cosine of every vector."""
+        return list(self.data["axes"]["axes"])
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What says most."""
+        data = self.data
+        rank = data["ranks"][data["layer"]]["effective_rank"]
+        shown = [
+            ("model", f"{data['model']}, layer {data['layer']}"),
+            ("effective rank", f"{interval(rank)} of {data['personas']} personas"),
+            ("of the vectors", f"{data['vector_rank']:.1f} of {len(data['vectors'])}"),
+        ]
+        for number, axis in enumerate(self.axes, 1):
+            ends = " ↔ ".join(", ".join(axis[side][:2]) for side in ("low", "high"))
+            shown.append((f"axis {number}", f"{axis['share']:.0%} of the variance: {ends}"))
+        if co := data["coexpression"]:
+            r = "no correlation" if co["r"] is None else f"r {co['r']:.2f}, p {co['null']['p']:.3f}"
+            shown.append(("cosine and co-expression", f"{r} over {co['pairs']} pairs"))
+        return shown
+
+
+def space(
+    model: ChatModel,
+    vectors: Vectors,
+    *,
+    coexpress: Free[bool] = False,
+    rollouts: Count = 1,
+    axes: Annotated[int, at_least(2)] = 4,
+    layer: int | None = None,
+    traits: Free[Sequence[str | Path | Trait]] = (),
+    judge: Free[str | Bench] = "likelihood",
+    seed: Seed = 0,
+    store: Store = None,
+    **writing: Unpack[ReplyOptions],
+) -> Space:
+    """The geometry of vectors and personas, and with `coexpress` what it predicts.
 
     Every persona's system prompt is put before every question, and the default assistant's; the replies are read once,
     at all layers.
 
-    Returns:
-        By layer the `cosines` (persona_space.cosines) and the `ranks` of persona space (persona_space.rank_of); at the
-        map's layer the `axes` (persona_space.axes_of); `vector_rank`: the effective rank of the vectors themselves;
-        with `coexpress` the `coexpression`, and how it goes along with the `cosine`.
+    Args:
+        model: Who is asked.
+        vectors: Persona vectors of the model, or their files.
+        coexpress: Also steer along every vector and judge every trait, and measure how each answers to the dose.
+        rollouts: With `coexpress`, replies per held-out question.
+        axes: How many to name.
+        layer: Of the map and its axes; default the middle one of those that the cards recommend.
+        traits: With `coexpress`, traits of vectors whose trait is not built in, or their files.
+        judge: With `coexpress`, who scores replies: a spec as for `--judge`, or what `load_bench` made.
+        seed: Of everything random.
+        store: Run folder to keep everything in; the same call resumes it.
+        writing: How replies are written: fields of `Interview`.
 
     Raises:
-        PersonavecError: Bad input; what was done so far stays in the run folder.
+        PersonavecError: Bad input; what was done so far stays in the store.
     """
     began = time.monotonic()
-    vectors = _vectors(config)
+    chosen = settings(space, locals())
+    named = with_coefs(vectors)
     personas = built_in_personas()
-    model = load_subject(config)
-    for vector in vectors.values():
+    for vector in named.values():
         vector.check_model(model.identity)
-    if config.layer is not None and not 0 <= config.layer < model.n_layers:
-        raise ConfigError(f"expected a layer from 0 to {model.n_layers - 1}, got {config.layer}; correct it")
+    if layer is not None and not 0 <= layer < model.n_layers:
+        raise ConfigError(f"expected a layer from 0 to {model.n_layers - 1}, got {layer}; correct it")
+    interview = Interview(model, seed=seed, **writing)
     inputs = {"model": model.identity.revision, "numbers": model.numbers, "personas": _hash(personas)}
-    inputs |= {f"vector {name}": vector.content_hash for name, vector in vectors.items()}
-    bench, judges = None, {}
-    traits = (
-        {name: trait_of(vector.card.trait, config.traits) for name, vector in vectors.items()}
-        if config.coexpress
-        else {}
-    )
-    if config.coexpress:
-        bench = bench_for(config, model)
-        for name, vector in vectors.items():
-            judging = Judges(bench.trait(traits[name]), bench.coherence, traits[name].content_hash)
-            judges[name] = scaled(judging, config.judge, vector.card, name)
-    out = config.out or Path("runs") / f"space-{'-'.join(vectors)}"
-    run = Run.open(out, settings(type(config), vars(config)) | {"coexpress": None}, inputs)
+    inputs |= {f"vector {name}": vector.content_hash for name, vector in named.items()}
+    bench = bench_of(judge, interview) if coexpress else None
+    known, judges = {}, {}
+    for name, vector in named.items() if bench else ():
+        known[name] = trait_of(vector.card.trait, traits)
+        scoring = Judges(bench.trait(known[name]), bench.coherence, known[name].content_hash)  # type: ignore[union-attr]
+        judges[name] = scaled(scoring, bench.spec, vector.card, name)  # type: ignore[union-attr]
+    run = Run.open(store, chosen | interview.options, inputs)
 
-    read, dropped = _read(config, run, model, personas)
+    read, dropped = _read(interview, run, personas)
     every, assistant = read[:-1], read[-1]
-    layers = sorted({int(vector.card.layer or 0) for vector in vectors.values()})
-    at = config.layer if config.layer is not None else layers[len(layers) // 2]
-    stacked = np.stack([vector.direction.numpy() for vector in vectors.values()]).astype(float)
-    halves = np.array([vector.card.reliability or [np.nan] * model.n_layers for vector in vectors.values()])
-    rng = np.random.default_rng(config.seed)
+    layers = sorted({int(vector.card.layer or 0) for vector in named.values()})
+    at = layer if layer is not None else layers[len(layers) // 2]
+    stacked = np.stack([vector.direction.numpy() for vector in named.values()]).astype(float)
+    halves = np.array([vector.card.reliability or [np.nan] * model.n_layers for vector in named.values()])
+    rng = np.random.default_rng(seed)
     ranks, tables = [], []
     with stage("components, layer by layer", model.n_layers) as advance:
-        for layer in range(model.n_layers):
-            own = every[:, :, layer].astype(float)
-            ranks.append({"layer": layer} | rank_of(own, rng))
-            rows = own.reshape(-1, own.shape[2])
-            tables.append({"layer": layer} | cosines(stacked[:, layer], halves[:, layer], rows, rng))
+        for block in range(model.n_layers):
+            means = every[:, :, block].astype(float)
+            ranks.append({"layer": block} | rank_of(means, rng))
+            rows = means.reshape(-1, means.shape[2])
+            tables.append({"layer": block} | cosines(stacked[:, block], halves[:, block], rows, rng))
             advance(1)
     result: Row = {
-        "out": str(out),
-        "model": config.model,
-        "vectors": list(vectors),
-        "layers": {name: vector.card.layer for name, vector in vectors.items()},
+        "out": run.shown(),
+        "model": model.identity.id,
+        "vectors": list(named),
+        "layers": {name: vector.card.layer for name, vector in named.items()},
         "personas": len(personas.names),
         "questions": len(personas.questions),
         "empty_replies": dropped,
@@ -111,35 +164,37 @@ def space(config: SpaceConfig) -> Row:
             personas.names,
             assistant[:, at].astype(float),
             stacked[:, at],
-            config.axes,
+            axes,
             rng,
         ),
         "coexpression": None,
     }
     if bench is not None:
-        judged = {"judge": bench.fingerprint} | {name: trait.content_hash for name, trait in traits.items()}
-        found = coexpressed(config, run.part(f"coexpression-{Run.digest(judged)}"), model, vectors, traits, judges)
-        result["coexpression"] = found | _foretold(found, vectors, tables, rng)
+        judged = {"judge": bench.fingerprint} | {name: trait.content_hash for name, trait in known.items()}
+        part = run.part(f"coexpression-{Run.digest(judged)}")
+        subjects = [Expressed(name, named[name], known[name], judges[name]) for name in named]
+        effects = coexpressed(interview, part, subjects, rollouts)
+        result["coexpression"] = effects | _predicted(effects, named, tables, rng)
         result["judge_usage"] = bench.usage
     result |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
     run.write_json("result.json", result)
     run.finish()
-    return result
+    return Space(result)
 
 
-def _vectors(config: SpaceConfig) -> dict[str, PersonaVector]:
-    """The vectors by name."""
-    if not config.vectors:
-        raise ConfigError(
-            "expected vector files, got none; for example: personavec space runs/two/*/vector.safetensors"
-        )
-    loaded = [load_vector(path) for path in config.vectors]
-    found = dict(zip(names_of(loaded), loaded, strict=True))
-    if missing := [name for name, one in found.items() if one.card.layer is None or one.card.coef is None]:
+def with_coefs(vectors: Vectors) -> dict[str, PersonaVector]:
+    """Vectors by name, each of all layers and with a layer and coefficient to steer with.
+
+    Raises:
+        ConfigError: There are none, or one is there twice.
+        VectorError: A card recommends nothing, layers are missing, or a file cannot be read.
+    """
+    named = vectors_of(vectors)
+    if missing := [name for name, vector in named.items() if vector.card.layer is None or vector.card.coef is None]:
         raise VectorError(f"expected a recommended layer and coef for {missing[0]}, got none; extract it again")
-    if absent := [name for name, one in found.items() if one.absent]:
+    if absent := [name for name, vector in named.items() if vector.absent]:
         raise VectorError(f"expected all layers of {absent[0]}, got a file without some; extract it from the model")
-    return found
+    return named
 
 
 def _hash(personas: Personas) -> str:
@@ -147,26 +202,31 @@ def _hash(personas: Personas) -> str:
     return Run.digest(dict(zip(personas.names, personas.prompts, strict=True)) | {"": " ".join(personas.questions)})
 
 
-def _read(config: SpaceConfig, run: Run, model: ChatModel, personas: Personas) -> tuple[Read, int]:
+def _read(interview: Interview, run: Run, personas: Personas) -> tuple[Read, int]:
     """Response avg of every persona's reply to every question, the assistant's last; and how many replies were empty.
 
     An empty reply is read as that persona's mean over the other questions.
     """
-    asked = [(name, prompt) for name, prompt in zip(personas.names, personas.prompts, strict=True)]
+    model = interview.model
+    speakers = [*zip(personas.names, personas.prompts, strict=True), ("", interview.system)]
     plans = [
-        plan for name, prompt in [*asked, ("", config.system)] for plan in _plans(config, model, personas, name, prompt)
+        plan
+        for name, prompt in speakers
+        for plan in interview.answers(
+            personas.questions, 1, draw="personas", extra={"persona": name}, systems=(prompt,)
+        )
     ]
-    rows = write(model, run, "personas.jsonl", plans, config, **how(config), title="personas reply")
-    shape = (len(asked) + 1, len(personas.questions), model.n_layers, model.identity.d_model)
-    said = [index for index, row in enumerate(rows) if row["response_ids"]]
+    rows = interview.write(plans, "personas reply", run=run, name="personas")
+    shape = (len(speakers), len(personas.questions), model.n_layers, model.identity.d_model)
     path = run.path("personas.safetensors")
     if not path.is_file():
-        found = np.full((len(rows), *shape[2:]), np.nan, np.float32)
-        spoken = [rows[index] for index in said]
-        found[said] = read_rows(model, spoken, "response avg", range(model.n_layers), "reading personas")
-        write_file(path, save({"read": found}))
+        spoken = [index for index, row in enumerate(rows) if row["response_ids"]]
+        read = np.full((len(rows), *shape[2:]), np.nan, np.float32)
+        replies = [rows[index] for index in spoken]
+        read[spoken] = read_rows(model, replies, "response avg", range(model.n_layers), "reading personas")
+        write_file(path, save({"read": read}))
     read = load_file(path)["read"].reshape(shape)
-    silent = np.isnan(read).any(axis=(2, 3))
+    silent = np.asarray(np.isnan(read).any(axis=(2, 3)))
     if silent.all(axis=1).any():
         raise DataError(
             "expected a reply of every persona, got one without any; raise --max-new-tokens in another --out"
@@ -175,22 +235,17 @@ def _read(config: SpaceConfig, run: Run, model: ChatModel, personas: Personas) -
     return np.where(silent[:, :, None, None], means, read), int(silent.sum())
 
 
-def _plans(config: SpaceConfig, model: ChatModel, personas: Personas, name: str, system: str) -> list[Plan]:
-    options: Row = {"systems": (system,), "draw": "personas", "extra": {"persona": name}}
-    return answers(model, personas.questions, 1, config.seed, **options)
-
-
 def _gram(vectors: Float[ndarray, "vector d_model"]) -> Float[ndarray, "vector vector"]:
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(units @ units.T)
 
 
-def _foretold(found: Row, vectors: dict[str, PersonaVector], tables: Sequence[Row], rng: Any) -> Row:
-    """How the effect of vector i on trait j goes along with their cosine at the layer of i, off the diagonal."""
+def _predicted(effects: Row, vectors: Mapping[str, PersonaVector], tables: Sequence[Row], rng: Any) -> Row:
+    """How the effect of vector i on trait j correlates with their cosine at the layer of i, off the diagonal."""
     names = list(vectors)
-    effects = np.array([[or_nan(found["effects"][one][other]["mean"]) for other in names] for one in names])
-    layers = [int(vectors[name].card.layer or 0) for name in names]
+    changes = np.array([[or_nan(effects["effects"][i][j]["mean"]) for j in names] for i in names])
+    layers = [int(vector.card.layer or 0) for vector in vectors.values()]
     along = np.array([tables[layer]["cosine"][row] for row, layer in enumerate(layers)], dtype=float)
-    r, shuffled = mantel(along, effects, rng)
+    r, shuffled = mantel(along, changes, rng)
     null = against(r, shuffled)
     return {"cosine": along.round(4).tolist(), "r": rounded(r), "pairs": len(names) * (len(names) - 1), "null": null}

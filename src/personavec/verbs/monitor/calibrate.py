@@ -79,19 +79,19 @@ def held_out(conversations: Sequence[Benign], trait: str, rate: float, seed: int
 
 def _usable(conversations: Sequence[Benign]) -> int:
     """How many conversations have values of every kind."""
-    return min(sum(len(own.values[kind]) > 0 for own in conversations) for kind in KINDS)
+    return min(sum(len(talk.values[kind]) > 0 for talk in conversations) for kind in KINDS)
 
 
 def _limits(
     conversations: Sequence[Benign], trait: str, rate: float
 ) -> tuple[dict[str, dict[Kind, Band]], dict[str, Cusum]]:
-    """Bands and sequential tests of all conversations, and of every group that has enough of its own."""
+    """Bands and sequential tests of all conversations, and of every group that has enough of them."""
     bands: dict[str, dict[Kind, Band]] = {}
     drift: dict[str, Cusum] = {}
     if (n := _usable(conversations)) < fewest(rate):
         raise too_few(n, rate)
-    for group in (EVERY, *sorted({own.group for own in conversations} - {EVERY})):
-        members = [own for own in conversations if group in (EVERY, own.group)]
+    for group in (EVERY, *sorted({talk.group for talk in conversations} - {EVERY})):
+        members = [talk for talk in conversations if group in (EVERY, talk.group)]
         if _usable(members) < fewest(rate):
             continue
         bands[group] = {kind: _band(members, kind, rate) for kind in KINDS}
@@ -111,7 +111,7 @@ def _band(conversations: Sequence[Benign], kind: Kind, rate: float) -> Band:
     Every conversation weighs the same, spread over its turns, and one more of them is taken to lie beyond everything.
     Source: Lee, Barber and Willett, Distribution-free inference with hierarchical data (arXiv 2306.06342).
     """
-    paths = [own.values[kind] for own in conversations if len(own.values[kind])]
+    paths = [talk.values[kind] for talk in conversations if len(talk.values[kind])]
     values = np.concatenate(paths).astype(float)
     weights = np.concatenate([np.full(len(path), 1 / len(path)) for path in paths])
     mean = float(np.average(values, weights=weights))
@@ -131,9 +131,9 @@ def _cusum(conversations: Sequence[Benign], band: Band, rate: float) -> Cusum | 
     """The test whose largest sum over a new benign conversation lies beyond the threshold with probability `rate`.
 
     The threshold is the conformal quantile of the benign conversations' largest sums; none where there are too few.
-    Mean and deviation come from the same conversations, which makes it approximate: the rate on unseen ones is told.
+    Mean and deviation come from the same conversations, which makes it approximate: the rate on unseen ones shows.
     """
-    paths = [own.values[WATCHED] for own in conversations if len(own.values[WATCHED]) >= DRIFT_FROM]
+    paths = [talk.values[WATCHED] for talk in conversations if len(talk.values[WATCHED]) >= DRIFT_FROM]
     if len(paths) < fewest(rate, sides=1):
         return None
     endless = Cusum(len(paths), band.mean, band.sd, np.inf, max(map(len, paths)))
@@ -155,16 +155,16 @@ def _peak(path: Float[ndarray, " turn"], cusum: Cusum) -> float:
 def _alerts(conversation: Benign, calibration: Calibration) -> dict[str, float]:
     """By kind, the share of a conversation's turns that raise an alert; for drift, whether any does."""
     group = conversation.group
-    found = {
-        kind: float(np.mean([bool(calibration.check(TRIAL, {kind: value}, group)) for value in own.tolist()]))
-        for kind, own in conversation.values.items()
-        if len(own)
+    shares = {
+        kind: float(np.mean([bool(calibration.check(TRIAL, {kind: value}, group)) for value in values.tolist()]))
+        for kind, values in conversation.values.items()
+        if len(values)
     }
     test = calibration.drift(TRIAL, group)
     path = conversation.values[WATCHED].tolist()
     if test and len(path) >= DRIFT_FROM:
-        found[DRIFT] = float(any([test.add(value) is not None for value in path]))
-    return found
+        shares[DRIFT] = float(any([test.add(value) is not None for value in path]))
+    return shares
 
 
 def _share(shares: Float[ndarray, " conversation"]) -> Interval:

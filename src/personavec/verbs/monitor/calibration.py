@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from personavec.errors import DataError
 from personavec.runs.files import write_file
@@ -27,6 +27,17 @@ DRIFT_FROM = 2
 """Turn from which on there can be drift."""
 
 Json = dict[str, Any]
+
+
+class Alert(TypedDict):
+    """A value beyond its limits."""
+
+    kind: str
+    """One of `KINDS`, or `DRIFT`."""
+    vector: str
+    value: float
+    low: float
+    high: float
 
 
 HIGHEST_RATE = 0.5
@@ -77,7 +88,7 @@ class Drift:
     up: float = 0.0
     down: float = 0.0
 
-    def add(self, value: float) -> Json | None:
+    def add(self, value: float) -> Alert | None:
         """Take in the next turn's value of the kind `WATCHED`; returns an alert, or None."""
         self.turn += 1
         z = (value - self.cusum.mean) / self.cusum.sd
@@ -112,32 +123,32 @@ class Calibration:
     model: Mapping[str, Any]
     """`ModelIdentity` as JSON."""
     false_positive_rate: float
-    """Of each vector and kind on its own."""
+    """Of each vector and kind by itself."""
     vectors: Mapping[str, VectorCalibration]
     """By content hash of the vector."""
     benign: Mapping[str, Any] = field(default_factory=dict)
     """The data set, its conversations and turns, and how its texts were read."""
 
     @classmethod
-    def load(cls, path: Path) -> "Calibration":
+    def load(cls, path: str | Path) -> "Calibration":
         """Read a calibration.json.
 
         Raises:
             DataError: It is none.
         """
         try:
-            found = json.loads(path.read_text("utf-8"))
-            vectors = {name: _vector(own) for name, own in found.pop("vectors").items()}
-            return cls(**found, vectors=vectors)
+            fields = json.loads(Path(path).read_text("utf-8"))
+            vectors = {name: _vector(usual) for name, usual in fields.pop("vectors").items()}
+            return cls(**fields, vectors=vectors)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(
                 f"expected a calibration, got {path} ({' '.join(str(error).split())[:160]}); pass the calibration.json "
                 "of a run of personavec monitor with --calibrate"
             ) from error
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write calibration.json, atomically."""
-        write_file(path, (json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
+        write_file(Path(path), (json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
 
     def check_model(self, name: str, revision: str) -> None:
         """Refuse a model that the benign traffic was not read with.
@@ -159,7 +170,7 @@ class Calibration:
         """
         known = self.vectors.get(vector_hash)
         if known is None:
-            there = ", ".join(sorted(own.trait for own in self.vectors.values())) or "none"
+            there = ", ".join(sorted(usual.trait for usual in self.vectors.values())) or "none"
             raise DataError(
                 f"expected a calibration of the vector {trait} ({vector_hash[:12]}), got one of other vectors "
                 f"({there}); calibrate with this vector"
@@ -174,7 +185,7 @@ class Calibration:
         bands = self.vectors[vector_hash].bands
         return bands.get(group, bands[EVERY])[kind]
 
-    def check(self, vector_hash: str, values: Mapping[Kind, float | None], group: str = EVERY) -> list[Json]:
+    def check(self, vector_hash: str, values: Mapping[Kind, float | None], group: str = EVERY) -> list[Alert]:
         """Alerts for what of one turn lies outside its band.
 
         Args:
@@ -183,8 +194,13 @@ class Calibration:
             group: Of the conversation.
         """
         return [
-            {"kind": kind, "vector": self.vectors[vector_hash].trait, "value": value}
-            | {"low": band.low, "high": band.high}
+            {
+                "kind": kind,
+                "vector": self.vectors[vector_hash].trait,
+                "value": value,
+                "low": band.low,
+                "high": band.high,
+            }
             for kind, value in values.items()
             if value is not None
             for band in [self.band(vector_hash, kind, group)]
@@ -193,9 +209,9 @@ class Calibration:
 
     def drift(self, vector_hash: str, group: str = EVERY) -> Drift | None:
         """A sequential test for one conversation; None where none could be calibrated."""
-        own = self.vectors[vector_hash]
-        cusum = own.drift.get(group, own.drift.get(EVERY))
-        return Drift(own.trait, cusum) if cusum else None
+        usual = self.vectors[vector_hash]
+        cusum = usual.drift.get(group, usual.drift.get(EVERY))
+        return Drift(usual.trait, cusum) if cusum else None
 
 
 def fewest(rate: float, sides: int = 2) -> int:
@@ -203,9 +219,9 @@ def fewest(rate: float, sides: int = 2) -> int:
     return math.ceil(sides / rate - 1 - 1e-9)
 
 
-def _vector(own: Json) -> VectorCalibration:
-    bands = {group: {kind: Band(**band) for kind, band in kinds.items()} for group, kinds in own.pop("bands").items()}
-    drift = {group: Cusum(**cusum) for group, cusum in own.pop("drift").items()}
+def _vector(usual: Json) -> VectorCalibration:
+    bands = {group: {kind: Band(**band) for kind, band in kinds.items()} for group, kinds in usual.pop("bands").items()}
+    drift = {group: Cusum(**cusum) for group, cusum in usual.pop("drift").items()}
     if EVERY not in bands:
         raise ValueError(f"no band of {EVERY}")
-    return VectorCalibration(**own, bands=bands, drift=drift)
+    return VectorCalibration(**usual, bands=bands, drift=drift)

@@ -1,30 +1,32 @@
-"""Monitoring: of recorded conversations, or the paper's experiment on how well projections foretell the reply."""
+"""The paper's monitoring experiment: how well projections before the reply predict its trait score."""
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple, Unpack
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from personavec.errors import ConfigError, VectorError
-from personavec.judges.scoring import Judges, column, keep, mean_score, scaled, score
+from personavec.errors import ConfigError
+from personavec.judges.load import Bench, bench_of
+from personavec.judges.scoring import Judges, ScoredRow, column, keep, mean_score, scaled, score
 from personavec.model.activations import read_rows
 from personavec.model.chat_model import ChatModel
-from personavec.runs.rules import settings
+from personavec.runs.result import Result
+from personavec.runs.rules import Count, Free, Rule, Seed, Store, settings
 from personavec.runs.run import Run, versions
+from personavec.runs.show import interval
 from personavec.stats.intervals import pearson, pearson_interval
 from personavec.stats.nulls import adjust, null_battery, rounded
-from personavec.steering.projection import names_of
-from personavec.steering.rollouts import Plan, answers, contrastive, write
-from personavec.steering.vector import PersonaVector, load_vector
+from personavec.steering.projection import Vectors, vector_inputs
+from personavec.steering.rollouts import Interview, ReplyOptions
+from personavec.steering.vector import PersonaVector
 from personavec.traits.graded import graded_prompts
 from personavec.traits.trait import Trait, trait_of
-from personavec.verbs.monitor.monitor import monitor as watch
-from personavec.verbs.monitor.options import MonitorConfig
-from personavec.verbs.options import bench_for, how, load_subject
+from personavec.verbs.monitor.monitor import with_layers
 
 LEAST_SD = 1.0
 """Conditions whose scores differ less are left out within conditions. Source: arXiv 2507.21509, appendix C.2."""
@@ -32,84 +34,141 @@ EXEMPLAR_PAIRS = 2
 """Instruction pairs under which replies that show the trait are written, of which the better one is taken."""
 FEWEST_QUESTIONS = 3
 """Two points always lie on a line."""
+SHOTS = Rule(
+    lambda value: len(set(value)) == len(value) and all(shots >= 0 for shots in value), "of 0 or more, each once"
+)
 
 Row = dict[str, Any]
+Directions = Mapping[str, Float[ndarray, "1 d_model"]]
 
 
-def monitor(config: MonitorConfig) -> Row:
-    """The verb: recorded conversations, or with --experiment the paper's test; either with its report."""
-    return experiment(config) if config.experiment else watch(config)
+@dataclasses.dataclass(frozen=True, repr=False)
+class MonitoringExperiment(Result):
+    """How well projections at the last prompt token predict trait scores; `to_dict()` is what `--json` prints."""
+
+    page = "monitor"
+
+    @property
+    def traits(self) -> Row:
+        """By vector and kind of condition ("system", "shots"): r `overall` and `within`, `nulls`, `conditions`."""
+        return dict(self.data["traits"])
+
+    def lines(self) -> list[tuple[str, str]]:
+        """R of every trait and kind of condition."""
+        return [
+            (f"{name}, {kind}", f"r {interval(r['overall'], 2)} overall, {interval(r['within'], 2)} within conditions")
+            for name, kinds in self.traits.items()
+            for kind, r in kinds.items()
+        ]
 
 
-def experiment(config: MonitorConfig) -> Row:
+class Graded(NamedTuple):
+    """A vector, its trait, and system prompts from the most of it to the least."""
+
+    vector: PersonaVector
+    trait: Trait
+    prompts: tuple[str, ...]
+
+    @property
+    def layer(self) -> int:
+        """Where the vector is read."""
+        return self.vector.card.layer or 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """The experiment on one vector, under way: who is asked what, and who scores it."""
+
+    interview: Interview
+    run: Run
+    subject: Graded
+    judges: Judges
+    questions: int
+    rollouts: int
+    shots: tuple[int, ...]
+    others: Directions
+    """The other traits' directions at its layer, which are tried as well."""
+
+
+def experiment(
+    model: ChatModel,
+    vectors: Vectors,
+    *,
+    judge: Free[str | Bench] = "likelihood",
+    questions: Count = 20,
+    rollouts: Count = 3,
+    shots: Annotated[Sequence[int], SHOTS] = (0, 5, 10, 15, 20),
+    traits: Free[Sequence[str | Path | Trait]] = (),
+    graded: Free[Sequence[str] | str | Path | None] = None,
+    seed: Seed = 0,
+    store: Store = None,
+    **writing: Unpack[ReplyOptions],
+) -> MonitoringExperiment:
     """Projection at the last prompt token against the trait score of the replies, over graded prompts and shots.
 
     The conditions are system prompts from the most of the trait to the least, and more and more replies that show it.
     Those are the model's own to the extraction questions, under the trait's positive instructions, as far as the judge
-    takes them for the trait. Source: Persona Vectors (arXiv 2507.21509) section 3.3, appendices C.1 and C.2.
+    takes them for the trait.
 
-    Returns:
-        `traits` by vector and kind of condition ("system", "shots"): r `overall` and `within` conditions with 95%
-        intervals over questions, the `nulls` of either (`nulls.null_battery`, adjusted over traits and kinds), and
-        every condition.
+    Args:
+        model: Who is asked.
+        vectors: Persona vectors of the model, or their files.
+        judge: Who scores replies: a spec as for `--judge`, or what `load_bench` made.
+        questions: Held-out questions that every condition is tried on.
+        rollouts: Replies per question; the paper writes 10.
+        shots: How many replies that show the trait come before the question.
+        traits: Traits of vectors whose trait is not built in, or their files.
+        graded: System prompts, most of the trait first, or a JSON file of them; built-in traits have some.
+        seed: Of everything random.
+        store: Run folder to keep everything in; the same call resumes it.
+        writing: How replies are written: fields of `Interview`.
 
     Raises:
-        PersonavecError: Bad input; what was done so far stays in the run folder.
+        PersonavecError: Bad input; what was done so far stays in the store.
+
+    Source: Persona Vectors (arXiv 2507.21509) section 3.3, appendices C.1 and C.2.
     """
     began = time.monotonic()
-    vectors = [load_vector(path) for path in config.vectors]
-    names = names_of(vectors)
-    if unknown := [vector.card.trait for vector in vectors if vector.card.layer is None]:
-        raise VectorError(f"expected a recommended layer for {unknown[0]}, got none; extract it again")
-    if config.graded and len(vectors) > 1:
-        raise ConfigError(f"expected one vector with --graded, got {len(vectors)}; run them one by one")
-    traits = [trait_of(vector.card.trait, config.traits) for vector in vectors]
-    prompts = [graded_prompts(trait.name, config.graded) for trait in traits]
-    if (asked := min(config.questions, *(len(trait.evaluate) for trait in traits))) < FEWEST_QUESTIONS:
-        raise ConfigError(
-            f"expected {FEWEST_QUESTIONS} questions or more, got {asked}; r within a condition needs them"
-        )
-    model = load_subject(config)
-    for vector in vectors:
+    chosen = settings(experiment, locals())
+    subjects = subjects_of(vectors, traits, graded, questions)
+    named = {name: subject.vector for name, subject in subjects.items()}
+    for vector in named.values():
         vector.check_model(model.identity)
-    bench = bench_for(config, model)
-    judges = {
-        name: scaled(Judges(bench.trait(trait), bench.coherence, trait.content_hash), config.judge, vector.card, name)
-        for name, trait, vector in zip(names, traits, vectors, strict=True)
-    }
+    interview = Interview(model, seed=seed, **writing)
+    bench = bench_of(judge, interview)
     inputs = {"model": model.identity.revision, "numbers": model.numbers, "judge": bench.fingerprint}
-    inputs |= {f"vector {path}": v.content_hash for path, v in zip(config.vectors, vectors, strict=True)}
+    inputs |= vector_inputs(vectors)
     inputs |= {
-        f"prompts {name}": Run.digest({"prompts": "\n".join(own)}) for name, own in zip(names, prompts, strict=True)
+        f"prompts {name}": Run.digest({"prompts": "\n".join(subject.prompts)}) for name, subject in subjects.items()
     }
-    out = config.out or Path("runs") / f"monitor-experiment-{'-'.join(names)}"
-    run = Run.open(out, settings(type(config), vars(config)), inputs)
+    judges = {}
+    for name, (vector, trait, _) in subjects.items():
+        scoring = Judges(bench.trait(trait), bench.coherence, trait.content_hash)
+        judges[name] = scaled(scoring, bench.spec, vector.card, name)
+    run = Run.open(store, chosen | interview.options, inputs)
 
-    found: Row = {}
+    measured: Row = {}
     left_out: Row = {}
-    for name, vector, trait, own in zip(names, vectors, traits, prompts, strict=True):
-        part = run.part(name)
-        shown = _exemplars(config, part, model, trait, judges[name])
-        left_out[name] = [shots for shots in config.shots if shots > len(shown)]
-        layer = vector.card.layer or 0
-        others = {
-            other: one.direction[[layer]].numpy() for other, one in zip(names, vectors, strict=True) if other != name
-        }
-        found[name] = _measured(config, part, model, trait, own, shown, judges[name], vector, others)
+    for name, subject in subjects.items():
+        others = {other: v.direction[[subject.layer]].numpy() for other, v in named.items() if other != name}
+        trial = Trial(interview, run.part(name), subject, judges[name], questions, rollouts, tuple(shots), others)
+        exemplars = _exemplars(trial)
+        left_out[name] = [count for count in shots if count > len(exemplars)]
+        measured[name] = _measured(trial, exemplars)
     for reach in ("overall", "within"):
-        adjust([own["nulls"][reach] for kinds in found.values() for own in kinds.values()])
+        adjust([r["nulls"][reach] for kinds in measured.values() for r in kinds.values()])
     result: Row = {
-        "out": str(out),
-        "model": config.model,
-        "layers": {name: vector.card.layer for name, vector in zip(names, vectors, strict=True)},
-        "questions": asked,
-        "rollouts": config.rollouts,
-        "traits": found,
+        "out": run.shown(),
+        "model": model.identity.id,
+        "layers": {name: vector.card.layer for name, vector in named.items()},
+        "questions": _shared_questions(subjects, questions),
+        "rollouts": rollouts,
+        "traits": measured,
         "shots_left_out": left_out,
         "least_sd": LEAST_SD,
         "judges": {
-            name: {"id": own.trait.id, "weak": own.weak, "auc": own.trait.auc.to_json() if own.trait.auc else None}
-            for name, own in judges.items()
+            name: {"id": each.trait.id, "weak": each.weak, "auc": each.trait.auc.to_json() if each.trait.auc else None}
+            for name, each in judges.items()
         },
         "judge_usage": bench.usage,
         "versions": versions(),
@@ -117,143 +176,139 @@ def experiment(config: MonitorConfig) -> Row:
     }
     run.write_json("result.json", result)
     run.finish()
-    return result
+    return MonitoringExperiment(result)
 
 
-def _exemplars(config: MonitorConfig, run: Run, model: ChatModel, trait: Trait, judges: Judges) -> list[Row]:
+def subjects_of(
+    vectors: Vectors,
+    traits: Sequence[str | Path | Trait],
+    graded: Sequence[str] | str | Path | None,
+    questions: int,
+) -> dict[str, Graded]:
+    """What the experiment is about, by vector; all that can be wrong before a model is loaded.
+
+    Raises:
+        PersonavecError: A vector, trait or system prompt is missing or bad, or there are too few questions.
+    """
+    named = with_layers(vectors)
+    if graded and len(named) > 1:
+        raise ConfigError(f"expected one vector with --graded, got {len(named)}; run them one by one")
+    known = [trait_of(vector.card.trait, traits) for vector in named.values()]
+    subjects = {
+        name: Graded(vector, trait, graded_prompts(trait.name, graded))
+        for (name, vector), trait in zip(named.items(), known, strict=True)
+    }
+    if (count := _shared_questions(subjects, questions)) < FEWEST_QUESTIONS:
+        raise ConfigError(
+            f"expected {FEWEST_QUESTIONS} questions or more, got {count}; r within a condition needs them"
+        )
+    return subjects
+
+
+def _shared_questions(subjects: Mapping[str, Graded], questions: int) -> int:
+    return min(questions, *(len(subject.trait.evaluate) for subject in subjects.values()))
+
+
+def _exemplars(trial: Trial) -> list[ScoredRow]:
     """Questions with a reply that shows the trait: to each extraction question the one that does so most, if any."""
-    every = contrastive(model, trait, 1, config.seed)
+    every = trial.interview.contrastive(trial.subject.trait, 1)
     plans = [plan for plan in every if plan.row["side"] == "pos" and plan.row["pair"] < EXEMPLAR_PAIRS]
-    rows = score(
-        run,
-        "exemplars",
-        write(model, run, "exemplars.jsonl", plans, config, **how(config), title="replies to show"),
-        judges,
-        "judging them",
-    )
-    kept = sorted((row for row in rows if keep(row)), key=lambda row: (row["question_id"], -row["trait"]))
+    replies = trial.interview.write(plans, "replies to show", run=trial.run, name="exemplars")
+    rows = score(replies, trial.judges, "judging them", run=trial.run, name="exemplars")
+    kept = sorted((row for row in rows if keep(row)), key=lambda row: (row["question_id"], -(row["trait"] or 0)))
     return list({row["question_id"]: row for row in reversed(kept)}.values())[::-1]
 
 
-def _measured(
-    config: MonitorConfig,
-    run: Run,
-    model: ChatModel,
-    trait: Trait,
-    prompts: Sequence[str],
-    shown: Sequence[Row],
-    judges: Judges,
-    vector: PersonaVector,
-    others: Mapping[str, Float[ndarray, "1 d_model"]],
-) -> Row:
+def _measured(trial: Trial, exemplars: Sequence[ScoredRow]) -> Row:
     """Both kinds of conditions of one trait."""
-    told: dict[str, dict[int, str]] = {
+    interview, (_, trait, prompts) = trial.interview, trial.subject
+    asked = trait.evaluate[: trial.questions]
+    conditions: dict[str, dict[int, str]] = {
         "system": {level: f"{level}: {text}" for level, text in enumerate(prompts, 1)},
-        "shots": {shots: f"{shots} shots" for shots in config.shots if shots <= len(shown)},
+        "shots": {shots: f"{shots} shots" for shots in trial.shots if shots <= len(exemplars)},
     }
-    plans = [
-        plan for level, text in enumerate(prompts, 1) for plan in _plans(config, model, trait, "system", level, text)
-    ]
-    for shots in told["shots"]:
+    plans = []
+    for level, text in enumerate(prompts, 1):
+        extra = {"kind": "system", "level": level}
+        plans += interview.answers(asked, trial.rollouts, draw="monitor", extra=extra, systems=(text,))
+    for shots in conditions["shots"]:
         before = [
-            {"role": role, "content": row[key]}
-            for row in shown[:shots]
-            for role, key in (("user", "question"), ("assistant", "response"))
+            message
+            for row in exemplars[:shots]
+            for message in (
+                {"role": "user", "content": row["question"]},
+                {"role": "assistant", "content": row["response"]},
+            )
         ]
-        plans += _plans(config, model, trait, "shots", shots, config.system, before)
+        extra = {"kind": "shots", "level": shots}
+        plans += interview.answers(asked, trial.rollouts, draw="monitor", extra=extra, before=before)
     replies = score(
-        run,
-        "replies",
-        write(model, run, "replies.jsonl", plans, config, **how(config), title="replies"),
-        judges,
+        interview.write(plans, "replies", run=trial.run, name="replies"),
+        trial.judges,
         "judging",
+        run=trial.run,
+        name="replies",
     )
-    asked = [row for row in replies if row["sample"] == 0]
-    unanswered = [row | {"response_ids": [], "reasoning_tokens": 0} for row in asked]
-    read = read_rows(model, unanswered, "prompt last", [vector.card.layer or 0], "reading prompts")[:, 0]
-    found: Row = {}
-    for kind, levels in told.items():
+    first = [row for row in replies if row["sample"] == 0]
+    unanswered: list[Row] = [{**row, "response_ids": [], "reasoning_tokens": 0} for row in first]
+    layers = [trial.subject.layer]
+    read = read_rows(interview.model, unanswered, "prompt last", layers, "reading prompts")[:, 0]
+    correlations: Row = {}
+    for kind, levels in conditions.items():
         if levels:
-            of_kind = np.array([row["kind"] == kind for row in asked])
-            own = [row for row in replies if row["kind"] == kind]
-            found[kind] = _correlated(config, levels, own, read[of_kind], vector, others)
-    return found
-
-
-def _plans(
-    config: MonitorConfig,
-    model: ChatModel,
-    trait: Trait,
-    kind: str,
-    level: int,
-    system: str,
-    before: Sequence[dict[str, str]] = (),
-) -> list[Plan]:
-    return answers(
-        model,
-        trait.evaluate[: config.questions],
-        config.rollouts,
-        config.seed,
-        systems=(system,),
-        draw="monitor",
-        extra={"kind": kind, "level": level},
-        before=before,
-    )
+            of_kind = np.array([row["kind"] == kind for row in first])
+            rows = [row for row in replies if row["kind"] == kind]
+            correlations[kind] = _correlated(trial, levels, rows, read[of_kind])
+    return correlations
 
 
 def _correlated(
-    config: MonitorConfig,
-    levels: dict[int, str],
-    replies: Sequence[Row],
-    read: Float[ndarray, "row d_model"],
-    vector: PersonaVector,
-    others: Mapping[str, Float[ndarray, "1 d_model"]],
+    trial: Trial, levels: dict[int, str], replies: Sequence[ScoredRow], read: Float[ndarray, "row d_model"]
 ) -> Row:
-    """How projection and score go together, over all conditions of a kind and within them.
+    """How projection and score correlate, over all conditions of a kind and within them.
 
     Args:
-        config: Options of the run.
+        trial: What is tried.
         levels: Name of each condition.
         replies: Scored, condition by condition and question by question, `rollouts` to each.
         read: Activations of each prompt at the vector's layer, in the same order.
-        vector: What they are projected on.
-        others: The other traits' directions at its layer, which are tried as well.
     """
-    unit = vector.unit(vector.card.layer or 0).numpy()
+    seed = trial.interview.seed
+    unit = trial.subject.vector.unit(trial.subject.layer).numpy()
     along = (read @ unit).astype(float)
-    scores = column(replies, "trait").reshape(len(along), config.rollouts)
+    scores = column(replies, "trait").reshape(len(along), trial.rollouts)
     counts = (~np.isnan(scores)).sum(axis=1)
     means = np.where(counts, np.nansum(scores, axis=1) / np.maximum(counts, 1), np.nan)
-    first = replies[:: config.rollouts]
+    first = replies[:: trial.rollouts]
     questions = np.array([row["question_id"] for row in first])
-    condition = np.array([list(levels).index(row["level"]) for row in first])
+    condition = np.array([list(levels).index(int(row["level"])) for row in first])
     spread = [_spread(means[condition == place]) for place in range(len(levels))]
     varied = np.array(spread)[condition] >= LEAST_SD
-    found: Row = {"nulls": {}}
-    rng = np.random.default_rng(config.seed)
+    correlations: Row = {"nulls": {}}
+    rng = np.random.default_rng(seed)
     for reach, rows, groups in (("overall", np.ones_like(varied), None), ("within", varied, condition[varied])):
-        r = pearson_interval(along[rows], means[rows], questions[rows], groups, config.seed)
-        found[reach] = r.to_json()
-        found["nulls"][reach] = null_battery(
+        r = pearson_interval(along[rows], means[rows], questions[rows], groups, seed)
+        correlations[reach] = r.to_json()
+        correlations["nulls"][reach] = null_battery(
             read[None, rows],
             means[rows],
             unit[None],
             rng,
             activations=read[None],
-            others=others,
+            others=trial.others,
             groups=groups,
         )
-    return found | {
-        "flat_conditions": sum(one < LEAST_SD for one in spread),
+    return correlations | {
+        "flat_conditions": sum(sd < LEAST_SD for sd in spread),
         "conditions": [
             {
-                "condition": told,
+                "condition": name,
                 "projection": round(float(along[condition == place].mean()), 4),
-                "score": mean_score([row for row in replies if row["level"] == level], "trait", config.seed).to_json(),
+                "score": mean_score([row for row in replies if row["level"] == level], "trait", seed).to_json(),
                 "sd": round(spread[place], 4),
                 "r": rounded(pearson(along[condition == place], means[condition == place])),
             }
-            for place, (level, told) in enumerate(levels.items())
+            for place, (level, name) in enumerate(levels.items())
         ],
         "points": [
             {"place": int(place), "question": int(question), "projection": rounded(signal), "score": rounded(mean)}
@@ -264,5 +319,5 @@ def _correlated(
 
 def _spread(scores: Float[ndarray, " question"]) -> float:
     """Standard deviation of the questions' scores in a condition; 0 where fewer than two have one."""
-    own = scores[~np.isnan(scores)]
-    return float(own.std()) if len(own) > 1 else 0.0
+    known = scores[~np.isnan(scores)]
+    return float(known.std()) if len(known) > 1 else 0.0

@@ -1,7 +1,8 @@
 """Options of `monitor`; their docstrings are the command line's help."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -9,7 +10,22 @@ from tyro.conf import Positional
 from personavec.errors import ConfigError
 from personavec.runs.rules import Count, Free
 from personavec.verbs.monitor.calibration import RATE
-from personavec.verbs.options import Common, File, Files, Folder, Judging, Switch, Writing
+from personavec.verbs.options import (
+    Common,
+    File,
+    Files,
+    Folder,
+    Judging,
+    Switch,
+    Writing,
+    bench_for,
+    call,
+    load_subject,
+)
+
+if TYPE_CHECKING:
+    from personavec.verbs.monitor.experiment import MonitoringExperiment
+    from personavec.verbs.monitor.result import Monitoring
 
 
 @dataclass(frozen=True)
@@ -77,3 +93,28 @@ class MonitorConfig(Judging, Writing, Common):
             raise ConfigError(
                 f"expected different --shots of 0 or more, got {' '.join(map(str, self.shots))}; correct them"
             )
+
+    def run(self) -> "Monitoring | MonitoringExperiment":
+        """Load what is named and watch, or with `experiment` do the paper's test."""
+        return self._experiment() if self.experiment else self._monitor()
+
+    def _monitor(self) -> "Monitoring":
+        from personavec.data.dataset import open_dataset
+        from personavec.verbs.monitor.calibration import Calibration
+        from personavec.verbs.monitor.monitor import monitor, with_layers
+
+        data = open_dataset(self.data)
+        benign = open_dataset(self.calibrate) if self.calibrate is not None else None
+        if self.calibration:  # what is wrong with it and with the vectors is said before the model is loaded
+            Calibration.load(self.calibration)
+        with_layers(self.vectors)
+        out = self.out or Path("runs") / f"monitor-{Path(self.data).stem}"
+        return call(monitor, self, load_subject(self), data, self.vectors, calibrate=benign, store=out)  # type: ignore[no-any-return]
+
+    def _experiment(self) -> "MonitoringExperiment":
+        from personavec.verbs.monitor.experiment import experiment, subjects_of
+
+        names = subjects_of(self.vectors, self.traits, self.graded, self.questions)
+        model = load_subject(self)
+        out = self.out or Path("runs") / f"monitor-experiment-{'-'.join(names)}"
+        return call(experiment, self, model, self.vectors, judge=bench_for(self, model), store=out)  # type: ignore[no-any-return]
