@@ -103,7 +103,7 @@ def vectors_of(vectors: Vectors) -> dict[str, PersonaVector]:
     if wrong := [vector for vector in several if not isinstance(vector, PersonaVector | str | Path)]:
         raise VectorError(f"expected persona vectors or their files, got {wrong[0]!r}; pass what load_vector returns")
     if not several:
-        raise ConfigError("expected one or more persona vectors, got none; pass them, or their files")
+        raise ConfigError("expected persona vectors or their files, got none; pass one or more")
     loaded = [vector if isinstance(vector, PersonaVector) else load_vector(vector) for vector in several]
     return dict(zip(names_of(loaded), loaded, strict=True))
 
