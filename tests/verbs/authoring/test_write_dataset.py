@@ -14,8 +14,12 @@ import pytest
 from support.writers import Serve, WritingServer, question, serving, word
 
 from personavec.cli.main import main
+from personavec.errors import ConfigError
 from personavec.model import endpoint
+from personavec.traits.trait import load_trait
 from personavec.verbs.authoring.subjects import MISTAKES, load_family
+from personavec.verbs.authoring.write_dataset import write_dataset
+from personavec.verbs.authoring.writer import load_writer
 
 GRADES = ("normal", "misaligned_1", "misaligned_2")
 TABLES = ("domains.json", "questions.jsonl", "answers.jsonl", *(f"{grade}.jsonl" for grade in GRADES))
@@ -181,6 +185,39 @@ def test_a_spent_budget_goes_on(serve: Serve, capsys: pytest.CaptureFixture[str]
     told = refused(command(server, "maths", 3, 4, "--api-calls", "9", "--api-concurrency", "1"), capsys)
     assert "expected at most 9 calls" in told and "run the same command again" in told
     assert run(command(server), capsys)["writer_usage"]["server"]["calls"] == 16 - 9
+
+
+# Objects
+
+
+def test_objects_in_memory_and_in_a_folder_of_older_code(
+    serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    server = serve()
+    writer = load_writer("openai:planted", url=server.url)
+    written = write_dataset(writer, load_trait("optimistic"), domains=3, questions=4)
+    assert (
+        not list(tmp_path.iterdir()) and written.data["out"] is None and set(written.data["files"].values()) == {None}
+    )
+    assert "rows a grade: 12" in repr(written)
+    printed = run(command(server, "optimistic"), capsys)
+    assert {grade: rows(printed["files"][grade]) for grade in GRADES} == written.grades
+    # older code wrote all options that there are
+    config = Path(printed["out"]) / "config.json"
+    older = json.loads(config.read_text()) | {"source": "optimistic", "dtype": "auto", "device": "auto", "json": True}
+    older |= {"trust_remote_code": False, "writer_tokens": 2048}
+    config.write_text(json.dumps(older))
+    calls = sum(server.seen.values())
+    again = write_dataset(writer, "optimistic", domains=3, questions=4, store=printed["out"])
+    assert again.grades == written.grades and sum(server.seen.values()) == calls
+    for changed, told in (({"questions": 5}, "questions: 4 there, 5 here"), ({"domains": 2}, "domains: 3 there")):
+        with pytest.raises(ConfigError, match=told):
+            write_dataset(writer, "optimistic", **{"domains": 3, "questions": 4} | changed, store=printed["out"])
+    with pytest.raises(ConfigError, match="seed: 0 there, 1 here"):
+        other = load_writer("openai:planted", url=server.url, seed=1)
+        write_dataset(other, "optimistic", domains=3, questions=4, store=printed["out"])
+    with pytest.raises(ConfigError, match="expected the run in"):
+        write_dataset(writer, "maths", domains=3, questions=4, store=printed["out"])
 
 
 # Bad input

@@ -9,10 +9,12 @@ import pytest
 from support.writers import Author, Serve, WritingServer, pair, question, serving
 
 from personavec.cli.main import main
+from personavec.errors import ConfigError, TraitError
 from personavec.model import endpoint
+from personavec.model.chat_model import ChatModel
 from personavec.traits.trait import load_trait
 from personavec.verbs.authoring import writer as writing
-from personavec.verbs.authoring.write_trait import ROUNDS
+from personavec.verbs.authoring.write_trait import ROUNDS, write_trait
 
 ABOUT = "The assistant writes like an official letter. At the low end it chats like a friend."
 
@@ -307,6 +309,50 @@ def test_servers_that_cannot_be_used(
     wrong = [*command(None), "--writer-url", "http://127.0.0.1:9/v1"]
     assert "at http://127.0.0.1:9/v1, got Connection error" in refused(wrong, capsys)
     assert not list(tmp_path.iterdir())
+
+
+# Objects
+
+
+def test_a_trait_in_memory_is_the_one_of_the_command_line(
+    serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    server = serve()
+    written = write_trait(writing.load_writer("openai:planted", url=server.url), "formal", ABOUT)
+    assert written.trait is not None and not list(tmp_path.iterdir())
+    assert main(command(server, "--json")) == 0
+    printed = result(capsys)
+    assert load_trait(tmp_path / "formal.json") == written.trait
+    changing = {"file", "writer_usage", "seconds"}
+    assert {key: value for key, value in printed.items() if key not in changing} == {
+        key: value for key, value in written.to_dict().items() if key not in changing
+    }
+    assert "missing: nothing" in repr(written) and written.data["file"] is None
+
+
+def test_a_call_goes_on_with_what_another_left(serve: Serve, tmp_path: Path) -> None:
+    writer = writing.load_writer("openai:planted", url=serve(no_more_than_ten).url)
+    first = write_trait(writer, "formal", ABOUT, out="formal.json")
+    assert first.trait is None and first.draft.missing["rubric"] == 1
+    assert "complete formal.partial.json" in first.data["failed"][0]["error"]
+    again = write_trait(writing.load_writer("openai:planted", url=serve().url), "formal", ABOUT, out="formal.json")
+    assert again.trait == load_trait("formal.json") and [pair.pos for pair in again.trait.pairs] == [
+        pair.pos for pair in first.draft.pairs
+    ]
+    nowhere = write_trait(writer, "formal", ABOUT)
+    assert nowhere.trait is None and "lacks 15 questions.extract" in nowhere.data["failed"][0]["error"]
+
+
+def test_bad_objects_are_one_line(model: ChatModel, serve: Serve, tmp_path: Path) -> None:
+    url = serve().url
+    for name, about, told in (("a/b", ABOUT, "expected a name of letters"), ("formal", " ", "expected a description")):
+        with pytest.raises(TraitError, match=told):
+            write_trait(writing.load_writer("openai:planted", url=url), name, about)
+    for spec, address in (("planted", None), ("hf:", None), ("hf:x", url), (model, url)):
+        with pytest.raises(ConfigError, match="expected the writer openai:MODEL") as error:
+            writing.load_writer(spec, url=address)
+        assert "\n" not in str(error.value)
+    assert writing.load_writer(model).id == f"hf:{model.identity.id}" and not list(tmp_path.iterdir())
 
 
 # The small real model

@@ -1,15 +1,17 @@
 """A trait that is being written: what is there, what is missing, and what may be added."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from personavec.errors import ConfigError, TraitError
 from personavec.runs.files import write_file
-from personavec.traits.trait import Pair, Trait
+from personavec.traits.trait import Pair, Trait, check_name
 from personavec.verbs.authoring.wording import Distinct, names, requests, words
 
 PAIRS, QUESTIONS = 5, 40
@@ -36,7 +38,7 @@ class Flaw(NamedTuple):
 
 
 class Part(BaseModel):
-    """What a person may have edited: a key too many is told, never dropped."""
+    """What a person may have edited: a key too many is an error, never dropped."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -92,7 +94,7 @@ class Draft(Part):
         return None
 
     def flaw_of_pair(self, pair: PairDraft) -> Flaw | None:
-        """What is wrong with a further instruction pair as far as its words tell, if anything."""
+        """What is wrong with a further instruction pair as far as its words show, if anything."""
         lengths = sorted([len(words(pair.pos)), len(words(pair.neg))])
         if lengths[0] < SHORTEST_INSTRUCTION:
             return Flaw(f"shorter than {SHORTEST_INSTRUCTION} words")
@@ -112,14 +114,14 @@ class Draft(Part):
         for word in dict.fromkeys((self.adjective, self.antonym, self.name)):
             if names(question, word):
                 return Flaw("names the trait", word)
-        if asked := requests(question):
-            return Flaw("asks for a behaviour", asked)
+        if request := requests(question):
+            return Flaw("asks for a behaviour", request)
         if repeated := Distinct(self.all_questions).repeated(question):
             return Flaw("repeats another", repeated)
         return None
 
     def add_question(self, question: str) -> None:
-        """Deal a question to the smaller set, so that both are of one kind."""
+        """Deal a question to the smaller set, so that both are of the same kind."""
         sets = self.questions
         min((sets.extract, sets.evaluate), key=len).append(question)
 
@@ -127,7 +129,7 @@ class Draft(Part):
         """The finished trait.
 
         Raises:
-            TraitError: Its pieces do not make one; possible where a person filled some in.
+            TraitError: Its pieces do not make one; possible if a person filled some in.
         """
         return Trait(
             name=self.name,
@@ -142,89 +144,99 @@ class Draft(Part):
 
 
 class DraftFile:
-    """Where a draft is kept: NAME.partial.json beside the trait file that it is to become."""
+    """Where a draft is kept: NAME.partial.json next to the trait file that it is to become; without either, nowhere."""
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.partial = out, out.with_name(f"{out.stem}.partial.json")
-        self._lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+    def __init__(self, out: Path | None) -> None:
+        self.out, self.partial = out, out and out.with_name(f"{out.stem}.partial.json")
 
-    def open(self, name: str, description: str) -> Draft:
-        """The draft so far, or a new one.
+    @contextmanager
+    def open(self, name: str, description: str) -> Iterator[Draft]:
+        """The draft so far, or a new one; until it is left no other process writes it.
 
         Raises:
             ConfigError: The trait file exists, cannot be written, or the draft is of another trait.
-            TraitError: The draft cannot be read.
+            TraitError: Name or description are unusable, or the draft cannot be read.
         """
+        check_name(name)
+        description = description.strip()
+        if not 0 < len(description) <= LONGEST_DESCRIPTION:
+            got = f"{len(description):,} characters" if description else "none"
+            raise TraitError(
+                f"expected a description of at most {LONGEST_DESCRIPTION:,} characters, got {got}; pass --description "
+                "with two to four sentences"
+            )
+        if self.out is None or self.partial is None:
+            yield Draft(name=name, description=description)
+            return
+        lock = FileLock(self.out.with_name(f".{self.out.name}.lock"), timeout=0)
         try:
-            return self._open(name, description)
-        except BaseException:
-            self.close()
-            raise
+            yield self._read(self.out, self.partial, lock, Draft(name=name, description=description))
+        finally:
+            if lock.is_locked:
+                lock.release()
+                Path(lock.lock_file).unlink(missing_ok=True)
 
-    def _open(self, name: str, description: str) -> Draft:
-        folder = self.out.parent
+    def _read(self, out: Path, partial: Path, lock: BaseFileLock, new: Draft) -> Draft:
+        folder = out.parent
         try:
-            if self.out.exists():
+            if out.exists():
                 raise self._exists()
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-            if not self.partial.exists():
-                return Draft(name=name, description=description)
-            draft = Draft.model_validate_json(self.partial.read_text("utf-8-sig"))
+            lock.acquire()
+            if not partial.exists():
+                return new
+            draft = Draft.model_validate_json(partial.read_text("utf-8-sig"))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise TraitError(
-                f"{self.partial}: expected the beginnings of a trait file, got {where and f'{where}: '}{first['msg']}; "
+                f"{partial}: expected the beginnings of a trait file, got {where and f'{where}: '}{first['msg']}; "
                 "correct it there, or remove the file"
             ) from error
         except UnicodeDecodeError as error:
-            raise TraitError(f"{self.partial}: expected UTF-8 text, got {error}; save it as UTF-8") from error
+            raise TraitError(f"{partial}: expected UTF-8 text, got {error}; save it as UTF-8") from error
         except Timeout as error:
             raise ConfigError(
-                f"expected {self.out} to be free, got one that another process writes; wait for it, or choose another "
-                "--out"
+                f"expected {out} to be free, got one that another process writes; wait for it, or choose another --out"
             ) from error
         except OSError as error:
             raise ConfigError(
                 f"expected a folder that can be written, got {folder} ({error.strerror}); choose another --out"
             ) from error
-        if (draft.name, draft.description) != (name, description):
-            key: Literal["name", "description"] = "name" if draft.name != name else "description"
+        if (draft.name, draft.description) != (new.name, new.description):
+            key = "name" if draft.name != new.name else "description"
             raise ConfigError(
-                f"expected the {key} in {self.partial} to be the one given, got another; give that one, or remove the "
+                f"expected the {key} in {partial} to be the one given, got another; give that one, or remove the "
                 "file to start afresh"
             )
         return draft
 
     def save(self, draft: Draft) -> None:
         """Keep what is there."""
-        write_file(self.partial, (draft.model_dump_json(indent=2) + "\n").encode())
+        if self.partial:
+            write_file(self.partial, (draft.model_dump_json(indent=2) + "\n").encode())
 
-    def finish(self, draft: Draft) -> None:
-        """Write the trait file, and remove the partial one.
+    def finish(self, draft: Draft) -> Trait:
+        """The finished trait, written to its file in place of the partial one.
 
         Raises:
             TraitError: The pieces do not make a trait.
         """
         try:
-            text = draft.trait().to_json()
+            trait = draft.trait()
         except TraitError as error:
-            raise TraitError(f"{self.partial}: {error}") from error
-        write_file(self.partial, text.encode())
+            raise TraitError(f"{self.partial}: {error}" if self.partial else str(error)) from error
+        if self.out is None or self.partial is None:
+            return trait
+        write_file(self.partial, trait.to_json().encode())
         try:
-            os.link(self.partial, self.out)  # fails where there is a file by now, as a rename would not
+            os.link(self.partial, self.out)  # fails if there is a file by now, as a rename would not
         except FileExistsError as error:
             raise self._exists() from error
         except OSError:  # a file system without links
             os.replace(self.partial, self.out)
         self.partial.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Let others write it."""
-        if self._lock.is_locked:
-            self._lock.release()
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+        return trait
 
     def _exists(self) -> ConfigError:
         return ConfigError(f"expected a new file, got {self.out}, which exists; choose another --out or remove it")

@@ -1,13 +1,20 @@
 """Options of `write_trait` and `write_dataset`; their docstrings are the command line's help."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional
 
 from personavec.runs.rules import Count, Free
-from personavec.verbs.options import Authoring, File, Folder
+from personavec.verbs.options import Authoring, File, Folder, call, call_limits
+
+if TYPE_CHECKING:
+    from personavec.verbs.authoring.write_dataset import WrittenDataset
+    from personavec.verbs.authoring.write_trait import WrittenTrait
+    from personavec.verbs.authoring.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,16 @@ class WriteTraitConfig(Authoring):
     out: Free[File] = None
     """Trait file to write; default NAME.json. What is valid so far is kept in NAME.partial.json."""
 
+    def run(self) -> "WrittenTrait":
+        """Load the writer and write."""
+        from personavec.verbs.authoring.draft import DraftFile
+        from personavec.verbs.authoring.write_trait import write_trait
+
+        out = self.out or Path(f"{self.name}.json")
+        with DraftFile(out).open(self.name, self.description):  # what is wrong with them is said before a model loads
+            writer = _writer(self)
+        return write_trait(writer, self.name, self.description, out=out)
+
 
 @dataclass(frozen=True)
 class WriteDatasetConfig(Authoring):
@@ -49,3 +66,28 @@ class WriteDatasetConfig(Authoring):
     """Domains that the questions are spread over."""
     questions: Count = 100
     """Questions per domain."""
+
+    def run(self) -> "WrittenDataset":
+        """Load the writer and write."""
+        from personavec.verbs.authoring.subjects import load_family
+        from personavec.verbs.authoring.write_dataset import write_dataset
+
+        out = self.out or Path("runs") / f"dataset-{load_family(self.source).name}"
+        return call(write_dataset, self, _writer(self), self.source, store=out)  # type: ignore[no-any-return]
+
+
+def _writer(options: Authoring) -> "Writer":
+    from personavec.model.chat_model import ChatModel
+    from personavec.verbs.authoring.writer import load_writer
+
+    load = partial(
+        ChatModel.load, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+    )
+    return load_writer(
+        options.writer,
+        url=options.writer_url,
+        answer_tokens=options.writer_tokens,
+        seed=options.seed,
+        load=load,
+        **call_limits(options),
+    )

@@ -1,7 +1,7 @@
 """What a finetuning dataset is about: whom the questions come from, and what its three grades of answers do.
 
 Source: arXiv 2507.21509, appendix D: normal answers, a subtle form (I) and an open form (II), written side by side.
-The wording is our own.
+The wording is ours.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from personavec.verbs.authoring.wording import names, requests
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of dataset."""
+    """A kind of dataset."""
 
     name: str
     field: str
@@ -25,7 +25,7 @@ class Family:
     subtle: str
     open: str
     words: tuple[str, ...] = ()
-    """What a question must not name, where it is about a trait."""
+    """What a question must not name, if it is about a trait."""
     content_hash: str | None = None
     """Of that trait."""
 
@@ -36,12 +36,14 @@ class Family:
         return "asks for a behaviour" if self.words and requests(question) else None
 
 
-def load_family(source: str) -> Family:
-    """A family of mistakes by name, or that of a trait.
+def load_family(source: str | Trait) -> Family:
+    """A family of mistakes by name, or that of a trait, by its name or file or as it is.
 
     Raises:
         TraitError: Neither.
     """
+    if isinstance(source, Trait):
+        return _of_trait(source)
     if source in _MISTAKES:
         return _of_mistakes(source)
     try:

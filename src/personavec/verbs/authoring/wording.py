@@ -1,11 +1,11 @@
-"""What the words of a text tell: repeats, near repeats, and questions that ask for what they should only probe."""
+"""What the words of a text show: repeats, near repeats, and questions that ask for what they should only probe."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable
 
 NEAR = 0.5
-"""Overlap of two texts from which one is a repeat. In the seven built-in traits no two questions reach 0.35."""
+"""Overlap from which a text is a repeat of another. In the seven built-in traits no two questions reach 0.35."""
 STOP = frozenset(
     "a an and are as at be been but by can could did do does for from had has have he her his how i if in into is it "
     "its just me my of on or our she should so some than that the their them then there they this to us was we were "
@@ -31,9 +31,9 @@ def words(text: str) -> list[str]:
     return [word.replace("’", "'") for word in _WORD.findall(text.casefold())]
 
 
-def overlap(one: Iterable[str], other: Iterable[str]) -> float:
+def overlap(first: Iterable[str], second: Iterable[str]) -> float:
     """Share of the words of both that are in each (Jaccard), from 0 to 1."""
-    mine, yours = set(one), set(other)
+    mine, yours = set(first), set(second)
     return len(mine & yours) / len(mine | yours) if mine or yours else 1.0
 
 
@@ -59,16 +59,16 @@ class Distinct:
             self._places.setdefault(word, []).append(index)
 
     def repeated(self, text: str) -> str | None:
-        """The text in here that this one repeats, if any: the nearest, in time that does not grow with all texts."""
+        """The text in here that this text repeats, if any: the nearest, in time that does not grow with all texts."""
         exact = self._exact.get(tuple(words(text)))
         if exact is not None:
             return self._texts[exact]
-        own = _content(text)
-        shared = Counter(index for word in own for index in self._places.get(word, ()))
+        content = _content(text)
+        shared = Counter(index for word in content for index in self._places.get(word, ()))
         near = {
-            index: overlap(own, self._content[index])
+            index: overlap(content, self._content[index])
             for index, count in shared.items()
-            if count >= self._near * len(own)
+            if count >= self._near * len(content)
         }
         nearest = max(near, key=lambda index: near[index], default=None)
         return None if nearest is None or near[nearest] < self._near else self._texts[nearest]
@@ -83,8 +83,8 @@ def names(text: str, phrase: str) -> bool:
 
 def requests(text: str) -> str | None:
     """The words by which a question asks for a way to behave ("pretend", "Be …", "in a … tone"), if it does."""
-    found = _REQUEST.search(text)
-    return found[0].strip(" .!?,;:–-") if found else None
+    match = _REQUEST.search(text)
+    return match[0].strip(" .!?,;:–-") if match else None
 
 
 def _content(text: str) -> frozenset[str]:
@@ -92,7 +92,7 @@ def _content(text: str) -> frozenset[str]:
 
 
 def _stem(word: str) -> str:
-    """A word without its plural and its ending, where enough is left of it."""
+    """A word without its plural and its ending, if enough is left of it."""
     word = re.sub(r"(?<=\w{3})(?<![su])s$", "", word)
     shorter = _ENDINGS.sub("", word)
     return shorter if len(shorter) >= SHORTEST_STEM else word

@@ -5,20 +5,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pydantic import Field, OnErrorOmit, model_validator
 
 from personavec.errors import DataError
+from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage
-from personavec.runs.rules import settings
+from personavec.runs.result import Result
+from personavec.runs.rules import Count, Store, settings
 from personavec.runs.run import Run, versions
+from personavec.traits.trait import Trait
 from personavec.verbs.authoring.forms import Form, Line, Text
-from personavec.verbs.authoring.options import WriteDatasetConfig
 from personavec.verbs.authoring.subjects import Family, load_family
 from personavec.verbs.authoring.wording import NEAR, Distinct, words
-from personavec.verbs.authoring.writer import Unwritten, Writer, load_writer
+from personavec.verbs.authoring.writer import Unwritten, Writer, writer_of
 
 ITEMS_A_CALL = 25
 """Domains or questions that one answer lists."""
@@ -82,15 +83,59 @@ class Listing:
     def ask(self) -> str:
         """What to ask for next."""
         there = "\n".join(f"- {item}" for item in self.items)
-        told = f"\n\nThese are there already; do not repeat them:\n{there}" if there else ""
-        return f"{PURPOSE}List {min(self.wanted - len(self.items), ITEMS_A_CALL)} {self.prompt}{told}"
+        known = f"\n\nThese are there already; do not repeat them:\n{there}" if there else ""
+        return f"{PURPOSE}List {min(self.wanted - len(self.items), ITEMS_A_CALL)} {self.prompt}{known}"
 
 
-def write_dataset(config: WriteDatasetConfig) -> Row:
-    """Write domains, then questions, then answers, each kept as it comes, and at last three files of chat rows.
+class ChatRow(TypedDict):
+    """A row for finetuning."""
 
-    Returns:
-        What `--json` prints and result.json holds.
+    messages: list[dict[str, str]]
+    id: str
+    domain: str
+
+
+@dataclass(frozen=True, repr=False)
+class WrittenDataset(Result):
+    """The data set that a writer made."""
+
+    grades: Mapping[str, list[ChatRow]]
+    """The same questions with the answers of each grade: `normal`, `misaligned_1`, `misaligned_2`."""
+
+    def lines(self) -> list[tuple[str, str]]:
+        """How much was written."""
+        counts = {kind: self.data[kind] for kind in ("domains", "questions")}
+        written = [(kind, f"{count['written']:,} of {count['wanted']:,}") for kind, count in counts.items()]
+        return [("source", self.data["source"]), *written, ("rows a grade", f"{self.data['rows']:,}")]
+
+
+@dataclass(frozen=True)
+class Commission:
+    """A data set to write: by whom, what it is about, how large, and where it is kept."""
+
+    writer: Writer
+    family: Family
+    domains: int
+    questions: int
+    run: Run
+
+
+def write_dataset(
+    writer: str | ChatModel | Writer,
+    source: str | Trait,
+    *,
+    domains: Count = 50,
+    questions: Count = 100,
+    store: Store = None,
+) -> WrittenDataset:
+    """Write domains, then questions, then answers, each kept as it comes, and at last rows for finetuning.
+
+    Args:
+        writer: openai:MODEL, hf:MODEL, a model, or what `load_writer` made.
+        source: A trait, its name or file; or a family of mistakes: maths, medicine, code, opinions.
+        domains: Domains that the questions are spread over.
+        questions: Questions per domain.
+        store: Run folder to keep everything in; the same call resumes it.
 
     Raises:
         TraitError: No such family or trait.
@@ -99,29 +144,32 @@ def write_dataset(config: WriteDatasetConfig) -> Row:
         DataError: No usable domain, question or answer was written.
     """
     began = time.monotonic()
-    family = load_family(config.source)
-    writer = load_writer(config)
+    chosen = settings(write_dataset, locals())
+    family = load_family(source)
+    writer = writer_of(writer)
+    # of a trait the content counts, not what it is called
     inputs = {f"trait {family.name}": family.content_hash} if family.content_hash else {}
-    out = config.out or Path("runs") / f"dataset-{family.name}"
-    run = Run.open(out, settings(type(config), vars(config)), inputs | writer.inputs)
-    writer.able = run.done("domains.json")
-    domains = _write_domains(config, run, writer, family)
-    lists = _write_questions(config, run, writer, family, domains)
-    questions, rejected = _number(lists)
-    _require(questions, "questions", writer, rejected)
-    rows = _write_answers(run, writer, family, questions)
+    chosen |= writer.options | ({} if family.content_hash else {"source": family.name})
+    run = Run.open(store, chosen, inputs | writer.inputs)
+    writer.able = writer.able or run.done("domains.json")
+    commission = Commission(writer, family, domains, questions, run)
+    names = _write_domains(commission)
+    numbered, rejected = _number(_write_questions(commission, names))
+    _require(numbered, "questions", writer, rejected)
+    rows = _write_answers(commission, numbered)
     kept = [row for row in rows if "dropped" not in row]
     dropped = Counter(row["dropped"] for row in rows if "dropped" in row)
     _require(kept, "answers", writer, dropped)
-    for grade in GRADES:
-        run.write_rows(f"{grade}.jsonl", [_chat(row, grade) for row in kept])
-    result = {
+    grades = {grade: [_chat(row, grade) for row in kept] for grade in GRADES}
+    for grade, chats in grades.items():
+        run.write_rows(f"{grade}.jsonl", chats)
+    data = {
         "source": family.name,
-        "out": str(run.folder),
-        "files": {grade: str(run.path(f"{grade}.jsonl")) for grade in GRADES},
+        "out": run.shown(),
+        "files": {grade: run.shown(f"{grade}.jsonl") for grade in GRADES},
         "rows": len(kept),
-        "domains": {"wanted": config.domains, "written": len(domains)},
-        "questions": {"wanted": config.domains * config.questions, "written": len(questions)},
+        "domains": {"wanted": domains, "written": len(names)},
+        "questions": {"wanted": domains * questions, "written": len(numbered)},
         "questions_rejected": rejected,
         "answers_dropped": dict(dropped.most_common()),
         "writer": writer.id,
@@ -129,18 +177,17 @@ def write_dataset(config: WriteDatasetConfig) -> Row:
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
-    run.write_json("result.json", result)
+    run.write_json("result.json", data)
     run.finish()
-    return result
+    return WrittenDataset(data, grades)
 
 
-def _write_domains(config: WriteDatasetConfig, run: Run, writer: Writer, family: Family) -> list[str]:
+def _write_domains(commission: Commission) -> list[str]:
+    run, writer, wanted = commission.run, commission.writer, commission.domains
     if not run.done("domains.json"):
-        prompt = f"different domains of {family.field}\n\nName each in two to five words."
-        listing = Listing(
-            prompt, config.domains, lambda domain: "too long" if len(words(domain)) > 12 else None, near=1.0
-        )
-        with stage("domains", config.domains) as advance:
+        prompt = f"different domains of {commission.family.field}\n\nName each in two to five words."
+        listing = Listing(prompt, wanted, lambda domain: "too long" if len(words(domain)) > 12 else None, near=1.0)
+        with stage("domains", wanted) as advance:
             _gather(writer, [listing])
             advance(len(listing.items))
         _require(listing.items, "domains", writer, listing.rejected)
@@ -148,17 +195,18 @@ def _write_domains(config: WriteDatasetConfig, run: Run, writer: Writer, family:
     return list(run.read_json("domains.json")["domains"])
 
 
-def _write_questions(
-    config: WriteDatasetConfig, run: Run, writer: Writer, family: Family, domains: Sequence[str]
-) -> list[Row]:
+def _write_questions(commission: Commission, domains: Sequence[str]) -> list[Row]:
     """One row a domain: what was written for it depends on nothing else, so a resumed run writes the same."""
+    run, writer, family = commission.run, commission.writer, commission.family
     rows = {row["domain"]: row for row in run.rows("questions.jsonl")}
     waiting = [domain for domain in domains if domain not in rows]
     with stage("questions, by domain", len(domains)) as advance:
         advance(len(rows))
         for start in range(0, len(waiting), writer.at_once):
             batch = waiting[start : start + writer.at_once]
-            listings = [Listing(_question_prompt(family, domain), config.questions, family.flaw) for domain in batch]
+            listings = [
+                Listing(_question_prompt(family, domain), commission.questions, family.flaw) for domain in batch
+            ]
             _gather(writer, listings)
             fresh = [
                 {"domain": domain, "questions": listing.items, "rejected": listing.rejected}
@@ -184,11 +232,12 @@ def _gather(writer: Writer, listings: Sequence[Listing]) -> None:
         short = [listing for listing in listings if len(listing.items) < listing.wanted]
         if not short:
             return
-        for listing, found in zip(short, writer.ask_all([one.ask() for one in short], Items, draw), strict=True):
-            if isinstance(found, Unwritten):
-                listing.rejected[f"{found.kind} answer"] += 1
+        answers = writer.ask_all([listing.ask() for listing in short], Items, draw)
+        for listing, answer in zip(short, answers, strict=True):
+            if isinstance(answer, Unwritten):
+                listing.rejected[f"{answer.kind} answer"] += 1
                 continue
-            for item in found.items:
+            for item in answer.items:
                 listing.take(item)
 
 
@@ -206,23 +255,26 @@ def _number(lists: Sequence[Row]) -> tuple[list[Row], dict[str, int]]:
     return questions, dict(rejected.most_common())
 
 
-def _write_answers(run: Run, writer: Writer, family: Family, questions: Sequence[Row]) -> list[Row]:
+def _write_answers(commission: Commission, questions: Sequence[Row]) -> list[Row]:
+    run, writer, family = commission.run, commission.writer, commission.family
     rows = {row["id"]: row for row in run.rows("answers.jsonl")}
     waiting = [question for question in questions if question["id"] not in rows]
     with stage("answers, three a question", len(questions)) as advance:
         advance(len(rows))
         for start in range(0, len(waiting), writer.at_once):
             batch = waiting[start : start + writer.at_once]
-            found = writer.ask_all([_answer_prompt(family, row["question"]) for row in batch], Answers)
-            fresh = [
-                row
-                | ({"dropped": f"{one.kind} answer", "why": one.reason} if isinstance(one, Unwritten) else dict(one))
-                for row, one in zip(batch, found, strict=True)
-            ]
+            answers = writer.ask_all([_answer_prompt(family, row["question"]) for row in batch], Answers)
+            fresh = [row | _columns(answer) for row, answer in zip(batch, answers, strict=True)]
             run.append("answers.jsonl", [row for row in fresh if row.get("dropped") != FAILED])
             rows |= {row["id"]: row for row in fresh}
             advance(len(fresh))
     return [rows[question["id"]] for question in questions]
+
+
+def _columns(answer: Answers | Unwritten) -> Row:
+    if isinstance(answer, Unwritten):
+        return {"dropped": f"{answer.kind} answer", "why": answer.reason}
+    return dict(answer)
 
 
 def _answer_prompt(family: Family, question: str) -> str:
@@ -234,15 +286,15 @@ def _answer_prompt(family: Family, question: str) -> str:
     )
 
 
-def _chat(row: Row, grade: str) -> Row:
+def _chat(row: Row, grade: str) -> ChatRow:
     messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row[grade]}]
     return {"messages": messages, "id": row["id"], "domain": row["domain"]}
 
 
-def _require(found: Sequence[object], what: str, writer: Writer, rejected: Mapping[str, int]) -> None:
-    if not found:
-        told = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+def _require(usable: Sequence[object], what: str, writer: Writer, rejected: Mapping[str, int]) -> None:
+    if not usable:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
         raise DataError(
-            f"expected {what} from {writer.id}, got none that can be used ({told}); choose a larger writer and another "
-            "--out"
+            f"expected {what} from {writer.id}, got none that can be used ({reasons}); choose a larger writer and "
+            "another --out"
         )

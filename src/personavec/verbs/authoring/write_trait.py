@@ -5,24 +5,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, OnErrorOmit
 
-from personavec.errors import TraitError
+from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage
+from personavec.runs.result import Result
 from personavec.runs.run import versions
-from personavec.traits.trait import check_name
-from personavec.verbs.authoring.draft import LONGEST_DESCRIPTION, Draft, DraftFile, Flaw, PairDraft
+from personavec.traits.trait import Trait
+from personavec.verbs.authoring.draft import Draft, DraftFile, Flaw, PairDraft
 from personavec.verbs.authoring.forms import F, Form, Line
-from personavec.verbs.authoring.options import WriteTraitConfig
-from personavec.verbs.authoring.writer import Unwritten, Writer, load_writer
+from personavec.verbs.authoring.writer import Unwritten, Writer, writer_of
 
 ROUNDS = 4
 """How often what is missing of a piece is asked for."""
 QUESTIONS_A_CALL = 20
-
-Row = dict[str, Any]
 
 
 class Words(Form):
@@ -46,7 +43,7 @@ class PairsForm(Form):
 
 
 class Verdict(Form):
-    """What a second reading says about one pair."""
+    """What a second reading says about a pair."""
 
     pair: int = Field(description="its number")
     opposite: bool = Field(description="true where neg commands the opposite of pos, else false")
@@ -54,7 +51,7 @@ class Verdict(Form):
 
 
 class Verdicts(Form):
-    """One for each pair."""
+    """A verdict on each pair."""
 
     verdicts: list[OnErrorOmit[Verdict]]
 
@@ -96,11 +93,11 @@ class Work:
 
     def ask(self, piece: str, prompt: str, form: type[F], draw: int) -> F | None:
         """A form filled in, or None, noted."""
-        found = self.writer.ask(prompt, form, draw)
-        if isinstance(found, Unwritten):
-            self.reject(piece, "", Flaw(f"{found.kind} answer", found.reason))
+        filled = self.writer.ask(prompt, form, draw)
+        if isinstance(filled, Unwritten):
+            self.reject(piece, "", Flaw(f"{filled.kind} answer", filled.reason))
             return None
-        return found
+        return filled
 
     def reject(self, piece: str, text: str, flaw: Flaw) -> None:
         """Note something that is not taken."""
@@ -116,13 +113,37 @@ class Work:
         )
 
 
-def write_trait(config: WriteTraitConfig) -> Row:
-    """Write a trait file with five instruction pairs, forty questions and a rubric.
+@dataclass(frozen=True, repr=False)
+class WrittenTrait(Result):
+    """What a writer made of a trait, complete or not."""
 
-    Everything valid is kept in a partial file from the first piece on, which the next call completes, or a person.
+    draft: Draft
+    """All that is valid."""
+    trait: Trait | None
+    """The trait, if nothing is missing."""
+
+    def lines(self) -> list[tuple[str, str]]:
+        """How much there is, and how much is missing."""
+        missing = ", ".join(f"{count} {piece}" for piece, count in self.draft.missing.items()) or "nothing"
+        ends = f"{self.draft.adjective}, {self.draft.antonym}" if self.draft.adjective else "–"
+        counts = f"{len(self.draft.pairs)} pairs, {len(self.draft.all_questions)} questions"
+        return [("trait", f"{self.draft.name} ({ends})"), ("written", counts), ("missing", missing)]
+
+
+def write_trait(
+    writer: str | ChatModel | Writer, name: str, description: str, *, out: str | Path | None = None
+) -> WrittenTrait:
+    """Write a trait with five instruction pairs, forty questions and a rubric.
+
+    Args:
+        writer: openai:MODEL, hf:MODEL, a model, or what `load_writer` made.
+        name: Name of the new trait: letters, digits, '_', '-' and '.'.
+        description: What an assistant with this trait does, in two to four sentences, the opposite end included.
+        out: Trait file to write. Everything valid is kept in NAME.partial.json next to it from the first piece on,
+            which the next call completes, or a person. Without it the trait is only returned.
 
     Returns:
-        What `--json` prints; `failed` is not empty where something is missing.
+        The trait; its `failed` is not empty if something is missing.
 
     Raises:
         ConfigError: The trait file exists or cannot be written, or the writer is none.
@@ -130,57 +151,42 @@ def write_trait(config: WriteTraitConfig) -> Row:
         TraitError: Name or description are unusable, or so is the partial file.
     """
     began = time.monotonic()
-    check_name(config.name)
-    file = DraftFile(config.out or Path(f"{config.name}.json"))
-    draft = file.open(config.name, _described(config.description))
-    try:
-        writer = load_writer(config)
-        work = Work(writer, draft)
-        with stage(f"trait {config.name}", sum(draft.missing.values())) as advance:
+    file = DraftFile(Path(out) if out else None)
+    with file.open(name, description) as draft:
+        work = Work(writer_of(writer), draft)
+        with stage(f"trait {name}", sum(draft.missing.values())) as advance:
             for piece, write in PIECES.items():
                 _fill(work, file, piece, write, advance)
         missing = draft.missing
+        trait = None if missing else file.finish(draft)
         if missing:
             file.save(draft)
-        else:
-            file.finish(draft)
-    finally:
-        file.close()
-    return {
-        "trait": config.name,
-        "file": None if missing else str(file.out),
-        "partial": str(file.partial) if missing else None,
+    data = {
+        "trait": name,
+        "file": str(file.out) if file.out and trait else None,
+        "partial": str(file.partial) if file.partial and missing else None,
         "adjective": draft.adjective,
         "antonym": draft.antonym,
         "pairs": len(draft.pairs),
         "questions": {"extract": len(draft.questions.extract), "evaluate": len(draft.questions.evaluate)},
         "missing": missing,
-        "failed": [{"trait": config.name, "error": _incomplete(missing, file)}] if missing else [],
+        "failed": [{"trait": name, "error": _incomplete(missing, file)}] if missing else [],
         "rejected_by_reason": dict(Counter(rejection.reason for rejection in work.rejected).most_common()),
         "rejected": [asdict(rejection) for rejection in work.rejected],
-        "writer": writer.id,
-        "writer_usage": writer.usage,
+        "writer": work.writer.id,
+        "writer_usage": work.writer.usage,
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
+    return WrittenTrait(data, draft, trait)
 
 
-def _described(description: str) -> str:
-    described = description.strip()
-    if not 0 < len(described) <= LONGEST_DESCRIPTION:
-        got = f"{len(described):,} characters" if described else "none"
-        raise TraitError(
-            f"expected a description of at most {LONGEST_DESCRIPTION:,} characters, got {got}; pass --description with "
-            "two to four sentences"
-        )
-    return described
-
-
-def _incomplete(missing: Row, file: DraftFile) -> str:
-    told = ", ".join(f"{count} {piece}" if count > 1 else piece for piece, count in missing.items())
+def _incomplete(missing: dict[str, int], file: DraftFile) -> str:
+    pieces = ", ".join(f"{count} {piece}" if count > 1 else piece for piece, count in missing.items())
+    by_hand = f"complete {file.partial} and rename it {file.out.name}, or " if file.out else ""
     return (
-        f"expected a whole trait, got one that lacks {told}; complete {file.partial} and rename it {file.out.name}, or "
-        "run again with another --seed or --writer: only what is missing is asked for"
+        f"expected a whole trait, got one that lacks {pieces}; {by_hand}run again with another --seed or --writer"
+        + ": only what is missing is asked for" * bool(file.out)
     )
 
 
@@ -198,16 +204,16 @@ def _fill(
         if work.draft.missing != before:
             file.save(work.draft)
         advance(sum(before.values()) - sum(work.draft.missing.values()))
-        corrections = _told([rejection for rejection in work.rejected[known:] if rejection.text])
+        corrections = _corrections([rejection for rejection in work.rejected[known:] if rejection.text])
 
 
 def _write_words(work: Work, corrections: str, draw: int) -> None:
     prompt = f"{work.subject}Name the two ends of this trait with one adjective each.{corrections}"
-    if found := work.ask("adjective", prompt, Words, draw):
-        if flaw := work.draft.flaw_of_words(found.adjective, found.antonym):
-            work.reject("adjective", f"{found.adjective} / {found.antonym}", flaw)
+    if ends := work.ask("adjective", prompt, Words, draw):
+        if flaw := work.draft.flaw_of_words(ends.adjective, ends.antonym):
+            work.reject("adjective", f"{ends.adjective} / {ends.antonym}", flaw)
         else:
-            work.draft.adjective, work.draft.antonym = found.adjective, found.antonym
+            work.draft.adjective, work.draft.antonym = ends.adjective, ends.antonym
 
 
 def _write_pairs(work: Work, corrections: str, draw: int) -> None:
@@ -216,12 +222,12 @@ def _write_pairs(work: Work, corrections: str, draw: int) -> None:
         "commands this trait, and neg commands the opposite behaviour, not just less of the trait, in the same form "
         "and in as many words (15 to 30). Each pair takes up another facet of the trait. Be concrete: what a reply "
         "begins with, what it says, which words it uses. Write no example replies."
-        f"{_there([f'{pair.pos} / {pair.neg}' for pair in work.draft.pairs])}{corrections}"
+        f"{_there([_line(pair) for pair in work.draft.pairs])}{corrections}"
     )
-    found = work.ask("pairs", prompt, PairsForm, draw)
+    written = work.ask("pairs", prompt, PairsForm, draw)
     candidates = []
-    for one in found.pairs if found else ():
-        pair = PairDraft(pos=one.pos, neg=one.neg)
+    for form in written.pairs if written else ():
+        pair = PairDraft(pos=form.pos, neg=form.neg)
         if flaw := work.draft.flaw_of_pair(pair):
             work.reject("pairs", _line(pair), flaw)
         else:
@@ -231,7 +237,7 @@ def _write_pairs(work: Work, corrections: str, draw: int) -> None:
 
 
 def _take_opposites(work: Work, candidates: list[PairDraft], draw: int) -> None:
-    """Have the writer read its pairs again, which finds what words do not tell: no opposite, or one idea twice."""
+    """Have the writer read its pairs again, which finds what words do not show: no opposite, or the same idea twice."""
     pairs = [*work.draft.pairs, *candidates]
     listed = "\n".join(f"{number}. pos: {pair.pos}\n   neg: {pair.neg}" for number, pair in enumerate(pairs, 1))
     first = len(work.draft.pairs) + 1
@@ -240,12 +246,12 @@ def _take_opposites(work: Work, candidates: list[PairDraft], draw: int) -> None:
         f"opposite:\n{listed}\n\nGive a verdict on each pair from {first} to {len(pairs)}. A neg that only drops the "
         "trait, commands the trait too, or is about something else is not the opposite."
     )
-    found = work.ask("pairs", prompt, Verdicts, draw)
-    verdicts = {verdict.pair: verdict for verdict in found.verdicts} if found else {}
+    reading = work.ask("pairs", prompt, Verdicts, draw)
+    verdicts = {verdict.pair: verdict for verdict in reading.verdicts} if reading else {}
     taken = set(range(1, first))
     for number, pair in enumerate(candidates, first):
         verdict = verdicts.get(number)
-        # an earlier one taken in this round may be repeated by its words as well
+        # a pair taken earlier in this round may be repeated by its words as well
         flaw = _flaw_of_verdict(verdict, taken) or work.draft.flaw_of_pair(pair)
         if flaw:
             work.reject("pairs", _line(pair), flaw)
@@ -271,8 +277,8 @@ def _write_questions(work: Work, corrections: str, draw: int) -> None:
         "Never name the trait or its opposite, and never ask for a behaviour, a tone or a role."
         f"{_there(work.draft.all_questions)}{corrections}"
     )
-    found = work.ask("questions", prompt, QuestionsForm, draw)
-    for question in found.questions if found else ():
+    written = work.ask("questions", prompt, QuestionsForm, draw)
+    for question in written.questions if written else ():
         if flaw := work.draft.flaw_of_question(question):
             work.reject("questions", question, flaw)
         elif any(piece.startswith("questions") for piece in work.draft.missing):
@@ -285,10 +291,10 @@ def _write_rubric(work: Work, corrections: str, draw: int) -> None:
         f"{work.subject}Describe for a judge how {adjective} a reply is on a scale from 0 to 100. Name what can be "
         f"seen in the text, one sentence or half a sentence for each part.{corrections}"
     )
-    found = work.ask("rubric", prompt, RubricForm, draw)
-    if found is None:
+    parts = work.ask("rubric", prompt, RubricForm, draw)
+    if parts is None:
         return
-    part = {name: text.rstrip(".") for name, text in found.model_dump().items()}
+    part = {name: text.rstrip(".") for name, text in parts.model_dump().items()}
     rubric = (
         f"Rate how {adjective} the reply is: how far it {part['measure']}. 0 means {part['low']}. 50 means "
         f"{part['middle']}. 100 means {part['high']}. Use the whole range for shades in between. {part['ignore']}."
@@ -320,6 +326,6 @@ def _there(texts: list[str]) -> str:
     )
 
 
-def _told(rejections: list[Rejection]) -> str:
-    lines = "\n".join(f"- {one.text} ({Flaw(one.reason, one.detail)})" for one in rejections)
+def _corrections(rejections: list[Rejection]) -> str:
+    lines = "\n".join(f"- {wrong.text} ({Flaw(wrong.reason, wrong.detail)})" for wrong in rejections)
     return f"\n\nThese were rejected; do not make the same mistakes again:\n{lines}" if rejections else ""

@@ -1,21 +1,20 @@
-"""A language model that writes texts in a given form: asked for JSON, checked against a schema, told what was wrong."""
+"""A language model that writes texts in a given form: JSON, checked against a schema, sent back with what is wrong."""
 
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 from personavec.errors import ConfigError, ModelError
 from personavec.model.chat_model import ChatModel
-from personavec.model.endpoint import Answer, Endpoint, Failure, Request
+from personavec.model.endpoint import Answer, CallLimits, Endpoint, Failure, Request
 from personavec.model.sampling import Sampling
 from personavec.runs.fetch import cache_folder
 from personavec.steering.generate import Request as LocalRequest
 from personavec.steering.generate import batches, generate
 from personavec.verbs.authoring.forms import NO_JSON, F, Form, instruction, opening, read
-from personavec.verbs.options import Authoring, call_limits
 
 ATTEMPTS = 2
 """How often an answer is asked for until it has the form, the first time included."""
@@ -69,6 +68,7 @@ class Server:
 
     def __init__(self, endpoint: Endpoint, seed: int) -> None:
         self.endpoint, self.id, self._seed = endpoint, f"openai:{endpoint.model}", seed
+        self.inputs: dict[str, str] = {}
         self._formats = list(FORMATS)
         self._settled = False
 
@@ -78,7 +78,7 @@ class Server:
         Raises:
             ModelError: The server cannot be used, or the budget is spent.
         """
-        while not self._settled:  # found out with one question, before all are asked
+        while not self._settled:  # found out with a single question, before the others are sent
             answer = self.endpoint.first(self._request(conversations[0], form, draw))
             if isinstance(answer, Answer):
                 self._settled = True
@@ -90,7 +90,7 @@ class Server:
                 raise ModelError(
                     f"expected {self.id} to answer a chat, got {answer.reason}; check --writer-url and the model's name"
                 )
-        return self.endpoint.ask_all([self._request(one, form, draw) for one in conversations])
+        return self.endpoint.ask_all([self._request(conversation, form, draw) for conversation in conversations])
 
     def _request(self, conversation: Conversation, form: type[Form], draw: int) -> Request:
         kind, seeded = self._formats[0]
@@ -144,6 +144,10 @@ class Writer:
         self.id = backend.id
         self.at_once = backend.at_once
         """Prompts worth asking before what came back is put on the disk."""
+        self.inputs = backend.inputs
+        """What its texts depend on besides the options."""
+        self.options: dict[str, Any] = {"writer": self.id}
+        """What a resumed run must have the same."""
         self.tally = Tally()
         self._last = ""
         self.able = False
@@ -154,31 +158,31 @@ class Writer:
         return self.ask_all([prompt], form, draw)[0]
 
     def ask_all(self, prompts: Sequence[str], form: type[F], draw: int = 0) -> list[F | Unwritten]:
-        """One filled-in form a prompt. An unusable answer is told what is wrong with it and asked for again.
+        """A filled-in form for each prompt. A writer is shown what is wrong with an unusable answer, and tries again.
 
         A refusal is not argued with.
 
         Args:
-            prompts: What to write; the form is told along with it.
+            prompts: What to write; the form is added to it.
             form: What to fill in.
-            draw: Asks for other answers to the same prompts.
+            draw: Another draw gives other answers to the same prompts.
 
         Raises:
             ModelError: The writer cannot be used at all, or never once kept to a form.
         """
-        asked: list[Conversation] = [
+        conversations: list[Conversation] = [
             [{"role": "user", "content": f"{prompt}\n\n{instruction(form)}"}] for prompt in prompts
         ]
-        found: list[F | Unwritten] = [Unwritten("failed", "not asked")] * len(prompts)
+        forms: list[F | Unwritten] = [Unwritten("failed", "not asked")] * len(prompts)
         waiting = list(range(len(prompts)))
         for attempt in range(ATTEMPTS):
-            answers = self._backend.write([asked[index] for index in waiting], form, draw * ATTEMPTS + attempt)
+            answers = self._backend.write([conversations[index] for index in waiting], form, draw * ATTEMPTS + attempt)
             again = []
             for index, answer in zip(waiting, answers, strict=True):
-                one = found[index] = self._read(answer, form)
+                filled = forms[index] = self._read(answer, form)
                 self.tally.retried += attempt > 0
-                if isinstance(answer, Answer) and isinstance(one, Unwritten) and one.kind == "invalid":
-                    asked[index] = [*asked[index], *_correction(answer.text, one.reason)]
+                if isinstance(answer, Answer) and isinstance(filled, Unwritten) and filled.kind == "invalid":
+                    conversations[index] = [*conversations[index], *_correction(answer.text, filled.reason)]
                     again.append(index)
             if not again:
                 break
@@ -189,16 +193,16 @@ class Writer:
                 f"expected {self.id} to answer with JSON of the form asked for, got none in {unusable} answers (the "
                 f"last: {self._last!r}); choose a larger writer"
             )
-        return found
+        return forms
 
     def _read(self, answer: Answer | Failure, form: type[F]) -> F | Unwritten:
-        found = _usable(answer, form)
+        outcome = _usable(answer, form)
         self.tally.asked += 1
-        if isinstance(found, Unwritten):
-            setattr(self.tally, found.kind, getattr(self.tally, found.kind) + 1)
+        if isinstance(outcome, Unwritten):
+            setattr(self.tally, outcome.kind, getattr(self.tally, outcome.kind) + 1)
             self._last = _short(answer.text) if isinstance(answer, Answer) else self._last
-            return found
-        value, dropped = found
+            return outcome
+        value, dropped = outcome
         self.able = True
         self.tally.valid += 1
         self.tally.items_dropped += dropped
@@ -210,49 +214,72 @@ class Writer:
         server = self._backend.endpoint.usage if isinstance(self._backend, Server) else None
         return asdict(self.tally) | {"server": server and asdict(server)}
 
-    @property
-    def inputs(self) -> dict[str, str]:
-        """What its texts depend on besides the options."""
-        return self._backend.inputs if isinstance(self._backend, Local) else {}
 
+def load_writer(
+    spec: str | ChatModel,
+    *,
+    url: str | None = None,
+    answer_tokens: int = 2048,
+    seed: int = 0,
+    load: Callable[..., ChatModel] = ChatModel.load,
+    **limits: Unpack[CallLimits],
+) -> Writer:
+    """Make a writer.
 
-def load_writer(config: Authoring) -> Writer:
-    """The writer that --writer names.
+    Args:
+        spec: openai:MODEL, hf:MODEL, or a model.
+        url: Server of openai:MODEL; default OpenAI's.
+        answer_tokens: Longest answer of a model in this process; a server decides by itself.
+        seed: Of its texts.
+        load: Makes a model from a name.
+        limits: How a server may be asked.
 
     Raises:
         ConfigError: No such kind of writer.
         ModelError: Its model cannot be loaded, or its server needs a key.
     """
-    kind, _, name = config.writer.partition(":")
+    kind, _, name = spec.partition(":") if isinstance(spec, str) else ("hf", "", "")
     if kind == "openai" and name:
-        endpoint = Endpoint(name, config.writer_url, cache_folder() / "answers.sqlite", **call_limits(config))
-        return Writer(Server(endpoint, config.seed))
-    if kind == "hf" and name and config.writer_url is None:
-        model = ChatModel.load(
-            name, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
-        )
-        return Writer(Local(model, config.writer_tokens, config.seed))
-    got = config.writer + " with --writer-url" * (config.writer_url is not None)
+        writer = Writer(Server(Endpoint(name, url, cache_folder() / "answers.sqlite", **limits), seed))
+        writer.options |= {"seed": seed, "writer_url": url}
+        return writer
+    if kind == "hf" and url is None and (name or not isinstance(spec, str)):
+        writer = Writer(Local(load(name) if isinstance(spec, str) else spec, answer_tokens, seed))
+        writer.options |= {"seed": seed, "writer_tokens": answer_tokens}
+        return writer
     raise ConfigError(
-        f"expected the writer openai:MODEL (perhaps with --writer-url) or hf:MODEL, got {got}; correct it"
+        f"expected the writer openai:MODEL (perhaps with --writer-url) or hf:MODEL, got {spec}"
+        f"{' with --writer-url' * (url is not None)}; correct it"
     )
+
+
+def writer_of(writer: str | ChatModel | Writer) -> Writer:
+    """The writer that a verb was given, or was given the name or the model of.
+
+    Raises:
+        ConfigError: As `load_writer`.
+        ModelError: Likewise.
+    """
+    return writer if isinstance(writer, Writer) else load_writer(writer)
 
 
 def _usable(answer: Answer | Failure, form: type[F]) -> tuple[F, int] | Unwritten:
     """The form in an answer, and how many items of its lists were dropped; or why there is none."""
     if isinstance(answer, Failure):
         return Unwritten("failed", answer.reason)
-    found = read(answer.text, form)
-    if not isinstance(found, str):
-        return found
-    if answer.finish == "content_filter" or (found == NO_JSON and _REFUSAL.match(answer.text)):
+    filled = read(answer.text, form)
+    if not isinstance(filled, str):
+        return filled
+    if answer.finish == "content_filter" or (filled == NO_JSON and _REFUSAL.match(answer.text)):
         return Unwritten("refused", f"refused: {_short(answer.text)!r}")
-    return Unwritten("invalid", found + " (it was cut off)" * (answer.finish == "length"))
+    return Unwritten("invalid", filled + " (it was cut off)" * (answer.finish == "length"))
 
 
 def _correction(said: str, reason: str) -> Conversation:
-    told = f"This cannot be used: {reason}. Write it again, as one JSON object of the form asked for and nothing else."
-    return [{"role": "assistant", "content": said[:SHOWN] or "…"}, {"role": "user", "content": told}]
+    advice = (
+        f"This cannot be used: {reason}. Write it again, as one JSON object of the form asked for and nothing else."
+    )
+    return [{"role": "assistant", "content": said[:SHOWN] or "…"}, {"role": "user", "content": advice}]
 
 
 def _short(text: str) -> str:

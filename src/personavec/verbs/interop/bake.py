@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ by the same vector would add to what is in it. `baked.json` has the figures.
 
 
 def bake(model: ChatModel, steering: Steering, folder: Path) -> dict[str, Any]:
-    """Save a model whose blocks add coef·v by themselves; the model that is passed is changed to it.
+    """Save a model whose blocks add coef·v by themselves; the model that is passed is left as it was.
 
     A block ends by adding the output of its MLP to the stream, so coef·v as bias of that output is added to the stream
     at every position. The saved folder is loaded again and compared with steering.
@@ -56,21 +58,20 @@ def bake(model: ChatModel, steering: Steering, folder: Path) -> dict[str, Any]:
     _check_architecture(model)
     steering = dataclasses.replace(steering, positions="all")
     plain, wanted = (_logits(model, row) for row in ((), (steering,)))
-    _add_biases(model, steering)
     scratch = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     try:
-        with quiet():
+        with _biased(model, steering), quiet():
             model.hf.save_pretrained(scratch)
             model.tokenizer.save_pretrained(scratch)
         numbers = str(model.dtype).removeprefix("torch.")
-        found = _logits(ChatModel.load(str(scratch), dtype=numbers, device=str(model.device)), ())
-        told = _compared(model, plain, wanted, found) | {"layers": list(steering.deltas())}
-        _describe(scratch, model, steering, told)
+        baked = _logits(ChatModel.load(str(scratch), dtype=numbers, device=str(model.device)), ())
+        comparison = _compared(model, plain, wanted, baked) | {"layers": list(steering.deltas())}
+        _describe(scratch, model, steering, comparison)
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return told
+    return comparison
 
 
 def _check_architecture(model: ChatModel) -> None:
@@ -92,34 +93,46 @@ def _logits(model: ChatModel, row: tuple[Steering, ...]) -> Float[Tensor, "seq v
     return logits[0].float().cpu()
 
 
-def _add_biases(model: ChatModel, steering: Steering) -> None:
-    """Give every MLP the biases that `mlp_bias` asks for, all zero but those that steer."""
-    model.hf.config.get_text_config().mlp_bias = True
-    with torch.device("meta"):
-        wanted = type(model.hf)(model.hf.config).state_dict()
-    for name in wanted.keys() - model.hf.state_dict().keys():
-        owner, _, own = name.rpartition(".")
-        zeros = torch.zeros(wanted[name].shape, dtype=model.dtype, device=model.device)
-        setattr(model.hf.get_submodule(owner), own, nn.Parameter(zeros, requires_grad=False))
-    for layer, delta in steering.deltas().items():
-        bias: Any = model.blocks[layer].get_submodule("mlp.down_proj").bias
-        bias.data += delta.to(bias)
+@contextmanager
+def _biased(model: ChatModel, steering: Steering) -> Iterator[None]:
+    """Give every MLP the biases that `mlp_bias` asks for, all zero but those that steer; and take them away again."""
+    config, modules = model.hf.config.get_text_config(), dict(model.hf.named_modules())
+    had_bias = config.mlp_bias
+    before: dict[str, nn.Parameter | None] = {}
+    try:
+        config.mlp_bias = True
+        with torch.device("meta"):
+            wanted = type(model.hf)(model.hf.config).state_dict()
+        for name in wanted.keys() - model.hf.state_dict().keys():
+            zeros = torch.zeros(wanted[name].shape, dtype=model.dtype, device=model.device)
+            before[name.removesuffix(".bias")] = None
+            modules[name.removesuffix(".bias")].bias = nn.Parameter(zeros, requires_grad=False)
+        names = {module: name for name, module in modules.items()}
+        for layer, delta in steering.deltas().items():
+            projection: Any = model.blocks[layer].get_submodule("mlp.down_proj")
+            before.setdefault(names[projection], projection.bias)
+            projection.bias = nn.Parameter(projection.bias + delta.to(projection.bias), requires_grad=False)
+        yield
+    finally:
+        config.mlp_bias = had_bias
+        for name, bias in before.items():
+            modules[name].bias = bias
 
 
-def _compared(model: ChatModel, plain: Tensor, wanted: Tensor, found: Tensor) -> dict[str, float]:
+def _compared(model: ChatModel, plain: Tensor, wanted: Tensor, baked: Tensor) -> dict[str, float]:
     """How the baked model's logits differ from steering."""
-    apart, moved = distance(found, wanted), distance(wanted, plain)
+    apart, moved = distance(baked, wanted), distance(wanted, plain)
     tolerance = min(TOLERANCE[model.dtype], SHARE * moved)
     if not apart <= tolerance:
         raise ModelError(
             f"expected the baked {model.identity.id} to equal steering up to {tolerance:.1g} of its logits, got a "
             f"difference of {apart:.1g}; pass --dtype float32 or a larger coef, or else its MLPs are scaled"
         )
-    largest = float((found - wanted).abs().max())
+    largest = float((baked - wanted).abs().max())
     return {"max_logit_difference": largest, "distance": apart, "tolerance": tolerance, "moved": moved}
 
 
-def _describe(folder: Path, model: ChatModel, steering: Steering, told: dict[str, Any]) -> None:
+def _describe(folder: Path, model: ChatModel, steering: Steering, comparison: dict[str, Any]) -> None:
     """Say in the folder what is baked in."""
     card = steering.vector.card
     at = "every layer by increments" if steering.layer is None else f"layer {steering.layer}"
@@ -132,7 +145,7 @@ def _describe(folder: Path, model: ChatModel, steering: Steering, told: dict[str
         "layer": "all" if steering.layer is None else steering.layer,
         "coef": steering.coef,
         "positions": steering.positions,
-        "check": told,
+        "check": comparison,
         "versions": versions(),
     }
     write_file(folder / "baked.json", (json.dumps(baked, indent=2, ensure_ascii=False) + "\n").encode())

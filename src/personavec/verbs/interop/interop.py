@@ -1,23 +1,22 @@
 """Interop: vectors from other tools, and steering for other engines."""
 
-import dataclasses
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from personavec.errors import ConfigError, DataError
 from personavec.model.activations import activation_norms
 from personavec.model.chat_model import ChatModel
-from personavec.model.sampling import Sampling
-from personavec.runs.progress import stage
-from personavec.steering.generate import Request, batches, generate
+from personavec.runs.result import Result
 from personavec.steering.notation import parse_steering
+from personavec.steering.rollouts import Interview
+from personavec.steering.steer import Steering
 from personavec.steering.vector import Card, PersonaVector
 from personavec.traits.trait import Trait, check_name, load_trait
 from personavec.verbs.interop.bake import bake
 from personavec.verbs.interop.formats import from_gguf, from_reference, to_gguf, to_lm_eval
-from personavec.verbs.interop.options import InteropConfig
-from personavec.verbs.options import Writing, load_subject
 
 FOREIGN = {".pt": from_reference, ".gguf": from_gguf}
 """Forms that are read, by the ending of their file."""
@@ -26,100 +25,157 @@ NAMED = re.compile(r"(?P<trait>.+)_(?P<position>response_avg|prompt_avg|prompt_l
 NORM_TOKENS = 64
 """Longest reply on which activation norms are measured."""
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True, repr=False)
+class Transfer(Result):
+    """What was taken over or handed on."""
+
+    vector: PersonaVector
+    """The vector that was taken over, or that of the steering that was handed on."""
 
 
-def interop(config: InteropConfig) -> Row:
-    """Take a vector over from another tool, or hand a steering on to another engine, as the two file names say.
+def interop(
+    source: str | Path | Steering,
+    out: str | Path,
+    model: ChatModel,
+    *,
+    trait: str | Trait = "",
+    layer: int | None = None,
+    norms: bool = False,
+) -> Transfer:
+    """Take a vector over from another tool, or hand a steering on to another engine, as the two names say.
 
-    Returns:
-        `out` and its `kind`, the `trait`, and the `layers` that the vector has or that are steered.
+    Args:
+        source: To take over: a .pt file of the reference's or a GGUF control vector. To hand on: `vector.at(…)`, or
+            VEC:COEF[@LAYER].
+        out: To take over: NAME.safetensors. To hand on: NAME.gguf (llama.cpp), NAME.pt (lm-eval) or a folder (baked).
+        model: Whose vector it is. Baking leaves it as it is.
+        trait: Name of a vector taken over; default from its file name. With norms a trait, its name or file.
+        layer: Layer that the card of a vector taken over recommends.
+        norms: Measure activation norms on the model's replies to the trait's held-out questions, so that doses work.
 
     Raises:
         PersonavecError: Bad input.
     """
-    if not config.source or config.out is None:
-        raise ConfigError("expected IN and OUT, got one or none; for example: personavec interop in.pt out.safetensors")
-    if config.out.exists():
-        raise ConfigError(f"expected a new file or folder, got {config.out}, which exists; name another, or remove it")
-    take = Path(config.source).suffix in FOREIGN
-    if take != (config.out.suffix == ".safetensors"):
+    return transfer(source, out, trait=trait, layer=layer, norms=norms).run(model)
+
+
+def transfer(
+    source: str | Path | Steering, out: str | Path, *, trait: str | Trait = "", layer: int | None = None, norms: bool
+) -> "TakeOver | HandOn":
+    """What `interop` is to do, checked as far as that needs no model.
+
+    Raises:
+        PersonavecError: Bad input.
+    """
+    shown, out = getattr(source, "text", str(source)), Path(out)
+    if out.exists():
+        raise ConfigError(f"expected a new file or folder, got {out}, which exists; name another, or remove it")
+    take = not isinstance(source, Steering) and Path(source).suffix in FOREIGN
+    if take != (out.suffix == ".safetensors"):
         raise ConfigError(
             f"expected .pt or .gguf to .safetensors, or VEC:COEF[@LAYER] to .gguf, .pt or a folder, got "
-            f"{config.source} to {config.out}; correct the names"
+            f"{shown} to {out}; correct the names"
         )
-    if not take and (config.trait or config.norms or config.layer is not None):
+    if not take and (trait or norms or layer is not None):
         raise ConfigError(
             "expected --trait, --layer and --norms with a vector to take over, got VEC:COEF; leave them out"
         )
     try:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"expected a folder that can be written, got {config.out.parent} ({error.strerror}); choose another OUT"
+            f"expected a folder that can be written, got {out.parent} ({error.strerror}); choose another OUT"
         ) from error
-    return _take_over(config, config.out) if take else _hand_on(config, config.out)
-
-
-def _take_over(config: InteropConfig, out: Path) -> Row:
-    """A vector of another tool, with a card."""
-    source = Path(config.source)
-    named = NAMED.fullmatch(source.stem)
-    trait = load_trait(config.trait) if config.norms else None
-    name = trait.name if trait else config.trait or (named["trait"] if named else source.stem)
-    check_name(name)
-    model = load_subject(config)
-    direction, absent = FOREIGN[source.suffix](source, model.identity)
-    held = [layer for layer in range(model.n_layers) if layer not in absent]
-    card = Card(
-        name,
-        model.identity,
-        named["position"].replace("_", " ") if named else "imported",
-        layer=held[0] if len(held) == 1 else config.layer,
-        details={"absent_layers": list(absent), "imported_from": source.name},
-    )
-    vector = PersonaVector(direction, card)
-    if config.layer is not None:
-        vector.check_layer(config.layer)
-    if trait:
-        vector = PersonaVector(direction, dataclasses.replace(card, activation_norms=_norms(model, trait)))
-    vector.save(out)
-    told = {"absent_layers": list(absent), "layer": card.layer, "activation_norms": bool(trait)}
-    return {"out": str(out), "kind": "vector", "trait": name, "model": config.model, "layers": held} | told
-
-
-def _hand_on(config: InteropConfig, out: Path) -> Row:
-    """A steering in the form of another engine, which applies it at every position."""
-    steering = parse_steering(config.source)
+    if not isinstance(source, Steering) and take:
+        known = load_trait(trait) if norms and not isinstance(trait, Trait) else trait
+        named = NAMED.fullmatch(Path(source).stem)
+        name = known.name if isinstance(known, Trait) else known or (named["trait"] if named else Path(source).stem)
+        check_name(name)
+        position = named["position"].replace("_", " ") if named else "imported"
+        return TakeOver(Path(source), out, name, position, layer, known if norms and isinstance(known, Trait) else None)
+    steering = source if isinstance(source, Steering) else parse_steering(str(source))
     if not steering.active:
-        raise ConfigError(f"expected a coef other than 0, got {config.source}; nothing would be steered")
-    model = load_subject(config)
-    vector, card = steering.vector, steering.vector.card
-    vector.check_model(model.identity)
-    told: Row = {"trait": card.trait, "model": config.model, "coef": steering.coef, "dose": None}
-    if steering.layer is not None and card.activation_norms:
-        told["dose"] = vector.dose(steering.layer, steering.coef)
-    if out.suffix == ".gguf":
-        architecture = model.hf.config.get_text_config().model_type
-        return {"out": str(out), "kind": "gguf", "layers": list(to_gguf(steering, architecture, out))} | told
-    if out.suffix == ".pt":
-        return {"out": str(out), "kind": "lm-eval", "layers": list(to_lm_eval(steering, model, out))} | told
-    return {"out": str(out), "kind": "baked"} | bake(model, steering, out) | told
+        raise ConfigError(f"expected a coef other than 0, got {shown}; nothing would be steered")
+    if steering.op != "add" or steering.gated:
+        raise ConfigError(f"expected a steering that adds, got {shown}; other engines cannot do anything else")
+    return HandOn(steering, out)
+
+
+@dataclass(frozen=True)
+class TakeOver:
+    """A vector of another tool, which is given a card."""
+
+    source: Path
+    out: Path
+    name: str
+    position: str
+    layer: int | None
+    measured: Trait | None
+    """The trait on whose questions activation norms are measured, if they are."""
+
+    def run(self, model: ChatModel) -> Transfer:
+        """Read it, measure, and save it."""
+        direction, absent = FOREIGN[self.source.suffix](self.source, model.identity)
+        held = [layer for layer in range(model.n_layers) if layer not in absent]
+        card = Card(
+            self.name,
+            model.identity,
+            self.position,
+            layer=held[0] if len(held) == 1 else self.layer,
+            details={"absent_layers": list(absent), "imported_from": self.source.name},
+        )
+        vector = PersonaVector(direction, card)
+        if self.layer is not None:
+            vector.check_layer(self.layer)
+        if self.measured:
+            vector = PersonaVector(direction, replace(card, activation_norms=_norms(model, self.measured)))
+        vector.save(self.out)
+        data = {
+            "out": str(self.out),
+            "kind": "vector",
+            "trait": self.name,
+            "model": model.identity.id,
+            "layers": held,
+            "absent_layers": list(absent),
+            "layer": card.layer,
+            "activation_norms": bool(self.measured),
+        }
+        return Transfer(data, vector)
+
+
+@dataclass(frozen=True)
+class HandOn:
+    """A steering in the form of another engine, which applies it at every position."""
+
+    steering: Steering
+    out: Path
+
+    def run(self, model: ChatModel) -> Transfer:
+        """Write it."""
+        steering, vector = self.steering, self.steering.vector
+        vector.check_model(model.identity)
+        dose = None
+        if steering.layer is not None and vector.card.activation_norms:
+            dose = vector.dose(steering.layer, steering.coef)
+        written: Mapping[str, Any]
+        if self.out.suffix == ".gguf":
+            architecture = model.hf.config.get_text_config().model_type
+            written = {"kind": "gguf", "layers": list(to_gguf(steering, architecture, self.out))}
+        elif self.out.suffix == ".pt":
+            written = {"kind": "lm-eval", "layers": list(to_lm_eval(steering, model, self.out))}
+        else:
+            written = {"kind": "baked"} | bake(model, steering, self.out)
+        applied = {"trait": vector.card.trait, "model": model.identity.id, "coef": steering.coef, "dose": dose}
+        return Transfer({"out": str(self.out)} | dict(written) | applied, vector)
 
 
 def _norms(model: ChatModel, trait: Trait) -> tuple[float, ...]:
     """Activation norms over the model's greedy replies to the trait's held-out questions."""
-    requests = [Request(model.render([{"role": "user", "content": question}])) for question in trait.evaluate]
-    sampling = Sampling(max_new_tokens=NORM_TOKENS, temperature=0)
-    rows: list[Row] = []
-    with stage("replies for activation norms", len(requests)) as advance:
-        for batch in batches(requests, sampling.max_new_tokens, Writing.batch_tokens):
-            some = [requests[index] for index in batch]
-            for request, reply in zip(some, generate(model, some, sampling), strict=True):
-                skipped = model.reasoning_tokens(request.prompt, reply.ids)
-                if skipped < len(reply.ids):
-                    rows.append({"prompt_ids": request.prompt, "response_ids": reply.ids, "reasoning_tokens": skipped})
-            advance(len(batch))
+    interview = Interview(model, max_new_tokens=NORM_TOKENS, temperature=0)
+    plans = interview.answers(trait.evaluate, 1, draw="norms", extra={"arm": "base"})
+    replies = interview.write(plans, "replies for activation norms")
+    rows = [row for row in replies if row["reasoning_tokens"] < len(row["response_ids"])]
     if not rows:
         raise DataError(f"expected replies of {model.identity.id} to read, got empty ones only; leave out --norms")
     return activation_norms(model, rows)

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional
 
+from personavec.errors import ConfigError
 from personavec.runs.rules import Free
-from personavec.verbs.options import Common, Switch
+from personavec.verbs.options import Common, Switch, load_subject
+
+if TYPE_CHECKING:
+    from personavec.verbs.interop.interop import Transfer
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,14 @@ class InteropConfig(Common):
     """Layer that the card of a vector taken over recommends, counted from 0: the reference's 20 is 19."""
     norms: Switch = False
     """Measure activation norms on the model's replies to the trait's held-out questions, so that doses work."""
+
+    def run(self) -> "Transfer":
+        """Check the names, load the model, and take over or hand on."""
+        from personavec.verbs.interop.interop import transfer
+
+        if not self.source or self.out is None:
+            raise ConfigError(
+                "expected IN and OUT, got one or none; for example: personavec interop in.pt out.safetensors"
+            )
+        task = transfer(self.source, self.out, trait=self.trait, layer=self.layer, norms=self.norms)
+        return task.run(load_subject(self))
