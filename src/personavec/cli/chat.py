@@ -300,9 +300,7 @@ def _usual(model: ChatModel, watched: list[Watched], system: str) -> list[Watche
 
 
 def _steering(steer: Steers, model: ChatModel) -> tuple[Steering, ...]:
-    """What was given, in its order; twice the same adds twice."""
-    several = [steer] if isinstance(steer, str | Steering) else steer
-    return tuple(steering for each in several for steering in steerings(each, model.identity).values())
+    return tuple(steering for _, steering in steerings(steer, model.identity))
 
 
 def _described(steering: tuple[Steering, ...]) -> str:

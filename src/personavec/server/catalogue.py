@@ -1,6 +1,6 @@
 """The vectors a server knows by name: what a request may ask of them, and how much."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -42,26 +42,23 @@ class Catalogue:
         self._seen: dict[tuple[str, int], Seen] = {}
 
     @classmethod
-    def load(cls, paths: Sequence[Path], model: ModelIdentity, max_dose: float, guard: Guard) -> "Catalogue":
-        """Read vector files, and all `vector.safetensors` below folders.
+    def load(
+        cls, vectors: Sequence[str | Path | PersonaVector], model: ModelIdentity, max_dose: float, guard: Guard
+    ) -> "Catalogue":
+        """Take vectors, read vector files, and all `vector.safetensors` below folders.
 
         Raises:
             VectorError: One is missing, damaged or of another model.
             ConfigError: A folder without vectors, or two vectors of one trait.
         """
-        found: dict[str, PersonaVector] = {}
-        for path in paths:
-            files = sorted(path.rglob("vector.safetensors")) if path.is_dir() else [path]
-            if not files:
-                raise ConfigError(f"expected vector.safetensors files below {path}, got none; run personavec extract")
-            for file in files:
-                vector = load_vector(file)
-                vector.check_model(model)
-                name = vector.card.trait
-                if found.get(name, vector) != vector:
-                    raise ConfigError(f"expected one vector a trait, got another {name} in {file}; name the files")
-                found[name] = vector
-        return cls(found, max_dose, guard)
+        named: dict[str, PersonaVector] = {}
+        for place, vector in _each(vectors):
+            vector.check_model(model)
+            name = vector.card.trait
+            if named.get(name, vector) != vector:
+                raise ConfigError(f"expected one vector a trait, got another {name} in {place}; name the files")
+            named[name] = vector
+        return cls(named, max_dose, guard)
 
     def vector(self, name: str) -> PersonaVector:
         """A vector by its name.
@@ -204,3 +201,17 @@ def describe(steering: Steering, clamped: bool = False) -> dict[str, Any]:
         told |= {"coef": steering.coef, "dose": dose(steering), "clamped": clamped}
     bounds = {name: getattr(steering, name) for name in ("floor", "ceiling", "above", "below")}
     return told | {name: value for name, value in bounds.items() if abs(value) != float("inf")}
+
+
+def _each(vectors: Sequence[str | Path | PersonaVector]) -> Iterator[tuple[str, PersonaVector]]:
+    """Each vector, and where it is from."""
+    for vector in vectors:
+        if isinstance(vector, PersonaVector):
+            yield "the list", vector
+            continue
+        path = Path(vector)
+        files = sorted(path.rglob("vector.safetensors")) if path.is_dir() else [path]
+        if not files:
+            raise ConfigError(f"expected vector.safetensors files below {path}, got none; run personavec extract")
+        for file in files:
+            yield str(file), load_vector(file)

@@ -1,19 +1,19 @@
 """Options of the verbs that watch and serve a model in use."""
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from personavec.errors import ConfigError
+from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Positive, above
-from personavec.verbs.options import Common, File, Files, Folder, Steer, Switch
+from personavec.server.terms import Terms, check_watch
+from personavec.verbs.options import Common, File, Files, Folder, Steer, Switch, load_subject
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-KEY = "PERSONAVEC_API_KEY"
-"""Where the server's key comes from, unless it is an option: other users of the machine see options."""
+if TYPE_CHECKING:
+    from personavec.server.service import Service
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,36 @@ class ServeConfig(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.host not in LOOPBACK and not self.key:
-            raise ConfigError(f"expected a key with --host {self.host}, got none; set {KEY}")
-        if not 0 <= self.port < 65536:
-            raise ConfigError(f"expected a port from 0 to 65535, got {self.port}; correct it")
-        if len({"all", "none"} & {*self.watch}) and len(self.watch) > 1:
-            raise ConfigError(f"expected all, none, or traits, got {' '.join(self.watch)}; correct --watch")
+        check_watch(self.watch)
+        _ = self.terms
 
     @property
-    def key(self) -> str | None:
-        """The key that requests must name."""
-        return self.api_key or os.environ.get(KEY) or None
+    def terms(self) -> Terms:
+        """On which terms it serves.
+
+        Raises:
+            ConfigError: As `Terms`.
+        """
+        return Terms(**{field.name: getattr(self, field.name) for field in fields(Terms)})
+
+    def service(self) -> "Service":
+        """A service of what is named."""
+        from personavec.server.service import assemble
+
+        return assemble(partial(load_subject, self), terms=self.terms, **self._contents)
+
+    def run(self) -> Result:
+        """Serve what is named, or export the log."""
+        from personavec.server.serve import installed, serve
+
+        installed()
+        if self.export is not None:
+            from personavec.server.log import export
+
+            return Result({"rows": export(self.log, self.export), "out": str(self.export)})
+        load = partial(load_subject, self)
+        return serve(load, terms=self.terms, reports=self.reports, **self._contents)
+
+    @property
+    def _contents(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("vectors", "steer", "watch", "calibration", "log")}

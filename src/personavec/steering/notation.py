@@ -45,8 +45,12 @@ Steers = str | Steering | Sequence[str | Steering]
 """What steers a model: `vector.at(…)`, the notation of the command line, or several of either."""
 
 
-def steerings(steer: Steers, model: ModelIdentity) -> dict[str, Steering]:
-    """What steers a model, each by a text that says so.
+def steerings(steer: Steers, model: ModelIdentity | None = None) -> list[tuple[str, Steering]]:
+    """What steers a model, each with a text that says so.
+
+    Args:
+        steer: One or several.
+        model: Whose vectors they must be; None checks that later.
 
     Raises:
         ConfigError: The notation is wrong, or something else was given.
@@ -55,11 +59,8 @@ def steerings(steer: Steers, model: ModelIdentity) -> dict[str, Steering]:
     several = [steer] if isinstance(steer, str | Steering) else list(steer)
     if wrong := [each for each in several if not isinstance(each, str | Steering)]:
         raise ConfigError(f"expected steer=vector.at(…) or VEC:COEF[@LAYER], got {wrong[0]!r}; correct it")
-    named = {each if isinstance(each, str) else each.text: _read(each) for each in several}
-    for steering in named.values():
-        steering.vector.check_model(model)
+    named = [(each, parse_steering(each)) if isinstance(each, str) else (each.text, each) for each in several]
+    for _, steering in named:
+        if model is not None:
+            steering.vector.check_model(model)
     return named
-
-
-def _read(steer: str | Steering) -> Steering:
-    return parse_steering(steer) if isinstance(steer, str) else steer

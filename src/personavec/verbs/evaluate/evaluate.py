@@ -143,14 +143,14 @@ def evaluate(
         check_eval()
     trait = trait if isinstance(trait, Trait) else load_trait(trait)
     applied = steerings(steer, model.identity)
-    steering = tuple(applied.values())
+    steering = tuple(each for _, each in applied)
     interview = Interview(model, seed=seed, **writing)
     bench = bench_of(judge, interview)
     second = bench_of(agreement, interview) if agreement else None
     judges = Judges(bench.trait(trait), bench.coherence, trait.content_hash)
     at_hand = _scale_at_hand(judge_file, judges, steering)
     inputs = {"model": model.identity.revision, "numbers": model.numbers, f"trait {trait.name}": trait.content_hash}
-    inputs |= {f"vector {text}": each.vector.content_hash for text, each in applied.items()} | adapter_inputs(model)
+    inputs |= {f"vector {text}": each.vector.content_hash for text, each in applied} | adapter_inputs(model)
     if judge_file is not None:
         inputs["judge file"] = sha256(Path(judge_file))
     run = Run.open(store, chosen | interview.options, inputs)
@@ -183,7 +183,7 @@ def evaluate(
         "trait": trait.name,
         "model": model.identity.id,
         "adapter": (str(model.adapter) if model.adapter else "PEFT adapter") if model.adapted else None,
-        "steer": list(applied),
+        "steer": [text for text, _ in applied],
         "instruct": instruct,
         "trait_score": mean_score(subject, "trait", seed).to_json(),
         "coherence": mean_score(subject, "coherence", seed).to_json(),
