@@ -16,14 +16,14 @@ from personavec.traits.trait import builtin_names, load_trait
 
 def chats(model: ChatModel, count: int, steering: list[tuple[Steering, ...]], seed: int) -> list[list[dict[str, str]]]:
     """As many chats, one turn for each entry of the steering; questions of all built-in traits, in random order."""
-    asked = [question for name in builtin_names() for question in load_trait(name).evaluate]
+    every = [question for name in builtin_names() for question in load_trait(name).evaluate]
     rng = np.random.default_rng(seed)
-    questions = [rng.choice(asked, len(steering), replace=False).tolist() for _ in range(count)]
+    questions = [rng.choice(every, len(steering), replace=False).tolist() for _ in range(count)]
     talks: list[list[dict[str, str]]] = [[] for _ in range(count)]
     sampling = Sampling(max_new_tokens=24, temperature=0.7)
     for turn, steered in enumerate(steering):
-        for talk, own in zip(talks, questions, strict=True):
-            talk.append({"role": "user", "content": own[turn]})
+        for talk, chosen in zip(talks, questions, strict=True):
+            talk.append({"role": "user", "content": chosen[turn]})
         requests = [Request(model.render(talk), steered, (seed, turn, n)) for n, talk in enumerate(talks)]
         for batch in batches(requests, sampling.max_new_tokens, 8192):
             for n, reply in zip(batch, generate(model, [requests[i] for i in batch], sampling), strict=True):

@@ -94,7 +94,7 @@ def test_bad_objects_are_one_line(model: ChatModel, along: PersonaVector, unchec
         ([], along, {}, DataError, "expected turns with role and content"),
         (["hello"], along, {}, DataError, "expected turns with role and content"),
         ([{"role": "system", "content": "Be."}], along, {}, DataError, "turn last, got system"),
-        ([{"role": "user", "content": "a" * 999}], along, {}, DataError, "at most 256 tokens"),
+        ([{"role": "user", "content": "a" * 999}], along, {}, DataError, "fits into 256 tokens"),
     ]
     for messages, vector, options, kind, text in cases:
         with pytest.raises(kind) as error:

@@ -28,12 +28,12 @@ def paper(config: PaperConfig, result: Json) -> None:
 
 
 def space(_config: SpaceConfig, result: Json) -> None:
-    """How many dimensions, where the assistant lies, and what cosines foretell."""
+    """How many dimensions, where the assistant lies, and what cosines predict."""
     layer = result["layer"]
-    own = result["ranks"][layer]
+    ranks = result["ranks"][layer]
     say(
         f"{result['personas']} personas on {result['model']} at layer {layer}: effective rank "
-        f"{estimate(own['effective_rank'], 1)}; shuffled {own['shuffled'][0]:.1f} to {own['shuffled'][1]:.1f}",
+        f"{estimate(ranks['effective_rank'], 1)}; shuffled {ranks['shuffled'][0]:.1f} to {ranks['shuffled'][1]:.1f}",
         markup=False,
     )
     table = Table("axis", "variance", "one end", "other end", "assistant beyond", box=None, pad_edge=False)
@@ -41,10 +41,10 @@ def space(_config: SpaceConfig, result: Json) -> None:
         ends = (", ".join(axis[side][:2]) for side in ("low", "high"))
         table.add_row(str(index), f"{axis['share']:.0%}", *ends, f"{axis['percentile']:.0f}%")
     console.print(table)
-    if found := result["coexpression"]:
-        r = "no correlation" if found["r"] is None else f"r {found['r']:.2f}, p {found['null']['p']:.3f}"
-        say(f"cosine and co-expression over {found['pairs']} pairs: {r}")
-        for name, reach in found["reach"].items():
+    if effects := result["coexpression"]:
+        r = "no correlation" if effects["r"] is None else f"r {effects['r']:.2f}, p {effects['null']['p']:.3f}"
+        say(f"cosine and co-expression over {effects['pairs']} pairs: {r}")
+        for name, reach in effects["reach"].items():
             say(f"{name}: {reach['verdict']} in the dose", markup=False)
     say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
 
@@ -56,9 +56,9 @@ def decompose(_config: DecomposeConfig, result: Json) -> None:
         markup=False,
     )
     table = Table("written by", "difference", "", box=None, pad_edge=False)
-    for one in sorted(result["terms"], key=lambda one: -abs(one["difference"]["mean"]))[:8]:
-        beyond = "beyond random" if one["random"]["beyond"] else "not beyond random"
-        table.add_row(one["term"], estimate(one["difference"], 2), beyond)
+    for term in sorted(result["terms"], key=lambda term: -abs(term["difference"]["mean"]))[:8]:
+        beyond = "beyond random" if term["random"]["beyond"] else "not beyond random"
+        table.add_row(term["term"], estimate(term["difference"], 2), beyond)
     console.print(table)
-    told = ", ".join(f"{one['token'].strip() or '␣'} {one['share']:.0%}" for one in result["tokens"]["for"][:8])
-    say(f"tokens: {told}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+    shares = ", ".join(f"{token['token'].strip() or '␣'} {token['share']:.0%}" for token in result["tokens"]["for"][:8])
+    say(f"tokens: {shares}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)

@@ -23,29 +23,31 @@ def monitor(config: MonitorConfig, result: Json) -> None:
         cells = [estimate(mean, 2) for mean in result["projections"][name].values()]
         if limits:
             counts = result["alerts"][name].values()
-            cells = [f"{own['alerts']:,} of {own.get('of_turns', own.get('of_conversations')):,}" for own in counts]
+            cells = [f"{kind['alerts']:,} of {kind.get('of_turns', kind.get('of_conversations')):,}" for kind in counts]
         table.add_row(escape(name), str(layer), *cells)
     console.print(table)
-    for name, own in (limits or {"held_out": {}})["held_out"].items():
-        told = ", ".join(f"{kind} {estimate(rate, 4)}" for kind, rate in own.items())
-        say(f"{name}: on unseen benign conversations {told or 'not measured, too few of them'}", markup=False)
-    told = "no alerts without limits: pass --calibrate with benign conversations of your own"
+    for name, rates in (limits or {"held_out": {}})["held_out"].items():
+        measured = ", ".join(f"{kind} {estimate(rate, 4)}" for kind, rate in rates.items())
+        say(f"{name}: on unseen benign conversations {measured or 'not measured, too few of them'}", markup=False)
+    outcome = "no alerts without limits: pass --calibrate with benign conversations of your own"
     if limits:
-        told = f"{result['conversations_with_alerts']:,} conversations with alerts: {result['events']}"
-        told += f"\nlimits for a false-positive rate of {limits['false_positive_rate']:g}: {limits['file']}"
-    say(f"{told}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+        outcome = f"{result['conversations_with_alerts']:,} conversations with alerts: {result['events']}"
+        outcome += f"\nlimits for a false-positive rate of {limits['false_positive_rate']:g}: {limits['file']}"
+    say(f"{outcome}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
 
 
 def _experiment(result: Json) -> None:
-    """How well the projection foretells the score."""
+    """How well the projection predicts the score."""
     table = Table("trait", "conditions", "r overall", "r within", "95% of matched directions", box=None, pad_edge=False)
     for name, kinds in result["traits"].items():
-        for kind, own in kinds.items():
+        for kind, r in kinds.items():
             spread = (
-                f"{limits['95']:.2f}" if (limits := one["nulls"]["covariance"].get("percentiles")) else "–"
-                for one in own["nulls"].values()
+                f"{limits['95']:.2f}" if (limits := tested["nulls"]["covariance"].get("percentiles")) else "–"
+                for tested in r["nulls"].values()
             )
-            table.add_row(escape(name), kind, *(estimate(own[r], 2) for r in ("overall", "within")), " / ".join(spread))
+            table.add_row(
+                escape(name), kind, *(estimate(r[reach], 2) for reach in ("overall", "within")), " / ".join(spread)
+            )
     console.print(table)
     for name, shots in result["shots_left_out"].items():
         if shots:

@@ -40,8 +40,8 @@ SHADED = (0.05, 0.95)
 """Quantiles of a reply's values between which its tokens are shaded."""
 
 
-def shaded_tokens(tokens: Sequence[tuple[str, float]]) -> str:
-    """A reply whose tokens are shaded by their values, against each other."""
+def shaded_tokens(tokens: Sequence[Sequence[Any]]) -> str:
+    """A reply whose tokens, given as text and value, are shaded against each other."""
     texts, values = zip(*tokens, strict=True)
     order = sorted(values)
     low, high = (order[round(share * (len(order) - 1))] for share in SHADED)

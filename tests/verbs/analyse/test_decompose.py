@@ -3,18 +3,22 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import tiny_chat
+from support import tiny, tiny_chat
 from support.letters import Letters
 
 from personavec.cli.main import main
+from personavec.errors import ConfigError, PersonavecError
+from personavec.judges.load import Bench
+from personavec.judges.scoring import scored_rows
+from personavec.model.chat_model import ChatModel
+from personavec.runs.run import Run
 from personavec.steering.vector import load_vector
-from personavec.verbs.analyse import decompose
+from personavec.verbs.analyse.decompose import decompose
 
 
 @pytest.fixture
@@ -80,8 +84,8 @@ def test_features_of_a_dictionary(
     args = ["decompose", str(extracted), "--model", str(saved[0]), "--dtype", "float32", "--top", "5", "--json"]
     trait = tmp_path / "tiny.json"
     trait.write_text(json.dumps(tiny_chat.WARM | {"name": vector.card.trait}))
-    bench = SimpleNamespace(trait=lambda _: Letters(), coherence=Letters(flat=True), fingerprint="letters", usage=None)
-    monkeypatch.setattr(decompose, "load_bench", lambda *_: bench)
+    letters = Bench(Letters(flat=True), lambda _: Letters(), "hf:letters", "letters")
+    monkeypatch.setattr("personavec.judges.load.load_bench", lambda *_, **__: letters)
     causal = ["--causal", "2", "--judge", "hf:letters", "--traits", str(trait), "--max-new-tokens", "4"]
     assert main([*args, *causal, "--sae", str(file), "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     found = json.loads(capsys.readouterr().out)
@@ -103,3 +107,37 @@ def test_a_vector_without_its_replies_is_refused(saved: tuple[Path, Path], capsy
     assert "expected rollouts.jsonl and rollouts.scores.jsonl beside" in capsys.readouterr().err
     assert main(["decompose"]) == 2
     assert "expected a vector file, got none" in capsys.readouterr().err
+
+
+def test_objects_give_what_the_command_gives(
+    extracted: Path, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["decompose", str(extracted), "--model", str(saved[0]), "--dtype", "float32", "--top", "5"]
+    assert main([*args, "--out", str(tmp_path / "out"), "--json"]) == 0, capsys.readouterr().err
+    printed = json.loads(capsys.readouterr().out)
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(extracted)
+    replies = scored_rows(Run(extracted.parent), "rollouts")
+    same = ("whole", "terms", "tokens", "places", "examples", "replies")
+    for made in (
+        decompose(model, vector, replies=replies, top=5),
+        decompose(model, vector, run=extracted.parent, top=5),
+        decompose(model, extracted, top=5, store=tmp_path / "out"),
+    ):
+        assert {key: json.loads(json.dumps(made.data[key])) for key in same} == {key: printed[key] for key in same}
+    made = decompose(model, vector, replies=replies, top=5)
+    assert made.to_dict()["out"] is None and made.terms["embedding"] == printed["terms"][0]["difference"]
+    assert "<svg" in made._repr_html_() and "layer 2" in repr(made) and tiny.hooks(model) == 0
+    assert made.report(tmp_path / "page").is_file()
+
+
+def test_bad_objects_are_one_line(extracted: Path, saved: tuple[Path, Path], unchecked: None) -> None:
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(extracted)
+    with pytest.raises(ConfigError, match="pass replies= or run=") as error:
+        decompose(model, vector)
+    assert "\n" not in str(error.value)
+    with pytest.raises(PersonavecError, match="expected a persona vector or its file, got 3"):
+        decompose(model, 3)  # type: ignore[arg-type]
+    with pytest.raises(PersonavecError, match="got one side"):
+        decompose(model, vector, replies=[])
+    with pytest.raises(PersonavecError, match="expected --sae with --causal"):
+        decompose(model, extracted, causal=2)

@@ -1,21 +1,26 @@
 """Persona space: planted dimensions are counted, noise is taken away, and the whole of it on a tiny model."""
 
+import dataclasses
 import json
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from scipy.stats import ttest_1samp
-from support import tiny_chat
+from support import tiny, tiny_chat
 from support.letters import Letters
 
 from personavec.cli.main import main
+from personavec.errors import PersonavecError
+from personavec.judges.load import Bench
+from personavec.model.chat_model import ChatModel
 from personavec.report.labels import LETTER, LINE, labels
 from personavec.stats.nulls import against
 from personavec.steering.vector import load_vector
+from personavec.traits.trait import load_trait
 from personavec.verbs.analyse import space as verb
 from personavec.verbs.analyse.coexpression import verdict
 from personavec.verbs.analyse.geometry import (
@@ -34,6 +39,11 @@ from personavec.verbs.analyse.geometry import (
 
 RNG = np.random.default_rng
 PEOPLE, QUESTIONS, WIDTH = 40, 8, 24
+FEW = Personas(
+    ("one", "two", "three"),
+    ("Be one.", "Be two.", "Be three."),
+    ("What now?", "And then?", "Why?", "Who?", "Where?", "When?"),
+)
 
 
 def planted(rank: int, noise: float = 0.3, seed: int = 0) -> np.ndarray:
@@ -107,7 +117,7 @@ def test_cosines_are_corrected_for_noise() -> None:
 
 @pytest.mark.usefixtures("unchecked")  # thousands of small calls
 def test_mantel_keeps_rows_and_columns_together() -> None:
-    """Tables whose rows have levels of their own go along by chance; the shuffled names know."""
+    """Tables whose rows have levels of their own correlate by chance; the shuffled names know."""
     ps = []
     for seed in range(60):
         rng = RNG(seed)
@@ -161,14 +171,9 @@ def test_labels_cover_nothing_and_stay_inside() -> None:
 def test_the_whole_of_it(
     saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = Personas(
-        ("one", "two", "three"),
-        ("Be one.", "Be two.", "Be three."),
-        ("What now?", "And then?", "Why?", "Who?", "Where?", "When?"),
-    )
-    monkeypatch.setattr(verb, "built_in_personas", lambda: few)
-    bench = SimpleNamespace(trait=lambda _: Letters(), coherence=Letters(flat=True), fingerprint="letters", usage=None)
-    monkeypatch.setattr(verb, "load_bench", lambda *_: bench)
+    monkeypatch.setattr(verb, "built_in_personas", lambda: FEW)
+    letters = Bench(Letters(flat=True), lambda _: Letters(), "hf:letters", "letters")
+    monkeypatch.setattr("personavec.judges.load.load_bench", lambda *_, **__: letters)
     trait = tmp_path / "tiny.json"
     trait.write_text(json.dumps(tiny_chat.WARM | {"name": "tiny"}))
     other = tmp_path / "other.safetensors"
@@ -191,3 +196,42 @@ def test_the_whole_of_it(
     assert "expected vector files, got none" in capsys.readouterr().err
     assert main([*args[:2], "--layer", "99", *args[2:]]) == 2
     assert "expected a layer from 0 to" in capsys.readouterr().err
+
+
+def test_objects_give_what_the_command_gives(
+    saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "built_in_personas", lambda: FEW)
+    args = ["space", str(saved[1]), "--model", str(saved[0]), "--dtype", "float32", "--max-new-tokens", "5"]
+    assert main([*args, "--out", str(tmp_path / "out"), "--json"]) == 0, capsys.readouterr().err
+    printed = json.loads(capsys.readouterr().out)
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
+    made = verb.space(model, [vector], max_new_tokens=5)
+    for key in ("cosines", "ranks", "axes", "layers", "vector_rank"):
+        assert json.loads(json.dumps(made.data[key])) == printed[key]
+    assert made.data["out"] is None and made.cosines["tiny"]["tiny"] == pytest.approx(1) and len(made.axes) >= 2
+    assert "<svg" in made._repr_html_() and "effective rank" in repr(made) and tiny.hooks(model) == 0
+    kept = verb.space(model, vector, max_new_tokens=5, store=tmp_path / "out")
+    assert kept.data["axes"] == made.data["axes"], "the folder of the command is resumed by the call"
+    file = tmp_path / "tiny.json"
+    file.write_text(json.dumps(tiny_chat.WARM | {"name": "tiny"}))
+    warm = load_trait(file)
+    letters = Bench(Letters(flat=True), lambda _: Letters(), "hf:letters", "letters")
+    both = verb.space(model, vector, coexpress=True, traits=[warm], judge=letters, max_new_tokens=5)
+    assert both.data["coexpression"]["traits"] == ["tiny"] and "co-expression" in repr(both)
+
+
+def test_bad_objects_are_one_line(saved: tuple[Path, Path], unchecked: None) -> None:
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
+    aimless = type(vector)(vector.direction, dataclasses.replace(vector.card, coef=None))
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        ([], {}, "expected one or more persona vectors"),
+        ([vector, 3], {}, "files, got 3"),
+        (aimless, {}, "expected a recommended layer and coef for tiny"),
+        (vector, {"layer": 99}, "expected a layer from 0 to 3, got 99"),
+        (vector, {"axes": 1}, "expected axes at least 2"),
+    ]
+    for vectors, options, message in cases:
+        with pytest.raises(PersonavecError, match=message) as error:
+            verb.space(model, vectors, **options)
+        assert "\n" not in str(error.value)

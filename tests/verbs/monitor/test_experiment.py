@@ -1,24 +1,26 @@
 """The monitoring experiment: its correlations, its graded prompts, and the whole of it on a tiny model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import tiny_chat
+from support import tiny, tiny_chat
 from support.letters import Letters
 
 from personavec.cli.main import main
-from personavec.errors import TraitError
+from personavec.errors import PersonavecError, TraitError
+from personavec.judges.load import Bench
+from personavec.model.chat_model import ChatModel
 from personavec.runs.run import Run
 from personavec.stats.intervals import pearson, pearson_interval
 from personavec.steering.vector import load_vector
 from personavec.traits.graded import graded_prompts
 from personavec.traits.trait import builtin_names, load_trait
-from personavec.verbs.monitor import experiment as monitoring
+from personavec.verbs.monitor.experiment import experiment
 
 
 def test_r_within_groups_ignores_what_lies_between_them() -> None:
@@ -81,10 +83,8 @@ def command(saved: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def judge_with(monkeypatch: pytest.MonkeyPatch, flat: bool = False) -> None:
-    bench = SimpleNamespace(
-        trait=lambda _: Letters(flat), coherence=Letters(flat=True), fingerprint="letters", usage=None
-    )
-    monkeypatch.setattr(monitoring, "load_bench", lambda *_: bench)
+    letters = Bench(Letters(flat=True), lambda _: Letters(flat), "hf:letters", "letters")
+    monkeypatch.setattr("personavec.judges.load.load_bench", lambda spec, *_, **__: replace(letters, spec=spec))
 
 
 def found(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -171,3 +171,26 @@ def test_bad_input_is_one_line(
     ):
         assert main([*args, "--out", str(tmp_path / "bad")]) == 2
         assert told in capsys.readouterr().err
+
+
+def test_objects_give_what_the_command_gives(
+    command: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = found([*command, "--out", str(tmp_path / "out")], capsys)
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
+    letters = Bench(Letters(flat=True), lambda _: Letters(), "hf:letters", "letters")
+    trait = load_trait(tmp_path / "tiny.json")
+    options: dict[str, Any] = {"judge": letters, "rollouts": 2, "shots": (0, 2, 9), "traits": [trait]}
+    options |= {"graded": ["Be kind.", "Be.", "Be curt."], "max_new_tokens": 6}
+    made = experiment(model, vector, **options)
+    assert json.loads(json.dumps(made.traits)) == printed["traits"] and made.data["out"] is None
+    assert "<svg" in made._repr_html_() and "tiny, system: r " in repr(made) and tiny.hooks(model) == 0
+    kept = experiment(model, [saved[1]], **options, store=tmp_path / "out")
+    assert kept.traits == made.traits, "the folder of the command is resumed by the call"
+    for changed, message in (
+        ({"shots": (5, 5)}, "expected shots of 0 or more, each once"),
+        ({"graded": ["one"]}, "expected a JSON list of two system prompts or more"),
+        ({"questions": 2}, "expected 3 questions or more, got 2"),
+    ):
+        with pytest.raises(PersonavecError, match=message):
+            experiment(model, vector, **options | changed)

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import tiny_chat
+from support import tiny, tiny_chat
 
 from personavec.cli.main import main
+from personavec.errors import PersonavecError
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import capture
 from personavec.runs.run import Run
 from personavec.steering.vector import load_vector
 from personavec.verbs.monitor import turns as recorded
 from personavec.verbs.monitor.calibration import Calibration
+from personavec.verbs.monitor.monitor import monitor
 
 Go = Callable[..., dict[str, Any]]
 WORDS = ("tea", "rain", "boats", "maps", "snow", "bread", "hats", "dogs", "green", "sea")
@@ -293,3 +295,74 @@ def test_the_summary_is_for_people(
     assert main([*args, "--calibrate", str(benign), "--false-positive-rate", "0.1"]) == 0
     said = capsys.readouterr().out
     assert "30 turns of 12 conversations" in said and "on unseen benign conversations prompt last" in said
+
+
+def test_objects_give_what_the_command_gives(
+    go: Go, data: Path, benign: Path, saved: tuple[Path, Path], tmp_path: Path
+) -> None:
+    printed = go(data, "--calibrate", str(benign), "--false-positive-rate", "0.1", "--tokens")
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
+    rows, usual = ([json.loads(line) for line in path.open()] for path in (data, benign))
+    made = monitor(model, rows, [vector], calibrate=usual, false_positive_rate=0.1, tokens=True)
+    for key in ("projections", "curves", "distributions", "alerts", "longer_than_benign", "turns"):
+        assert json.loads(json.dumps(made.data[key])) == printed[key]
+    assert [row["vectors"] for row in made.turns] == [row["vectors"] for row in turns(printed)]
+    assert made.data["out"] is made.data["table"] is None and made.calibration is not None and tiny.hooks(model) == 0
+    for limits in (made.calibration, printed["calibration"]["file"]):
+        again = monitor(model, rows, vector, calibration=limits)
+        assert again.alerts == made.alerts
+    kept = monitor(model, str(data), str(saved[1]), tokens=True, store=tmp_path / "run")
+    assert kept.turns == turns(printed) and kept.folder == tmp_path / "run", "the folder of the command is resumed"
+    lists = [row["messages"] for row in rows]
+    assert [row["vectors"] for row in monitor(model, lists, vector, tokens=True).turns] == [
+        row["vectors"] for row in made.turns
+    ]
+
+
+def test_data_sets_of_the_library_are_rows_too(data: Path, saved: tuple[Path, Path]) -> None:
+    datasets = pytest.importorskip("datasets")
+    model = ChatModel.load(str(saved[0]), dtype="float32")
+    rows = [json.loads(line) for line in data.open()]
+    made = monitor(model, datasets.Dataset.from_list(rows), saved[1])
+    assert [row["vectors"] for row in made.turns] == [row["vectors"] for row in monitor(model, rows, saved[1]).turns]
+
+
+def test_it_shows_itself(data: Path, benign: Path, saved: tuple[Path, Path], tmp_path: Path) -> None:
+    model = ChatModel.load(str(saved[0]), dtype="float32")
+    spoken = [
+        {"role": "user", "content": "Say it."},
+        {"role": "assistant", "content": "<b>tea</b> & @@@@"},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "né"},
+    ]
+    made = monitor(model, [spoken], saved[1], calibrate=str(benign), false_positive_rate=0.1, tokens=True)
+    shown = made._repr_html_()
+    assert "<b>tea" not in shown and shown.count("background:rgba") == sum(map(len, made.texts)) > 10
+    assert ["".join(texts) for texts in made.texts] == [spoken[1]["content"], "né"]
+    assert "conversations: 1 with 2 turns" in repr(made)
+    if made.alerts:
+        assert "Conversations with alerts" in shown
+    assert "drift" in made.report(tmp_path / "page").read_text()
+
+
+def test_bad_objects_are_one_line(data: Path, saved: tuple[Path, Path], unchecked: None) -> None:
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
+    good = [talk(1, 2)]
+    other = tiny.vector(tiny.build("llama", seed=1), layer=LAYER)
+    cases: list[tuple[Any, Any, dict[str, Any], str]] = [
+        (good, [], {}, "expected one or more persona vectors, got none"),
+        (good, "nowhere.safetensors", {}, "no file at nowhere"),
+        (good, other, {}, "extract it from this model"),
+        ([], vector, {}, "expected conversations in conversations in memory, got none"),
+        ([3], vector, {}, "row 0: expected messages or"),
+        (5, vector, {}, "expected a data set's path or its rows, got int"),
+        (good[0], vector, {}, "expected rows, got one mapping"),
+        (good, vector, {"calibrate": good, "calibration": "x.json"}, "expected calibrate or calibration, got both"),
+        (good, vector, {"calibration": "nowhere.json"}, "expected a calibration, got nowhere.json"),
+        (good, vector, {"read_tokens": 0}, "expected read_tokens at least 1"),
+    ]
+    for conversations, vectors, options, message in cases:
+        with pytest.raises(PersonavecError) as error:
+            monitor(model, conversations, vectors, **options)
+        assert message in str(error.value) and "\n" not in str(error.value)
+    assert tiny.hooks(model) == 0

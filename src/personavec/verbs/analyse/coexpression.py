@@ -52,8 +52,8 @@ def coexpressed(interview: Interview, run: Run, subjects: Sequence[Expressed], r
     table: Row = {"traits": names, "effects": {name: {} for name in names}, "random": {}, "reach": {}}
     table["coherence"] = {name: {} for name in names}
     for subject in subjects:
-        asked, trait = subject.trait.evaluate, subject.name
-        drawn = random_directions(subject.vector, rollouts * len(asked), seed)
+        questions, trait = subject.trait.evaluate, subject.name
+        drawn = random_directions(subject.vector, rollouts * len(questions), seed)
         card = subject.vector.card
         arms: list[tuple[str, float, list[tuple[Steering, ...]]]] = [
             (BASE, 0.0, [()]),
@@ -65,7 +65,7 @@ def coexpressed(interview: Interview, run: Run, subjects: Sequence[Expressed], r
             plan
             for along, times, steering in arms
             for plan in interview.answers(
-                asked, rollouts, draw="space", extra={"along": along, "times": times}, steering=steering
+                questions, rollouts, draw="space", extra={"along": along, "times": times}, steering=steering
             )
         ]
         part = run.part(trait)

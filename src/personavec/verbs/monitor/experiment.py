@@ -222,7 +222,7 @@ def _exemplars(trial: Trial) -> list[ScoredRow]:
 def _measured(trial: Trial, exemplars: Sequence[ScoredRow]) -> Row:
     """Both kinds of conditions of one trait."""
     interview, (_, trait, prompts) = trial.interview, trial.subject
-    asked = trait.evaluate[: trial.questions]
+    questions = trait.evaluate[: trial.questions]
     conditions: dict[str, dict[int, str]] = {
         "system": {level: f"{level}: {text}" for level, text in enumerate(prompts, 1)},
         "shots": {shots: f"{shots} shots" for shots in trial.shots if shots <= len(exemplars)},
@@ -230,7 +230,7 @@ def _measured(trial: Trial, exemplars: Sequence[ScoredRow]) -> Row:
     plans = []
     for level, text in enumerate(prompts, 1):
         extra = {"kind": "system", "level": level}
-        plans += interview.answers(asked, trial.rollouts, draw="monitor", extra=extra, systems=(text,))
+        plans += interview.answers(questions, trial.rollouts, draw="monitor", extra=extra, systems=(text,))
     for shots in conditions["shots"]:
         before = [
             message
@@ -241,7 +241,7 @@ def _measured(trial: Trial, exemplars: Sequence[ScoredRow]) -> Row:
             )
         ]
         extra = {"kind": "shots", "level": shots}
-        plans += interview.answers(asked, trial.rollouts, draw="monitor", extra=extra, before=before)
+        plans += interview.answers(questions, trial.rollouts, draw="monitor", extra=extra, before=before)
     replies = score(
         interview.write(plans, "replies", run=trial.run, name="replies"),
         trial.judges,
