@@ -89,7 +89,7 @@ def test_bad_objects_are_one_line(model: ChatModel, along: PersonaVector, unchec
         (SAID, along, {"layer": 99}, VectorError, "expected a layer from 0 to"),
         (SAID, tiny.vector(model), {}, ConfigError, "pass layer="),
         (SAID, [along, along], {}, ConfigError, "expected different vectors"),
-        (SAID, [], {}, ConfigError, "expected one or more persona vectors"),
+        (SAID, [], {}, ConfigError, "expected persona vectors or their files, got none"),
         (SAID, [3], {}, VectorError, "expected persona vectors or their files, got 3"),
         ([], along, {}, DataError, "expected turns with role and content"),
         (["hello"], along, {}, DataError, "expected turns with role and content"),

@@ -225,7 +225,7 @@ def test_bad_objects_are_one_line(saved: tuple[Path, Path], unchecked: None) -> 
     model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
     aimless = type(vector)(vector.direction, dataclasses.replace(vector.card, coef=None))
     cases: list[tuple[Any, dict[str, Any], str]] = [
-        ([], {}, "expected one or more persona vectors"),
+        ([], {}, "expected persona vectors or their files, got none"),
         ([vector, 3], {}, "files, got 3"),
         (aimless, {}, "expected a recommended layer and coef for tiny"),
         (vector, {"layer": 99}, "expected a layer from 0 to 3, got 99"),

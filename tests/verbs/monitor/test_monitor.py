@@ -350,7 +350,7 @@ def test_bad_objects_are_one_line(data: Path, saved: tuple[Path, Path], unchecke
     good = [talk(1, 2)]
     other = tiny.vector(tiny.build("llama", seed=1), layer=LAYER)
     cases: list[tuple[Any, Any, dict[str, Any], str]] = [
-        (good, [], {}, "expected one or more persona vectors, got none"),
+        (good, [], {}, "expected persona vectors or their files, got none"),
         (good, "nowhere.safetensors", {}, "no file at nowhere"),
         (good, other, {}, "extract it from this model"),
         ([], vector, {}, "expected conversations in conversations in memory, got none"),
