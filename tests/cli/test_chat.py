@@ -16,6 +16,7 @@ from support.tiny_chat import said
 from personavec.cli import chat as chatting
 from personavec.cli.main import main, parse
 from personavec.model.chat_model import ChatModel
+from personavec.model.sampling import Sampling
 from personavec.steering.steer import Steering
 from personavec.steering.vector import load_vector
 
@@ -67,7 +68,9 @@ def test_chat_from_stdin(
 
 def start(model: ChatModel, args: list[str], watched: Any = (), **out: Any) -> chatting.Chat:
     """A chat whose two consoles write to strings."""
-    session = chatting.Chat(parse(["chat", *args])[1], model, (), list(watched), "template")
+    options = parse(["chat", *args])[1]
+    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
+    session = chatting.Chat(model, sampling, options.seed, (), list(watched), "template")
     session.out = rich.console.Console(file=io.StringIO(), soft_wrap=True, highlight=False, **out)
     session.notes = rich.console.Console(file=io.StringIO(), soft_wrap=True, highlight=False)
     return session

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,10 @@ def test_verify_command(
     assert main(args) == 0 and "all checks passed" in capsys.readouterr().out
     monkeypatch.setattr("personavec.steering.steer.Steered.change", lambda self, layer, stream: stream)
     assert main(args) == 1 and "FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_runs_and_prints(verb: str) -> None:
+    options, summary = VERBS[verb]
+    assert callable(options.run)
+    assert callable(getattr(import_module(f"personavec.cli.{summary}"), verb))

@@ -348,7 +348,7 @@ def test_nothing_of_a_stop_text_is_ever_told(model: ChatModel, text: str, stops:
 
 
 def test_a_character_of_several_tokens_is_told_whole() -> None:
-    import tiny_chat
+    from support import tiny_chat
 
     model = tiny_chat.build()
     made, told = reply(model, "aé→😀b")

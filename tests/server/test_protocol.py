@@ -103,7 +103,7 @@ def test_wrong_fields_are_refused_by_name(server: Client, fields: dict[str, Any]
     bad(
         server.post(
             "/v1/chat/completions",
-            content=json.dumps(ASKED | {"model": server.service.config.model} | fields),
+            content=json.dumps(ASKED | {"model": server.service.model.identity.id} | fields),
             headers={"content-type": "application/json"},
         ),
         400,

@@ -24,7 +24,7 @@ class Client(TestClient):
     service: Service
 
     def ask(self, path: str = "/v1/chat/completions", **fields: Any) -> Any:
-        return self.post(path, json=ASKED | {"model": self.service.config.model} | fields)
+        return self.post(path, json=ASKED | {"model": self.service.model.identity.id} | fields)
 
     def persona(self, **persona: Any) -> Any:
         return self.ask(persona=persona)

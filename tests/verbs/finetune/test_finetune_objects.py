@@ -167,16 +167,16 @@ def test_full_finetuning_trains_the_object_itself(model: ChatModel, tmp_path: Pa
 def test_bad_objects_are_one_line(model: ChatModel, vector: PersonaVector) -> None:
     other = tiny.vector(tiny.build(seed=5), layer=1)
     wrong: list[tuple[Any, dict[str, Any], str]] = [
-        (3, {}, "expected a data set's path or its rows, got int"),
+        (3, {}, "expected a data set's path or its rows, got 3"),
         ({}, {}, "expected rows, got one mapping"),
         ([{"text": "no conversation"}], {}, "rows in memory row 0"),
-        (ROWS, {"held_out": 3}, "got int"),
+        (ROWS, {"held_out": 3}, "got 3"),
         (ROWS, {"prevent": vector}, "expected prevent=vector.at"),
         (ROWS, {"prevent": [(vector, 3)]}, "expected prevent=vector.at"),
         (ROWS, {"prevent": Steering(vector, layer=1, op="ablate")}, "expected prevent=vector.at"),
         (ROWS, {"prevent": Steering(vector, 1, 99)}, "expected a layer"),
         (ROWS, {"prevent": other.at(coef=1)}, "extract it from this model"),
-        (ROWS, {"method": "ablate", "vectors": [3]}, "expected persona vectors or their files, got int"),
+        (ROWS, {"method": "ablate", "vectors": [3]}, "expected persona vectors or their files, got 3"),
         (ROWS, {"method": "penalty", "vectors": vector, "full": True}, "got --method penalty with --full"),
         (ROWS, {"rate": 0.0}, "expected rate above 0"),
     ]

@@ -241,7 +241,7 @@ def test_bad_objects_are_one_line(adapter: Path, saved: tuple[Path, Path]) -> No
         ((3, vector), "expected finetuned models or their folders, got 3"),
         (([3], vector), "expected finetuned models or their folders, got 3"),
         ((adapter, []), "expected persona vectors or their files, got none"),
-        ((adapter, [3]), "expected persona vectors or their files, got int"),
+        ((adapter, [3]), "expected persona vectors or their files, got 3"),
         ((adapter, tiny.vector(tiny.build(seed=5), layer=1)), "extract it from this model"),
     ):
         with pytest.raises(PersonavecError, match=said):

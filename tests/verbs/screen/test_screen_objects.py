@@ -95,7 +95,7 @@ def test_bad_objects_are_said_in_one_line(chat: ChatModel, vector: PersonaVector
         ([*ROWS, "text"], vector, {}, "rows in memory row 40: expected messages"),
         ([], vector, {}, "expected rows that can be screened in rows in memory"),
         (ROWS, [], {}, "expected persona vectors or their files, got none"),
-        (ROWS, [3], {}, "expected persona vectors or their files, got int"),
+        (ROWS, [3], {}, "expected persona vectors or their files, got 3"),
         (ROWS, "nowhere.safetensors", {}, "expected a persona vector file"),
         (ROWS, vector, {"export_k": 2}, "expected a store for the files"),
         (ROWS, vector, {"precision": 0}, "expected precision above 0"),
