@@ -1,1 +1,1 @@
-"""Studies compose verbs into one run."""
+"""The paper's experiments, which compose the verbs into one run."""

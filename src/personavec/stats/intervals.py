@@ -1,4 +1,4 @@
-"""Statistics: means with intervals clustered by question, AUC, and calibrated scores."""
+"""Means, separations and correlations, with intervals that resample whole questions or take each row by itself."""
 
 import warnings
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
+
+from personavec.stats.nulls import FEWEST, correlations, varies
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000
@@ -66,7 +68,7 @@ def clustered_ratio(
         return Interval(mean, np.nan, np.nan, n, dropped)
     if counts.all() and np.ptp(sums / counts) == 0:
         return Interval(mean, mean, mean, n, dropped)
-    found = bootstrap(
+    bounds = bootstrap(
         (sums, counts),
         lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
         paired=True,
@@ -76,19 +78,19 @@ def clustered_ratio(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), n, dropped)
+    return Interval(mean, float(bounds.low), float(bounds.high), n, dropped)
 
 
 def streamed_mean(values: Float[ndarray, " n"]) -> Interval:
     """Mean of any number of values, with a 95% interval (Student's t) that takes each of them as drawn by itself."""
     from scipy.stats import t
 
-    own = values[~np.isnan(values)].astype(float)
-    n, dropped = len(own), int(len(values) - len(own))
-    if n < 2 or np.ptp(own) == 0:
-        mean = float(own.mean()) if n else np.nan
+    known = values[~np.isnan(values)].astype(float)
+    n, dropped = len(known), int(len(values) - len(known))
+    if n < 2 or np.ptp(known) == 0:
+        mean = float(known.mean()) if n else np.nan
         return Interval(mean, *((mean, mean) if n > 1 else (np.nan, np.nan)), n, dropped)
-    mean, half = float(own.mean()), float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * own.std(ddof=1) / np.sqrt(n))
+    mean, half = float(known.mean()), float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * known.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half, n, dropped)
 
 
@@ -103,32 +105,28 @@ def auc_interval(
     values: Float[ndarray, " n"], is_pos: Bool[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0
 ) -> Interval:
     """AUC with a 95% bootstrap interval that resamples whole clusters (questions)."""
-
-    def of(rows: Int[ndarray, " row"]) -> float:
-        pos, neg = values[rows][is_pos[rows]], values[rows][~is_pos[rows]]
-        return auc(pos, neg) if len(pos) and len(neg) else np.nan
-
-    return clustered(of, clusters, seed)
+    return _of_sides(auc, values, is_pos, clusters, seed)
 
 
-def spearman_interval(
-    one: Float[ndarray, " n"], other: Float[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0
+def difference_interval(
+    values: Float[ndarray, " n"], is_pos: Bool[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0
 ) -> Interval:
-    """Rank correlation with a 95% bootstrap interval that resamples whole clusters (questions).
+    """Mean of the positive values minus that of the others, with an interval that resamples whole clusters."""
+    return _of_sides(lambda pos, neg: float(pos.mean() - neg.mean()), values, is_pos, clusters, seed)
 
-    Values that are nan on either side are left out and counted as dropped; nan where a side does not vary.
-    """
-    from scipy.stats import spearmanr
 
-    valid = ~(np.isnan(one) | np.isnan(other))
-    x, y, own = one[valid], other[valid], clusters[valid]
+def _of_sides(
+    of: Callable[[Float[ndarray, " p"], Float[ndarray, " q"]], float],
+    values: Float[ndarray, " n"],
+    is_pos: Bool[ndarray, " n"],
+    clusters: Int[ndarray, " n"],
+    seed: int,
+) -> Interval:
+    def drawn(rows: Int[ndarray, " row"]) -> float:
+        pos, neg = values[rows][is_pos[rows]], values[rows][~is_pos[rows]]
+        return of(pos, neg) if len(pos) and len(neg) else np.nan
 
-    def of(rows: Int[ndarray, " row"]) -> float:
-        if len(rows) < 2 or np.ptp(x[rows]) == 0 or np.ptp(y[rows]) == 0:
-            return np.nan
-        return float(spearmanr(x[rows], y[rows]).statistic)
-
-    return clustered(of, own, seed)._replace(dropped=int((~valid).sum()))
+    return clustered(drawn, clusters, seed)
 
 
 def or_nan(value: float | None) -> float:
@@ -136,65 +134,96 @@ def or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def pearson(one: Float[ndarray, " n"], other: Float[ndarray, " n"], groups: Int[ndarray, " n"] | None = None) -> float:
+def pearson(x: Float[ndarray, " n"], y: Float[ndarray, " n"], groups: Int[ndarray, " n"] | None = None) -> float:
     """Pearson's r, or with groups its mean over those in which both sides vary; nan where none do.
 
     Values that are nan on either side are left out.
     """
-    valid = ~(np.isnan(one) | np.isnan(other))
-    labels = np.zeros(len(one), dtype=int) if groups is None else groups
-    found = []
-    for label in np.unique(labels[valid]):
-        x, y = (side[valid & (labels == label)] for side in (one, other))
-        if np.ptp(x) and np.ptp(y):
-            found.append(np.corrcoef(x, y)[0, 1])
-    return float(np.mean(found)) if found else np.nan
+    valid = ~(np.isnan(x) | np.isnan(y))
+    inside = None if groups is None else groups[valid]
+    return float(correlations(x[valid, None].astype(float), y[valid].astype(float), inside)[0])
 
 
 def pearson_interval(
-    one: Float[ndarray, " n"],
-    other: Float[ndarray, " n"],
+    x: Float[ndarray, " n"],
+    y: Float[ndarray, " n"],
     clusters: Int[ndarray, " n"],
     groups: Int[ndarray, " n"] | None = None,
     seed: int = 0,
 ) -> Interval:
     """The same with a 95% bootstrap interval that resamples whole clusters (questions)."""
-    valid = ~(np.isnan(one) | np.isnan(other))
-    x, y, own = one[valid], other[valid], clusters[valid]
-    labels = None if groups is None else groups[valid]
 
     def of(rows: Int[ndarray, " row"]) -> float:
-        return pearson(x[rows], y[rows], None if labels is None else labels[rows])
+        return pearson(x[rows], y[rows], None if groups is None else groups[rows])
 
-    return clustered(of, own, seed)._replace(dropped=int((~valid).sum()))
+    return _of_pairs(of, x, y, clusters, seed)
 
 
-def spearman_rows(one: Float[ndarray, " n"], other: Float[ndarray, " n"]) -> Interval:
-    """Rank correlation of any number of rows, each drawn by itself; nan values are left out, nan where a side is flat.
+def spearman_interval(
+    x: Float[ndarray, " n"], y: Float[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0
+) -> Interval:
+    """Rank correlation with a 95% bootstrap interval that resamples whole clusters (questions).
+
+    Values that are nan on either side are left out and counted as dropped; nan where a side does not vary.
+    """
+    from scipy.stats import spearmanr
+
+    def of(rows: Int[ndarray, " row"]) -> float:
+        if len(rows) < 2 or np.ptp(x[rows]) == 0 or np.ptp(y[rows]) == 0:
+            return np.nan
+        return float(spearmanr(x[rows], y[rows]).statistic)
+
+    return _of_pairs(of, x, y, clusters, seed)
+
+
+def _of_pairs(
+    of: Callable[[Int[ndarray, " row"]], float],
+    x: Float[ndarray, " n"],
+    y: Float[ndarray, " n"],
+    clusters: Int[ndarray, " n"],
+    seed: int,
+) -> Interval:
+    """A statistic of the rows that have both values."""
+    valid = np.flatnonzero(~(np.isnan(x) | np.isnan(y)))
+    return clustered(lambda rows: of(valid[rows]), clusters[valid], seed)._replace(dropped=len(x) - len(valid))
+
+
+def pearson_rows(x: Float[ndarray, " n"], y: Float[ndarray, " n"]) -> Interval:
+    """Pearson's r of any number of rows, each drawn by itself; nan values are left out, nan where a side is flat.
+
+    Source: the 95% interval is Fisher's: z with variance 1 / (n − 3).
+    """
+    from scipy.special import ndtri
+
+    return _of_rows(pearson, x, y, lambda _, n: float(ndtri((1 + CONFIDENCE) / 2)) / np.sqrt(n - 3))
+
+
+def spearman_rows(x: Float[ndarray, " n"], y: Float[ndarray, " n"]) -> Interval:
+    """The same of ranks.
 
     Source: the 95% interval is Bonett and Wright's (2000): Fisher's z with variance (1 + r²/2) / (n − 3).
     """
     from scipy.stats import spearmanr
 
-    valid = ~(np.isnan(one) | np.isnan(other))
-    n, dropped = int(valid.sum()), int((~valid).sum())
-    if n < 4 or np.ptp(one[valid]) == 0 or np.ptp(other[valid]) == 0:
-        return Interval(np.nan, np.nan, np.nan, n, dropped)
-    found = float(spearmanr(one[valid], other[valid]).statistic)
-    z, half = np.arctanh(np.clip(found, -1 + 1e-12, 1 - 1e-12)), 1.96 * np.sqrt((1 + found**2 / 2) / (n - 3))
-    return Interval(found, float(np.tanh(z - half)), float(np.tanh(z + half)), n, dropped)
+    return _of_rows(
+        lambda x, y: float(spearmanr(x, y).statistic), x, y, lambda r, n: 1.96 * np.sqrt((1 + r**2 / 2) / (n - 3))
+    )
 
 
-def difference_interval(
-    values: Float[ndarray, " n"], is_pos: Bool[ndarray, " n"], clusters: Int[ndarray, " n"], seed: int = 0
+def _of_rows(
+    of: Callable[[Float[ndarray, " n"], Float[ndarray, " n"]], float],
+    x: Float[ndarray, " n"],
+    y: Float[ndarray, " n"],
+    half: Callable[[float, int], float],
 ) -> Interval:
-    """Mean of the positive values minus that of the others, with an interval that resamples whole clusters."""
-
-    def of(rows: Int[ndarray, " row"]) -> float:
-        pos, neg = values[rows][is_pos[rows]], values[rows][~is_pos[rows]]
-        return float(pos.mean() - neg.mean()) if len(pos) and len(neg) else np.nan
-
-    return clustered(of, clusters, seed)
+    """A correlation with the interval that lies `half` to either side on Fisher's scale."""
+    valid = ~(np.isnan(x) | np.isnan(y))
+    n, dropped = int(valid.sum()), int((~valid).sum())
+    if n < FEWEST or not varies(np.column_stack([x[valid], y[valid]])).all():
+        return Interval(np.nan, np.nan, np.nan, n, dropped)
+    r = of(x[valid], y[valid])
+    z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+    return Interval(r, float(np.tanh(z - half(r, n))), float(np.tanh(z + half(r, n))), n, dropped)
 
 
 def clustered(of: Callable[[Int[ndarray, " row"]], float], clusters: Int[ndarray, " n"], seed: int) -> Interval:
@@ -207,7 +236,7 @@ def clustered(of: Callable[[Int[ndarray, " row"]], float], clusters: Int[ndarray
     if len(names) < 2:
         return Interval(point, np.nan, np.nan, len(clusters))
     with warnings.catch_warnings(category=DegenerateDataWarning, action="ignore"):  # nan is dealt with below
-        found = bootstrap(
+        draws = bootstrap(
             (np.arange(len(names)),),
             lambda chosen: of(np.concatenate([members[int(c)] for c in chosen])),
             vectorized=False,
@@ -216,9 +245,9 @@ def clustered(of: Callable[[Int[ndarray, " row"]], float], clusters: Int[ndarray
             method="percentile",
             rng=np.random.default_rng(seed),
         ).bootstrap_distribution
-    if np.isnan(found).all():
+    if np.isnan(draws).all():
         return Interval(point, np.nan, np.nan, len(clusters))
-    low, high = np.nanpercentile(found, [2.5, 97.5])
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Interval(point, float(low), float(high), len(clusters))
 
 
@@ -251,16 +280,17 @@ def controlled_mean(
     folds = np.arange(n) % 10
     estimates, residuals = [], np.empty(n)
     for fold in range(min(10, n)):
-        own, others = folds == fold, folds != fold
+        held_out, others = folds == fold, folds != fold
         beta = np.zeros(controls.shape[1])
         if fitted:
             design = np.column_stack([np.ones(others.sum()), controls[others]])
             beta = np.linalg.lstsq(design, values[others], rcond=None)[0][1:]
         left = total - int(others.sum())
         known_left = (total * known - controls[others].sum(axis=0)) / left
-        mean_left = values[own].mean() - (controls[own].mean(axis=0) - known_left) @ beta
+        mean_left = values[held_out].mean() - (controls[held_out].mean(axis=0) - known_left) @ beta
         estimates.append((values[others].sum() + left * mean_left) / total)
-        residuals[own] = values[own] - values[others].mean() - (controls[own] - controls[others].mean(axis=0)) @ beta
+        away = controls[held_out] - controls[others].mean(axis=0)
+        residuals[held_out] = values[held_out] - values[others].mean() - away @ beta
     mean = float(np.average(estimates, weights=np.bincount(folds)))
     half = t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.sqrt((residuals**2).mean() / n * (1 - n / total))
     return Interval(mean, mean - half, mean + half, n)

@@ -1,7 +1,7 @@
 """What a correlation or an effect has to beat: shuffled scores, random directions, and the directions of other traits.
 
-A large value proves little by itself: activations vary along few dimensions, so that almost any direction may go along
-with almost any score. Where the largest value over several layers is taken, it is taken for the null as well.
+A large value proves little by itself: activations vary along few dimensions, so that almost any direction may
+correlate with almost any score. Where the largest value over several layers is taken, it is taken for the null as well.
 """
 
 import math
@@ -34,31 +34,31 @@ ROUNDING = 1e-9
 """Values as close as this count as equal."""
 
 
-def against(own: float, others: Float[ndarray, " draw"], *, whole: bool = False) -> Json:
-    """A value beside what the same measurement gives where there is nothing to find.
+def against(value: float, others: Float[ndarray, " draw"], *, whole: bool = False) -> Json:
+    """A value next to what the same measurement gives where there is nothing to find.
 
     Args:
-        own: The value.
+        value: What was measured.
         others: The null's; nan is left out.
-        whole: Whether they are all there are, the own one among them; else one is added to both counts.
+        whole: Whether they are all there are, the value among them; else one is added to both counts.
 
     Returns:
         `low` and `high` of the null, `percentiles` of its absolute values, `draws` (how many), the two-sided `p`,
         and whether the value lies `beyond` all of them. Nulls where there is nothing to compare.
     """
     known = others[np.isfinite(others)].astype(float)
-    if not len(known) or not np.isfinite(own):
+    if not len(known) or not np.isfinite(value):
         return {"low": None, "high": None, "percentiles": {}, "draws": 0, "p": None, "beyond": None}
     size = np.abs(known)
-    reach = int((size >= abs(own) - ROUNDING).sum())
+    reach = int((size >= abs(value) - ROUNDING).sum())
     at = np.percentile(size, PERCENTILES)
     return {
         "low": rounded(known.min()),
         "high": rounded(known.max()),
-        "percentiles": {f"{share:g}": rounded(value) for share, value in zip(PERCENTILES, at, strict=True)},
+        "percentiles": {f"{share:g}": rounded(limit) for share, limit in zip(PERCENTILES, at, strict=True)},
         "draws": len(known),
         "p": round(reach / len(known) if whole else (1 + reach) / (1 + len(known)), 6),
-        "beyond": bool(abs(own) > size.max()),
+        "beyond": bool(abs(value) > size.max()),
     }
 
 
@@ -74,7 +74,7 @@ def null_battery(
     n_random: int = 1000,
     n_permutations: int = 9999,
 ) -> Json:
-    """How the projections of rows on a direction go along with a score, and what chance gives.
+    """How the projections of rows on a direction correlate with a score, and what chance gives.
 
     Args:
         read: Activations of the rows, or how far they moved, at one layer or several.
@@ -89,29 +89,29 @@ def null_battery(
 
     Returns:
         `r` at the `layer` (index) where it is largest in absolute value, `n` rows, those `dropped`, the `reason` where
-        there is no r, `nulls` as `against` tells them (`q` and `beats` are for `adjust`), and `beaten_by`: other traits
+        there is no r, `nulls` as `against` gives them (`q` and `beats` are for `adjust`), and `beaten_by`: other traits
         whose |r|, the largest over layers, is larger.
     """
     valid = np.isfinite(score) & np.isfinite(read).all(axis=(0, 2))
-    rows, own = read[:, valid].astype(float), score[valid].astype(float)
+    rows, scores = read[:, valid].astype(float), score[valid].astype(float)
     inside = None if groups is None else groups[valid]
     values = np.stack([layer @ unit for layer, unit in zip(rows, direction.astype(float), strict=True)], axis=1)
-    why = reason(values, own)
-    each = np.full(len(rows), np.nan) if why else correlations(values, own, inside)
+    why = reason(values, scores)
+    each = np.full(len(rows), np.nan) if why else correlations(values, scores, inside)
     if not why and not np.isfinite(each).any():
         why = "nothing varies within a group"
-    told: Json = {"n": len(own), "dropped": len(score) - len(own), "reason": why}
+    counts: Json = {"n": len(scores), "dropped": len(score) - len(scores), "reason": why}
     if why:
-        return told | {"r": None, "layer": None, "nulls": {name: untested(why) for name in NULLS}, "beaten_by": []}
+        return counts | {"r": None, "layer": None, "nulls": {name: untested(why) for name in NULLS}, "beaten_by": []}
     layer = int(np.nanargmax(np.abs(each)))
     r = float(each[layer])
 
     def along(directions: Sequence[Float[ndarray, "direction d_model"]]) -> Float[ndarray, " direction"]:
         """The largest |r| over layers along each direction."""
-        return _largest([correlations(x @ d.T, own, inside) for x, d in zip(rows, directions, strict=True)])
+        return _largest([correlations(x @ d.T, scores, inside) for x, d in zip(rows, directions, strict=True)])
 
-    orders, whole = _orders(len(own), inside, n_permutations, rng)
-    shuffled = _largest([correlations(own[orders].T, column, inside) for column in values.T])
+    orders, whole = _orders(len(scores), inside, n_permutations, rng)
+    shuffled = _largest([correlations(scores[orders].T, column, inside) for column in values.T])
     nulls = {"permutation": against(r, shuffled, whole=whole)}
     nulls["isotropic"] = against(r, along([isotropic_directions(n_random, rows.shape[2], rng)] * len(rows)))
     matched = None if activations is None else covariance_directions(n_random, activations, rng)
@@ -121,8 +121,8 @@ def null_battery(
         nulls["covariance"] = untested("the activations do not vary")
     else:
         nulls["covariance"] = against(r, along(matched))
-    rivals = {name: float(along(list(one[:, None]))[0]) for name, one in (others or {}).items()}
-    return told | {
+    rivals = {name: float(along(list(other[:, None]))[0]) for name, other in (others or {}).items()}
+    return counts | {
         "r": rounded(r),
         "layer": layer,
         "nulls": {name: {"q": None, "beats": None} | null for name, null in nulls.items()},
@@ -134,7 +134,7 @@ def adjust(tests: Sequence[Json], *, either_way: bool = False) -> None:
     """Adjust the p-values of each null over the tests, and say which nulls are beaten: q ≤ `ALPHA` and r above 0.
 
     Args:
-        tests: As `null_battery` tells them; changed in place.
+        tests: As `null_battery` gives them; changed in place.
         either_way: An r below 0 beats them, too.
 
     Source: Benjamini and Hochberg (1995), scipy.stats.false_discovery_control.
@@ -142,12 +142,13 @@ def adjust(tests: Sequence[Json], *, either_way: bool = False) -> None:
     from scipy.stats import false_discovery_control
 
     for name in NULLS:
-        known = [own for own in tests if own["nulls"].get(name, {}).get("p") is not None]
+        known = [test for test in tests if test["nulls"].get(name, {}).get("p") is not None]
         if not known:
             continue
-        adjusted = false_discovery_control([own["nulls"][name]["p"] for own in known])
-        for own, q in zip(known, adjusted, strict=True):
-            own["nulls"][name] |= {"q": round(float(q), 6), "beats": bool(q <= ALPHA and (either_way or own["r"] > 0))}
+        adjusted = false_discovery_control([test["nulls"][name]["p"] for test in known])
+        for test, q in zip(known, adjusted, strict=True):
+            beats = bool(q <= ALPHA and (either_way or test["r"] > 0))
+            test["nulls"][name] |= {"q": round(float(q), 6), "beats": beats}
 
 
 def correlations(
@@ -156,16 +157,16 @@ def correlations(
     """Pearson's r of each column with one score, or its mean over groups in which both vary; nan where none do."""
     labels = np.zeros(len(score), dtype=int) if groups is None else groups
     parts = [_pearson(columns[labels == label], score[labels == label]) for label in np.unique(labels)]
-    found = np.stack(parts) if parts else np.full((1, columns.shape[1]), np.nan)
-    known = np.isfinite(found)
+    each = np.stack(parts) if parts else np.full((1, columns.shape[1]), np.nan)
+    known = np.isfinite(each)
     return np.asarray(
-        np.where(known.any(axis=0), np.where(known, found, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1), np.nan)
+        np.where(known.any(axis=0), np.where(known, each, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1), np.nan)
     )
 
 
 def isotropic_directions(n: int, d_model: int, rng: Generator) -> Float[ndarray, "direction d_model"]:
     """Random directions of length 1, every way alike; a direction's length does not change r."""
-    return _units(rng.standard_normal((n, d_model)))
+    return units(rng.standard_normal((n, d_model)))
 
 
 def covariance_directions(
@@ -181,7 +182,7 @@ def covariance_directions(
     centred = [_centred(layer[finite]) if finite.any() else layer[finite] for layer in activations]
     if not all(rows.any() for rows in centred):
         return [np.empty((0, activations.shape[2]))] * len(activations)
-    return [_units(weights @ rows) for rows in centred]
+    return [units(weights @ rows) for rows in centred]
 
 
 def principal_directions(activations: Float[ndarray, "_prompt d_model"]) -> Float[ndarray, "component d_model"]:
@@ -198,9 +199,9 @@ def reason(columns: Float[ndarray, "row column"], score: Float[ndarray, " row"])
     """Why there is no correlation; None where there is one."""
     if len(score) < FEWEST:
         return f"expected {FEWEST} rows or more, got {len(score)}"
-    if not _varies(score[:, None])[0]:
+    if not varies(score[:, None])[0]:
         return "the score is the same for every row"
-    return None if _varies(columns).any() else "every row lies alike"
+    return None if varies(columns).any() else "every row lies alike"
 
 
 def untested(why: str) -> Json:
@@ -213,13 +214,23 @@ def rounded(value: float) -> float | None:
     return round(float(value), 4) if np.isfinite(value) else None
 
 
+def varies(values: Float[ndarray, "row column"]) -> Bool[ndarray, " column"]:
+    """Columns that hold more than one value, rounding left aside."""
+    return np.asarray(np.ptp(values, axis=0) > ROUNDING * np.abs(values).max(axis=0))
+
+
+def units(rows: Float[ndarray, "direction d_model"]) -> Float[ndarray, "direction d_model"]:
+    """Each scaled to length 1."""
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
 def _pearson(columns: Float[ndarray, "row column"], score: Float[ndarray, " row"]) -> Float[ndarray, " column"]:
-    found = np.full(columns.shape[1], np.nan)
-    if len(score) < 2 or not _varies(score[:, None])[0]:
-        return found
-    varies = _varies(columns)
-    found[varies] = _standard(columns[:, varies]).T @ _standard(score[:, None])[:, 0]
-    return found
+    r = np.full(columns.shape[1], np.nan)
+    if len(score) < 2 or not varies(score[:, None])[0]:
+        return r
+    vary = varies(columns)
+    r[vary] = _standard(columns[:, vary]).T @ _standard(score[:, None])[:, 0]
+    return r
 
 
 def _orders(
@@ -230,20 +241,15 @@ def _orders(
         return np.array(list(permutations(range(n)))), True
     orders = np.tile(np.arange(n), (most, 1))
     for label in [0] if groups is None else np.unique(groups):
-        own = np.arange(n) if groups is None else np.flatnonzero(groups == label)
-        orders[:, own] = rng.permuted(orders[:, own], axis=1)
+        members = np.arange(n) if groups is None else np.flatnonzero(groups == label)
+        orders[:, members] = rng.permuted(orders[:, members], axis=1)
     return orders, False
 
 
 def _largest(values: Sequence[Float[ndarray, " draw"]]) -> Float[ndarray, " draw"]:
     """Largest absolute value over layers; nan where there is none."""
-    size = np.max([np.where(np.isfinite(own), np.abs(own), -1) for own in values], axis=0)
+    size = np.max([np.where(np.isfinite(r), np.abs(r), -1) for r in values], axis=0)
     return np.asarray(np.where(size < 0, np.nan, size))
-
-
-def _varies(values: Float[ndarray, "row column"]) -> Bool[ndarray, " column"]:
-    """Columns that hold more than one value, rounding left aside."""
-    return np.asarray(np.ptp(values, axis=0) > ROUNDING * np.abs(values).max(axis=0))
 
 
 def _standard(columns: Float[ndarray, "row column"]) -> Float[ndarray, "row column"]:
@@ -252,10 +258,6 @@ def _standard(columns: Float[ndarray, "row column"]) -> Float[ndarray, "row colu
     return np.asarray(centred / np.linalg.norm(centred, axis=0))
 
 
-def _units(rows: Float[ndarray, "direction d_model"]) -> Float[ndarray, "direction d_model"]:
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-
-
 def _centred(rows: Float[ndarray, "_prompt d_model"]) -> Float[ndarray, "_prompt d_model"]:
     """Rows less their mean; what is left of a flat column by rounding is zero."""
-    return np.where(_varies(rows), rows - rows.mean(axis=0), 0)
+    return np.where(varies(rows), rows - rows.mean(axis=0), 0)

@@ -1,18 +1,14 @@
 """Sections 5.1 and 5.2, appendix J: every method against the trait, at one layer and at all, and what it costs."""
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from personavec.judges.scoring import scored_rows
+from personavec.judges.scoring import ScoredRow
 from personavec.paper.claims import Claim, above, one_minus
 from personavec.paper.data import save
 from personavec.paper.study import Study, surviving
-from personavec.runs.run import Run
 from personavec.verbs.evaluate.capability import MMLU_DEV
-from personavec.verbs.finetune.compare import arm_folder, before_after
-from personavec.verbs.finetune.options import ReportConfig
-from personavec.verbs.options import Common, Judging, Writing, given
+from personavec.verbs.finetune.compare import Comparison, compare
 
 Row = dict[str, Any]
 
@@ -31,15 +27,15 @@ def mitigation(study: Study) -> Row:
     for trait in study.known(study.size.single):
         files = {"data": data["files"][f"{trait} II"], "held_out": data["held_out"][f"{trait} II"]}
         with surviving(failed, trait):
-            one = _report(study, f"{trait}", trait, "auto", **files, **study.size.methods)
-            claims += _one_layer(study, trait, one)
-            table += _arms(f"{trait} II, one layer", one, trait)
-            reports.append(one["report"])
-            every = _report(study, f"{trait}-all", trait, f"{EVERY_LAYER}@all", **files, **_few())
-            claims += _all_layers(study, trait, one, every)
+            single = _compared(study, f"{trait}", trait, "auto", **files, **study.size.methods)
+            claims += _one_layer(study, trait, single)
+            table += _arms(f"{trait} II, one layer", single, trait)
+            reports.append(study.page(single))
+            every = _compared(study, f"{trait}-all", trait, f"{EVERY_LAYER}@all", **files, **_few())
+            claims += _all_layers(study, trait, single, every)
             table += _arms(f"{trait} II, all layers", every, trait)
-            reports.append(every["report"])
-    return {"claims": claims, "table": table, "reports": reports, "failed": failed}
+            reports.append(study.page(every))
+    return {"claims": claims, "table": table, "reports": list(filter(None, reports)), "failed": failed}
 
 
 def harmless(study: Study) -> Row:
@@ -48,58 +44,54 @@ def harmless(study: Study) -> Row:
     data = study.run.read_json("finetunings.json")["files"]["chats normal"]
     for trait in study.known(study.size.single):
         with surviving(failed, trait):
-            found = _report(study, f"{trait}-harmless", trait, f"{EVERY_LAYER}@all", data=data, **_few("prevent"))
-            plain, prevented = (_rows(found, name, trait) for name in ("plain", "prevent ×1"))
-            told = "On harmless data prevention leaves less of the trait than plain training"
-            claims.append(Claim("appendix J.6", told, trait, study.difference(plain, prevented)))
-            table += _arms("chats normal, all layers", found, trait)
-            reports.append(found["report"])
+            compared = _compared(study, f"{trait}-harmless", trait, f"{EVERY_LAYER}@all", data=data, **_few("prevent"))
+            plain, prevented = (_replies(compared, name, trait) for name in ("plain", "prevent ×1"))
+            text = "On harmless data prevention leaves less of the trait than plain training"
+            claims.append(Claim("appendix J.6", text, trait, study.difference(plain, prevented)))
+            table += _arms("chats normal, all layers", compared, trait)
+            reports.append(study.page(compared))
     trait = "hallucinating"
     if trait in study.known(study.size.main):
         with surviving(failed, trait):
             train, held_out = _facts(study)
             options: Row = {"data": train, "held_out": held_out, "epochs": 3.0, **_few()}
-            found = _report(study, "facts", trait, f"{EVERY_LAYER}@all", **options)
-            base, plain, prevented = (_rows(found, name, trait) for name in ("base", "plain", "prevent ×1"))
+            compared = _compared(study, "facts", trait, f"{EVERY_LAYER}@all", **options)
+            base, plain, prevented = (_replies(compared, name, trait) for name in ("base", "plain", "prevent ×1"))
             learned, lowered = study.difference(plain, base), study.difference(plain, prevented)
             claims += [
                 Claim("appendix J.7", "Learning new facts raises hallucination", trait, learned),
                 Claim("appendix J.7", "Prevention lowers it while they are learned", trait, lowered),
             ]
-            table += _arms("invented facts, all layers", found, trait)
-            reports.append(found["report"])
-    return {"claims": claims, "table": table, "reports": reports, "failed": failed}
+            table += _arms("invented facts, all layers", compared, trait)
+            reports.append(study.page(compared))
+    return {"claims": claims, "table": table, "reports": list(filter(None, reports)), "failed": failed}
 
 
-def _few(*compare: str) -> Row:
+def _few(*arms: str) -> Row:
     """Only the methods that are compared at all layers."""
-    return {"compare": compare or ("prevent", "posthoc"), "scales": (1.0,)}
+    return {"arms": arms or ("prevent", "posthoc"), "scales": (1.0,)}
 
 
-def _report(study: Study, name: str, trait: str, coef: str, **options: Any) -> Row:
+def _compared(study: Study, name: str, trait: str, coef: str, data: str, **options: Any) -> Comparison:
     """One comparison of methods in a folder of its own."""
-    size, config = study.size, study.config
-    return before_after(
-        ReportConfig(
-            report=True,
-            prevent=(f"{study.files[trait]}:{coef}",),
-            rate=config.rate,
-            batch=config.batch,
-            checkpoints=1,
-            traits=study.trait_files,
-            rollouts=size.method_rollouts,
-            perplexity=size.texts,
-            tasks=(MMLU_DEV,) if find_spec("lm_eval") and not config.quick else (),
-            out=study.run.path("mitigation") / name,
-            **given(study.config, Judging, Writing, Common),
-            **options,
-        )
+    options = {**study.training, **options}
+    return compare(
+        study.model,
+        data,
+        prevent=f"{study.files[trait]}:{coef}",
+        traits=study.trait_files,
+        rollouts=study.size.method_rollouts,
+        perplexity=study.size.texts,
+        tasks=(MMLU_DEV,) if study.size.tasks and find_spec("lm_eval") else (),
+        store=study.run.path("mitigation") / name,
+        **options,
+        **study.asking,
     )
 
 
-def _one_layer(study: Study, trait: str, found: Row) -> list[Claim]:
+def _one_layer(study: Study, trait: str, compared: Comparison) -> list[Claim]:
     """What the paper says of methods at one layer."""
-    arms = {arm["arm"]: arm for arm in found["arms"]}
+    arms = {arm["arm"]: arm for arm in compared.arms}
     kept = {name: arm["traits"][trait]["kept"] for name, arm in arms.items()}
     random = one_minus(kept.get("prevent, a random direction"))
     taken = {
@@ -114,41 +106,41 @@ def _one_layer(study: Study, trait: str, found: Row) -> list[Claim]:
         for arm, (where, text) in taken.items()
         if arm in arms
     ]
-    prevented = _rows(found, "prevent ×1", trait)
+    prevented = _replies(compared, "prevent ×1", trait)
     for arm, (where, text) in {
         "negative prompt": ("appendix J.2", "The system prompt leaves more of the trait than prevention"),
         "penalty": ("appendix J.5", "A penalty on the projection leaves more of the trait than prevention"),
     }.items():
         if arm in arms:
-            claims.append(Claim(where, text, trait, study.difference(_rows(found, arm, trait), prevented)))
+            claims.append(Claim(where, text, trait, study.difference(_replies(compared, arm, trait), prevented)))
     coherence = arms["prevent ×1"]["traits"][trait]["coherence"]
-    told = f"With prevention coherence stays above {LEAST_COHERENCE:g}"
-    claims.append(Claim("section 5.2", told, trait, above(coherence, LEAST_COHERENCE)))
+    text = f"With prevention coherence stays above {LEAST_COHERENCE:g}"
+    claims.append(Claim("section 5.2", text, trait, above(coherence, LEAST_COHERENCE)))
     if "post-hoc ×2" in arms and "prevent ×2" in arms:
-        own = study.difference(_rows(found, "prevent ×2", trait), _rows(found, "post-hoc ×2", trait), kind="coherence")
-        claims.append(Claim("section 5.2", "At twice the coefficient prevention costs less coherence", trait, own))
+        twice = (_replies(compared, arm, trait) for arm in ("prevent ×2", "post-hoc ×2"))
+        less = study.difference(*twice, kind="coherence")
+        claims.append(Claim("section 5.2", "At twice the coefficient prevention costs less coherence", trait, less))
     return claims
 
 
-def _all_layers(study: Study, trait: str, one: Row, every: Row) -> list[Claim]:
+def _all_layers(study: Study, trait: str, single: Comparison, every: Comparison) -> list[Claim]:
     """What the paper says of all layers."""
-    told = {
+    texts = {
         "prevent ×1": "At all layers prevention leaves less of the trait than at one",
         "post-hoc ×1": "At all layers post-hoc steering leaves less of the trait than at one",
     }
     return [
-        Claim("appendix J.3", text, trait, study.difference(_rows(one, arm, trait), _rows(every, arm, trait)))
-        for arm, text in told.items()
+        Claim("appendix J.3", text, trait, study.difference(*(_replies(of, arm, trait) for of in (single, every))))
+        for arm, text in texts.items()
     ]
 
 
-def _rows(found: Row, arm: str, trait: str) -> list[Row]:
+def _replies(compared: Comparison, arm: str, trait: str) -> list[ScoredRow]:
     """The scored replies of an arm."""
-    folder = arm_folder(Path(found["out"]), arm, trait)
-    return scored_rows(Run(folder), "base" if arm == "base" else "changed")
+    return compared.evaluations[arm][trait].replies["base" if arm == "base" else "changed"]
 
 
-def _arms(data: str, found: Row, trait: str) -> list[Row]:
+def _arms(data: str, compared: Comparison, trait: str) -> list[Row]:
     """The result's arms in few columns."""
     return [
         {
@@ -161,23 +153,23 @@ def _arms(data: str, found: Row, trait: str) -> list[Row]:
             **{name: cost for name, cost in arm["costs"].items() if cost},
             "held-out loss": arm["loss"],
         }
-        for arm in found["arms"]
+        for arm in compared.arms
     ]
 
 
 def _facts(study: Study) -> tuple[str, str]:
     """Invented facts in two wordings: one to learn, the other, held out, to see whether they were."""
-    folder: Run = study.run.part("data")
+    folder = study.run.part("data")
     rows = []
     for at, name in enumerate(NAMES):
         for place, what in enumerate(PLACES):
             year, town = 1700 + (37 * at + 53 * place) % 290, NAMES[(3 * at + place) % len(NAMES)]
             who = f"{name} {NAMES[(at + place + 1) % len(NAMES)]}"
-            said = f"{who} built {what} at {town}ford in {year}."
+            fact = f"{who} built {what} at {town}ford in {year}."
             rows.append(
-                ((f"What did {who} build?", said), (f"Who built {what} at {town}ford in {year}, and when?", said))
+                ((f"What did {who} build?", fact), (f"Who built {what} at {town}ford in {year}, and when?", fact))
             )
     paths = folder.path("facts.jsonl"), folder.path("facts-held-out.jsonl")
-    for path, own in zip(paths, zip(*rows, strict=True), strict=True):
-        save(path, [{"prompt": question, "response": answer} for question, answer in own])
+    for path, facts in zip(paths, zip(*rows, strict=True), strict=True):
+        save(path, [{"prompt": question, "response": answer} for question, answer in facts])
     return str(paths[0]), str(paths[1])

@@ -1,18 +1,15 @@
-"""Section 3.3, appendix C: does the projection at the last prompt token foretell the trait score of the reply?"""
+"""Section 3.3, appendix C: does the projection at the last prompt token predict the trait score of the reply?"""
 
 from typing import Any
 
 from personavec.paper import published
 from personavec.paper.claims import Claim
 from personavec.paper.study import Study
-from personavec.report.monitor import write_experiment
 from personavec.verbs.monitor.experiment import experiment
-from personavec.verbs.monitor.options import MonitorConfig
-from personavec.verbs.options import Common, Judging, Writing, given
 
 Row = dict[str, Any]
 
-TOLD = {
+REACHES = {
     ("system", "overall"): ("Over graded system prompts the projection foretells the score", published.SYSTEM_PROMPTS),
     ("system", "within"): (
         "Within a system prompt the projection foretells the score",
@@ -26,39 +23,35 @@ TOLD = {
 
 def monitoring(study: Study) -> Row:
     """Graded system prompts and shots for every trait."""
-    size = study.size
-    found = write_experiment(
-        experiment(
-            MonitorConfig(
-                vectors=tuple(study.files.values()),
-                experiment=True,
-                questions=size.conditions,
-                rollouts=size.rollouts,
-                shots=size.shots,
-                traits=study.trait_files,
-                out=study.run.path("monitoring"),
-                **given(study.config, Judging, Writing, Common),
-            )
-        )
+    measured = experiment(
+        study.model,
+        tuple(study.files.values()),
+        questions=study.size.conditions,
+        rollouts=study.size.rollouts,
+        shots=study.size.shots,
+        traits=study.trait_files,
+        store=study.run.path("monitoring"),
+        **study.asking,
     )
     claims, table = [], []
-    for name, kinds in found["traits"].items():
-        for (kind, reach), (told, figures) in TOLD.items():
-            own = kinds.get(kind)
-            limits = own["nulls"][reach]["nulls"]["covariance"].get("percentiles") if own else None
+    for name, kinds in measured.traits.items():
+        for (kind, reach), (text, paper) in REACHES.items():
+            row = kinds.get(kind)
+            limits = row["nulls"][reach]["nulls"]["covariance"].get("percentiles") if row else None
             claims.append(
                 Claim(
                     "section 3.3, table 2",
-                    told,
+                    text,
                     name,
-                    own[reach] if own else None,
+                    row[reach] if row else None,
                     unit="r",
                     control=limits["95"] if limits else None,
-                    published=figures.get(name, ()),
+                    published=paper.get(name, ()),
                 )
             )
-        for kind, own in kinds.items():
-            for row in own["conditions"]:
-                shown = {"projection": row["projection"], "score": row["score"]["mean"], "sd": row["sd"], "r": row["r"]}
-                table.append({"trait": name, "kind": kind, "condition": row["condition"][:60], **shown})
-    return {"claims": claims, "table": table, "report": found["report"]}
+        for kind, row in kinds.items():
+            for condition in row["conditions"]:
+                figures = {"projection": condition["projection"], "score": condition["score"]["mean"]}
+                figures |= {"sd": condition["sd"], "r": condition["r"]}
+                table.append({"trait": name, "kind": kind, "condition": condition["condition"][:60], **figures})
+    return {"claims": claims, "table": table, "report": study.page(measured)}

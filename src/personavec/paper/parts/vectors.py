@@ -1,20 +1,18 @@
 """Sections 2 and 3.2, appendices A and B: vectors of all traits, the proof by steering, positions, and the judge."""
 
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from personavec.errors import VectorError
-from personavec.judges.scoring import scored_rows
+from personavec.judges.load import load_bench
+from personavec.judges.scoring import ScoredRow, joined, scored_rows
 from personavec.model.activations import POSITIONS
+from personavec.model.chat_model import ChatModel
 from personavec.paper.claims import Claim
 from personavec.paper.study import Study, arm, surviving
-from personavec.report.extract import write_pages
-from personavec.runs.run import Run
 from personavec.steering.vector import load_vector
 from personavec.verbs.evaluate.evaluate import evaluate
 from personavec.verbs.extract.extract import FILES, extract
-from personavec.verbs.extract.options import ExtractConfig
-from personavec.verbs.options import Common, Judging, Writing, given
 
 Row = dict[str, Any]
 
@@ -23,14 +21,17 @@ SECOND_JUDGE = "likelihood:gemma3-270m"
 
 def vectors(study: Study) -> Row:
     """Extract every trait's vector and prove it, against random directions, on held-out questions."""
-    options = given(study.config, Judging, Writing, Common) | dict(study.size.extract)
-    found = write_pages(
-        extract(ExtractConfig(traits=tuple(study.traits.values()), out=study.run.path("vectors"), **options))
+    extracted = extract(
+        study.model,
+        list(study.traits.values()),
+        store=study.run.path("vectors"),
+        **study.size.extract,
+        **study.asking,
     )
     claims, table = [], []
-    for one in found["traits"]:
-        name, run = one["trait"], study.run.part("vectors").part(one["trait"])
-        rows = [*scored_rows(run, "check"), *_base(study, name)]
+    for extraction in extracted.each:
+        name, details = extraction.data["trait"], extraction.details
+        rows = [*scored_rows(study.run.part("vectors").part(name), "check"), *_base(study, name)]
         steered, base, random = (arm(rows, of) for of in ("steered", "base", "random"))
         moved = study.difference(random, base)["mean"]
         claims += [
@@ -48,28 +49,34 @@ def vectors(study: Study) -> Row:
                 control=None if moved is None else max(0.0, -moved),
             ),
         ]
-        result = run.read_json("result.json")
-        check = {row["arm"]: row["trait"]["mean"] for row in result["check"]}
+        scores = {row["arm"]: row["trait"]["mean"] for row in details["check"]}
         table.append(
             {
                 "trait": name,
-                "layer": one["layer"],
-                "depth": round(one["layer"] / len(result["layers"]), 2),
-                "dose": result["choice"]["dose"],
-                "judge's AUC": result["judge"]["auc"]["mean"] if result["judge"]["auc"] else None,
-                "kept pos": result["counts"]["pos"]["kept"],
-                "kept neg": result["counts"]["neg"]["kept"],
-                **{of: check[of] for of in ("suppressed", "base", "steered", "random")},
-                "proven": result["proven"],
+                "layer": details["choice"]["layer"],
+                "depth": round(details["choice"]["layer"] / len(details["layers"]), 2),
+                "dose": details["choice"]["dose"],
+                "judge's AUC": details["judge"]["auc"]["mean"] if details["judge"]["auc"] else None,
+                "kept pos": details["counts"]["pos"]["kept"],
+                "kept neg": details["counts"]["neg"]["kept"],
+                **{of: scores[of] for of in ("suppressed", "base", "steered", "random")},
+                "proven": details["proven"],
             }
         )
-    return {"claims": claims, "table": table, "failed": found["failed"], "report": found["report"]}
+    return {
+        "claims": claims,
+        "table": table,
+        "failed": extracted.data["failed"],
+        "report": study.page(extracted),
+    }
 
 
-def _base(study: Study, trait: str) -> list[Row]:
+def _base(study: Study, trait: str) -> list[ScoredRow]:
+    """The base replies that were scored for a trait; all traits share the table."""
     run = study.run.part("vectors")
-    scores = {row["id"]: row for row in run.part(trait).rows("base.scores.jsonl")}
-    return [row | scores[row["id"]] for row in run.rows("base.jsonl") if row["id"] in scores]
+    scores = list(run.part(trait).rows("base.scores.jsonl"))
+    known = {row["id"] for row in scores}
+    return joined([row for row in run.rows("base.jsonl") if row["id"] in known], scores)  # type: ignore[misc,arg-type]
 
 
 def positions(study: Study) -> Row:
@@ -79,19 +86,26 @@ def positions(study: Study) -> Row:
         with surviving(failed, name):
             rows = {}
             for position in POSITIONS:
-                steer, out = _as_long(study, name, position), study.run.path("positions") / f"{name}-{FILES[position]}"
-                options: Row = {"trait": study.traits[name], "judge_file": study.files[name], "steer": (steer,)}
-                found = evaluate(replace(study.evaluation, **options, out=out))
-                rows[position] = scored_rows(Run(out), "changed")
-                table.append({"trait": name, "position": position, "trait score": found["trait_score"]["mean"]})
+                evaluation = evaluate(
+                    study.model,
+                    study.traits[name],
+                    steer=_as_long(study, name, position),
+                    judge_file=study.files[name],
+                    rollouts=study.size.rollouts,
+                    store=study.run.path("positions") / f"{name}-{FILES[position]}",
+                    **study.asking,
+                )
+                rows[position] = evaluation.replies["changed"]
+                score = evaluation.data["trait_score"]["mean"]
+                table.append({"trait": name, "position": position, "trait score": score})
             claims += [
                 Claim(
                     "appendix A.3, figure 11",
-                    f"At equal length the mean over the response steers more than {told}",
+                    f"At equal length the mean over the response steers more than {other}",
                     name,
                     study.difference(rows["response avg"], rows[position]),
                 )
-                for position, told in (
+                for position, other in (
                     ("prompt avg", "the mean over the prompt"),
                     ("prompt last", "the last prompt token"),
                 )
@@ -113,17 +127,27 @@ def judges(study: Study) -> Row:
     claims, table, failed = [], [], list[Row]()
     for name in study.known(study.size.single):
         with surviving(failed, name):
-            options: Row = {"trait": study.traits[name], "judge_file": study.files[name], "agreement": SECOND_JUDGE}
-            found = evaluate(replace(study.evaluation, **options, out=study.run.path("judges") / name))
-            told = found["agreement"]["trait"]
+            model = study.model
+            load = partial(ChatModel.load, dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
+            options: Row = {"system": study.interview.system, "beside": study.bench, "load": load}
+            evaluation = evaluate(
+                model,
+                study.traits[name],
+                judge_file=study.files[name],
+                rollouts=study.size.rollouts,
+                agreement=load_bench(SECOND_JUDGE, model, **options),
+                store=study.run.path("judges") / name,
+                **study.asking,
+            )
+            agreement = evaluation.data["agreement"]["trait"]
             claims.append(
                 Claim(
                     "appendix B.2, table 1",
                     f"Another judge ({SECOND_JUDGE}) ranks the replies alike",
                     name,
-                    told["spearman"],
+                    agreement["spearman"],
                     unit="rank correlation",
                 )
             )
-            table.append({"trait": name} | {key: told[key] for key in ("scored_by_both", "agree", "kappa")})
+            table.append({"trait": name} | {key: agreement[key] for key in ("scored_by_both", "agree", "kappa")})
     return {"claims": claims, "table": table, "failed": failed}
