@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import letters
 
 from personavec.errors import DataError
+from personavec.model.chat_model import ChatModel
 from personavec.paper import paper as study
 from personavec.paper.claims import VERDICTS, Claim, above, one_minus, tally
-from personavec.paper.options import PaperConfig
 from personavec.paper.study import surviving
 from personavec.report.paper import grouped
 from personavec.runs.run import Run
@@ -67,7 +68,9 @@ def test_claims_of_one_text_share_a_chart() -> None:
     assert [[claim["subject"] for claim in group] for group in grouped(claims)] == [["x", "y"], ["x"]]
 
 
-def test_parts_that_fail_are_told_and_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_parts_that_fail_are_told_and_tried_again(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The others go on; what is done is not done again; the pages show both."""
     calls: list[str] = []
 
@@ -84,12 +87,16 @@ def test_parts_that_fail_are_told_and_tried_again(monkeypatch: pytest.MonkeyPatc
         calls.append("bad")
         raise DataError("expected replies, got none; ask again")
 
-    none = study.Part("No figures", lambda _: {"claims": [], "table": []}, 1, 1)
-    parts = {"good": study.Part("Good & sound", good, 1, 1), "bad": study.Part("Bad", bad, 2, 2), "none": none}
+    none = study.Experiment("No figures", lambda _: {"claims": [], "table": []}, 1, 1)
+    parts = {
+        "good": study.Experiment("Good & sound", good, 1, 1),
+        "bad": study.Experiment("Bad", bad, 2, 2),
+        "none": none,
+    }
     monkeypatch.setattr(study, "PARTS", parts)
     monkeypatch.setattr(study, "pace", lambda _: study.REFERENCE)
-    config = PaperConfig(quick=True, out=tmp_path / "paper")
-    found = study.paper(config)
+    options: Any = {"quick": True, "store": tmp_path / "paper", "judge": letters.bench()}
+    found = study.paper(model, **options).published()
     assert found["failed"] == [{"part": "bad", "error": "expected replies, got none; ask again"}]
     assert found["tally"] | {"weaker": 1, "contradicted": 1} == found["tally"]
     page = Path(found["report"]).read_text("utf-8")
@@ -98,10 +105,10 @@ def test_parts_that_fail_are_told_and_tried_again(monkeypatch: pytest.MonkeyPatc
     table = (tmp_path / "paper" / "paper.md").read_text("utf-8")
     assert "| evil | 0.50 [0.30, 0.70] | 0.10 | 0.9 | weaker |" in table and "## Good & sound" in table
     assert "## No figures\n\nNothing here was compared with the paper." in table
-    again = study.paper(config)
+    again = study.paper(model, **options).published()
     assert calls == ["good", "bad", "bad"]
     assert again["claims"] == found["claims"]
-    assert study.paper(PaperConfig(quick=True, out=tmp_path / "paper", plan=True))["plan"] == {
+    assert study.paper(model, plan=True, **options).data["plan"] == {
         "good": 1.0,
         "bad": 2.0,
         "none": 1.0,

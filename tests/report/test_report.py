@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from personavec.errors import DataError
-from personavec.report import charts
-from personavec.report.extract import write_index, write_page
+from personavec.report import extract_charts
+from personavec.report.extract import notebook, write_index
+from personavec.report.extract import write as write_page
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)> {{ 7 * 7 }}"
 SECTIONS = ("verdict", "what", "effect", "sweep", "transcripts", "rollouts", "layers", "card", "glossary")
@@ -136,8 +136,7 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
 
 def write(folder: Path, result: dict[str, Any]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    return write_page(folder).read_text(encoding="utf-8")
+    return write_page(result, folder).read_text(encoding="utf-8")
 
 
 def specs_of(page: str) -> dict[str, Any]:
@@ -224,7 +223,7 @@ def test_scales_cover_all_scores(page: str) -> None:
 
 def test_histogram_counts_every_score() -> None:
     scores: dict[str, Any] = {"pos": {"trait": [0, 4.9, 5, 100]}, "neg": {"trait": []}}
-    rows = rows_of(charts.histograms(scores, 50).to_dict())
+    rows = rows_of(extract_charts.histograms(scores, 50).to_dict())
     counts = {row["from"]: row["replies"] for row in rows if row.get("side") == "told to show the trait"}
     assert counts[0] == 2 and counts[5] == 1 and counts[95] == 1 and sum(counts.values()) == 4 and len(counts) == 20
 
@@ -249,28 +248,26 @@ def test_a_page_survives_intervals_of_one_question(tmp_path: Path) -> None:
     for row in [*result["check"], *result["sweep"]["cells"]]:
         for kind in ("trait", "coherence"):
             row[kind] = row[kind] | {"ci": [None, None], "n": 1, "dropped": 3}
-    (tmp_path / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    assert "3 dropped" in write_page(tmp_path).read_text(encoding="utf-8")
+    assert "3 dropped" in write_page(result, tmp_path).read_text(encoding="utf-8")
 
 
 def test_index_names_traits_that_failed(tmp_path: Path) -> None:
-    (tmp_path / "calm").mkdir()
-    (tmp_path / "calm" / "result.json").write_text(json.dumps(make_result(proven=True)), encoding="utf-8")
-    index = write_index(tmp_path, ["calm"], [{"trait": "odd", "error": "expected <b>, got"}]).read_text("utf-8")
+    failed = [{"trait": "odd", "error": "expected <b>, got"}]
+    index = write_index(tmp_path, [make_result(proven=True)], failed).read_text("utf-8")
     assert "1 of 2 persona vectors proven" in index and "odd" in index and "expected &lt;b&gt;, got" in index
 
 
 def test_index_lists_all_traits(tmp_path: Path) -> None:
     names = ("optimistic", "evil")
-    for name in names:
-        (tmp_path / name).mkdir()
-        result = make_result(name, proven=name != "evil")
-        (tmp_path / name / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    index = write_index(tmp_path, names).read_text(encoding="utf-8")
+    each = [make_result(name, proven=name != "evil") for name in names]
+    index = write_index(tmp_path, each).read_text(encoding="utf-8")
     assert all(f'href="{name}/report.html"' in index for name in names)
     assert "1 of 2 persona vectors proven" in index and "http" not in index.replace("http-equiv", "")
 
 
-def test_missing_result_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"result\.json"):
-        write_page(tmp_path)
+def test_a_notebook_sees_the_dose_response_and_nothing_of_a_reply_as_a_tag() -> None:
+    result = make_result(proven=True)
+    result["transcripts"][0]["steered"] = "<script>alert(1)</script>"
+    html = notebook(result)
+    assert html.count("<svg") == 1 and "<script" not in html
+    assert "&lt;script&gt;" in html and "suppressed" in html and "coherence" in html

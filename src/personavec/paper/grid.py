@@ -25,13 +25,13 @@ from personavec.runs.rules import Count, Free, OptionalCount, Seed, Store, setti
 from personavec.runs.run import Run, versions
 from personavec.runs.show import interval
 from personavec.stats.intervals import or_nan
-from personavec.steering.notation import Vectors, named_vectors
+from personavec.steering.projection import Vectors, load_vectors
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait, trait_of
 from personavec.verbs.evaluate.evaluate import Evaluation, evaluate
 from personavec.verbs.extract.difference import response_tokens
-from personavec.verbs.finetune.compare import evaluate_on_card
+from personavec.verbs.finetune.comparing import evaluate_on_card
 from personavec.verbs.finetune.finetune import Data, finetune
 from personavec.verbs.finetune.trainer import Training, TrainingOptions
 from personavec.verbs.screen.screen import screen
@@ -85,16 +85,11 @@ class Gridding:
     def evaluated(self, model: ChatModel, name: str, trait: str, judge_file: Path) -> Evaluation:
         """The trait score of a model; the base model's scale and replies serve all."""
         options: Row = {"questions": self.questions, "rollouts": self.rollouts, "judge": self.bench}
-        how = evaluate if name != "base" else evaluate_on_card
-        return how(  # type: ignore[no-any-return,operator]
-            model,
-            self.subjects[trait][0],
-            judge_file=judge_file,
-            store=self.run.path(f"{name}-{trait}"),
-            seed=self.interview.seed,
-            **options,
-            **self.writing,
-        )
+        options |= {"store": self.run.path(f"{name}-{trait}"), "seed": self.interview.seed, **self.writing}
+        subject = self.subjects[trait][0]
+        if name == "base":
+            return evaluate_on_card(model, subject, judge_file, **options)
+        return evaluate(model, subject, judge_file=judge_file, **options)
 
     def read(self, model: ChatModel, name: str, mark: str = "") -> Activations:
         """Of each trait the mean activation at the last token of its held-out questions, at its layer; every prompt's.
@@ -186,7 +181,7 @@ def finetuning_grid(
     """
     began = time.monotonic()
     chosen = settings(finetuning_grid, locals())
-    named = named_vectors(vectors)
+    named = load_vectors(vectors)
     if not datasets or not named:
         raise ConfigError("expected data sets and vectors, got none; pass at least one of each")
     by_trait = {vector.card.trait: vector for vector in named.values()}

@@ -8,6 +8,7 @@ from altair import LayerChart
 
 from personavec.report import extract_charts
 from personavec.report.page import drawn, render, svg
+from personavec.runs.show import interval, table
 
 Json = Mapping[str, Any]
 
@@ -45,8 +46,20 @@ def write_index(folder: Path, each: Sequence[Json], failed: Sequence[Mapping[str
 
 
 def notebook(details: Json) -> str:
-    """The dose–response chart, and replies of the arms beside each other."""
-    return svg(_charts(details)["dose_response"])
+    """The dose–response chart, the table of arms, and what the arms replied to a question."""
+    arms = [
+        (row["arm"].replace("_", " "), f"{row['dose']:+.2f}", interval(row["trait"]), interval(row["coherence"]))
+        for row in details["check"]
+    ]
+    replies = [
+        (side, text["question"], text[side])
+        for text in (() if details["trait"]["name"] in HIDDEN_TRAITS else details["transcripts"][:1])
+        for side in ("suppressed", "base", "steered")
+    ]
+    chart = svg(extract_charts.dose_response(details["check"]))
+    return (
+        chart + table(["arm", "dose", "trait score", "coherence"], arms) + table(["arm", "question", "reply"], replies)
+    )
 
 
 def _charts(result: Mapping[str, Any]) -> dict[str, LayerChart]:

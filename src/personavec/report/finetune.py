@@ -7,8 +7,8 @@ from typing import Any
 import altair as alt
 
 from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, finish, inline
+from personavec.report.grid import dose_costs_chart
 from personavec.report.page import drawn, render, svg
-from personavec.report.prediction_charts import cross_trait_chart, dose_costs_chart, shift_score_chart
 
 Json = Mapping[str, Any]
 
@@ -37,20 +37,6 @@ def write(result: Json, folder: Path) -> Path:
 def notebook(result: Json) -> str:
     """The scores of every arm."""
     return svg(methods_chart(result, result["traits"][0]))
-
-
-def write_grid(result: dict[str, Any]) -> dict[str, Any]:
-    """Write report.html and charts/*.png and *.svg of a grid of finetunings; adds the path as `report`.
-
-    Args:
-        result: What `finetuning_grid` reports.
-    """
-    folder = Path(result["out"])
-    charts: dict[str, alt.LayerChart | alt.ConcatChart] = {"shift": shift_score_chart(result)}
-    if len(result["traits"]) > 1:
-        charts["cross"] = cross_trait_chart(result)
-    path = render(folder / "report.html", "grid.html", result=result, **drawn(folder, charts))
-    return result | {"report": str(path)}
 
 
 def dose_costs(result: Json, tasks: Sequence[str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from personavec.report.charts import BLUE, FAINT, GREY, INK, SKY, VERMILLION, finish, inline
-from personavec.report.page import drawn, render
+from personavec.report.page import drawn, render, svg
 
 Json = Mapping[str, Any]
 
@@ -21,13 +21,13 @@ ROW, HEAD = 26, 40
 """Height of a chart's row, and of what is around them."""
 
 
-def write_paper(result: dict[str, Any]) -> dict[str, Any]:
-    """Write paper.html, paper.md and charts/*.png and *.svg; adds the page's path as `report`.
+def write(result: Json, folder: Path) -> Path:
+    """Write paper.html, paper.md and charts/*.png and *.svg; returns the page's path.
 
     Args:
         result: What `paper` measured.
+        folder: Where they go.
     """
-    folder = Path(result["out"])
     parts = []
     charts: dict[str, alt.LayerChart | alt.ConcatChart] = {}
     for name, part in result["parts"].items():
@@ -36,14 +36,18 @@ def write_paper(result: dict[str, Any]) -> dict[str, Any]:
         charts |= {key: claim_chart(claims) for key, claims in zip(names, groups, strict=True)}
         reports = [part["report"]] if part.get("report") else part.get("reports", [])
         links = [os.path.relpath(path, folder) for path in reports]
-        told: dict[str, Any] = {"failed": [], "table": []} | dict(part)
-        parts.append(told | {"name": name, "charts": names, "links": links})
+        shown: dict[str, Any] = {"failed": [], "table": []} | dict(part)
+        parts.append(shown | {"name": name, "charts": names, "links": links})
     charts["verdicts"] = verdict_chart(result)
     titles = {name: chart.to_dict()["title"]["text"] for name, chart in charts.items()}
     context = {"result": result, "parts": parts, "titles": titles}
-    path = render(folder / "paper.html", "paper.html", **context, **drawn(folder, charts))
     render(folder / "paper.md", "paper.md", **context)
-    return result | {"report": str(path)}
+    return render(folder / "paper.html", "paper.html", **context, **drawn(folder, charts))
+
+
+def notebook(result: Json) -> str:
+    """How often each verdict was reached."""
+    return "" if "plan" in result else svg(verdict_chart(result))
 
 
 def verdict_chart(result: Json) -> alt.LayerChart:

@@ -392,11 +392,3 @@ def test_bad_input_is_one_line(
         lines = [line for line in said.err.splitlines() if line.startswith("personavec")]
         assert said.out == "" and len(lines) == 1 and told in lines[0], (source, said.err)
         assert {path.name for path in tmp_path.iterdir()} == before
-
-
-@pytest.mark.real
-def test_the_real_model_is_baked(tmp_path: Path) -> None:
-    model = ChatModel.load("smollm2", dtype="float32")
-    vector = tiny.vector(model)
-    told = bake(model, Steering(vector, 1.0, 15), tmp_path / "baked")
-    assert told["distance"] < 1e-4 < 1e-2 < told["moved"]

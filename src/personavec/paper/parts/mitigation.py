@@ -117,8 +117,8 @@ def _one_layer(study: Study, trait: str, compared: Comparison) -> list[Claim]:
     text = f"With prevention coherence stays above {LEAST_COHERENCE:g}"
     claims.append(Claim("section 5.2", text, trait, above(coherence, LEAST_COHERENCE)))
     if "post-hoc ×2" in arms and "prevent ×2" in arms:
-        twice = (_replies(compared, arm, trait) for arm in ("prevent ×2", "post-hoc ×2"))
-        less = study.difference(*twice, kind="coherence")
+        twice = [_replies(compared, arm, trait) for arm in ("prevent ×2", "post-hoc ×2")]
+        less = study.difference(twice[0], twice[1], "coherence")
         claims.append(Claim("section 5.2", "At twice the coefficient prevention costs less coherence", trait, less))
     return claims
 
@@ -130,7 +130,7 @@ def _all_layers(study: Study, trait: str, single: Comparison, every: Comparison)
         "post-hoc ×1": "At all layers post-hoc steering leaves less of the trait than at one",
     }
     return [
-        Claim("appendix J.3", text, trait, study.difference(*(_replies(of, arm, trait) for of in (single, every))))
+        Claim("appendix J.3", text, trait, study.difference(_replies(single, arm, trait), _replies(every, arm, trait)))
         for arm, text in texts.items()
     ]
 

@@ -1,7 +1,7 @@
 """The vector itself: mean activations of kept replies, positive minus negative, and how steady that difference is."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,6 @@ def difference_in_means(
     return vectors
 
 
-def response_tokens(row: ScoredRow) -> int:
+def response_tokens(row: Mapping[str, Any]) -> int:
     """Tokens of a reply, its reasoning left aside."""
     return len(row["response_ids"]) - int(row.get("reasoning_tokens", 0))

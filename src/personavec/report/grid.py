@@ -1,16 +1,15 @@
-"""Charts of what finetuning does: how well the shift predicts the trait score, and what mitigation costs.
-
-Each function takes JSON as `prediction` and the studies write it and returns one Altair chart.
-"""
+"""The page of many finetunings: how well the shift predicts the trait score; and what mitigation costs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, floor, log10
+from pathlib import Path
 from typing import Any
 
 import altair as alt
 
 from personavec.report.charts import BLUE, FAINT, GREY, INK, MAX_SCORE, VERMILLION, finish, inline, themed
 from personavec.report.labels import labels
+from personavec.report.page import drawn, render, svg
 
 Json = Mapping[str, Any]
 
@@ -22,6 +21,24 @@ SCORES = (-6, MAX_SCORE + 6)
 """Range of a scatter's scores: with room for labels at 0 and 100."""
 LOG_FROM = 20
 """Ratio of the largest cost to the smallest from which its axis is logarithmic."""
+
+
+def write(result: Json, folder: Path) -> Path:
+    """Write report.html and charts/*.png and *.svg of a grid of finetunings; returns the page's path.
+
+    Args:
+        result: What `finetuning_grid` reports.
+        folder: Where they go.
+    """
+    charts: dict[str, alt.LayerChart | alt.ConcatChart] = {"shift": shift_score_chart(result)}
+    if len(result["traits"]) > 1:
+        charts["cross"] = cross_trait_chart(result)
+    return render(folder / "report.html", "grid.html", result=result, **drawn(folder, charts))
+
+
+def notebook(result: Json) -> str:
+    """Shift against trait score."""
+    return svg(shift_score_chart(result))
 
 
 def shift_score_chart(result: Json) -> alt.ConcatChart:

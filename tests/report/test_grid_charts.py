@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from personavec.paper.prediction import Finetunings, measure_prediction
+from personavec.report.grid import cross_trait_chart, dose_costs_chart, shift_score_chart
 from personavec.report.page import drawn
-from personavec.report.prediction_charts import cross_trait_chart, dose_costs_chart, shift_score_chart
 
 N, WIDTH = 16, 96
 TRAITS = ("evil", "sycophancy", "optimistic")
