@@ -74,12 +74,12 @@ def to_sample(
     Raises:
         DataError: The row is not usable; the message says what was expected and what is there.
     """
-    found = shape_of(row)
-    if shape is not None and found != shape:
-        raise DataError(f"expected the shape of the first row, {shape}, got {found}")
-    turns = list(_turns(row, found))
-    asked = row[SHAPES[found][0]]
-    begin = 0 if len(SHAPES[found]) == 1 else 1 if isinstance(asked, str) else len(asked)
+    kind = shape_of(row)
+    if shape is not None and kind != shape:
+        raise DataError(f"expected the shape of the first row, {shape}, got {kind}")
+    turns = list(_turns(row, kind))
+    first = row[SHAPES[kind][0]]
+    begin = 0 if len(SHAPES[kind]) == 1 else 1 if isinstance(first, str) else len(first)
     end = _reply(turns, turn, begin)
     return Sample(
         place,

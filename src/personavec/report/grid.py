@@ -50,7 +50,7 @@ def shift_score_chart(result: Json) -> alt.ConcatChart:
         result: What `prediction.measure_prediction` returned.
     """
     traits = result["traits"]
-    beaten = [trait for trait, own in traits.items() if all(null["beats"] for null in own["nulls"].values())]
+    beaten = [trait for trait, figures in traits.items() if all(null["beats"] for null in figures["nulls"].values())]
     title = (
         f"The shift predicts the trait score better than chance directions: {', '.join(beaten)}"
         if beaten
@@ -60,7 +60,7 @@ def shift_score_chart(result: Json) -> alt.ConcatChart:
         "One point a finetuned model; grey: least-squares line; r with its 95% interval.",
         "Null: |r| that 97.5% of random directions stay below (like the base model's activations / any way alike).",
     ]
-    panels = [_scatter(trait, own) for trait, own in traits.items()]
+    panels = [_scatter(trait, figures) for trait, figures in traits.items()]
     return _panels(panels, 2 if len(panels) in (2, 4) else 3, title, subtitle)
 
 
@@ -146,10 +146,10 @@ def dose_costs_chart(
         for method in methods
     ]
     wanted = sum(row["coef"] for row in rows) < 0
-    found = [text for method in methods if (text := _best(rows, method, cost, wanted))]
+    lines = [text for method in methods if (text := _best(rows, method, cost, wanted))]
     title = (
-        f"{'Highest' if wanted else 'Lowest'} trait score: {', '.join(found)}"
-        if found
+        f"{'Highest' if wanted else 'Lowest'} trait score: {', '.join(lines)}"
+        if lines
         else "No trait score was measured"
     )
     subtitle = ["Points and bars: mean with 95% interval. Dashed lines: without steering."]
@@ -168,8 +168,8 @@ def _panels(panels: Sequence[alt.LayerChart], columns: int, title: str, subtitle
     return themed(chart)
 
 
-def _scatter(trait: str, own: Json) -> alt.LayerChart:
-    points, x_domain = list(own["points"]), _padded([point["shift"] for point in own["points"]])
+def _scatter(trait: str, figures: Json) -> alt.LayerChart:
+    points, x_domain = list(figures["points"]), _padded([point["shift"] for point in figures["points"]])
     base = alt.Chart(inline(points)).encode(
         x=alt.X(
             "shift:Q", title="shift along the vector (activation units)", scale=alt.Scale(domain=x_domain, nice=False)
@@ -183,15 +183,15 @@ def _scatter(trait: str, own: Json) -> alt.LayerChart:
         tooltip=["model:N", alt.Tooltip("shift:Q", format=".3g"), alt.Tooltip("score:Q", format=".1f")],
     )
     layers = [base.mark_point(filled=True, size=55, opacity=0.85, color=BLUE)]
-    if own["reason"] is None:
+    if figures["reason"] is None:
         line = base.transform_regression("shift", "score").mark_line(
             color=GREY, opacity=0.5, strokeWidth=1.5, clip=True
         )
         layers.insert(0, line)
     (left, right), (bottom, top) = x_domain, SCORES
     at = [
-        (PANEL * (one["shift"] - left) / (right - left), PANEL * (top - one["score"]) / (top - bottom))
-        for one in points
+        (PANEL * (point["shift"] - left) / (right - left), PANEL * (top - point["score"]) / (top - bottom))
+        for point in points
     ]
     for label in labels(at, [point["model"] for point in points], PANEL, PANEL):
         layers.append(
@@ -199,16 +199,19 @@ def _scatter(trait: str, own: Json) -> alt.LayerChart:
             .mark_text(align=label.align, dx=label.dx, dy=label.dy, fontSize=10, color=INK)
             .encode(x="shift:Q", y="score:Q", text="model:N")
         )
-    title = alt.TitleParams(trait, subtitle=_scatter_notes(own), fontSize=13, offset=8)
+    title = alt.TitleParams(trait, subtitle=_scatter_notes(figures), fontSize=13, offset=8)
     return alt.LayerChart(layer=layers, title=title, width=PANEL, height=PANEL)
 
 
-def _scatter_notes(own: Json) -> list[str]:
-    if own["reason"]:
-        return ["no correlation:", own["reason"]]
-    (low, high), nulls = own["pearson"]["ci"], own["nulls"]
+def _scatter_notes(figures: Json) -> list[str]:
+    if figures["reason"]:
+        return ["no correlation:", figures["reason"]]
+    (low, high), nulls = figures["pearson"]["ci"], figures["nulls"]
     limits = [_null_limit(nulls[name]) for name in ("covariance", "isotropic")]
-    return [f"r = {own['pearson']['r']:.2f} [{low:.2f}, {high:.2f}], n = {own['n']}", f"null: {' / '.join(limits)}"]
+    return [
+        f"r = {figures['pearson']['r']:.2f} [{low:.2f}, {high:.2f}], n = {figures['n']}",
+        f"null: {' / '.join(limits)}",
+    ]
 
 
 def _null_limit(null: Json) -> str:
@@ -223,9 +226,9 @@ def _padded(values: Sequence[float], share: float = 0.08) -> list[float]:
     return [low - room, high + room]
 
 
-def _scale(found: Sequence[Json]) -> alt.Scale:
+def _scale(costs: Sequence[Json]) -> alt.Scale:
     """Of a cost: over all panels, without zero, logarithmic where the largest is many times the smallest."""
-    values = [value for own in found for value in (own["mean"], *own["ci"]) if value is not None]
+    values = [value for cost in costs for value in (cost["mean"], *cost["ci"]) if value is not None]
     if values and min(values) > 0 and max(values) > LOG_FROM * min(values):
         return alt.Scale(type="log", domain=[min(values) / 1.2, max(values) * 1.2], nice=False)
     return alt.Scale(domain=_padded(values), nice=False, zero=False)
@@ -233,18 +236,18 @@ def _scale(found: Sequence[Json]) -> alt.Scale:
 
 def _known(rows: Sequence[Json], method: str, measure: str) -> list[dict[str, Any]]:
     """What was measured, by coefficient."""
-    own = [row for row in rows if row["method"] == method]
-    found = [
+    of_method = [row for row in rows if row["method"] == method]
+    points = [
         {
             "coef": row["coef"],
             "mean": row[measure]["mean"],
             "low": row[measure]["ci"][0],
             "high": row[measure]["ci"][1],
         }
-        for row in own
+        for row in of_method
         if row[measure]["mean"] is not None
     ]
-    return sorted(found, key=lambda row: row["coef"])
+    return sorted(points, key=lambda row: row["coef"])
 
 
 def _dose_panel(
@@ -294,7 +297,11 @@ def _cost_axis(scale: alt.Scale) -> alt.Axis:
 
 def _rules(references: Mapping[str, Json], measure: str, scale: alt.Scale, named: bool) -> Iterator[alt.Chart]:
     """Lines of the models without steering; their names stand at the right, one above and one below where close."""
-    known = [(name, own[measure]["mean"]) for name, own in references.items() if own[measure]["mean"] is not None]
+    known = [
+        (name, reference[measure]["mean"])
+        for name, reference in references.items()
+        if reference[measure]["mean"] is not None
+    ]
     known.sort(key=lambda pair: pair[1])
     for place, (name, mean) in enumerate(known):
         base = alt.Chart(inline([{"model": name, "mean": mean}])).encode(y=alt.Y("mean:Q", scale=scale))
@@ -308,10 +315,10 @@ def _rules(references: Mapping[str, Json], measure: str, scale: alt.Scale, named
 
 def _best(rows: Sequence[Json], method: str, cost: str, wanted: bool) -> str:
     """The trait score that a method pushes furthest and what that costs."""
-    own = [row for row in rows if row["method"] == method and row["trait_score"]["mean"] is not None]
-    if not own:
+    of_method = [row for row in rows if row["method"] == method and row["trait_score"]["mean"] is not None]
+    if not of_method:
         return ""
-    row = (max if wanted else min)(own, key=lambda row: row["trait_score"]["mean"])
+    row = (max if wanted else min)(of_method, key=lambda row: row["trait_score"]["mean"])
     price = row[cost]["mean"]
-    told = "" if price is None else f", {cost} {price:,.0f}" if abs(price) >= 1000 else f", {cost} {price:.3g}"
-    return f"{row['trait_score']['mean']:.0f} ({METHODS[method].split()[0].lower()}{told})"
+    paid = "" if price is None else f", {cost} {price:,.0f}" if abs(price) >= 1000 else f", {cost} {price:.3g}"
+    return f"{row['trait_score']['mean']:.0f} ({METHODS[method].split()[0].lower()}{paid})"

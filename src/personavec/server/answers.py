@@ -40,7 +40,7 @@ class Completion:
         first: Json = {}
         if values and index not in self._begun:
             self._begun.add(index)
-            first = {"prompt_last": {own.key: values[0][place] for place, own in enumerate(self.exchange.seen)}}
+            first = {"prompt_last": {seen.key: values[0][place] for place, seen in enumerate(self.exchange.seen)}}
             values = values[1:]
         if not (news.pieces or values or first):
             return None
@@ -48,7 +48,7 @@ class Completion:
         delta: Json = (
             {"delta": ({"role": "assistant"} if first else {}) | {"content": text}} if self.chat else {"text": text}
         )
-        tokens = {own.key: [row[place] for row in values] for place, own in enumerate(self.exchange.seen)}
+        tokens = {seen.key: [row[place] for row in values] for place, seen in enumerate(self.exchange.seen)}
         choice = self._choice(index, delta, None, self._logprobs(index, news.pieces))
         choice["persona"] = {"pieces": news.pieces, "tokens": tokens}
         return self._object(self._chunk_kind, [choice]) | ({"persona": self._told_once() | first} if first else {})
@@ -103,19 +103,21 @@ class Completion:
             return None
         begin = self._told[index]
         self._told[index] += len(pieces)
-        found = self.exchange.jobs[index].reply.logprobs[begin : self._told[index]]
+        drawn = self.exchange.jobs[index].reply.logprobs[begin : self._told[index]]
         if self.chat:
             return {
-                "content": [self._entry(own.token, own.logprob) | {"top_logprobs": self._top(own)} for own in found]
+                "content": [
+                    self._entry(token.token, token.logprob) | {"top_logprobs": self._top(token)} for token in drawn
+                ]
             }
         return {
-            "tokens": [self._text(own.token) for own in found],
-            "token_logprobs": [own.logprob for own in found],
-            "top_logprobs": [{self._text(token): value for token, value in own.top} for own in found],
+            "tokens": [self._text(token.token) for token in drawn],
+            "token_logprobs": [token.logprob for token in drawn],
+            "top_logprobs": [{self._text(candidate): value for candidate, value in token.top} for token in drawn],
         }
 
-    def _top(self, own: Logprobs) -> list[Json]:
-        return [self._entry(token, value) for token, value in own.top]
+    def _top(self, token: Logprobs) -> list[Json]:
+        return [self._entry(candidate, value) for candidate, value in token.top]
 
     def _entry(self, token: int, value: float) -> Json:
         text = self._text(token)

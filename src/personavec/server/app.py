@@ -150,8 +150,8 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def not_there(request: Request, error: HTTPException) -> Response:
-        told = f"expected a path and method of this server, got {request.method} {request.url.path[:200]}"
-        return await refused(request, Refused(error.status_code, told))
+        text = f"expected a path and method of this server, got {request.method} {request.url.path[:200]}"
+        return await refused(request, Refused(error.status_code, text))
 
     @app.exception_handler(RequestValidationError)
     async def wrong_query(request: Request, error: RequestValidationError) -> Response:
@@ -179,14 +179,14 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
                 )
             async for _ in news:
                 pass
-            told = made.whole(await service.close(exchange))
+            answer = made.whole(await service.close(exchange))
         except BaseException:
             exchange.cancel()
             watcher.cancel()
             raise
         watcher.cancel()
         service.metrics.request(_path(request), 200)
-        return JSONResponse(told)
+        return JSONResponse(answer)
 
     async def stream(
         exchange: Exchange,
@@ -197,11 +197,11 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     ) -> AsyncIterator[str]:
         """Events of a stream; a client that leaves it ends its replies, and they are logged all the same."""
         try:
-            for index, own in [first]:
-                if chunk := made.chunk(index, own):
+            for index, piece in [first]:
+                if chunk := made.chunk(index, piece):
                     yield _event(chunk)
-            async for index, own in news:
-                if chunk := made.chunk(index, own):
+            async for index, piece in news:
+                if chunk := made.chunk(index, piece):
                     yield _event(chunk)
             try:
                 for index, persona in enumerate(await service.close(exchange)):
@@ -230,16 +230,16 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     @app.get("/v1/conversations")
     async def conversations(limit: Annotated[int, Query(ge=1, le=1000)] = 50, alerts: bool = False) -> Any:
-        found = await asyncio.to_thread(service.log.conversations, limit, alerts)
-        return {"data": [row | {"first": _date(row["first"]), "last": _date(row["last"])} for row in found]}
+        rows = await asyncio.to_thread(service.log.conversations, limit, alerts)
+        return {"data": [row | {"first": _date(row["first"]), "last": _date(row["last"])} for row in rows]}
 
     @app.get("/v1/conversations/{name}")
     async def conversation(name: str) -> Any:
         turns = await asyncio.to_thread(service.log.turns, name)
         if not turns:
             raise Refused(404, f"expected a conversation of the log, got {name[:100]}")
-        told = [{"request": turn["id"], "time": _date(turn["time"])} | turn for turn in turns]
-        return {"id": name, "turns": [turn | {"time": _date(turn["time"])} for turn in told]}
+        dated = [{"request": turn["id"], "time": _date(turn["time"])} | turn for turn in turns]
+        return {"id": name, "turns": [turn | {"time": _date(turn["time"])} for turn in dated]}
 
     @app.get("/v1/status")
     async def status() -> Any:
@@ -258,8 +258,8 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     @app.get("/v1/reports")
     async def listed() -> Any:
         # a link opens in a tab of its own, where nothing can send the key: who knows the link has been told it
-        told = enumerate(pages.items())
-        return {"data": [{"id": n, "name": name, "url": f"/reports/{link}"} for n, (link, (name, _)) in told]}
+        listed = enumerate(pages.items())
+        return {"data": [{"id": n, "name": name, "url": f"/reports/{link}"} for n, (link, (name, _)) in listed]}
 
     @app.get("/reports/{link}")
     async def report(link: str) -> Response:
@@ -302,8 +302,8 @@ async def leave(request: Request, exchange: Exchange, service: Service) -> None:
     service.abandon(exchange)
 
 
-def _event(told: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(told, ensure_ascii=False, allow_nan=False)}\n\n"
+def _event(content: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False, allow_nan=False)}\n\n"
 
 
 def _date(seconds: float) -> str:
@@ -314,8 +314,8 @@ def _vector(service: Service, name: str) -> dict[str, Any]:
     """What a client may know of a vector, its safe doses among it."""
     vector = service.catalogue.vectors[name]
     card = vector.card
-    one = dose(Steering(vector, 1.0, card.layer)) if card.layer is not None else None
-    proven = None if one is None or card.coef is None else one * card.coef
+    per_coef = dose(Steering(vector, 1.0, card.layer)) if card.layer is not None else None
+    proven = None if per_coef is None or card.coef is None else per_coef * card.coef
     return {
         "id": name,
         "trait": card.trait,
@@ -323,13 +323,13 @@ def _vector(service: Service, name: str) -> dict[str, Any]:
         "n_layers": len(vector.direction),
         "coef": card.coef,
         "dose": proven,
-        "dose_per_coef": one,
+        "dose_per_coef": per_coef,
         "safe_dose": None if proven is None else abs(proven),
         "max_dose": service.catalogue.max_dose,
         "reliability": card.reliability[card.layer] if card.reliability and card.layer is not None else None,
         "hash": vector.content_hash,
-        "watched": any(own.vector == name for own in service.watched),
-        "default_dose": sum(dose(own) or 0.0 for own in service.steering if own.vector.card.trait == name),
+        "watched": any(seen.vector == name for seen in service.watched),
+        "default_dose": sum(dose(each) or 0.0 for each in service.steering if each.vector.card.trait == name),
         "band": service.band(name),
     }
 

@@ -79,11 +79,11 @@ class Catalogue:
         Raises:
             Refused: An unknown vector or layer, too large a dose, or fields that contradict each other.
         """
-        steering = [self._one(number, own) for number, own in enumerate(asked)]
-        doses = [dose(one) for one in steering]
-        known = sum(abs(own) for own in doses if own is not None)
+        steering = [self._one(number, request) for number, request in enumerate(asked)]
+        doses = [dose(each) for each in steering]
+        known = sum(abs(amount) for amount in doses if amount is not None)
         warnings, scale = [], 1.0
-        unknown = [one.vector.card.trait for one, own in zip(steering, doses, strict=True) if own is None]
+        unknown = [each.vector.card.trait for each, amount in zip(steering, doses, strict=True) if amount is None]
         if unknown:
             problem = f"the dose of {', '.join(unknown)} is not known: its card has no activation norms"
             if self.guard != "warn":
@@ -99,8 +99,8 @@ class Catalogue:
                 raise Refused(400, f"{problem}; lower coef or dose", param="persona.steering", code="dose_too_large")
             scale = self.max_dose / known if self.guard == "clamp" else 1.0
             warnings.append(f"{problem}; " + ("scaled down to it" if self.guard == "clamp" else "taken all the same"))
-        steering = [replace(one, coef=one.coef * scale) if one.op == "add" else one for one in steering]
-        return Applied(tuple(steering), [describe(one, clamped=scale < 1) for one in steering], warnings)
+        steering = [replace(each, coef=each.coef * scale) if each.op == "add" else each for each in steering]
+        return Applied(tuple(steering), [describe(each, clamped=scale < 1) for each in steering], warnings)
 
     def _one(self, number: int, asked: SteeringAsked) -> Steering:
         where = f"persona.steering.{number}"
@@ -141,17 +141,17 @@ class Catalogue:
         Raises:
             Refused: An unknown vector or layer.
         """
-        found: dict[str, Seen] = {}
-        for own in asked:
-            name, layer = (own, None) if isinstance(own, str) else (own.vector, own.layer)
+        reading: dict[str, Seen] = {}
+        for watch in asked:
+            name, layer = (watch, None) if isinstance(watch, str) else (watch.vector, watch.layer)
             vector = self.vector(name)
             chosen = vector.card.layer if layer is None else layer
             if chosen is None:
                 raise Refused(400, f"expected a layer to watch {name} at, got none in its card", param="persona.watch")
-            for one in range(len(vector.direction)) if chosen == "all" else [chosen]:
-                seen = self._see(name, int(one))
-                found[seen.key] = seen
-        return tuple(found.values())
+            for at in range(len(vector.direction)) if chosen == "all" else [chosen]:
+                seen = self._see(name, int(at))
+                reading[seen.key] = seen
+        return tuple(reading.values())
 
     def defaults(self, names: Sequence[str]) -> tuple[Seen, ...]:
         """Directions that are read unless a request names others: of all vectors, none, or some.
@@ -191,16 +191,16 @@ def dose(steering: Steering) -> float | None:
 
 def describe(steering: Steering, clamped: bool = False) -> dict[str, Any]:
     """A steering as an answer tells it."""
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "vector": steering.vector.card.trait,
         "op": steering.op,
         "layer": "all" if steering.layer is None else steering.layer,
         "positions": steering.positions,
     }
     if steering.op == "add":
-        told |= {"coef": steering.coef, "dose": dose(steering), "clamped": clamped}
+        described |= {"coef": steering.coef, "dose": dose(steering), "clamped": clamped}
     bounds = {name: getattr(steering, name) for name in ("floor", "ceiling", "above", "below")}
-    return told | {name: value for name, value in bounds.items() if abs(value) != float("inf")}
+    return described | {name: value for name, value in bounds.items() if abs(value) != float("inf")}
 
 
 def _each(vectors: Sequence[str | Path | PersonaVector]) -> Iterator[tuple[str, PersonaVector]]:

@@ -195,14 +195,14 @@ class Engine:
         with steer(self.model, [job.steering for job in first], lengths), watching(self.model, watch) as seen:
             logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
         read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(first)
-        return cache, logits, [[row[place] for place in own] for own, row in zip(places, read, strict=True)]
+        return cache, logits, [[row[place] for place in watched] for watched, row in zip(places, read, strict=True)]
 
     def _write(self) -> None:
         """Take steps until somebody leaves or can join."""
         jobs, slots, device = self._jobs, self._slots, self.model.device
         watch, places = _watched(jobs)
         # what was done to prompts is over
-        steering = [tuple(one for one in job.steering if one.positions != "prompt") for job in jobs]
+        steering = [tuple(each for each in job.steering if each.positions != "prompt") for job in jobs]
         try:
             with steer(self.model, steering, [len(job.prompt) for job in jobs]), watching(self.model, watch) as seen:
                 while True:
@@ -212,8 +212,8 @@ class Engine:
                     logits = self._forward(tokens, slots.mask(), positions, slots.cache)
                     slots.advance()
                     read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(jobs)
-                    for job, own, row in zip(jobs, places, read, strict=True):
-                        job.reply.read.append([row[place] for place in own])
+                    for job, watched, row in zip(jobs, places, read, strict=True):
+                        job.reply.read.append([row[place] for place in watched])
                     self._draw(jobs, logits)
                     if self._fits or any(job.over for job in jobs):
                         break
@@ -243,8 +243,8 @@ class Engine:
                 job.end("error", "expected finite logits, got inf or nan; lower the steering (a dose under 1 is usual)")
         for rows in alike.values():
             numbers = torch.tensor([jobs[row].numbers[len(jobs[row].reply.ids)] for row in rows], device=logits.device)
-            own = logits if len(rows) == len(jobs) else logits[rows]
-            for row, token in zip(rows, draw(own, numbers, jobs[rows[0]].sampling).tolist(), strict=True):
+            chosen = logits if len(rows) == len(jobs) else logits[rows]
+            for row, token in zip(rows, draw(chosen, numbers, jobs[rows[0]].sampling).tolist(), strict=True):
                 job = jobs[row]
                 asked = job.top_logprobs
                 job.reply.add(token, None if asked is None else _logprobs(logits[row], token, asked))
@@ -269,16 +269,16 @@ def _small(asked: Sequence[list[Job]]) -> bool:
 
 def _watched(jobs: Sequence[Job]) -> tuple[list[Watch], list[list[int]]]:
     """All directions that jobs read, each once, and where each job finds its own."""
-    watch = list({id(one): one for job in jobs for one in job.watch}.values())
-    places = {id(one): place for place, one in enumerate(watch)}
-    return watch, [[places[id(one)] for one in job.watch] for job in jobs]
+    watch = list({id(each): each for job in jobs for each in job.watch}.values())
+    places = {id(each): place for place, each in enumerate(watch)}
+    return watch, [[places[id(each)] for each in job.watch] for job in jobs]
 
 
 def _logprobs(logits: Float[Tensor, " vocab"], token: int, top: int) -> Logprobs:
     """Of the model's own distribution, before temperature and top-p."""
-    own = torch.log_softmax(logits.float(), dim=-1)
-    values, ids = own.topk(top)
-    return Logprobs(token, float(own[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    values, ids = logprobs.topk(top)
+    return Logprobs(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
 def _told(error: Exception) -> str:

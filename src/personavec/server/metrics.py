@@ -17,27 +17,27 @@ class Metrics:
 
     def __init__(self, engine: Engine, catalogue: Catalogue) -> None:
         self._norms = {name: vector.card.activation_norms for name, vector in catalogue.vectors.items()}
-        self.registry = own = CollectorRegistry()
-        self.requests = Counter("personavec_requests", "Requests by outcome", ["path", "status"], registry=own)
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("personavec_requests", "Requests by outcome", ["path", "status"], registry=registry)
         self.total = 0
         self.first_token = Histogram(
-            "personavec_first_token_seconds", "Seconds to the first token", buckets=SECONDS, registry=own
+            "personavec_first_token_seconds", "Seconds to the first token", buckets=SECONDS, registry=registry
         )
         self.latency = Histogram(
-            "personavec_request_seconds", "Seconds of a whole request", buckets=SECONDS, registry=own
+            "personavec_request_seconds", "Seconds of a whole request", buckets=SECONDS, registry=registry
         )
-        self.tokens = Counter("personavec_tokens", "Tokens read and written", ["kind"], registry=own)
-        self.alerts = Counter("personavec_alerts", "Alerts raised", ["vector", "kind"], registry=own)
+        self.tokens = Counter("personavec_tokens", "Tokens read and written", ["kind"], registry=registry)
+        self.alerts = Counter("personavec_alerts", "Alerts raised", ["vector", "kind"], registry=registry)
         self.projections = Histogram(
             "personavec_projection",
             "Projections of a reply's mean, as a share of the usual activation norm at its layer",
             ["vector"],
             buckets=SHARES,
-            registry=own,
+            registry=registry,
         )
-        running = Gauge("personavec_running", "Replies that are being written", registry=own)
+        running = Gauge("personavec_running", "Replies that are being written", registry=registry)
         running.set_function(lambda: engine.running)
-        queued = Gauge("personavec_queued", "Replies that wait", registry=own)
+        queued = Gauge("personavec_queued", "Replies that wait", registry=registry)
         queued.set_function(lambda: engine.queued)
 
     def request(self, path: str, status: int) -> None:
@@ -47,10 +47,10 @@ class Metrics:
 
     def reply(self, projections: Mapping[str, Mapping[str, Any]], alerts: list[dict[str, Any]]) -> None:
         """Count what was read at a reply."""
-        for name, own in projections.items():
+        for name, read in projections.items():
             norms = self._norms.get(name)
-            if norms and own["response_avg"] is not None:
-                self.projections.labels(name).observe(own["response_avg"] / norms[own["layer"]])
+            if norms and read["response_avg"] is not None:
+                self.projections.labels(name).observe(read["response_avg"] / norms[read["layer"]])
         for alert in alerts:
             self.alerts.labels(alert["vector"], alert["kind"]).inc()
 

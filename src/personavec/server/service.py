@@ -75,17 +75,17 @@ class Exchange:
     def projections(self, index: int) -> dict[str, dict[str, Any]]:
         """By vector what was read at a reply: layer, prompt_last, response_avg and tokens."""
         read = self.jobs[index].reply.read
-        found = {}
-        for place, own in enumerate(self.seen):
+        projections = {}
+        for place, seen in enumerate(self.seen):
             values = [_finite(row[place]) for row in read]
             tokens = [value for value in values[1:] if value is not None]
-            found[own.key] = {
-                "layer": own.layer,
+            projections[seen.key] = {
+                "layer": seen.layer,
                 "prompt_last": values[0] if values else None,
                 "response_avg": sum(tokens) / len(tokens) if tokens else None,
                 "tokens": values[1:],
             }
-        return found
+        return projections
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Service:
             )
         persona = asked.persona
         applied = (
-            Applied(self.steering, [describe(one) for one in self.steering], [])
+            Applied(self.steering, [describe(steering) for steering in self.steering], [])
             if persona.steering is None
             else self.catalogue.steer(persona.steering)
         )
@@ -147,7 +147,7 @@ class Service:
                 exchange.teller(index),
                 (seed, index),
                 applied.steering,
-                tuple(own.watch for own in seen),
+                tuple(watched.watch for watched in seen),
                 asked.top,
                 time.monotonic() + self.terms.deadline,
             )
@@ -210,12 +210,12 @@ class Service:
         return await asyncio.shield(exchange.closing)
 
     async def _close(self, exchange: Exchange) -> list[dict[str, Any]]:
-        told, turns = [], []
+        persona, turns = [], []
         for index, job in enumerate(exchange.jobs):
             projections = exchange.projections(index)
             alerts = await asyncio.to_thread(self.alerts, exchange, projections)
-            told.append({"projections": projections, "pieces": job.reply.pieces, "alerts": alerts})
-            kept = {name: {k: v for k, v in own.items() if k != "tokens"} for name, own in projections.items()}
+            persona.append({"projections": projections, "pieces": job.reply.pieces, "alerts": alerts})
+            kept = {name: {k: v for k, v in values.items() if k != "tokens"} for name, values in projections.items()}
             turns.append(
                 LoggedTurn(
                     f"{exchange.id}-{index}" if index else exchange.id,
@@ -246,7 +246,7 @@ class Service:
                 )
             if job.reply.finish == "error":
                 raise Refused(500, job.reply.error or "the reply could not be written", kind="server_error")
-        return told
+        return persona
 
     def abandon(self, exchange: Exchange) -> None:
         """Log the replies of somebody who left, once the engine has ended them."""
@@ -269,31 +269,31 @@ class Service:
 
     def band(self, name: str) -> dict[str, Any] | None:
         """The usual range of a vector's projections, by kind; None without a calibration of it."""
-        own = self.catalogue.vectors[name].content_hash
-        if self.calibration is None or own not in self.calibration.vectors:
+        content_hash = self.catalogue.vectors[name].content_hash
+        if self.calibration is None or content_hash not in self.calibration.vectors:
             return None
-        bands = {kind: self.calibration.band(own, kind) for kind in KINDS}
+        bands = {kind: self.calibration.band(content_hash, kind) for kind in KINDS}
         return {kind: {"low": band.low, "high": band.high} for kind, band in bands.items()}
 
     def alerts(self, exchange: Exchange, projections: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """Alerts of a reply, for what lies outside the calibrated bands, and for drift over its conversation."""
         if self.calibration is None:
             return []
-        found, earlier = [], self.log.turns(exchange.conversation)
-        for name, own in projections.items():
+        alerts, earlier = [], self.log.turns(exchange.conversation)
+        for name, read in projections.items():
             vector = self.catalogue.vectors.get(name)  # None at a layer that is not the card's, and not calibrated
             if vector is None or vector.content_hash not in self.calibration.vectors:
                 continue
-            values = {"prompt last": own["prompt_last"], "response avg": own["response_avg"]}
-            found += self.calibration.check(vector.content_hash, values)
+            values = {"prompt last": read["prompt_last"], "response avg": read["response_avg"]}
+            alerts += self.calibration.check(vector.content_hash, values)
             drift = self.calibration.drift(vector.content_hash)
             before = {turn["turn"]: turn["projections"].get(name, {}).get("response_avg") for turn in earlier}
             before = {turn: value for turn, value in before.items() if turn < exchange.turn}
             past = [value for _, value in sorted(before.items()) if value is not None]
-            if drift is not None and own["response_avg"] is not None:
-                told = [drift.add(value) for value in (*past, own["response_avg"])]
-                found += [told[-1]] if told[-1] else []
-        return [alert | {"turn": exchange.turn} for alert in found]
+            if drift is not None and read["response_avg"] is not None:
+                trend = [drift.add(value) for value in (*past, read["response_avg"])]
+                alerts += [trend[-1]] if trend[-1] else []
+        return [alert | {"turn": exchange.turn} for alert in alerts]
 
 
 def _finite(value: float) -> float | None:

@@ -52,7 +52,7 @@ class PreventativeSteering(TrainingSteering):
             raise VectorError(f"expected a recommended layer for {self.vector.card.trait}, got none; pass layer=…")
         self.coef, self.positions = coef, positions
         layers = _layers(self.vector.card.layer if layer is None else layer)
-        steerings = [Steering(self.vector, coef, one, positions) for one in layers]
+        steerings = [Steering(self.vector, coef, at, positions) for at in layers]
         super().__init__(steerings, schedule=schedule, prompts=prompts)
 
 
@@ -87,7 +87,7 @@ class TrainingAblation(TrainingSteering):
         """
         several = [vectors] if isinstance(vectors, PersonaVector | Path | str) else list(vectors)
         loaded, chosen = [_loaded(vector) for vector in several], _layers(layers)
-        steerings = [Steering(v, layer=one, positions="all", op="ablate") for v in loaded for one in chosen]
+        steerings = [Steering(v, layer=at, positions="all", op="ablate") for v in loaded for at in chosen]
         super().__init__(steerings, prompts=prompts)
 
 
@@ -100,6 +100,6 @@ def _layers(layers: Layers | None) -> tuple[int | None, ...]:
     if layers == "all":
         return (None,)
     chosen = (layers,) if isinstance(layers, int) else tuple(layers or ())
-    if not chosen or len(set(chosen)) < len(chosen) or not all(isinstance(one, int) for one in chosen):
+    if not chosen or len(set(chosen)) < len(chosen) or not all(isinstance(at, int) for at in chosen):
         raise ConfigError(f'expected a layer, several different ones or "all", got {layers!r}; correct it')
     return chosen

@@ -53,14 +53,16 @@ class TrainingSteering(TrainerCallback):
         """
         if not steerings:
             raise ConfigError("expected something to steer along, got no vector; pass one or more")
-        for one in steerings:
-            if one.positions not in POSITIONS:
-                raise ConfigError(f"expected positions all or response in training, got {one.positions!r}; choose one")
-            if not _finite(one.coef):
-                raise ConfigError(f"expected a finite coef, got {one.coef!r}; correct it")
-            if one.layer is not None:
-                one.vector.check_layer(one.layer)
-        if schedule is not None and all(one.op != "add" for one in steerings):
+        for steering in steerings:
+            if steering.positions not in POSITIONS:
+                raise ConfigError(
+                    f"expected positions all or response in training, got {steering.positions!r}; choose one"
+                )
+            if not _finite(steering.coef):
+                raise ConfigError(f"expected a finite coef, got {steering.coef!r}; correct it")
+            if steering.layer is not None:
+                steering.vector.check_layer(steering.layer)
+        if schedule is not None and all(steering.op != "add" for steering in steerings):
             raise ConfigError("expected something to add for a schedule to scale, got none; leave out the schedule")
         if isinstance(prompts, str):
             raise ConfigError("expected a list of prompts, got one text; put it in a list")
@@ -174,7 +176,7 @@ class TrainingSteering(TrainerCallback):
                 f"{state.global_step} with {self.described()}; lower the coef or the learning rate ({saved})"
             )
         self._require_steered(state)
-        vectors = list(dict.fromkeys(one.vector for one in self.steerings))
+        vectors = list(dict.fromkeys(steering.vector for steering in self.steerings))
         steered = "steered_tokens/" + "+".join(vector.card.trait for vector in vectors)
         figures: dict[str, float] = {_distinct(steered, logs): self.steered_tokens}
         for vector, mean in self._projections(vectors):
@@ -206,7 +208,7 @@ class TrainingSteering(TrainerCallback):
     def described(self) -> str:
         """What is done now, where, and the dose if the card knows it."""
         factor = 1.0 if self._steered is None else self._steered.factor
-        return ", ".join(_described(one, factor) for one in self.steerings)
+        return ", ".join(_described(steering, factor) for steering in self.steerings)
 
     def _require_steered(self, state: TrainerState) -> None:
         """Raise ModelError if the model was run, but no token of it had a loss."""
@@ -239,7 +241,7 @@ class TrainingSteering(TrainerCallback):
         model = self._model
         if not isinstance(model, ChatModel):
             return []
-        first = [next(one.layer for one in self.steerings if one.vector == vector) for vector in vectors]
+        first = [next(steering.layer for steering in self.steerings if steering.vector == vector) for vector in vectors]
         layers = [model.n_layers - 1 if layer is None else layer for layer in first]
         training = model.hf.training
         model.hf.eval()
@@ -321,7 +323,7 @@ def _skipped(optimizer: Any) -> bool:
 def _distinct(name: str, taken: Mapping[str, Any]) -> str:
     """The name; where it is taken, with the first free number from 2."""
     others = (f"{name}-{number}" for number in itertools.count(2))
-    return next(one for one in itertools.chain([name], others) if one not in taken)
+    return next(label for label in itertools.chain([name], others) if label not in taken)
 
 
 def _described(steering: Steering, factor: float) -> str:

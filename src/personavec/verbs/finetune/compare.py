@@ -134,7 +134,7 @@ def compare(
     named, loaded = vectors_and_traits(recipe, vectors, traits)
     rows_of, bench = dataset_of(data), bench_of(judge, interview)
     chosen |= training.options | interview.options
-    chosen |= {"prevent": [one.text for one in recipe.preventions], "model": model.identity.id, "judge": bench.spec}
+    chosen |= {"prevent": [each.text for each in recipe.preventions], "model": model.identity.id, "judge": bench.spec}
     inputs = rows_of.fingerprint() | {f"vector {name}": vector.content_hash for name, vector in named.items()}
     run = Run.open(store, chosen, inputs)
     study = Comparing(
@@ -174,13 +174,13 @@ def compare(
         "left_out": left_out(arms, steering),
         "predicted": predicted,
         "judge": next(iter(evaluations["base"].values())).data["judge"],
-        "judges": {name: {key: one.data[key] for key in JUDGED} for name, one in evaluations["base"].items()},
+        "judges": {name: {key: each.data[key] for key in JUDGED} for name, each in evaluations["base"].items()},
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
     if not run.kept:
-        for one in trainings.values():
-            one.model.adapter = None  # its folder goes with the scratch run
+        for each in trainings.values():
+            each.model.adapter = None  # its folder goes with the scratch run
     run.write_json("result.json", result)
     run.finish()
     return Comparison(result, trainings, evaluations)
@@ -233,7 +233,7 @@ def _row(
     steering: list[Row],
 ) -> Row:
     """An arm's line of the result."""
-    measured = {trait: one.data for trait, one in evaluations[arm.name].items()}
+    measured = {trait: each.data for trait, each in evaluations[arm.name].items()}
     training = trainings[arm.training].data if arm.training else None
     costs = next(iter(measured.values())).get("capability", {})
     empty = dict.fromkeys(costs.get("base", {}))

@@ -129,7 +129,7 @@ def finetune(
     if model.adapted:
         raise ConfigError("expected a model without an adapter to train, got one with; merge_and_unload() it first")
     recipe.check_model(model)
-    chosen |= how.options | {"prevent": [one.text for one in recipe.preventions]}
+    chosen |= how.options | {"prevent": [each.text for each in recipe.preventions]}
     inputs = rows_of.fingerprint() | (unseen_of.fingerprint() if unseen_of else {})
     inputs |= {"model": model.identity.revision, "numbers": model.numbers} | recipe.inputs
     run = Run.open(store, chosen, inputs) if first else Run(Path(store or ""))
@@ -163,7 +163,7 @@ def finetune(
         "model": model.identity.id,
         "method": recipe.method,
         "random": random,
-        "steering": [steering_row(one, recipe.method) for one in added.steerings],
+        "steering": [steering_row(each, recipe.method) for each in added.steerings],
         "automatic": added.automatic,
         "rows": len({row["row"] for row in rows}),
         "sequences": len(rows),

@@ -76,7 +76,7 @@ class Recipe:
     @property
     def named(self) -> dict[str, PersonaVector]:
         """All vectors, by file or name."""
-        return {one.name: one.vector for one in self.preventions} | self.vectors
+        return {each.name: each.vector for each in self.preventions} | self.vectors
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -108,14 +108,14 @@ class Recipe:
             PersonavecError: A vector is of another model, or no row can be read.
         """
         if self.method == "prevent":
-            read, rows = zip(*(automatic(one, model, data, training) for one in self.preventions), strict=True)
-            added = self._drawn([replace(one, positions=self.positions) for one in read], training.seed)
+            read, rows = zip(*(automatic(each, model, data, training) for each in self.preventions), strict=True)
+            added = self._drawn([replace(each, positions=self.positions) for each in read], training.seed)
             return Additions(added, [row for row in rows if row], tuple(map(_prevention, added)))
         steerings = self._drawn([Steering(vector) for vector in self.vectors.values()], training.seed)
         if self.method == "ablate":
-            return Additions(steerings, callbacks=(TrainingAblation([one.vector for one in steerings]),))
+            return Additions(steerings, callbacks=(TrainingAblation([each.vector for each in steerings]),))
         if self.method == "penalty":
-            steerings = tuple(replace(one, layer=_layer(one.vector)) for one in steerings)
+            steerings = tuple(replace(each, layer=_layer(each.vector)) for each in steerings)
             more = {"steerings": steerings, "weight": self.penalty}
             return Additions(steerings, trainer=PenalisedTrainer, options=lambda subject: {"subject": subject, **more})
         return Additions(steerings)
@@ -125,14 +125,14 @@ class Recipe:
         if not self.random:
             return tuple(steerings)
         return tuple(
-            replace(one, vector=random_directions(one.vector, 1, seed + place)[0])
-            for place, one in enumerate(steerings)
+            replace(each, vector=random_directions(each.vector, 1, seed + place)[0])
+            for place, each in enumerate(steerings)
         )
 
 
-def _prevention(one: Steering) -> PreventativeSteering:
-    layer = "all" if one.layer is None else one.layer
-    return PreventativeSteering(one.vector, one.coef, layer=layer, positions=one.positions)  # type: ignore[arg-type]
+def _prevention(each: Steering) -> PreventativeSteering:
+    layer = "all" if each.layer is None else each.layer
+    return PreventativeSteering(each.vector, each.coef, layer=layer, positions=each.positions)  # type: ignore[arg-type]
 
 
 def _layer(vector: PersonaVector) -> int:

@@ -62,7 +62,7 @@ def agreed_method(method: Method | None, prevent: bool, vectors: bool, random: b
 
 def check_arms(arms: Sequence[str], scales: Sequence[float]) -> None:
     """Raise ConfigError if a report cannot be made of these."""
-    if 1 not in scales or not all(0 < one < math.inf for one in scales) or len(set(scales)) < len(scales):
+    if 1 not in scales or not all(0 < scale < math.inf for scale in scales) or len(set(scales)) < len(scales):
         shown = " ".join(map(str, scales))
         raise ConfigError(f"expected different --scales above 0, 1 among them, got {shown}; correct them")
     if len(set(arms)) < len(arms):
@@ -201,15 +201,15 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
     @property
     def training(self) -> FinetuneConfig:
         """What one training needs of these options; the report's --vectors are measured only."""
-        values = {one.name: getattr(self, one.name) for one in fields(FinetuneConfig)}
+        values = {field.name: getattr(self, field.name) for field in fields(FinetuneConfig)}
         return FinetuneConfig(**values | {"vectors": ()} if self.report else values)
 
     def __post_init__(self) -> None:
         if not self.report:
             super().__post_init__()
-            given = [one for one in fields(self) if getattr(self, one.name) != one.default]
-            training = {one.name for one in fields(FinetuneConfig)}
-            for name in (one.name.replace("_", "-") for one in given if one.name not in training):
+            given = [field for field in fields(self) if getattr(self, field.name) != field.default]
+            training = {field.name for field in fields(FinetuneConfig)}
+            for name in (field.name.replace("_", "-") for field in given if field.name not in training):
                 raise ConfigError(f"expected --report with --{name}, got none; add it, or leave --{name} out")
             return
         contradictions = {

@@ -186,16 +186,16 @@ def _named(model: ChatModel, tuned: Tuned | Iterable[Tuned]) -> dict[str, ChatMo
     """The finetuned models by name; of those that are on disk the name alone."""
     several = list(tuned) if isinstance(tuned, Iterable) and not isinstance(tuned, str) else [tuned]
     models: dict[str, ChatModel | None] = {}
-    for one in several:
-        if isinstance(one, str | Path):
-            models |= dict.fromkeys(checkpoints(str(one)))
-        elif isinstance(one, ChatModel | PreTrainedModel | PeftModel):
-            after = one if isinstance(one, ChatModel) else ChatModel(one, model.tokenizer)
+    for each in several:
+        if isinstance(each, str | Path):
+            models |= dict.fromkeys(checkpoints(str(each)))
+        elif isinstance(each, ChatModel | PreTrainedModel | PeftModel):
+            after = each if isinstance(each, ChatModel) else ChatModel(each, model.tokenizer)
             name = str(after.adapter or ("PEFT adapter" if after.adapted else after.identity.id))
             same = sum(other == name or other.startswith(f"{name}-") for other in models)
             models[f"{name}-{same + 1}" if same else name] = after
         else:
-            raise ConfigError(f"expected finetuned models or their folders, got {one!r:.100}; pass one or more")
+            raise ConfigError(f"expected finetuned models or their folders, got {each!r:.100}; pass one or more")
     if not models:
         raise ConfigError(
             "expected a finetuned model, got none; pass adapter folders, models, or a folder of checkpoints"

@@ -61,25 +61,30 @@ def preventions(prevent: Prevent) -> tuple[Prevention, ...]:
     return tuple(map(_read, prevent))  # type: ignore[arg-type]
 
 
-def _read(one: str | Steering | tuple[PersonaVector, str]) -> Prevention:
-    if isinstance(one, Steering) and one.op == "add" and not one.gated:
-        if one.layer is not None:
-            one.vector.check_layer(one.layer)
-        name = _name(one.vector)
-        return Prevention(name, name + one.text.removeprefix(one.vector.card.trait), one.vector, one)
-    if isinstance(one, str):
-        match = AUTO.fullmatch(one)
+def _read(prevent: str | Steering | tuple[PersonaVector, str]) -> Prevention:
+    if isinstance(prevent, Steering) and prevent.op == "add" and not prevent.gated:
+        if prevent.layer is not None:
+            prevent.vector.check_layer(prevent.layer)
+        name = _name(prevent.vector)
+        return Prevention(name, name + prevent.text.removeprefix(prevent.vector.card.trait), prevent.vector, prevent)
+    if isinstance(prevent, str):
+        match = AUTO.fullmatch(prevent)
         if match is None:
-            steering = parse_steering(one)
-            return Prevention(one.rpartition(":")[0], one, steering.vector, steering)
+            steering = parse_steering(prevent)
+            return Prevention(prevent.rpartition(":")[0], prevent, steering.vector, steering)
         vector, layer = load_vector(match["file"]), match["layer"]
         if layer not in (None, "all"):
             vector.check_layer(int(layer))
-        return Prevention(match["file"], one, vector, None, int(layer) if layer and layer != "all" else layer)  # type: ignore[arg-type]
-    if isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], PersonaVector) and one[1] == "auto":
-        return Prevention(_name(one[0]), f"{_name(one[0])}:auto", one[0])
+        return Prevention(match["file"], prevent, vector, None, int(layer) if layer and layer != "all" else layer)  # type: ignore[arg-type]
+    if (
+        isinstance(prevent, tuple)
+        and len(prevent) == 2
+        and isinstance(prevent[0], PersonaVector)
+        and prevent[1] == "auto"
+    ):
+        return Prevention(_name(prevent[0]), f"{_name(prevent[0])}:auto", prevent[0])
     raise ConfigError(
-        f'expected prevent=vector.at(coef=…), (vector, "auto") or VEC:COEF[@LAYER], got {one!r:.100}; correct it'
+        f'expected prevent=vector.at(coef=…), (vector, "auto") or VEC:COEF[@LAYER], got {prevent!r:.100}; correct it'
     )
 
 
@@ -99,7 +104,7 @@ def supplied(
     Raises:
         DataError: No row can be read.
     """
-    samples = [one for one in data.samples("last") if isinstance(one, Sample)]
+    samples = [sample for sample in data.samples("last") if isinstance(sample, Sample)]
     if len(samples) > ROWS:
         chosen = np.random.default_rng(training.seed).choice(len(samples), ROWS, replace=False)
         samples = [samples[place] for place in sorted(chosen)]

@@ -48,10 +48,10 @@ def training_rows(
             if isinstance(sample, Bad):
                 raise DataError(sample.reason)
             parts = sequences(model, instructed(sample, instruction), system)
-            tokens = max(len(one["input_ids"]) for one in parts)
+            tokens = max(len(part["input_ids"]) for part in parts)
             if tokens > longest:
                 raise DataError(f"expected at most {longest:,} tokens, got {tokens:,}")
-            rows += [one | {"row": sample.row} for one in parts]
+            rows += [part | {"row": sample.row} for part in parts]
         except (DataError, ModelError) as error:
             if on_error == "stop":
                 advice = "correct that row, or pass --on-error skip"
