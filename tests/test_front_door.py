@@ -73,8 +73,20 @@ pv.extract(model, 3)
 def test_types_are_seen_from_outside(tmp_path: Path) -> None:
     script = tmp_path / "outside.py"
     script.write_text(TYPED)
+    # with the project's settings and cache, so that what `scripts/check` found out is not found out again
+    settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--no-error-summary", str(script)],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--config-file",
+            str(ROOT / "pyproject.toml"),
+            "--cache-dir",
+            str(ROOT / ".mypy_cache"),
+            "--no-error-summary",
+            str(script),
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -130,3 +142,32 @@ def test_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {}
     for number, block in enumerate(blocks()):
         exec(compile(block, f"docs/api.md, block {number}", "exec"), names)
+
+
+SETUP = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from support import letters
+import personavec.judges.load
+personavec.judges.load.load_bench = lambda *_, **__: letters.bench()
+"""
+
+
+def test_the_notebook_runs(place: Path) -> None:
+    """Every cell, in a kernel, on the tiny model; its results show themselves as HTML."""
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", 4)
+    kept = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs for cell in kept), "outputs of a real run are kept"
+    for cell in notebook.cells:
+        cell.source = cell.source.replace('"smollm2"', repr(str(place / "model")))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(SETUP.format(tests=str(ROOT / "tests"))))
+    (place / "rows.jsonl").write_bytes((EXAMPLES / "rows.jsonl").read_bytes())
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(place)}}).execute()
+    shown = [output["data"] for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
+    pages = [data["text/html"] for data in shown if "text/html" in data and "<progress" not in data["text/html"]]
+    assert len(pages) >= 6 and any("<svg" in page for page in pages)
+    assert any("background:rgba(" in page for page in pages), "a reply with shaded tokens"

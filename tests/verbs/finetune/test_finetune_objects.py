@@ -167,7 +167,7 @@ def test_full_finetuning_trains_the_object_itself(model: ChatModel, tmp_path: Pa
 def test_bad_objects_are_one_line(model: ChatModel, vector: PersonaVector) -> None:
     other = tiny.vector(tiny.build(seed=5), layer=1)
     wrong: list[tuple[Any, dict[str, Any], str]] = [
-        (3, {}, "expected a data set's path or its rows, got 3"),
+        (3, {}, "expected a data set's path or its rows, got int"),
         ({}, {}, "expected rows, got one mapping"),
         ([{"text": "no conversation"}], {}, "rows in memory row 0"),
         (ROWS, {"held_out": 3}, "got 3"),
