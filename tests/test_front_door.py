@@ -76,17 +76,7 @@ def test_types_are_seen_from_outside(tmp_path: Path) -> None:
     # with the project's settings and cache, so that what `scripts/check` found out is not found out again
     settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mypy",
-            "--config-file",
-            str(ROOT / "pyproject.toml"),
-            "--cache-dir",
-            str(ROOT / ".mypy_cache"),
-            "--no-error-summary",
-            str(script),
-        ],
+        [sys.executable, "-m", "mypy", *settings, "--no-error-summary", str(script)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
