@@ -51,11 +51,10 @@ def serve(vector: str, port: int) -> None:
     from personavec.model.sampling import Sampling
     from personavec.server.app import build
     from personavec.server.options import ServeConfig
-    from personavec.server.service import assemble
     from personavec.steering.generate import Request, generate
 
     config = ServeConfig(vectors=(Path(vector),), log=Path(mkdtemp()) / "turns.db", watch=("none",), queue=SOAK)
-    service = assemble(config)
+    service = config.assemble()
     service.model.stop_ids = []
     app = build(service, {})
 

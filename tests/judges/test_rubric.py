@@ -16,7 +16,7 @@ from personavec.judges.judge import Score
 from personavec.judges.load import load_bench
 from personavec.judges.rubric import LETTERS, NUMBERS, REFUSED, Message, Rubric, RubricJudge, expectation, parse
 from personavec.model.chat_model import ChatModel
-from personavec.verbs.evaluate.options import EvaluateConfig
+from personavec.verbs.evaluate.evaluate import evaluate
 
 
 def quiet(_: int) -> None:
@@ -169,7 +169,7 @@ def test_a_tokenizer_without_single_letters_is_refused(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("spec", ["gpt-4", "openai", "openai:", "hf:", "hf", "likelihood:", "vibes:x", ""])
 def test_an_unknown_judge_is_told(spec: str, model: ChatModel) -> None:
     with pytest.raises(JudgeError, match="expected the judge likelihood, likelihood:MODEL, hf:MODEL or openai:MODEL"):
-        load_bench(spec, model, "template", EvaluateConfig(), EvaluateConfig())
+        load_bench(spec, model)
 
 
 def test_no_key_is_told_before_anything_is_written(
@@ -177,5 +177,5 @@ def test_no_key_is_told_before_anything_is_written(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ModelError, match="OPENAI_API_KEY"):
-        load_bench("openai:some", model, "template", EvaluateConfig(out=tmp_path / "run"), EvaluateConfig())
+        evaluate(model, "optimistic", judge="openai:some", store=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,6 @@ from support.serving import ASKED, Client, bad, client, good
 from personavec.errors import ConfigError, DataError
 from personavec.server.log import Log, LoggedTurn, export
 from personavec.server.options import ServeConfig
-from personavec.server.service import assemble
 from personavec.steering.vector import PersonaVector, load_vector
 from personavec.verbs.monitor.calibration import KINDS, Band, Calibration, Cusum, VectorCalibration
 
@@ -104,9 +103,9 @@ def test_alerts_follow_the_calibration_alone(options: dict[str, Any], tmp_path: 
         assert other["choices"][0]["persona"]["alerts"] == []
     PersonaVector(vector.direction * 2, vector.card).save(tmp_path / "twice.safetensors")
     with pytest.raises(DataError, match="expected a calibration of the vector tiny"):
-        assemble(ServeConfig(**options | {"vectors": (tmp_path / "twice.safetensors",)}, calibration=path))
+        ServeConfig(**options | {"vectors": (tmp_path / "twice.safetensors",)}, calibration=path).assemble()
     with pytest.raises(DataError, match="expected a calibration, got"):
-        assemble(ServeConfig(**options, calibration=options["vectors"][0]))
+        ServeConfig(**options, calibration=options["vectors"][0]).assemble()
 
 
 def test_drift_is_told_over_the_turns_of_a_conversation(options: dict[str, Any], tmp_path: Path) -> None:

@@ -14,8 +14,6 @@ from support.serving import ASKED, Client, bad, client, good
 
 from personavec.errors import ConfigError, VectorError
 from personavec.server.options import ServeConfig
-from personavec.server.serve import serve
-from personavec.server.service import assemble
 from personavec.steering.vector import PersonaVector, load_vector
 
 
@@ -105,7 +103,7 @@ def test_wrong_fields_are_refused_by_name(server: Client, fields: dict[str, Any]
     bad(
         server.post(
             "/v1/chat/completions",
-            content=json.dumps(ASKED | {"model": server.service.config.model} | fields),
+            content=json.dumps(ASKED | {"model": server.service.model.identity.id} | fields),
             headers={"content-type": "application/json"},
         ),
         400,
@@ -194,7 +192,7 @@ def test_bad_starts_are_one_line(options: dict[str, Any], saved: tuple[Path, Pat
         ({"log": saved[1] / "log.db"}, ConfigError, "expected a log that can be written"),
     ):
         with pytest.raises(kind, match=match.replace("(", r"\(").replace(")", r"\)")):
-            assemble(ServeConfig(**options | changes))
+            ServeConfig(**options | changes).assemble()
     for changes, match in (
         ({"host": "0.0.0.0"}, "expected a key with --host"),
         ({"port": 70000}, "expected a port from 0 to 65535"),
@@ -205,4 +203,4 @@ def test_bad_starts_are_one_line(options: dict[str, Any], saved: tuple[Path, Pat
         with pytest.raises(ConfigError, match=match):
             ServeConfig(**options | changes)
     with pytest.raises(ConfigError, match="expected report"):
-        serve(ServeConfig(**options, reports=(tmp_path,), port=0))
+        ServeConfig(**options, reports=(tmp_path,), port=0).run()

@@ -18,7 +18,6 @@ from support.serving import ASKED
 from personavec.server.app import build
 from personavec.server.log import Log
 from personavec.server.options import ServeConfig
-from personavec.server.service import assemble
 
 # a real process
 
@@ -106,7 +105,7 @@ def test_a_killed_server_lost_no_turn_that_was_answered(options: dict[str, Any])
 
 def test_clients_that_leave_free_their_rows(options: dict[str, Any]) -> None:
     """Streams and waiting requests that are dropped half-way end, are logged as cancelled, and leave no hook."""
-    service = assemble(ServeConfig(**options | {"max_tokens": 200}))
+    service = ServeConfig(**options | {"max_tokens": 200}).assemble()
     service.model.stop_ids = []
     config = uvicorn.Config(build(service, {}), port=0, log_level="warning")
     running = uvicorn.Server(config)

@@ -7,7 +7,6 @@ import pytest
 from support.serving import Client, client, good
 
 from personavec.server.options import ServeConfig
-from personavec.steering.vector import load_vector
 
 
 def test_a_reply_with_its_projections(server: Client) -> None:
@@ -73,7 +72,7 @@ def test_stop_texts_end_a_reply(server: Client) -> None:
 
 def test_steering_is_data(server: Client) -> None:
     plain = good(server.ask())["choices"][0]["persona"]["projections"]["tiny"]["prompt_last"]
-    unit = load_vector(server.service.config.vectors[0]).norms[2]
+    unit = server.service.catalogue.vectors["tiny"].norms[2]
     told = good(server.persona(steering=[{"vector": "tiny", "dose": 0.5}]))
     moved = told["choices"][0]["persona"]["projections"]["tiny"]["prompt_last"]
     assert moved - plain == pytest.approx(0.5 * 10.0, rel=1e-3)  # the card's activation norm is 10

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from personavec.server.app import build
 from personavec.server.options import ServeConfig
-from personavec.server.service import Service, assemble
+from personavec.server.service import Service
 
 ASKED: dict[str, Any] = {
     "model": "tiny",
@@ -24,7 +24,7 @@ class Client(TestClient):
     service: Service
 
     def ask(self, path: str = "/v1/chat/completions", **fields: Any) -> Any:
-        return self.post(path, json=ASKED | {"model": self.service.config.model} | fields)
+        return self.post(path, json=ASKED | {"model": self.service.model.identity.id} | fields)
 
     def persona(self, **persona: Any) -> Any:
         return self.ask(persona=persona)
@@ -37,7 +37,7 @@ class Client(TestClient):
 
 
 def client(config: ServeConfig, reports: dict[str, Path] | None = None) -> Client:
-    service = assemble(config)
+    service = config.assemble()
     made = Client(build(service, reports or {}), base_url="http://127.0.0.1")
     made.service = service
     return made

@@ -4,7 +4,7 @@ import contextlib
 import math
 import shlex
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from personavec.cli.options import ChatConfig
 from personavec.errors import ConfigError, PersonavecError, VectorError
 from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
+from personavec.runs.result import Result
 from personavec.steering.generate import Request, Watch, stream
-from personavec.steering.notation import parse_steering
+from personavec.steering.notation import Steers, steerings
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector, load_vector
-from personavec.verbs.options import load_subject
 
 HELP = """\
 /steer VEC:COEF[@LAYER] …  steer from here on; /steer off stops; /steer alone shows
@@ -61,8 +60,9 @@ class Watched:
 class Chat:
     """A conversation under way. Replies go to stdout, everything else to stderr."""
 
-    config: ChatConfig
     model: ChatModel
+    sampling: Sampling
+    seed: int
     steering: tuple[Steering, ...]
     watched: list[Watched]
     system: str
@@ -105,18 +105,18 @@ class Chat:
     def _reply(self, turn: dict[str, Any], read: list[list[float]]) -> Generator[tuple[str, str]]:
         """Pieces of the reply and their colours; notes on the turn, and every token's projections in `read`.
 
-        A step tells the projections of the token before the one it drew, so a watched token is shown a step late.
+        A step has the projections of the token before that which it drew, so a watched token is shown a step late.
         """
         prompt = self._prompt()
-        request = Request(prompt, self.steering, seed=(self.config.seed, len(self.turns)))
+        request = Request(prompt, self.steering, seed=(self.seed, len(self.turns)))
         ids: list[int] = []
         said, late, finish = 0, "", "length"
-        for step in stream(self.model, [request], self.config, [watched.watch for watched in self.watched]):
+        for step in stream(self.model, [request], self.sampling, [watched.watch for watched in self.watched]):
             read.append(step.projections[0].tolist())
             if self.watched and len(read) == 1:
                 first = zip(self.watched, read[0], strict=True)
-                told = "; ".join(f"{w.title} {value:+.1f}, usually {w.usual[1]:+.1f}" for w, value in first)
-                self.notes.print(f"[last prompt token: {told}]")
+                values = "; ".join(f"{w.title} {value:+.1f}, usually {w.usual[1]:+.1f}" for w, value in first)
+                self.notes.print(f"[last prompt token: {values}]")
             if late:
                 yield late, self.watched[0].style(read[-1][0])
                 late = ""
@@ -135,14 +135,14 @@ class Chat:
         yield late + self.model.decode(ids)[said:], ""
 
     def _prompt(self) -> tuple[int, ...]:
-        """The rendered conversation, without its oldest turns where the model's context is too short for them."""
-        limit = self.model.context
+        """The rendered conversation, without its oldest turns if the model's context is too short for them."""
+        limit, longest = self.model.context, self.sampling.max_new_tokens
         messages, dropped = self.messages, 0
-        while len(prompt := self.model.render(messages, self.system)) + self.config.max_new_tokens > limit:
+        while len(prompt := self.model.render(messages, self.system)) + longest > limit:
             if len(messages) == 1:
                 raise ConfigError(
                     f"expected prompt and reply to fit into {limit} tokens, got {len(prompt)} and --max-new-tokens "
-                    f"{self.config.max_new_tokens}; ask something shorter, or lower --max-new-tokens"
+                    f"{longest}; ask something shorter, or lower --max-new-tokens"
                 )
             messages = messages[2:]
             dropped += 1
@@ -155,8 +155,8 @@ class Chat:
         """Note and show the projections at the last prompt token and over the reply."""
         table = Table("projection", "last prompt token", "reply mean", "lowest", "highest", "usually", box=None)
         for watched, column in zip(self.watched, read, strict=True):
-            own = column[1:]
-            figures = [float(f) for f in (own.mean(), own.min(), own.max())] if len(own) else []
+            reply = column[1:]
+            figures = [float(f) for f in (reply.mean(), reply.min(), reply.max())] if len(reply) else []
             turn["projections"][watched.path] = {
                 "layer": watched.watch.layer,
                 # a steering that is far too large makes them infinite, for which JSON has no word
@@ -180,40 +180,66 @@ class Chat:
             self.notes.print(f"system prompt: {rest}")
         elif command == "/steer":
             if rest:
-                asked = [] if rest == "off" else [parse_steering(text) for text in shlex.split(rest)]
-                for steering in asked:
-                    steering.vector.check_model(self.model.identity)
-                self.steering = tuple(asked)
-            self.notes.print(_told(self.steering))
+                texts = [] if rest == "off" else shlex.split(rest)
+                self.steering = _steering(texts, self.model)
+            self.notes.print(_described(self.steering))
         else:
             self.notes.print(HELP)
             if command != "/help":
                 self.fail(line, f"expected one of these commands, got {line}")
 
     def fail(self, line: str, error: str) -> None:
-        """Tell and note a line that cannot be done; the chat goes on."""
+        """Show and note a line that cannot be done; the chat goes on."""
         self.notes.print(error, style="red")
         self.failed.append({"line": line, "error": error})
 
 
-def chat(config: ChatConfig) -> dict[str, Any]:
-    """Chat until the user leaves or stdin ends.
+class Conversation(Result):
+    """A chat that is over."""
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        """Question, reply and projections of every turn."""
+        return list(self.data["turns"])
+
+
+def chat(
+    model: ChatModel,
+    *,
+    steer: Steers = (),
+    watch: Sequence[str | Path | PersonaVector] = (),
+    system: str = "template",
+    max_new_tokens: int = 256,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> Conversation:
+    """Chat in the terminal until the user leaves or stdin ends; `model.chat` answers a single question.
+
+    Args:
+        model: Who answers.
+        steer: What steers every reply: `vector.at(…)`, VEC:COEF[@LAYER], or several of either.
+        watch: Vectors; every token is coloured by its projection on the first.
+        system: System prompt: template (what the chat template does by itself), none, or a text.
+        max_new_tokens: Longest reply, in tokens.
+        temperature: Of sampling; 0 is greedy.
+        top_p: Sample from the smallest set of tokens that holds this probability.
+        seed: Of sampling.
 
     Returns:
-        The turns, and of a script (stdin is no terminal) the lines that `failed`, with why. With `--json` they are
-        printed at the end, and the replies go to stderr.
+        The turns, and of a script (stdin is no terminal) the lines that `failed`, with why.
 
     Raises:
-        PersonavecError: A vector or the model cannot be used. Later mistakes do not end the chat.
+        PersonavecError: A vector cannot be used. Later mistakes do not end the chat.
     """
-    asked = [parse_steering(text) for text in config.steer]
-    watched = [_watched(path) for path in config.watch]
-    model = load_subject(config)
-    for vector in [*(one.vector for one in watched), *(one.vector for one in asked)]:
-        vector.check_model(model.identity)
-    session = Chat(config, model, tuple(asked), _usual(model, watched, config.system), config.system)
-    adapted = f" with {config.adapter}" if config.adapter else ""
-    session.notes.print(f"{config.model}{adapted} on {model.device}; {_told(session.steering)}; /help for commands")
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    watched = [read_watched(vector) for vector in watch]
+    for each in watched:
+        each.vector.check_model(model.identity)
+    steering = _steering(steer, model)
+    session = Chat(model, sampling, seed, steering, _usual(model, watched, system), system)
+    adapted = f" with {model.adapter}" if model.adapter else ""
+    session.notes.print(f"{model.identity.id}{adapted} on {model.device}; {_described(steering)}; /help for commands")
     for line in _lines():
         try:
             if line == "/quit":
@@ -222,12 +248,14 @@ def chat(config: ChatConfig) -> dict[str, Any]:
                 (session.obey if line.startswith("/") else session.ask)(line)
         except (PersonavecError, ValueError) as error:  # ValueError: quotes that do not close
             session.fail(line, str(error))
-    return {
-        "model": config.model,
-        "adapter": str(config.adapter) if config.adapter else None,
-        "turns": session.turns,
-        "failed": [] if sys.stdin.isatty() else session.failed,
-    }
+    return Conversation(
+        {
+            "model": model.identity.id,
+            "adapter": str(model.adapter) if model.adapter else None,
+            "turns": session.turns,
+            "failed": [] if sys.stdin.isatty() else session.failed,
+        }
+    )
 
 
 def _lines() -> Iterator[str]:
@@ -251,12 +279,17 @@ def _lines() -> Iterator[str]:
             return
 
 
-def _watched(path: Path) -> Watched:
-    vector = load_vector(path)
-    layer = vector.card.layer
+def read_watched(source: str | Path | PersonaVector) -> Watched:
+    """A vector to watch, at the layer that its card recommends.
+
+    Raises:
+        VectorError: It cannot be read, or recommends none.
+    """
+    vector = source if isinstance(source, PersonaVector) else load_vector(source)
+    layer, name = vector.card.layer, vector.card.trait if isinstance(source, PersonaVector) else str(source)
     if layer is None:
-        raise VectorError(f"expected a recommended layer in {path}, got none; watch a vector that extract has proved")
-    return Watched(str(path), vector, f"{vector.card.trait}@{layer}", Watch(layer, vector.unit(layer)))
+        raise VectorError(f"expected a recommended layer in {name}, got none; watch a vector that extract has proved")
+    return Watched(name, vector, f"{vector.card.trait}@{layer}", Watch(layer, vector.unit(layer)))
 
 
 def _usual(model: ChatModel, watched: list[Watched], system: str) -> list[Watched]:
@@ -265,18 +298,24 @@ def _usual(model: ChatModel, watched: list[Watched], system: str) -> list[Watche
         return []
     prompts = [model.render([{"role": "user", "content": question}], system) for question in PLAIN]
     requests = [Request(prompt, seed=(0, index)) for index, prompt in enumerate(prompts)]
-    steps = list(stream(model, requests, Sampling(PLAIN_TOKENS, 0.7), [one.watch for one in watched]))
+    steps = list(stream(model, requests, Sampling(PLAIN_TOKENS, 0.7), [each.watch for each in watched]))
     read = torch.cat([step.projections for step in steps[1:] or steps])  # the first step reads the prompts
-    usual = read.quantile(torch.tensor([0.05, 0.5, 0.95], device=read.device), dim=0).T.tolist()
-    return [replace(one, usual=tuple(own)) for one, own in zip(watched, usual, strict=True)]
+    percentiles = read.quantile(torch.tensor([0.05, 0.5, 0.95], device=read.device), dim=0).T.tolist()
+    return [replace(each, usual=tuple(usual)) for each, usual in zip(watched, percentiles, strict=True)]
 
 
-def _told(steering: tuple[Steering, ...]) -> str:
+def _steering(steer: Steers, model: ChatModel) -> tuple[Steering, ...]:
+    """What was given, in its order; twice the same adds twice."""
+    several = steer if isinstance(steer, list | tuple) else [steer]
+    return tuple(steering for each in several for steering in steerings([each], model.identity).values())
+
+
+def _described(steering: tuple[Steering, ...]) -> str:
     """What a list of steerings does, in words."""
     parts = []
-    for one in steering:
-        card, where = one.vector.card, "all layers" if one.layer is None else f"layer {one.layer}"
-        if one.layer is not None and card.activation_norms:
-            where += f" (dose {one.vector.dose(one.layer, one.coef):.2g})"
-        parts.append(f"{one.coef:+.3g} {card.trait} at {where}")
+    for applied in steering:
+        card, where = applied.vector.card, "all layers" if applied.layer is None else f"layer {applied.layer}"
+        if applied.layer is not None and card.activation_norms:
+            where += f" (dose {applied.vector.dose(applied.layer, applied.coef):.2g})"
+        parts.append(f"{applied.coef:+.3g} {card.trait} at {where}")
     return "steered " + ", ".join(parts) if parts else "not steered"

@@ -1,10 +1,14 @@
 """Options of `chat`; their docstrings are the command line's help."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from personavec.model.sampling import Sampling
 from personavec.runs.rules import Count, Share, Temperature
-from personavec.verbs.options import Common, Files, Folder, Steer
+from personavec.verbs.options import Common, Files, Folder, Steer, call, load_subject
+
+if TYPE_CHECKING:
+    from personavec.cli.chat import Conversation
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,13 @@ class ChatConfig(Sampling, Common):
     """Of sampling; 0 is greedy."""
     top_p: Share = 0.95
     """Sample from the smallest set of tokens that holds this probability."""
+
+    def run(self) -> "Conversation":
+        """Load what is named and chat."""
+        from personavec.cli.chat import chat, read_watched
+        from personavec.steering.notation import parse_steering
+
+        steer = [parse_steering(text) for text in self.steer]
+        for path in self.watch:  # what is wrong with it is said before the model is loaded
+            read_watched(path)
+        return call(chat, self, load_subject(self), steer=steer)  # type: ignore[no-any-return]

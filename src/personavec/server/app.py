@@ -24,6 +24,7 @@ from personavec.server.limits import Limits
 from personavec.server.protocol import ChatAsked, CompletionAsked, Refused
 from personavec.server.reply import News
 from personavec.server.service import Exchange, Service
+from personavec.server.terms import LOOPBACK
 from personavec.steering.steer import Steering
 
 POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
@@ -48,10 +49,9 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
         await service.stop(GRACE_SECONDS)
 
     app = FastAPI(title="personavec", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    config = service.config
-    local = config.host in ("127.0.0.1", "localhost", "::1")
-    hosts = {"127.0.0.1", "localhost", "::1"} if local else None
-    app.add_middleware(Limits, key=config.key, hosts=hosts, body_bytes=config.max_request_bytes)
+    terms, name = service.terms, service.model.identity.id
+    hosts = {*LOOPBACK} if terms.host in LOOPBACK else None
+    app.add_middleware(Limits, key=terms.key, hosts=hosts, body_bytes=terms.max_request_bytes)
     static = Path(str(files("personavec.server"))) / "static"
     assets = {path.relative_to(static).as_posix(): path.read_bytes() for path in static.rglob("*") if path.is_file()}
     pages = {secrets.token_urlsafe(16): (name, page) for name, page in reports.items()}
@@ -134,9 +134,9 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> Any:
-        own = {"id": config.model, "object": "model", "created": 0, "owned_by": "personavec"}
-        limits = {"context": service.model.context, "max_tokens": config.max_tokens}
-        return {"object": "list", "data": [own | limits]}
+        served = {"id": name, "object": "model", "created": 0, "owned_by": "personavec"}
+        limits = {"context": service.model.context, "max_tokens": terms.max_tokens}
+        return {"object": "list", "data": [served | limits]}
 
     @app.get("/v1/vectors")
     async def vectors() -> Any:
@@ -163,9 +163,9 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
             "queued": engine.queued,
             "capacity": engine.rows,
             "queue_limit": engine.queue,
-            "keep_text": config.keep_text,
-            "retention_days": config.retention_days,
-            "guard": config.guard,
+            "keep_text": terms.keep_text,
+            "retention_days": service.log.retention_days,
+            "guard": terms.guard,
             "seconds_up": round(time.monotonic() - service.started, 1),
         }
 

@@ -1,18 +1,17 @@
 """The vectors a server knows by name: what a request may ask of them, and how much."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from personavec.errors import ConfigError, VectorError
 from personavec.model.identity import ModelIdentity
 from personavec.server.protocol import Refused, SteeringAsked, WatchAsked
+from personavec.server.terms import Guard
 from personavec.steering.generate import Watch
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector, load_vector
-
-Guard = Literal["reject", "clamp", "warn"]
 
 
 class Applied(NamedTuple):
@@ -42,26 +41,24 @@ class Catalogue:
         self._seen: dict[tuple[str, int], Seen] = {}
 
     @classmethod
-    def load(cls, paths: Sequence[Path], model: ModelIdentity, max_dose: float, guard: Guard) -> "Catalogue":
-        """Read vector files, and all `vector.safetensors` below folders.
+    def load(
+        cls, sources: Sequence[str | Path | PersonaVector], model: ModelIdentity, max_dose: float, guard: Guard
+    ) -> "Catalogue":
+        """Take vectors; read vector files, and all `vector.safetensors` below folders.
 
         Raises:
             VectorError: One is missing, damaged or of another model.
             ConfigError: A folder without vectors, or two vectors of one trait.
         """
-        found: dict[str, PersonaVector] = {}
-        for path in paths:
-            files = sorted(path.rglob("vector.safetensors")) if path.is_dir() else [path]
-            if not files:
-                raise ConfigError(f"expected vector.safetensors files below {path}, got none; run personavec extract")
-            for file in files:
-                vector = load_vector(file)
+        vectors: dict[str, PersonaVector] = {}
+        for source in sources:
+            for vector, place in [(source, "memory")] if isinstance(source, PersonaVector) else _read(Path(source)):
                 vector.check_model(model)
                 name = vector.card.trait
-                if found.get(name, vector) != vector:
-                    raise ConfigError(f"expected one vector a trait, got another {name} in {file}; name the files")
-                found[name] = vector
-        return cls(found, max_dose, guard)
+                if vectors.get(name, vector) != vector:
+                    raise ConfigError(f"expected one vector a trait, got another {name} in {place}; name the files")
+                vectors[name] = vector
+        return cls(vectors, max_dose, guard)
 
     def vector(self, name: str) -> PersonaVector:
         """A vector by its name.
@@ -179,6 +176,15 @@ class Catalogue:
             key = name if layer == vector.card.layer else f"{name}@{layer}"
             self._seen[name, layer] = Seen(key, name, layer, Watch(layer, unit))
         return self._seen[name, layer]
+
+
+def _read(path: Path) -> Iterator[tuple[PersonaVector, str]]:
+    """The vectors in a file or below a folder, each with its path."""
+    files = sorted(path.rglob("vector.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError(f"expected vector.safetensors files below {path}, got none; run personavec extract")
+    for file in files:
+        yield load_vector(file), str(file)
 
 
 def dose(steering: Steering) -> float | None:

@@ -1,19 +1,20 @@
-"""Options of the verbs that watch and serve a model in use."""
+"""Options of `serve`; their docstrings are the command line's help."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from personavec.errors import ConfigError
+from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Positive, above
-from personavec.verbs.options import Common, File, Files, Folder, Steer, Switch
+from personavec.server.terms import KEY, Terms, check_host
+from personavec.verbs.options import Common, File, Files, Folder, Steer, Switch, load_subject
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-KEY = "PERSONAVEC_API_KEY"
-"""Where the server's key comes from, unless it is an option: other users of the machine see options."""
+if TYPE_CHECKING:
+    from personavec.server.service import Service
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ class ServeConfig(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.host not in LOOPBACK and not self.key:
-            raise ConfigError(f"expected a key with --host {self.host}, got none; set {KEY}")
+        check_host(self.host, self.key)
         if not 0 <= self.port < 65536:
             raise ConfigError(f"expected a port from 0 to 65535, got {self.port}; correct it")
         if len({"all", "none"} & {*self.watch}) and len(self.watch) > 1:
@@ -85,3 +85,40 @@ class ServeConfig(Common):
     def key(self) -> str | None:
         """The key that requests must name."""
         return self.api_key or os.environ.get(KEY) or None
+
+    @property
+    def terms(self) -> Terms:
+        """On what terms requests are answered."""
+        return Terms(**{field.name: getattr(self, field.name) for field in fields(Terms)})
+
+    def run(self) -> Result:
+        """Listen, load what is named and serve; or export the log."""
+        try:
+            from personavec.server.log import export
+            from personavec.server.serve import find_pages, listen, run
+        except ImportError as error:
+            raise ConfigError(
+                f'expected the server\'s packages, got none ({error.name}); pip install "personavec[serve]"'
+            ) from error
+        if self.export is not None:
+            return Result({"rows": export(self.log, self.export), "out": str(self.export)})
+        with listen(self.host, self.port) as listening:
+            pages = find_pages(self.reports)
+            return run(self.assemble(), listening, pages)
+
+    def assemble(self) -> "Service":
+        """What serves: the model, vectors and log that are named."""
+        from personavec.server.service import assemble
+        from personavec.steering.notation import parse_steering
+
+        steer = [parse_steering(text) for text in self.steer]
+        return assemble(
+            load_subject(self),
+            self.terms,
+            vectors=self.vectors,
+            steer=steer,
+            watch=self.watch,
+            calibration=self.calibration,
+            log=self.log,
+            retention_days=self.retention_days,
+        )

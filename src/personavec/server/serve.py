@@ -3,47 +3,84 @@
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Unpack
+
+import uvicorn
 
 from personavec.errors import ConfigError
+from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import tell
-from personavec.server.options import ServeConfig
+from personavec.runs.result import Result
+from personavec.server.app import build
+from personavec.server.service import Service, assemble
+from personavec.server.terms import TermOptions, Terms
+from personavec.steering.notation import Steers
+from personavec.steering.vector import PersonaVector
+from personavec.verbs.monitor.calibration import Calibration
 
 SHUTDOWN_SECONDS = 30
-"""How long replies under way may go on after the server was told to stop."""
+"""How long replies under way may go on after the server is asked to stop."""
 
 
-def serve(config: ServeConfig) -> dict[str, Any]:
-    """Serve until SIGINT or SIGTERM, or export the log.
+def serve(
+    model: ChatModel,
+    *,
+    vectors: Sequence[str | Path | PersonaVector] = (),
+    steer: Steers = (),
+    watch: Sequence[str] = ("all",),
+    calibration: str | Path | Calibration | None = None,
+    log: str | Path = "runs/serve/turns.db",
+    retention_days: float | None = 30.0,
+    reports: Sequence[str | Path] = (),
+    port: int = 8000,
+    **terms: Unpack[TermOptions],
+) -> Result:
+    """Serve a model over OpenAI's API until SIGINT or SIGTERM.
+
+    Args:
+        model: Who answers.
+        vectors: What requests may name by its trait: vectors, their files, or folders of runs.
+        steer: What steers every reply whose request does not ask for another steering.
+        watch: Vectors that are read for every request that does not name others: all, none, or traits.
+        calibration: What `monitor` makes of benign traffic: usual ranges, and alerts beyond them.
+        log: SQLite file of every turn: projections, steering, ids.
+        retention_days: Days after which a turn is removed from the log.
+        reports: Run folders whose pages the dashboard lists.
+        port: Where it listens; 0 takes a free port.
+        terms: Who may ask, how much, and what is kept: fields of `Terms`.
 
     Returns:
-        What was served: `url`, `requests`, `turns` in the log; or what was exported.
+        What was served: `url`, `requests`, `turns` in the log.
 
     Raises:
-        PersonavecError: A vector, the model, the log or the port cannot be used.
+        PersonavecError: A vector, the log or the port cannot be used.
     """
-    try:
-        import uvicorn
+    granted = Terms(**terms)
+    with listen(granted.host, port) as listening:
+        pages = find_pages(reports)
+        service = assemble(
+            model,
+            granted,
+            vectors=vectors,
+            steer=steer,
+            watch=watch,
+            calibration=calibration,
+            log=log,
+            retention_days=retention_days,
+        )
+        return run(service, listening, pages)
 
-        from personavec.server.app import build
-        from personavec.server.log import export
-        from personavec.server.service import assemble
-    except ImportError as error:
-        raise ConfigError(
-            f'expected the server\'s packages, got none ({error.name}); pip install "personavec[serve]"'
-        ) from error
-    if config.export is not None:
-        return {"rows": export(config.log, config.export), "out": str(config.export)}
+
+def run(service: Service, listening: socket.socket, pages: Mapping[str, Path]) -> Result:
+    """Serve at a socket until SIGINT or SIGTERM."""
     began = time.monotonic()
-    listening = _listen(config)
-    service = assemble(config)
-    url = f"http://{config.host}:{listening.getsockname()[1]}"
+    url = f"http://{service.terms.host}:{listening.getsockname()[1]}"
     server = uvicorn.Server(
         uvicorn.Config(
-            build(service, _reports(config)),
+            build(service, pages),
             log_level="warning",
             access_log=False,
             http="h11",
@@ -53,31 +90,36 @@ def serve(config: ServeConfig) -> dict[str, Any]:
         )
     )
     listening.listen()  # whoever reads the next line may connect
-    vectors = ", ".join(service.catalogue.vectors) or "no vectors"
-    tell(f"serving {config.model} on {service.model.device} at {url} with {vectors}; Ctrl-C stops")
+    vectors, name = ", ".join(service.catalogue.vectors) or "no vectors", service.model.identity.id
+    tell(f"serving {name} on {service.model.device} at {url} with {vectors}; Ctrl-C stops")
     with _stoppable():
         server.run(sockets=[listening])
-    return {
-        "url": url,
-        "model": config.model,
-        "requests": service.metrics.total,
-        "turns": service.logged,
-        "log": str(config.log),
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    return Result(
+        {
+            "url": url,
+            "model": name,
+            "requests": service.metrics.total,
+            "turns": service.logged,
+            "log": str(service.log.path),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+    )
 
 
-def _listen(config: ServeConfig) -> socket.socket:
-    """The socket, before anything slow is done."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listening = socket.socket(family)
+def listen(host: str, port: int) -> socket.socket:
+    """The socket, before anything slow is done.
+
+    Raises:
+        ConfigError: The address is taken.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((config.host, config.port))
+        listening.bind((host, port))
     except OSError as error:
         listening.close()
         raise ConfigError(
-            f"expected a free address, got {config.host}:{config.port} ({error.strerror}); choose another --port"
+            f"expected a free address, got {host}:{port} ({error.strerror}); choose another --port"
         ) from error
     return listening
 
@@ -93,16 +135,16 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _reports(config: ServeConfig) -> dict[str, Path]:
-    """Pages of the run folders, by the name they are listed under.
+def find_pages(folders: Sequence[str | Path]) -> dict[str, Path]:
+    """Pages of run folders, by the name they are listed under.
 
     Raises:
         ConfigError: A folder has none.
     """
-    found: dict[str, Path] = {}
-    for folder in config.reports:
+    listed: dict[str, Path] = {}
+    for folder in map(Path, folders):
         pages = sorted([*folder.rglob("report.html"), *folder.rglob("index.html")])
         if not pages:
             raise ConfigError(f"expected report.html or index.html below {folder}, got none; name the folder of a run")
-        found |= {str(page.parent.relative_to(folder.parent)): page for page in pages}
-    return found
+        listed |= {str(page.parent.relative_to(folder.parent)): page for page in pages}
+    return listed

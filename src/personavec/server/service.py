@@ -5,9 +5,10 @@ import math
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from personavec.errors import ModelError
@@ -17,13 +18,13 @@ from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
 from personavec.server.log import Log, LoggedTurn
 from personavec.server.metrics import Metrics
-from personavec.server.options import ServeConfig
 from personavec.server.protocol import ChatAsked, CompletionAsked, Refused
 from personavec.server.reply import News, RunningReply
-from personavec.steering.notation import parse_steering
+from personavec.server.terms import Terms
+from personavec.steering.notation import Steers, steerings
 from personavec.steering.steer import Steering
+from personavec.steering.vector import PersonaVector
 from personavec.verbs.monitor.calibration import KINDS, Calibration
-from personavec.verbs.options import load_subject
 
 DEFAULT_TOKENS = 256
 """Longest reply where a request does not say."""
@@ -91,8 +92,8 @@ class Exchange:
 class Service:
     """A served model with all that belongs to it."""
 
-    config: ServeConfig
     model: ChatModel
+    terms: Terms
     engine: Engine
     catalogue: Catalogue
     log: Log
@@ -111,9 +112,12 @@ class Service:
         Raises:
             Refused: It cannot be served, or not now.
         """
-        if asked.model not in (None, self.config.model, self.model.identity.id):
+        if asked.model not in (None, self.model.identity.id):
             raise Refused(
-                404, f"expected the model {self.config.model}, got {asked.model}", param="model", code="model_not_found"
+                404,
+                f"expected the model {self.model.identity.id}, got {asked.model}",
+                param="model",
+                code="model_not_found",
             )
         persona = asked.persona
         applied = (
@@ -145,7 +149,7 @@ class Service:
                 applied.steering,
                 tuple(own.watch for own in seen),
                 asked.top,
-                time.monotonic() + self.config.deadline,
+                time.monotonic() + self.terms.deadline,
             )
             for index in range(asked.n)
         ]
@@ -165,7 +169,7 @@ class Service:
         async with self._tokenizing:  # a tokenizer works for one caller at a time
             try:
                 if given is None:
-                    prompt = await asyncio.to_thread(self.model.render, messages, self.config.system)
+                    prompt = await asyncio.to_thread(self.model.render, messages, self.terms.system)
                 else:
                     prompt = await asyncio.to_thread(self.model.encode, given)
             except ModelError as error:
@@ -177,7 +181,7 @@ class Service:
     def _longest(self, asked: ChatAsked | CompletionAsked, prompt_tokens: int) -> int:
         """Tokens that each reply may have."""
         room = self.model.context - prompt_tokens
-        longest = asked.longest or min(DEFAULT_TOKENS, self.config.max_tokens, max(room, 1))
+        longest = asked.longest or min(DEFAULT_TOKENS, self.terms.max_tokens, max(room, 1))
         if longest > room:
             raise Refused(
                 400,
@@ -186,10 +190,10 @@ class Service:
                 code="context_length_exceeded",
             )
         replies = min(self.engine.rows, self.engine.queue)
-        if longest * asked.n > self.config.max_tokens or asked.n > replies:
+        if longest * asked.n > self.terms.max_tokens or asked.n > replies:
             raise Refused(
                 400,
-                f"expected at most {self.config.max_tokens} tokens in all, of at most {replies} replies, got "
+                f"expected at most {self.terms.max_tokens} tokens in all, of at most {replies} replies, got "
                 f"n {asked.n} of {longest} tokens",
                 param="max_tokens",
             )
@@ -223,8 +227,8 @@ class Service:
                     exchange.applied.told,
                     kept,
                     alerts,
-                    exchange.messages if self.config.keep_text else None,
-                    job.reply.text if self.config.keep_text else None,
+                    exchange.messages if self.terms.keep_text else None,
+                    job.reply.text if self.terms.keep_text else None,
                 )
             )
             self.metrics.reply(kept, alerts)
@@ -238,7 +242,7 @@ class Service:
         for job in exchange.jobs:
             if job.reply.finish == "deadline":
                 raise Refused(
-                    504, f"expected the reply within {self.config.deadline:g} seconds, got none", kind="timeout_error"
+                    504, f"expected the reply within {self.terms.deadline:g} seconds, got none", kind="timeout_error"
                 )
             if job.reply.finish == "error":
                 raise Refused(500, job.reply.error or "the reply could not be written", kind="server_error")
@@ -297,23 +301,31 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def assemble(config: ServeConfig) -> Service:
-    """A service with its model, vectors and log.
+def assemble(
+    model: ChatModel,
+    terms: Terms,
+    *,
+    vectors: Sequence[str | Path | PersonaVector],
+    steer: Steers,
+    watch: Sequence[str],
+    calibration: str | Path | Calibration | None,
+    log: str | Path,
+    retention_days: float | None,
+) -> Service:
+    """A service of a model; `serve` says what its arguments mean.
 
     Raises:
-        PersonavecError: One of them cannot be used.
+        PersonavecError: A vector, the calibration or the log cannot be used.
     """
-    steering = tuple(parse_steering(text) for text in config.steer)
-    model = load_subject(config)
-    for one in steering:
-        one.vector.check_model(model.identity)
-    catalogue = Catalogue.load(config.vectors, model.identity, config.max_dose, config.guard)
-    watched, calibration = catalogue.defaults(config.watch), None
-    if config.calibration is not None:
-        calibration = Calibration.load(config.calibration)
+    several = steer if isinstance(steer, list | tuple) else [steer]
+    steering = tuple(added for each in several for added in steerings([each], model.identity).values())
+    catalogue = Catalogue.load(vectors, model.identity, terms.max_dose, terms.guard)
+    watched = catalogue.defaults(watch)
+    if calibration is not None:
+        calibration = calibration if isinstance(calibration, Calibration) else Calibration.load(Path(calibration))
         calibration.check_model(model.identity.id, model.identity.revision)
-        for own in watched:
-            calibration.check_vector(catalogue.vectors[own.vector].content_hash, own.vector, own.layer)
-    log = Log(config.log, config.retention_days)
-    engine = Engine(model, config.rows_at_once, config.queue)
-    return Service(config, model, engine, catalogue, log, Metrics(engine, catalogue), watched, steering, calibration)
+        for seen in watched:
+            calibration.check_vector(catalogue.vectors[seen.vector].content_hash, seen.vector, seen.layer)
+    kept = Log(Path(log), retention_days)
+    engine = Engine(model, terms.rows_at_once, terms.queue)
+    return Service(model, terms, engine, catalogue, kept, Metrics(engine, catalogue), watched, steering, calibration)
