@@ -1,6 +1,7 @@
 """Options of `serve`; their docstrings are the command line's help."""
 
 import os
+import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -102,9 +103,10 @@ class ServeConfig(Common):
             ) from error
         if self.export is not None:
             return Result({"rows": export(self.log, self.export), "out": str(self.export)})
+        began = time.monotonic()
         with listen(self.host, self.port) as listening:
             pages = find_pages(self.reports)
-            return run(self.assemble(), listening, pages)
+            return run(self.assemble(), listening, pages, began)
 
     def assemble(self) -> "Service":
         """What serves: the model, vectors and log that are named."""

@@ -58,7 +58,7 @@ def serve(
     Raises:
         PersonavecError: A vector, the log or the port cannot be used.
     """
-    granted = Terms(**terms)
+    began, granted = time.monotonic(), Terms(**terms)
     with listen(granted.host, port) as listening:
         pages = find_pages(reports)
         service = assemble(
@@ -71,12 +71,11 @@ def serve(
             log=log,
             retention_days=retention_days,
         )
-        return run(service, listening, pages)
+        return run(service, listening, pages, began)
 
 
-def run(service: Service, listening: socket.socket, pages: Mapping[str, Path]) -> Result:
+def run(service: Service, listening: socket.socket, pages: Mapping[str, Path], began: float) -> Result:
     """Serve at a socket until SIGINT or SIGTERM."""
-    began = time.monotonic()
     url = f"http://{service.terms.host}:{listening.getsockname()[1]}"
     server = uvicorn.Server(
         uvicorn.Config(

@@ -21,7 +21,7 @@ from personavec.server.metrics import Metrics
 from personavec.server.protocol import ChatAsked, CompletionAsked, Refused
 from personavec.server.reply import News, RunningReply
 from personavec.server.terms import Terms
-from personavec.steering.notation import Steers, steerings
+from personavec.steering.notation import Steers, in_order
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 from personavec.verbs.monitor.calibration import KINDS, Calibration
@@ -317,8 +317,7 @@ def assemble(
     Raises:
         PersonavecError: A vector, the calibration or the log cannot be used.
     """
-    several = steer if isinstance(steer, list | tuple) else [steer]
-    steering = tuple(added for each in several for added in steerings([each], model.identity).values())
+    steering = in_order(steer, model.identity)
     catalogue = Catalogue.load(vectors, model.identity, terms.max_dose, terms.guard)
     watched = catalogue.defaults(watch)
     if calibration is not None:

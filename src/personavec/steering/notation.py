@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from personavec.errors import ConfigError, VectorError
 from personavec.model.identity import ModelIdentity
@@ -59,6 +60,17 @@ def steerings(steer: Steers, model: ModelIdentity) -> dict[str, Steering]:
     for steering in named.values():
         steering.vector.check_model(model)
     return named
+
+
+def in_order(steer: Steers, model: ModelIdentity) -> tuple[Steering, ...]:
+    """What steers a model, as given: twice the same adds twice.
+
+    Raises:
+        ConfigError: As `steerings`.
+        VectorError: Likewise.
+    """
+    several: Any = steer if isinstance(steer, list | tuple) else [steer]
+    return tuple(steering for given in several for steering in steerings([given], model).values())
 
 
 def _read(steer: str | Steering) -> Steering:
