@@ -21,7 +21,7 @@ from personavec.server import protocol
 from personavec.server.answers import Completion
 from personavec.server.catalogue import dose
 from personavec.server.limits import Limits
-from personavec.server.protocol import ChatAsked, CompletionAsked, Refused
+from personavec.server.protocol import ChatBody, CompletionBody, Refused
 from personavec.server.reply import News
 from personavec.server.service import Exchange, Service
 from personavec.server.terms import LOOPBACK
@@ -30,7 +30,7 @@ from personavec.steering.steer import Steering
 POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 """What the dashboard may load."""
 SANDBOX = "sandbox allow-scripts allow-downloads"
-"""A report may not act as the dashboard does; what it may load is its own policy's."""
+"""A report may not act as the dashboard does; what it may load is said by its policy."""
 UNCACHED = {"Cache-Control": "no-store"}
 GRACE_SECONDS = 1.0
 
@@ -64,8 +64,8 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def not_there(request: Request, error: HTTPException) -> Response:
-        told = f"expected a path and method of this server, got {request.method} {request.url.path[:200]}"
-        return await refused(request, Refused(error.status_code, told))
+        problem = f"expected a path and method of this server, got {request.method} {request.url.path[:200]}"
+        return await refused(request, Refused(error.status_code, problem))
 
     @app.exception_handler(RequestValidationError)
     async def wrong_query(request: Request, error: RequestValidationError) -> Response:
@@ -74,33 +74,33 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await answer(request, protocol.read(await request.body(), ChatAsked))
+        return await answer(request, protocol.read(await request.body(), ChatBody))
 
     @app.post("/v1/completions")
     async def complete(request: Request) -> Response:
-        return await answer(request, protocol.read(await request.body(), CompletionAsked))
+        return await answer(request, protocol.read(await request.body(), CompletionBody))
 
-    async def answer(request: Request, asked: ChatAsked | CompletionAsked) -> Response:
-        exchange = await service.open(asked)
+    async def answer(request: Request, body: ChatBody | CompletionBody) -> Response:
+        exchange = await service.open(body)
         made = Completion(exchange, service.model)
         news = exchange.news()
         watcher = asyncio.create_task(leave(request, exchange, service))
         try:
             first = await anext(news)
-            if asked.stream and exchange.jobs[first[0]].reply.finish not in ("error", "deadline"):
+            if body.stream and exchange.jobs[first[0]].reply.finish not in ("error", "deadline"):
                 return StreamingResponse(
                     stream(exchange, made, first, news, watcher), media_type="text/event-stream", headers=UNCACHED
                 )
             async for _ in news:
                 pass
-            told = made.whole(await service.close(exchange))
+            answered = made.whole(await service.close(exchange))
         except BaseException:
             exchange.cancel()
             watcher.cancel()
             raise
         watcher.cancel()
         service.metrics.request(_path(request), 200)
-        return JSONResponse(told)
+        return JSONResponse(answered)
 
     async def stream(
         exchange: Exchange,
@@ -111,16 +111,16 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     ) -> AsyncIterator[str]:
         """Events of a stream; a client that leaves it ends its replies, and they are logged all the same."""
         try:
-            for index, own in [first]:
-                if chunk := made.chunk(index, own):
+            for index, grown in [first]:
+                if chunk := made.chunk(index, grown):
                     yield _event(chunk)
-            async for index, own in news:
-                if chunk := made.chunk(index, own):
+            async for index, grown in news:
+                if chunk := made.chunk(index, grown):
                     yield _event(chunk)
             try:
                 for index, persona in enumerate(await service.close(exchange)):
                     yield _event(made.last(index, persona))
-                if exchange.asked.wants_usage:
+                if exchange.body.wants_usage:
                     yield _event(made.counted())
             except Refused as error:
                 yield _event(error.body)
@@ -144,16 +144,16 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     @app.get("/v1/conversations")
     async def conversations(limit: Annotated[int, Query(ge=1, le=1000)] = 50, alerts: bool = False) -> Any:
-        found = await asyncio.to_thread(service.log.conversations, limit, alerts)
-        return {"data": [row | {"first": _date(row["first"]), "last": _date(row["last"])} for row in found]}
+        rows = await asyncio.to_thread(service.log.conversations, limit, alerts)
+        return {"data": [row | {"first": _date(row["first"]), "last": _date(row["last"])} for row in rows]}
 
     @app.get("/v1/conversations/{name}")
     async def conversation(name: str) -> Any:
         turns = await asyncio.to_thread(service.log.turns, name)
         if not turns:
             raise Refused(404, f"expected a conversation of the log, got {name[:100]}")
-        told = [{"request": turn["id"], "time": _date(turn["time"])} | turn for turn in turns]
-        return {"id": name, "turns": [turn | {"time": _date(turn["time"])} for turn in told]}
+        dated = [{"request": turn["id"], "time": _date(turn["time"])} | turn for turn in turns]
+        return {"id": name, "turns": [turn | {"time": _date(turn["time"])} for turn in dated]}
 
     @app.get("/v1/status")
     async def status() -> Any:
@@ -171,9 +171,9 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     @app.get("/v1/reports")
     async def listed() -> Any:
-        # a link opens in a tab of its own, where nothing can send the key: who knows the link has been told it
-        told = enumerate(pages.items())
-        return {"data": [{"id": n, "name": name, "url": f"/reports/{link}"} for n, (link, (name, _)) in told]}
+        # a link opens in another tab, where nothing can send the key: who knows the link was given it
+        numbered = enumerate(pages.items())
+        return {"data": [{"id": n, "name": name, "url": f"/reports/{link}"} for n, (link, (name, _)) in numbered]}
 
     @app.get("/reports/{link}")
     async def report(link: str) -> Response:
@@ -209,15 +209,15 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
 
 async def leave(request: Request, exchange: Exchange, service: Service) -> None:
-    """Wait until whoever asked is gone, end their replies, and log them."""
+    """Wait until the client is gone, end its replies, and log them."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     exchange.cancel()
     service.abandon(exchange)
 
 
-def _event(told: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(told, ensure_ascii=False, allow_nan=False)}\n\n"
+def _event(event: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False, allow_nan=False)}\n\n"
 
 
 def _date(seconds: float) -> str:
@@ -228,8 +228,8 @@ def _vector(service: Service, name: str) -> dict[str, Any]:
     """What a client may know of a vector, its safe doses among it."""
     vector = service.catalogue.vectors[name]
     card = vector.card
-    one = dose(Steering(vector, 1.0, card.layer)) if card.layer is not None else None
-    proven = None if one is None or card.coef is None else one * card.coef
+    unit_dose = dose(Steering(vector, 1.0, card.layer)) if card.layer is not None else None
+    proven = None if unit_dose is None or card.coef is None else unit_dose * card.coef
     return {
         "id": name,
         "trait": card.trait,
@@ -237,13 +237,13 @@ def _vector(service: Service, name: str) -> dict[str, Any]:
         "n_layers": len(vector.direction),
         "coef": card.coef,
         "dose": proven,
-        "dose_per_coef": one,
+        "dose_per_coef": unit_dose,
         "safe_dose": None if proven is None else abs(proven),
         "max_dose": service.catalogue.max_dose,
         "reliability": card.reliability[card.layer] if card.reliability and card.layer is not None else None,
         "hash": vector.content_hash,
-        "watched": any(own.vector == name for own in service.watched),
-        "default_dose": sum(dose(own) or 0.0 for own in service.steering if own.vector.card.trait == name),
+        "watched": any(watched.vector == name for watched in service.watched),
+        "default_dose": sum(dose(added) or 0.0 for added in service.steering if added.vector.card.trait == name),
         "band": service.band(name),
     }
 

@@ -1,4 +1,4 @@
-"""Serve: a model over OpenAI's API, steered and watched, until it is told to stop."""
+"""Serve: a model over OpenAI's API, steered and watched, until it is stopped."""
 
 import signal
 import socket
@@ -22,7 +22,7 @@ from personavec.steering.vector import PersonaVector
 from personavec.verbs.monitor.calibration import Calibration
 
 SHUTDOWN_SECONDS = 30
-"""How long replies under way may go on after the server is asked to stop."""
+"""How long replies under way may go on after the signal to stop."""
 
 
 def serve(
