@@ -54,7 +54,7 @@ def serve(vector: str, port: int) -> None:
     from personavec.steering.generate import Request, generate
 
     config = ServeConfig(vectors=(Path(vector),), log=Path(mkdtemp()) / "turns.db", watch=("none",), queue=SOAK)
-    service = config.service()
+    service = config.assemble()
     service.model.stop_ids = []
     app = build(service, {})
 

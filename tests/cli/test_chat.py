@@ -15,8 +15,8 @@ from support.tiny_chat import said
 
 from personavec.cli import chat as chatting
 from personavec.cli.main import main, parse
+from personavec.errors import PersonavecError
 from personavec.model.chat_model import ChatModel
-from personavec.model.sampling import Sampling
 from personavec.steering.steer import Steering
 from personavec.steering.vector import load_vector
 
@@ -69,8 +69,7 @@ def test_chat_from_stdin(
 def start(model: ChatModel, args: list[str], watched: Any = (), **out: Any) -> chatting.Chat:
     """A chat whose two consoles write to strings."""
     options = parse(["chat", *args])[1]
-    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
-    session = chatting.Chat(model, sampling, options.seed, (), list(watched), "template")
+    session = chatting.Chat(model, options, options.seed, (), list(watched), "template")
     session.out = rich.console.Console(file=io.StringIO(), soft_wrap=True, highlight=False, **out)
     session.notes = rich.console.Console(file=io.StringIO(), soft_wrap=True, highlight=False)
     return session
@@ -97,7 +96,7 @@ def test_characters_stay_whole(plain_model: ChatModel, monkeypatch: pytest.Monke
 def test_watching_colours_each_token_by_its_own_projection(
     plain_model: ChatModel, saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (one,) = chatting._usual(plain_model, [chatting._watched(saved[1])], "template")
+    (one,) = chatting._usual(plain_model, [chatting.read_watched(saved[1])], "template")
     assert one.usual[0] < one.usual[1] < one.usual[2]
     asked: list[float] = []
     monkeypatch.setattr(chatting.Watched, "style", lambda _, projection: asked.append(projection) or "")
@@ -115,7 +114,7 @@ def test_watching_colours_each_token_by_its_own_projection(
 
 
 def test_colours_go_from_blue_to_red_and_obey_no_color(plain_model: ChatModel, saved: tuple[Path, Path]) -> None:
-    one = dataclasses.replace(chatting._watched(saved[1]), usual=(0.0, 1.0, 2.0))
+    one = dataclasses.replace(chatting.read_watched(saved[1]), usual=(0.0, 1.0, 2.0))
     assert [one.style(p) for p in (-99, 1, 99)] == ["color(16) on color(32)", "", "color(16) on color(203)"]
     terminal = {"force_terminal": True, "color_system": "256"}
     colours, plain = (
@@ -149,6 +148,38 @@ def test_overflow_ends_the_reply_not_the_chat(plain_model: ChatModel, saved: tup
     session.steering = ()
     session.ask("Hello?")
     assert session.turns[1]["reply"]
+
+
+def test_objects_chat_as_the_command_line_does(
+    saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--model", str(saved[0]), "--steer", f"{saved[1]}:2", "--watch", str(saved[1]), "--max-new-tokens", "6"]
+    out, _ = talk(["Hello?"], [*args, "--json"], monkeypatch, capsys)
+    (printed,) = json.loads(out)["turns"]
+    vector = load_vector(saved[1])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello?\n/nonsense\n"))
+    model = ChatModel.load(str(saved[0]))
+    talked = chatting.chat(model, steer=vector.at(coef=2.0), watch=[vector], max_new_tokens=6)
+    assert talked.turns[0]["reply"] == printed["reply"] and len(talked.data["failed"]) == 1
+    assert talked.turns[0]["projections"]["tiny"] | {"usual": None} == pytest.approx(
+        printed["projections"][str(saved[1])] | {"usual": None}
+    )
+    assert tiny.hooks(model) == 0
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_objects_are_one_line(model: ChatModel, saved: tuple[Path, Path]) -> None:
+    vector, stranger = load_vector(saved[1]), tiny.vector(tiny.build(seed=3))
+    for options, told in (
+        ({"steer": 3}, "expected steer="),
+        ({"steer": [vector]}, "expected steer=vector.at"),
+        ({"watch": [stranger]}, "expected a"),
+        ({"steer": stranger.at(coef=1.0, layer=1)}, "extract it from this model"),
+        ({"temperature": -1.0}, "expected temperature 0 or more"),
+    ):
+        with pytest.raises(PersonavecError, match=told) as error:
+            chatting.chat(model, **options)
+        assert "\n" not in str(error.value)
 
 
 def test_interrupt_stops_the_reply(plain_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:

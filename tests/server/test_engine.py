@@ -7,7 +7,7 @@ from itertools import cycle
 
 import pytest
 import torch
-from support import tiny
+from support import tiny, tiny_chat
 from support.tiny import hooks, prompt
 
 from personavec.errors import ModelError
@@ -348,8 +348,6 @@ def test_nothing_of_a_stop_text_is_ever_told(model: ChatModel, text: str, stops:
 
 
 def test_a_character_of_several_tokens_is_told_whole() -> None:
-    from support import tiny_chat
-
     model = tiny_chat.build()
     made, told = reply(model, "aé→😀b")
     assert "".join(told) == "aé→😀b" and not any("\ufffd" in piece for piece in told)

@@ -103,9 +103,9 @@ def test_alerts_follow_the_calibration_alone(options: dict[str, Any], tmp_path: 
         assert other["choices"][0]["persona"]["alerts"] == []
     PersonaVector(vector.direction * 2, vector.card).save(tmp_path / "twice.safetensors")
     with pytest.raises(DataError, match="expected a calibration of the vector tiny"):
-        ServeConfig(**options | {"vectors": (tmp_path / "twice.safetensors",)}, calibration=path).service()
+        ServeConfig(**options | {"vectors": (tmp_path / "twice.safetensors",)}, calibration=path).assemble()
     with pytest.raises(DataError, match="expected a calibration, got"):
-        ServeConfig(**options, calibration=options["vectors"][0]).service()
+        ServeConfig(**options, calibration=options["vectors"][0]).assemble()
 
 
 def test_drift_is_told_over_the_turns_of_a_conversation(options: dict[str, Any], tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_bad_starts_are_one_line(options: dict[str, Any], saved: tuple[Path, Pat
         ({"log": saved[1] / "log.db"}, ConfigError, "expected a log that can be written"),
     ):
         with pytest.raises(kind, match=match.replace("(", r"\(").replace(")", r"\)")):
-            ServeConfig(**options | changes).service()
+            ServeConfig(**options | changes).assemble()
     for changes, match in (
         ({"host": "0.0.0.0"}, "expected a key with --host"),
         ({"port": 70000}, "expected a port from 0 to 65535"),

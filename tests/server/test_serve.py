@@ -1,12 +1,14 @@
 """The server as a process: the official client, signals, kills, clients that leave."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -15,9 +17,13 @@ import uvicorn
 from support import tiny
 from support.serving import ASKED
 
+from personavec.errors import ConfigError, PersonavecError
+from personavec.model.chat_model import ChatModel
 from personavec.server.app import build
 from personavec.server.log import Log
 from personavec.server.options import ServeConfig
+from personavec.server.serve import listen, serve
+from personavec.steering.vector import PersonaVector, load_vector
 
 # a real process
 
@@ -103,9 +109,64 @@ def test_a_killed_server_lost_no_turn_that_was_answered(options: dict[str, Any])
     log.close()
 
 
+def test_objects_are_served_until_a_signal(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    """The model and the vector in memory, as a researcher holds them."""
+    model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    answers: list[Any] = []
+
+    def ask() -> None:
+        asking = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=20)
+        try:
+            messages: Any = [{"role": "user", "content": "Hi"}]
+            answers.append(asking.chat.completions.create(model=model.identity.id, messages=messages, max_tokens=3))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    served = serve(
+        model,
+        vectors=[vector],
+        steer=vector.at(dose=0.2),
+        log=tmp_path / "turns.db",
+        port=port,
+        max_tokens=16,
+        queue=4,
+    )
+    thread.join()
+    assert answers[0].persona["steering"][0]["dose"] == pytest.approx(0.2)
+    assert list(answers[0].choices[0].persona["projections"]) == ["tiny"]
+    assert (served.data["turns"], served.data["requests"], served.data["model"]) == (1, 1, model.identity.id)
+    assert "turns: 1" in repr(served) and tiny.hooks(model) == 0
+    twice = PersonaVector(vector.direction * 2, vector.card)
+    stranger = tiny.vector(tiny.build("llama", hidden_size=48))
+    for options, told in (
+        ({"vectors": [vector, twice]}, "expected one vector a trait, got another tiny in memory"),
+        ({"vectors": [stranger]}, "expected a vector for"),
+        ({"steer": [vector.at(coef=1.0, layer=1), "x"]}, "expected VEC:COEF"),
+        ({"max_dose": -1.0}, "expected max_dose above 0"),
+        ({"host": "0.0.0.0"}, "expected a key with --host"),
+        ({"reports": [tmp_path]}, "expected report.html"),
+    ):
+        with pytest.raises(PersonavecError, match=told) as error:
+            serve(model, **{"log": tmp_path / "other.db", "port": 0} | options)
+        assert "\n" not in str(error.value)
+
+
+def test_a_taken_port_is_told_before_the_model_is_loaded(options: dict[str, Any]) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"expected a free address, got 127.0.0.1:{port}"):
+            ServeConfig(**options | {"model": "/nosuch/model"}, port=port).run()
+
+
 def test_clients_that_leave_free_their_rows(options: dict[str, Any]) -> None:
     """Streams and waiting requests that are dropped half-way end, are logged as cancelled, and leave no hook."""
-    service = ServeConfig(**options | {"max_tokens": 200}).service()
+    service = ServeConfig(**options | {"max_tokens": 200}).assemble()
     service.model.stop_ids = []
     config = uvicorn.Config(build(service, {}), port=0, log_level="warning")
     running = uvicorn.Server(config)

@@ -37,7 +37,7 @@ class Client(TestClient):
 
 
 def client(config: ServeConfig, reports: dict[str, Path] | None = None) -> Client:
-    service = config.service()
+    service = config.assemble()
     made = Client(build(service, reports or {}), base_url="http://127.0.0.1")
     made.service = service
     return made

@@ -19,7 +19,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
 from personavec.runs.result import Result
 from personavec.steering.generate import Request, Watch, stream
-from personavec.steering.notation import Steers, steerings
+from personavec.steering.notation import Steers, in_order
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector, load_vector
 
@@ -181,7 +181,7 @@ class Chat:
         elif command == "/steer":
             if rest:
                 texts = [] if rest == "off" else shlex.split(rest)
-                self.steering = _steering(texts, self.model)
+                self.steering = in_order(texts, self.model.identity)
             self.notes.print(_described(self.steering))
         else:
             self.notes.print(HELP)
@@ -233,10 +233,10 @@ def chat(
         PersonavecError: A vector cannot be used. Later mistakes do not end the chat.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p)
-    watched = [_watched(vector) for vector in watch]
+    watched = [read_watched(vector) for vector in watch]
     for each in watched:
         each.vector.check_model(model.identity)
-    steering = _steering(steer, model)
+    steering = in_order(steer, model.identity)
     session = Chat(model, sampling, seed, steering, _usual(model, watched, system), system)
     adapted = f" with {model.adapter}" if model.adapter else ""
     session.notes.print(f"{model.identity.id}{adapted} on {model.device}; {_described(steering)}; /help for commands")
@@ -279,7 +279,12 @@ def _lines() -> Iterator[str]:
             return
 
 
-def _watched(source: str | Path | PersonaVector) -> Watched:
+def read_watched(source: str | Path | PersonaVector) -> Watched:
+    """A vector to watch, at the layer that its card recommends.
+
+    Raises:
+        VectorError: It cannot be read, or recommends none.
+    """
     vector = source if isinstance(source, PersonaVector) else load_vector(source)
     layer, name = vector.card.layer, vector.card.trait if isinstance(source, PersonaVector) else str(source)
     if layer is None:
@@ -297,10 +302,6 @@ def _usual(model: ChatModel, watched: list[Watched], system: str) -> list[Watche
     read = torch.cat([step.projections for step in steps[1:] or steps])  # the first step reads the prompts
     percentiles = read.quantile(torch.tensor([0.05, 0.5, 0.95], device=read.device), dim=0).T.tolist()
     return [replace(each, usual=tuple(usual)) for each, usual in zip(watched, percentiles, strict=True)]
-
-
-def _steering(steer: Steers, model: ChatModel) -> tuple[Steering, ...]:
-    return tuple(steering for _, steering in steerings(steer, model.identity))
 
 
 def _described(steering: tuple[Steering, ...]) -> str:

@@ -43,7 +43,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "demo": (DemoConfig, "summary_find"),
     "extract": (ExtractConfig, "summary_find"),
     "evaluate": (EvaluateConfig, "summary_find"),
-    "chat": (ChatConfig, "summary_compare"),
+    "chat": (ChatConfig, "summary_use"),
     "monitor": (MonitorConfig, "summary_use"),
     "screen": (ScreenConfig, "summary_train"),
     "finetune": (ReportConfig, "summary_train"),

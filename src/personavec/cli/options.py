@@ -41,11 +41,10 @@ class ChatConfig(Sampling, Common):
 
     def run(self) -> "Conversation":
         """Load what is named and chat."""
-        from personavec.cli.chat import chat
+        from personavec.cli.chat import chat, read_watched
         from personavec.steering.notation import parse_steering
-        from personavec.steering.vector import load_vector
 
         steer = [parse_steering(text) for text in self.steer]
         for path in self.watch:  # what is wrong with it is said before the model is loaded
-            load_vector(path)
+            read_watched(path)
         return call(chat, self, load_subject(self), steer=steer)  # type: ignore[no-any-return]

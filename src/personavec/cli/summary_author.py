@@ -42,7 +42,7 @@ def write_dataset(_config: WriteDatasetConfig, result: Json) -> None:
 def _writer_usage(result: Json) -> None:
     """What became of the answers of a writer, and what its server was asked."""
     usage = result["writer_usage"]
-    told = ", ".join(f"{usage[kind]:,} {kind}" for kind in ("valid", "invalid", "refused", "failed", "retried"))
+    kinds = ", ".join(f"{usage[kind]:,} {kind}" for kind in ("valid", "invalid", "refused", "failed", "retried"))
     server = usage["server"]
     spent = f"; {server['calls']:,} calls, {server['tokens']:,} tokens" if server else ""
-    say(f"answers: {usage['asked']:,} ({told}{spent})")
+    say(f"answers: {usage['asked']:,} ({kinds}{spent})")

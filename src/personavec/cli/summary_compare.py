@@ -3,13 +3,8 @@
 from rich.table import Table
 
 from personavec.cli.lines import Json, console, estimate, say
-from personavec.cli.options import ChatConfig
 from personavec.paper.options import PaperConfig
 from personavec.verbs.analyse.options import DecomposeConfig, SpaceConfig
-
-
-def chat(_config: ChatConfig, _result: Json) -> None:
-    """Nothing: all was said."""
 
 
 def paper(config: PaperConfig, result: Json) -> None:

@@ -4,9 +4,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from personavec.cli.lines import Json, console, estimate, judge_usage, reasons, say
+from personavec.cli.options import ChatConfig
 from personavec.server.options import ServeConfig
 from personavec.verbs.interop.options import InteropConfig
 from personavec.verbs.monitor.options import MonitorConfig
+
+
+def chat(_config: ChatConfig, _result: Json) -> None:
+    """Nothing: all was said."""
 
 
 def monitor(config: MonitorConfig, result: Json) -> None:
@@ -61,8 +66,8 @@ def serve(config: ServeConfig, result: Json) -> None:
     if config.export is not None:
         say(f"{result['rows']:,} rows in {result['out']}", markup=False)
     else:
-        told = f"{result['requests']:,} requests, {result['turns']:,} turns in {result['log']}"
-        say(f"{told}; {result['seconds']:.0f} seconds", markup=False)
+        answered = f"{result['requests']:,} requests, {result['turns']:,} turns in {result['log']}"
+        say(f"{answered}; {result['seconds']:.0f} seconds", markup=False)
 
 
 def interop(config: InteropConfig, result: Json) -> None:
@@ -75,6 +80,6 @@ def interop(config: InteropConfig, result: Json) -> None:
     if absent := result.get("absent_layers"):
         say(f"not in the file, and so not to be used: {len(absent)} of its layers ({absent[0]} … {absent[-1]})")
     if result["kind"] == "baked":
-        told = "largest difference of a logit from steering {max_logit_difference:.2g}; of a token's logits, relative"
-        told += " {distance:.2g} (tolerance {tolerance:.2g}), where steering moves them by {moved:.2g}"
-        say(told.format(**result))
+        line = "largest difference of a logit from steering {max_logit_difference:.2g}; of a token's logits, relative"
+        line += " {distance:.2g} (tolerance {tolerance:.2g}), where steering moves them by {moved:.2g}"
+        say(line.format(**result))

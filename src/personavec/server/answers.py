@@ -3,7 +3,7 @@
 from typing import Any
 
 from personavec.model.chat_model import ChatModel
-from personavec.server.protocol import ChatAsked
+from personavec.server.protocol import ChatBody
 from personavec.server.reply import Logprobs, News
 from personavec.server.service import Exchange
 
@@ -11,13 +11,13 @@ Json = dict[str, Any]
 
 
 class Completion:
-    """One request's answer, whole or in chunks."""
+    """The answer to a request, whole or in chunks."""
 
     def __init__(self, exchange: Exchange, model: ChatModel) -> None:
         self.exchange, self.model = exchange, model
-        self.chat = isinstance(exchange.asked, ChatAsked)
+        self.chat = isinstance(exchange.body, ChatBody)
         self._begun: set[int] = set()
-        self._told = [0] * len(exchange.jobs)
+        self._sent = [0] * len(exchange.jobs)
 
     def whole(self, personas: list[Json]) -> Json:
         """A chat.completion or text_completion object."""
@@ -31,16 +31,18 @@ class Completion:
             choices.append(self._choice(index, said, reply.finish, logprobs) | {"persona": persona})
         return self._object("chat.completion" if self.chat else "text_completion", choices) | {
             "usage": self.usage(),
-            "persona": self._told_once(),
+            "persona": self._shared(),
         }
 
     def chunk(self, index: int, news: News) -> Json | None:
-        """What a reply has got; None where that is nothing to tell."""
+        """What a reply has got; None if that is nothing to send."""
         values = news.read
         first: Json = {}
         if values and index not in self._begun:
             self._begun.add(index)
-            first = {"prompt_last": {seen.key: values[0][place] for place, seen in enumerate(self.exchange.seen)}}
+            first = {
+                "prompt_last": {watched.key: values[0][place] for place, watched in enumerate(self.exchange.watched)}
+            }
             values = values[1:]
         if not (news.pieces or values or first):
             return None
@@ -48,16 +50,16 @@ class Completion:
         delta: Json = (
             {"delta": ({"role": "assistant"} if first else {}) | {"content": text}} if self.chat else {"text": text}
         )
-        tokens = {seen.key: [row[place] for row in values] for place, seen in enumerate(self.exchange.seen)}
+        tokens = {watched.key: [row[place] for row in values] for place, watched in enumerate(self.exchange.watched)}
         choice = self._choice(index, delta, None, self._logprobs(index, news.pieces))
         choice["persona"] = {"pieces": news.pieces, "tokens": tokens}
-        return self._object(self._chunk_kind, [choice]) | ({"persona": self._told_once() | first} if first else {})
+        return self._object(self._chunk_kind, [choice]) | ({"persona": self._shared() | first} if first else {})
 
     def last(self, index: int, persona: Json) -> Json:
         """The chunk that ends a reply."""
         said: Json = {"delta": {}} if self.chat else {"text": ""}
         finish = self.exchange.jobs[index].reply.finish
-        persona = {name: persona[name] for name in ("projections", "alerts")}  # the pieces were all told
+        persona = {name: persona[name] for name in ("projections", "alerts")}  # the pieces were all sent
         return self._object(self._chunk_kind, [self._choice(index, said, finish, None) | {"persona": persona}])
 
     def counted(self) -> Json:
@@ -74,12 +76,12 @@ class Completion:
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.chat else "text_completion"
 
-    def _told_once(self) -> Json:
+    def _shared(self) -> Json:
         exchange = self.exchange
         return {
             "conversation": exchange.conversation,
             "turn": exchange.turn,
-            "steering": exchange.applied.told,
+            "steering": exchange.applied.descriptions,
             "warnings": exchange.applied.warnings,
         }
 
@@ -89,7 +91,7 @@ class Completion:
             "id": exchange.id,
             "object": kind,
             "created": exchange.created,
-            "model": exchange.asked.model or self.model.identity.id,
+            "model": exchange.body.model or self.model.identity.id,
             "choices": choices,
         }
 
@@ -98,26 +100,26 @@ class Completion:
         return {"index": index} | said | {"finish_reason": finish, "logprobs": logprobs}
 
     def _logprobs(self, index: int, pieces: list[str]) -> Json | None:
-        """Of the tokens of these pieces, which follow those that were told before."""
-        if self.exchange.asked.top is None:
+        """Of the tokens of these pieces, which follow those that were sent before."""
+        if self.exchange.body.top is None:
             return None
-        begin = self._told[index]
-        self._told[index] += len(pieces)
-        drawn = self.exchange.jobs[index].reply.logprobs[begin : self._told[index]]
+        begin = self._sent[index]
+        self._sent[index] += len(pieces)
+        tokens = self.exchange.jobs[index].reply.logprobs[begin : self._sent[index]]
         if self.chat:
             return {
                 "content": [
-                    self._entry(token.token, token.logprob) | {"top_logprobs": self._top(token)} for token in drawn
+                    self._entry(token.token, token.logprob) | {"top_logprobs": self._top(token)} for token in tokens
                 ]
             }
         return {
-            "tokens": [self._text(token.token) for token in drawn],
-            "token_logprobs": [token.logprob for token in drawn],
-            "top_logprobs": [{self._text(candidate): value for candidate, value in token.top} for token in drawn],
+            "tokens": [self._text(token.token) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{self._text(other): value for other, value in token.top} for token in tokens],
         }
 
     def _top(self, token: Logprobs) -> list[Json]:
-        return [self._entry(candidate, value) for candidate, value in token.top]
+        return [self._entry(other, value) for other, value in token.top]
 
     def _entry(self, token: int, value: float) -> Json:
         text = self._text(token)

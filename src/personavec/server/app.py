@@ -1,12 +1,11 @@
-"""The routes of a server, and what every request must pass before anything reads it."""
+"""The routes of a server."""
 
 import asyncio
-import hmac
 import json
 import mimetypes
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -17,12 +16,12 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from personavec.server import protocol
 from personavec.server.answers import Completion
 from personavec.server.catalogue import dose
-from personavec.server.protocol import ChatAsked, CompletionAsked, Refused
+from personavec.server.limits import Limits
+from personavec.server.protocol import ChatBody, CompletionBody, Refused
 from personavec.server.reply import News
 from personavec.server.service import Exchange, Service
 from personavec.server.terms import LOOPBACK
@@ -31,94 +30,9 @@ from personavec.steering.steer import Steering
 POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 """What the dashboard may load."""
 SANDBOX = "sandbox allow-scripts allow-downloads"
-"""A report may not act as the dashboard does; what it may load is its own policy's."""
+"""A report may not act as the dashboard does; what it may load is said by its policy."""
 UNCACHED = {"Cache-Control": "no-store"}
 GRACE_SECONDS = 1.0
-
-
-OPEN = ("/static/", "/health", "/ready", "/reports/")
-"""What needs no key, besides the page itself. Links of reports cannot be guessed."""
-
-
-class Limits:
-    """ASGI middleware.
-
-    Args:
-        app: What is protected.
-        key: That requests must name; None lets everybody in.
-        hosts: Names by which the server may be called; None allows any. Keeps pages of other sites from reaching a
-            server on this machine under a name of theirs.
-        body_bytes: Longest body.
-    """
-
-    def __init__(self, app: ASGIApp, key: str | None, hosts: Collection[str] | None, body_bytes: int) -> None:
-        self.app, self.key, self.hosts, self.body_bytes = app, key, hosts, body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        size, answered = 0, False
-
-        async def measured() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self.body_bytes:
-                raise self._too_large(size)
-            return message
-
-        async def noted(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
-
-        try:
-            self._check(scope)
-            await self.app(scope, measured, noted)
-        except Refused as error:
-            if answered:
-                raise
-            await answer(error, send)
-
-    def _check(self, scope: Scope) -> None:
-        headers = {name: value for name, value in scope["headers"]}
-        path = scope["path"]
-        host = headers.get(b"host", b"").decode("latin-1").partition("]")[0].strip("[")  # [::1]:8000
-        host = host if host.count(":") > 1 else host.partition(":")[0]
-        if self.hosts is not None and host not in self.hosts:
-            raise Refused(421, f"expected one of the hosts {', '.join(sorted(self.hosts))}, got another name")
-        given = headers.get(b"authorization", b"")
-        if self.key is not None and path != "/" and not path.startswith(OPEN):
-            if not hmac.compare_digest(given, b"Bearer " + self.key.encode()):
-                raise Refused(
-                    401,
-                    "expected the key of this server as «Authorization: Bearer KEY», got another or none",
-                    code="invalid_api_key",
-                )
-        if scope["method"] == "POST":
-            kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-            if kind != b"application/json":
-                raise Refused(
-                    415, f"expected content of type application/json, got {kind.decode('latin-1')[:100] or 'none'}"
-                )
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > self.body_bytes:
-            raise self._too_large(int(length[:20]))
-
-    def _too_large(self, size: int) -> Refused:
-        return Refused(413, f"expected a body of at most {self.body_bytes:,} bytes, got {size:,} or more")
-
-
-async def answer(error: Refused, send: Send) -> None:
-    """Send an error."""
-    body = json.dumps(error.body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
@@ -135,8 +49,8 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
         await service.stop(GRACE_SECONDS)
 
     app = FastAPI(title="personavec", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    terms = service.terms
-    hosts = {*LOOPBACK} if terms.local else None
+    terms, name = service.terms, service.model.identity.id
+    hosts = {*LOOPBACK} if terms.host in LOOPBACK else None
     app.add_middleware(Limits, key=terms.key, hosts=hosts, body_bytes=terms.max_request_bytes)
     static = Path(str(files("personavec.server"))) / "static"
     assets = {path.relative_to(static).as_posix(): path.read_bytes() for path in static.rglob("*") if path.is_file()}
@@ -150,8 +64,8 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def not_there(request: Request, error: HTTPException) -> Response:
-        text = f"expected a path and method of this server, got {request.method} {request.url.path[:200]}"
-        return await refused(request, Refused(error.status_code, text))
+        problem = f"expected a path and method of this server, got {request.method} {request.url.path[:200]}"
+        return await refused(request, Refused(error.status_code, problem))
 
     @app.exception_handler(RequestValidationError)
     async def wrong_query(request: Request, error: RequestValidationError) -> Response:
@@ -160,33 +74,33 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await answer(request, protocol.read(await request.body(), ChatAsked))
+        return await answer(request, protocol.read(await request.body(), ChatBody))
 
     @app.post("/v1/completions")
     async def complete(request: Request) -> Response:
-        return await answer(request, protocol.read(await request.body(), CompletionAsked))
+        return await answer(request, protocol.read(await request.body(), CompletionBody))
 
-    async def answer(request: Request, asked: ChatAsked | CompletionAsked) -> Response:
-        exchange = await service.open(asked)
+    async def answer(request: Request, body: ChatBody | CompletionBody) -> Response:
+        exchange = await service.open(body)
         made = Completion(exchange, service.model)
         news = exchange.news()
         watcher = asyncio.create_task(leave(request, exchange, service))
         try:
             first = await anext(news)
-            if asked.stream and exchange.jobs[first[0]].reply.finish not in ("error", "deadline"):
+            if body.stream and exchange.jobs[first[0]].reply.finish not in ("error", "deadline"):
                 return StreamingResponse(
                     stream(exchange, made, first, news, watcher), media_type="text/event-stream", headers=UNCACHED
                 )
             async for _ in news:
                 pass
-            answer = made.whole(await service.close(exchange))
+            answered = made.whole(await service.close(exchange))
         except BaseException:
             exchange.cancel()
             watcher.cancel()
             raise
         watcher.cancel()
         service.metrics.request(_path(request), 200)
-        return JSONResponse(answer)
+        return JSONResponse(answered)
 
     async def stream(
         exchange: Exchange,
@@ -197,16 +111,16 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     ) -> AsyncIterator[str]:
         """Events of a stream; a client that leaves it ends its replies, and they are logged all the same."""
         try:
-            for index, piece in [first]:
-                if chunk := made.chunk(index, piece):
+            for index, grown in [first]:
+                if chunk := made.chunk(index, grown):
                     yield _event(chunk)
-            async for index, piece in news:
-                if chunk := made.chunk(index, piece):
+            async for index, grown in news:
+                if chunk := made.chunk(index, grown):
                     yield _event(chunk)
             try:
                 for index, persona in enumerate(await service.close(exchange)):
                     yield _event(made.last(index, persona))
-                if exchange.asked.wants_usage:
+                if exchange.body.wants_usage:
                     yield _event(made.counted())
             except Refused as error:
                 yield _event(error.body)
@@ -220,9 +134,9 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> Any:
-        card = {"id": service.model.identity.id, "object": "model", "created": 0, "owned_by": "personavec"}
+        served = {"id": name, "object": "model", "created": 0, "owned_by": "personavec"}
         limits = {"context": service.model.context, "max_tokens": terms.max_tokens}
-        return {"object": "list", "data": [card | limits]}
+        return {"object": "list", "data": [served | limits]}
 
     @app.get("/v1/vectors")
     async def vectors() -> Any:
@@ -250,16 +164,16 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
             "capacity": engine.rows,
             "queue_limit": engine.queue,
             "keep_text": terms.keep_text,
-            "retention_days": terms.retention_days,
+            "retention_days": service.log.retention_days,
             "guard": terms.guard,
             "seconds_up": round(time.monotonic() - service.started, 1),
         }
 
     @app.get("/v1/reports")
     async def listed() -> Any:
-        # a link opens in a tab of its own, where nothing can send the key: who knows the link has been told it
-        listed = enumerate(pages.items())
-        return {"data": [{"id": n, "name": name, "url": f"/reports/{link}"} for n, (link, (name, _)) in listed]}
+        # a link opens in another tab, where nothing can send the key: who knows the link was given it
+        numbered = enumerate(pages.items())
+        return {"data": [{"id": n, "name": name, "url": f"/reports/{link}"} for n, (link, (name, _)) in numbered]}
 
     @app.get("/reports/{link}")
     async def report(link: str) -> Response:
@@ -295,15 +209,15 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
 
 async def leave(request: Request, exchange: Exchange, service: Service) -> None:
-    """Wait until whoever asked is gone, end their replies, and log them."""
+    """Wait until the client is gone, end its replies, and log them."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     exchange.cancel()
     service.abandon(exchange)
 
 
-def _event(content: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False, allow_nan=False)}\n\n"
+def _event(event: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False, allow_nan=False)}\n\n"
 
 
 def _date(seconds: float) -> str:
@@ -314,8 +228,8 @@ def _vector(service: Service, name: str) -> dict[str, Any]:
     """What a client may know of a vector, its safe doses among it."""
     vector = service.catalogue.vectors[name]
     card = vector.card
-    per_coef = dose(Steering(vector, 1.0, card.layer)) if card.layer is not None else None
-    proven = None if per_coef is None or card.coef is None else per_coef * card.coef
+    unit_dose = dose(Steering(vector, 1.0, card.layer)) if card.layer is not None else None
+    proven = None if unit_dose is None or card.coef is None else unit_dose * card.coef
     return {
         "id": name,
         "trait": card.trait,
@@ -323,13 +237,13 @@ def _vector(service: Service, name: str) -> dict[str, Any]:
         "n_layers": len(vector.direction),
         "coef": card.coef,
         "dose": proven,
-        "dose_per_coef": per_coef,
+        "dose_per_coef": unit_dose,
         "safe_dose": None if proven is None else abs(proven),
         "max_dose": service.catalogue.max_dose,
         "reliability": card.reliability[card.layer] if card.reliability and card.layer is not None else None,
         "hash": vector.content_hash,
-        "watched": any(seen.vector == name for seen in service.watched),
-        "default_dose": sum(dose(each) or 0.0 for each in service.steering if each.vector.card.trait == name),
+        "watched": any(watched.vector == name for watched in service.watched),
+        "default_dose": sum(dose(added) or 0.0 for added in service.steering if added.vector.card.trait == name),
         "band": service.band(name),
     }
 

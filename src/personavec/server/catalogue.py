@@ -3,23 +3,22 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from personavec.errors import ConfigError, VectorError
 from personavec.model.identity import ModelIdentity
-from personavec.server.protocol import Refused, SteeringAsked, WatchAsked
+from personavec.server.protocol import Refused, SteeringSpec, WatchSpec
+from personavec.server.terms import Guard
 from personavec.steering.generate import Watch
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector, load_vector
-
-Guard = Literal["reject", "clamp", "warn"]
 
 
 class Applied(NamedTuple):
     """What a request's steering comes to."""
 
     steering: tuple[Steering, ...]
-    told: list[dict[str, Any]]
+    descriptions: list[dict[str, Any]]
     warnings: list[str]
 
 
@@ -28,7 +27,7 @@ class Seen:
     """A direction that is read for a request."""
 
     key: str
-    """Its name in answers: the vector's, with @LAYER where that is not the card's."""
+    """Its name in answers: the vector's, with @LAYER if that is not the card's."""
     vector: str
     layer: int
     watch: Watch
@@ -43,22 +42,23 @@ class Catalogue:
 
     @classmethod
     def load(
-        cls, vectors: Sequence[str | Path | PersonaVector], model: ModelIdentity, max_dose: float, guard: Guard
+        cls, sources: Sequence[str | Path | PersonaVector], model: ModelIdentity, max_dose: float, guard: Guard
     ) -> "Catalogue":
-        """Take vectors, read vector files, and all `vector.safetensors` below folders.
+        """Take vectors; read vector files, and all `vector.safetensors` below folders.
 
         Raises:
             VectorError: One is missing, damaged or of another model.
-            ConfigError: A folder without vectors, or two vectors of one trait.
+            ConfigError: A folder without vectors, or two vectors of the same trait.
         """
-        named: dict[str, PersonaVector] = {}
-        for place, vector in _each(vectors):
-            vector.check_model(model)
-            name = vector.card.trait
-            if named.get(name, vector) != vector:
-                raise ConfigError(f"expected one vector a trait, got another {name} in {place}; name the files")
-            named[name] = vector
-        return cls(named, max_dose, guard)
+        vectors: dict[str, PersonaVector] = {}
+        for source in sources:
+            for vector, place in [(source, "memory")] if isinstance(source, PersonaVector) else _read(Path(source)):
+                vector.check_model(model)
+                name = vector.card.trait
+                if vectors.get(name, vector) != vector:
+                    raise ConfigError(f"expected one vector a trait, got another {name} in {place}; name the files")
+                vectors[name] = vector
+        return cls(vectors, max_dose, guard)
 
     def vector(self, name: str) -> PersonaVector:
         """A vector by its name.
@@ -71,7 +71,7 @@ class Catalogue:
             raise Refused(404, f"expected a vector of this server ({known}), got {name[:100]}", param="persona")
         return self.vectors[name]
 
-    def steer(self, asked: Iterable[SteeringAsked]) -> Applied:
+    def steer(self, specs: Iterable[SteeringSpec]) -> Applied:
         """Steerings from what a request asks, held within the largest dose.
 
         The dose of a request is the sum of the doses it adds; with "all" layers, the largest of any layer's.
@@ -79,11 +79,11 @@ class Catalogue:
         Raises:
             Refused: An unknown vector or layer, too large a dose, or fields that contradict each other.
         """
-        steering = [self._one(number, request) for number, request in enumerate(asked)]
-        doses = [dose(each) for each in steering]
+        steering = [self._steering(number, spec) for number, spec in enumerate(specs)]
+        doses = [dose(added) for added in steering]
         known = sum(abs(amount) for amount in doses if amount is not None)
         warnings, scale = [], 1.0
-        unknown = [each.vector.card.trait for each, amount in zip(steering, doses, strict=True) if amount is None]
+        unknown = [added.vector.card.trait for added, amount in zip(steering, doses, strict=True) if amount is None]
         if unknown:
             problem = f"the dose of {', '.join(unknown)} is not known: its card has no activation norms"
             if self.guard != "warn":
@@ -99,29 +99,27 @@ class Catalogue:
                 raise Refused(400, f"{problem}; lower coef or dose", param="persona.steering", code="dose_too_large")
             scale = self.max_dose / known if self.guard == "clamp" else 1.0
             warnings.append(f"{problem}; " + ("scaled down to it" if self.guard == "clamp" else "taken all the same"))
-        steering = [replace(each, coef=each.coef * scale) if each.op == "add" else each for each in steering]
-        return Applied(tuple(steering), [describe(each, clamped=scale < 1) for each in steering], warnings)
+        steering = [replace(added, coef=added.coef * scale) if added.op == "add" else added for added in steering]
+        return Applied(tuple(steering), [describe(added, clamped=scale < 1) for added in steering], warnings)
 
-    def _one(self, number: int, asked: SteeringAsked) -> Steering:
+    def _steering(self, number: int, spec: SteeringSpec) -> Steering:
         where = f"persona.steering.{number}"
-        vector = self.vector(asked.vector)
-        layer = vector.card.layer if asked.layer is None else None if asked.layer == "all" else asked.layer
+        vector = self.vector(spec.vector)
+        layer = vector.card.layer if spec.layer is None else None if spec.layer == "all" else spec.layer
         bounds = {
-            name: value
-            for name in ("floor", "ceiling", "above", "below")
-            if (value := getattr(asked, name)) is not None
+            name: value for name in ("floor", "ceiling", "above", "below") if (value := getattr(spec, name)) is not None
         }
-        amounts = [asked.coef, asked.dose]
+        amounts = [spec.coef, spec.dose]
         problem = None
-        if asked.layer is None and layer is None:
+        if spec.layer is None and layer is None:
             problem = "a layer, as the vector's card recommends none, got none"
         elif layer is not None and layer >= len(vector.direction):
             problem = f"a layer from 0 to {len(vector.direction) - 1}, got {layer}"
-        elif (asked.op == "add") != (amounts.count(None) == 1) or (asked.op != "add" and amounts != [None, None]):
-            problem = f"either coef or dose with op add, and neither with others, got op {asked.op}"
-        elif (asked.op == "cap") != bool({"floor", "ceiling"} & bounds.keys()):
-            problem = f"floor or ceiling with op cap, and with no other, got op {asked.op}"
-        elif layer is None and (asked.dose is not None or {"above", "below"} & bounds.keys()):
+        elif (spec.op == "add") != (amounts.count(None) == 1) or (spec.op != "add" and amounts != [None, None]):
+            problem = f"either coef or dose with op add, and neither with others, got op {spec.op}"
+        elif (spec.op == "cap") != bool({"floor", "ceiling"} & bounds.keys()):
+            problem = f"floor or ceiling with op cap, and with no other, got op {spec.op}"
+        elif layer is None and (spec.dose is not None or {"above", "below"} & bounds.keys()):
             problem = "one layer for a dose or a condition, got all; a projection belongs to one layer"
         elif bounds.get("floor", float("-inf")) > bounds.get("ceiling", float("inf")):
             problem = "floor below ceiling, got the reverse"
@@ -130,34 +128,34 @@ class Catalogue:
         try:
             if layer is not None:
                 vector.unit(layer)
-            coef = vector.coef(layer or 0, asked.dose) if asked.dose is not None else asked.coef or 0.0
+            coef = vector.coef(layer or 0, spec.dose) if spec.dose is not None else spec.coef or 0.0
         except VectorError as error:
             raise Refused(400, str(error), param=where) from None
-        return Steering(vector, coef, layer, asked.positions, asked.op, **bounds)
+        return Steering(vector, coef, layer, spec.positions, spec.op, **bounds)
 
-    def watch(self, asked: Iterable[str | WatchAsked]) -> tuple[Seen, ...]:
+    def watch(self, specs: Iterable[str | WatchSpec]) -> tuple[Seen, ...]:
         """Directions to read, each once.
 
         Raises:
             Refused: An unknown vector or layer.
         """
-        reading: dict[str, Seen] = {}
-        for watch in asked:
-            name, layer = (watch, None) if isinstance(watch, str) else (watch.vector, watch.layer)
+        directions: dict[str, Seen] = {}
+        for spec in specs:
+            name, layer = (spec, None) if isinstance(spec, str) else (spec.vector, spec.layer)
             vector = self.vector(name)
             chosen = vector.card.layer if layer is None else layer
             if chosen is None:
                 raise Refused(400, f"expected a layer to watch {name} at, got none in its card", param="persona.watch")
-            for at in range(len(vector.direction)) if chosen == "all" else [chosen]:
-                seen = self._see(name, int(at))
-                reading[seen.key] = seen
-        return tuple(reading.values())
+            for number in range(len(vector.direction)) if chosen == "all" else [chosen]:
+                seen = self._see(name, int(number))
+                directions[seen.key] = seen
+        return tuple(directions.values())
 
     def defaults(self, names: Sequence[str]) -> tuple[Seen, ...]:
         """Directions that are read unless a request names others: of all vectors, none, or some.
 
         Raises:
-            ConfigError: An unknown trait, or one whose card recommends no layer.
+            ConfigError: An unknown trait, or a vector whose card recommends no layer.
         """
         if tuple(names) == ("all",):
             names = [name for name, vector in self.vectors.items() if vector.card.layer is not None]
@@ -178,8 +176,17 @@ class Catalogue:
         return self._seen[name, layer]
 
 
+def _read(path: Path) -> Iterator[tuple[PersonaVector, str]]:
+    """The vectors in a file or below a folder, each with its path."""
+    files = sorted(path.rglob("vector.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError(f"expected vector.safetensors files below {path}, got none; run personavec extract")
+    for file in files:
+        yield load_vector(file), str(file)
+
+
 def dose(steering: Steering) -> float | None:
-    """Dose of a steering, the largest of any layer's; 0 for what adds nothing, None where the card cannot tell."""
+    """Dose of a steering, the largest of any layer's; 0 for what adds nothing, None if the card does not say."""
     vector, norms = steering.vector, steering.vector.card.activation_norms
     if steering.op != "add" or steering.coef == 0:
         return 0.0
@@ -190,28 +197,14 @@ def dose(steering: Steering) -> float | None:
 
 
 def describe(steering: Steering, clamped: bool = False) -> dict[str, Any]:
-    """A steering as an answer tells it."""
-    described: dict[str, Any] = {
+    """A steering as an answer describes it."""
+    description: dict[str, Any] = {
         "vector": steering.vector.card.trait,
         "op": steering.op,
         "layer": "all" if steering.layer is None else steering.layer,
         "positions": steering.positions,
     }
     if steering.op == "add":
-        described |= {"coef": steering.coef, "dose": dose(steering), "clamped": clamped}
+        description |= {"coef": steering.coef, "dose": dose(steering), "clamped": clamped}
     bounds = {name: getattr(steering, name) for name in ("floor", "ceiling", "above", "below")}
-    return described | {name: value for name, value in bounds.items() if abs(value) != float("inf")}
-
-
-def _each(vectors: Sequence[str | Path | PersonaVector]) -> Iterator[tuple[str, PersonaVector]]:
-    """Each vector, and where it is from."""
-    for vector in vectors:
-        if isinstance(vector, PersonaVector):
-            yield "the list", vector
-            continue
-        path = Path(vector)
-        files = sorted(path.rglob("vector.safetensors")) if path.is_dir() else [path]
-        if not files:
-            raise ConfigError(f"expected vector.safetensors files below {path}, got none; run personavec extract")
-        for file in files:
-            yield str(file), load_vector(file)
+    return description | {name: value for name, value in bounds.items() if abs(value) != float("inf")}

@@ -1,4 +1,4 @@
-"""One thread that owns the model and writes replies for whoever asks, all in one batch that rows join and leave."""
+"""A thread that owns the model and writes replies for all clients, in a single batch that rows join and leave."""
 
 import threading
 import time
@@ -41,11 +41,11 @@ class Job:
     steering: tuple[Steering, ...] = ()
     watch: tuple[Watch, ...] = ()
     top_logprobs: int | None = None
-    """How many of the most probable tokens are told beside each token; None tells no log-probabilities."""
+    """How many of the most probable tokens are given next to each token; None gives no log-probabilities."""
     deadline: float = float("inf")
     """By the clock of `time.monotonic`."""
     cancelled: bool = False
-    """Set by whoever asked and no longer waits; the row leaves before the next step."""
+    """Set if nobody waits any more; the row leaves before the next step."""
 
     def __post_init__(self) -> None:
         self.numbers = uniforms(self.seed, self.sampling.max_new_tokens).tolist()
@@ -56,7 +56,7 @@ class Job:
         return self.reply.finish is not None or self.cancelled or time.monotonic() > self.deadline
 
     def end(self, finish: Finish, error: str | None = None) -> None:
-        """Write no more, and tell why; nothing where that is over already."""
+        """Write no more, and say why; nothing if that is over already."""
         if self.reply.finish is None:
             self.reply.finish, self.reply.error = finish, error
             self.tell(self.reply.news())
@@ -65,8 +65,8 @@ class Job:
 class Engine:
     """Continuous batching: every step writes one token of each row, and rows come and go between steps.
 
-    Each row is steered by its own list, in the prompt and in every step, and what its batch-mates ask for cannot change
-    it. A row whose numbers overflow ends with an error, and the others go on.
+    Each row is steered by a list of its request, in the prompt and in every step, and what its batch-mates ask for
+    cannot change it. A row whose numbers overflow ends with an error, and the others go on.
     """
 
     def __init__(self, model: ChatModel, rows: int = 16, queue: int = 64) -> None:
@@ -102,7 +102,7 @@ class Engine:
         return self._thread.is_alive() and not self._closing
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue replies to one prompt, which is steered alike and read once for all of them.
+        """Queue replies to a prompt, which is steered alike and read once for all of them.
 
         Raises:
             Full: Ask again later, or elsewhere.
@@ -138,7 +138,7 @@ class Engine:
                     self._write()
             except Exception as error:  # no request may end the server: those under way do not survive, it does
                 for job in self._jobs:
-                    job.end("error", _told(error))
+                    job.end("error", _reason(error))
                 self._jobs.clear()
                 self._slots = Slots(self.rows, self.model.device)
 
@@ -150,38 +150,38 @@ class Engine:
     def _admit(self) -> None:
         """Read the prompts of those who find rows free, and draw their first tokens."""
         while self._fits:
-            asked: list[list[Job]] = []
+            admitted: list[list[Job]] = []
             free = self.rows - len(self._jobs)
             with self._changed:
-                while self._waiting and len(self._waiting[0]) <= free and _small([*asked, self._waiting[0]]):
-                    asked.append(self._waiting.popleft())
-                    free -= len(asked[-1])
-            self._join([jobs for jobs in asked if not all(job.over for job in jobs)])
-            for job in (job for jobs in asked for job in jobs):
+                while self._waiting and len(self._waiting[0]) <= free and _small([*admitted, self._waiting[0]]):
+                    admitted.append(self._waiting.popleft())
+                    free -= len(admitted[-1])
+            self._join([jobs for jobs in admitted if not all(job.over for job in jobs)])
+            for job in (job for jobs in admitted for job in jobs):
                 if job.over:
                     job.end("cancelled" if job.cancelled else "deadline")
 
-    def _join(self, asked: Sequence[list[Job]]) -> None:
-        """Read prompts and let their replies begin; where that fails, it is one of them alone that fails."""
-        if not asked:
+    def _join(self, admitted: Sequence[list[Job]]) -> None:
+        """Read prompts and let their replies begin; if one of them fails, it fails alone."""
+        if not admitted:
             return
         try:
-            cache, logits, read = self._read([jobs[0] for jobs in asked])
+            cache, logits, read = self._read([jobs[0] for jobs in admitted])
         except Exception as error:
-            if len(asked) > 1:
-                for jobs in asked:
+            if len(admitted) > 1:
+                for jobs in admitted:
                     self._join([jobs])
             else:
-                for job in asked[0]:
-                    job.end("error", _told(error))
+                for job in admitted[0]:
+                    job.end("error", _reason(error))
             return
-        for row, jobs in enumerate(asked):
+        for row, jobs in enumerate(admitted):
             for job in jobs:
                 job.reply.read.append(read[row])
         self._draw(
-            [job for jobs in asked for job in jobs], logits[[row for row, jobs in enumerate(asked) for _ in jobs]]
+            [job for jobs in admitted for job in jobs], logits[[row for row, jobs in enumerate(admitted) for _ in jobs]]
         )
-        for row, jobs in enumerate(asked):
+        for row, jobs in enumerate(admitted):
             going = [job for job in jobs if not job.over]
             if going:
                 self._slots.add(cache, row, len(jobs[0].prompt), len(going))
@@ -195,14 +195,14 @@ class Engine:
         with steer(self.model, [job.steering for job in first], lengths), watching(self.model, watch) as seen:
             logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
         read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(first)
-        return cache, logits, [[row[place] for place in watched] for watched, row in zip(places, read, strict=True)]
+        return cache, logits, [[row[place] for place in columns] for columns, row in zip(places, read, strict=True)]
 
     def _write(self) -> None:
         """Take steps until somebody leaves or can join."""
         jobs, slots, device = self._jobs, self._slots, self.model.device
         watch, places = _watched(jobs)
         # what was done to prompts is over
-        steering = [tuple(each for each in job.steering if each.positions != "prompt") for job in jobs]
+        steering = [tuple(added for added in job.steering if added.positions != "prompt") for job in jobs]
         try:
             with steer(self.model, steering, [len(job.prompt) for job in jobs]), watching(self.model, watch) as seen:
                 while True:
@@ -212,8 +212,8 @@ class Engine:
                     logits = self._forward(tokens, slots.mask(), positions, slots.cache)
                     slots.advance()
                     read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(jobs)
-                    for job, watched, row in zip(jobs, places, read, strict=True):
-                        job.reply.read.append([row[place] for place in watched])
+                    for job, columns, row in zip(jobs, places, read, strict=True):
+                        job.reply.read.append([row[place] for place in columns])
                     self._draw(jobs, logits)
                     if self._fits or any(job.over for job in jobs):
                         break
@@ -234,7 +234,7 @@ class Engine:
         return logits
 
     def _draw(self, jobs: Sequence[Job], logits: Float[Tensor, "rows vocab"]) -> None:
-        """Draw a token for every row and tell it; rows are drawn together where they are drawn alike."""
+        """Draw a token for every row and tell it; rows that are drawn alike are drawn together."""
         alike: dict[tuple[float, float], list[int]] = {}
         for row, (job, finite) in enumerate(zip(jobs, logits.isfinite().all(dim=-1).tolist(), strict=True)):
             if finite:
@@ -243,11 +243,11 @@ class Engine:
                 job.end("error", "expected finite logits, got inf or nan; lower the steering (a dose under 1 is usual)")
         for rows in alike.values():
             numbers = torch.tensor([jobs[row].numbers[len(jobs[row].reply.ids)] for row in rows], device=logits.device)
-            chosen = logits if len(rows) == len(jobs) else logits[rows]
-            for row, token in zip(rows, draw(chosen, numbers, jobs[rows[0]].sampling).tolist(), strict=True):
+            drawn_from = logits if len(rows) == len(jobs) else logits[rows]
+            for row, token in zip(rows, draw(drawn_from, numbers, jobs[rows[0]].sampling).tolist(), strict=True):
                 job = jobs[row]
-                asked = job.top_logprobs
-                job.reply.add(token, None if asked is None else _logprobs(logits[row], token, asked))
+                top = job.top_logprobs
+                job.reply.add(token, None if top is None else _logprobs(logits[row], token, top))
                 job.tell(job.reply.news())
 
     def _take_out(self) -> None:
@@ -262,24 +262,24 @@ class Engine:
                 self._jobs.pop()
 
 
-def _small(asked: Sequence[list[Job]]) -> bool:
+def _small(prompts: Sequence[list[Job]]) -> bool:
     """Whether prompts may be read in one batch: those who write replies wait for it."""
-    return len(asked) == 1 or len(asked) * max(len(jobs[0].prompt) for jobs in asked) <= READ_TOKENS
+    return len(prompts) == 1 or len(prompts) * max(len(jobs[0].prompt) for jobs in prompts) <= READ_TOKENS
 
 
 def _watched(jobs: Sequence[Job]) -> tuple[list[Watch], list[list[int]]]:
-    """All directions that jobs read, each once, and where each job finds its own."""
-    watch = list({id(each): each for job in jobs for each in job.watch}.values())
-    places = {id(each): place for place, each in enumerate(watch)}
-    return watch, [[places[id(each)] for each in job.watch] for job in jobs]
+    """All directions that jobs read, each once, and where each job finds those that it reads."""
+    watch = list({id(direction): direction for job in jobs for direction in job.watch}.values())
+    places = {id(direction): place for place, direction in enumerate(watch)}
+    return watch, [[places[id(direction)] for direction in job.watch] for job in jobs]
 
 
 def _logprobs(logits: Float[Tensor, " vocab"], token: int, top: int) -> Logprobs:
-    """Of the model's own distribution, before temperature and top-p."""
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    values, ids = logprobs.topk(top)
-    return Logprobs(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    """Of the model's distribution, before temperature and top-p."""
+    logs = torch.log_softmax(logits.float(), dim=-1)
+    values, ids = logs.topk(top)
+    return Logprobs(token, float(logs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, PersonavecError) else f"{type(error).__name__}: {error}"

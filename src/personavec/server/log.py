@@ -1,18 +1,22 @@
-"""The log of a server: every turn's projections, steering and ids in SQLite; text only when asked for."""
+"""What a server keeps and counts: projections, steering and ids of every turn, text only by option; metrics."""
 
 import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
 from personavec.errors import ConfigError, DataError
 from personavec.runs.progress import stage
+from personavec.server.catalogue import Catalogue
+from personavec.server.engine import Engine
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS turns (
@@ -26,6 +30,8 @@ CREATE INDEX IF NOT EXISTS turns_by_time ON turns (time);
 AS_JSON = ("steering", "projections", "alerts", "messages")
 SWEEP = 3600
 """Seconds between two removals of what is older than the retention."""
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+SHARES = tuple(share / 10 for share in range(-10, 11))
 
 
 @dataclass(frozen=True)
@@ -96,13 +102,13 @@ class Log:
         """The latest conversations, newest first: id, turns, times, alerts, and whether any turn was steered."""
         having = "HAVING SUM(json_array_length(alerts)) > 0" if only_alerts else ""
         with self._lock:
-            found = self._db.execute(
+            rows = self._db.execute(
                 "SELECT conversation AS id, COUNT(DISTINCT turn) AS turns, MIN(time) AS first, MAX(time) AS last, "
                 "SUM(json_array_length(alerts)) AS alerts, MAX(steering <> '[]') AS steered FROM turns "
                 f"GROUP BY conversation {having} ORDER BY last DESC LIMIT ?",
                 (limit,),
             ).fetchall()
-        return [dict(row) | {"steered": bool(row["steered"])} for row in found]
+        return [dict(row) | {"steered": bool(row["steered"])} for row in rows]
 
     def turns(self, conversation: str) -> list[dict[str, Any]]:
         """The turns of a conversation in their order."""
@@ -123,7 +129,7 @@ class Log:
             return int(self._db.execute("SELECT COUNT(*) FROM turns").fetchone()[0])
 
     def close(self) -> None:
-        """Write everything into the one file."""
+        """Write everything into a single file."""
         with self._lock:
             self._db.close()
 
@@ -172,3 +178,50 @@ def _flat(turn: dict[str, Any]) -> list[dict[str, Any]]:
     kept = {name: json.dumps(turn[name], ensure_ascii=False) for name in AS_JSON if turn[name] is not None}
     flat = turn | kept | {"time": round(turn["time"] * 1000)}
     return [flat | {"vector": name} | own for name, own in turn["projections"].items()] or [flat]
+
+
+class Metrics:
+    """Counters of a server, which Prometheus may ask for, in a separate registry."""
+
+    def __init__(self, engine: Engine, catalogue: Catalogue) -> None:
+        self._norms = {name: vector.card.activation_norms for name, vector in catalogue.vectors.items()}
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("personavec_requests", "Requests by outcome", ["path", "status"], registry=registry)
+        self.total = 0
+        self.first_token = Histogram(
+            "personavec_first_token_seconds", "Seconds to the first token", buckets=SECONDS, registry=registry
+        )
+        self.latency = Histogram(
+            "personavec_request_seconds", "Seconds of a whole request", buckets=SECONDS, registry=registry
+        )
+        self.tokens = Counter("personavec_tokens", "Tokens read and written", ["kind"], registry=registry)
+        self.alerts = Counter("personavec_alerts", "Alerts raised", ["vector", "kind"], registry=registry)
+        self.projections = Histogram(
+            "personavec_projection",
+            "Projections of a reply's mean, as a share of the usual activation norm at its layer",
+            ["vector"],
+            buckets=SHARES,
+            registry=registry,
+        )
+        running = Gauge("personavec_running", "Replies that are being written", registry=registry)
+        running.set_function(lambda: engine.running)
+        queued = Gauge("personavec_queued", "Replies that wait", registry=registry)
+        queued.set_function(lambda: engine.queued)
+
+    def request(self, path: str, status: int) -> None:
+        """Count a request that was answered."""
+        self.total += 1
+        self.requests.labels(path, status).inc()
+
+    def reply(self, projections: Mapping[str, Mapping[str, Any]], alerts: list[dict[str, Any]]) -> None:
+        """Count what was read at a reply."""
+        for name, read in projections.items():
+            norms = self._norms.get(name)
+            if norms and read["response_avg"] is not None:
+                self.projections.labels(name).observe(read["response_avg"] / norms[read["layer"]])
+        for alert in alerts:
+            self.alerts.labels(alert["vector"], alert["kind"]).inc()
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' text format."""
+        return generate_latest(self.registry)

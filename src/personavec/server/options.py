@@ -1,15 +1,17 @@
-"""Options of the verbs that watch and serve a model in use."""
+"""Options of `serve`; their docstrings are the command line's help."""
 
+import os
+import time
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Positive, above
-from personavec.server.terms import Terms, check_watch
+from personavec.server.terms import KEY, Terms, check_host
 from personavec.verbs.options import Common, File, Files, Folder, Steer, Switch, load_subject
 
 if TYPE_CHECKING:
@@ -74,36 +76,51 @@ class ServeConfig(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_watch(self.watch)
-        _ = self.terms
+        check_host(self.host, self.key)
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"expected a port from 0 to 65535, got {self.port}; correct it")
+        if len({"all", "none"} & {*self.watch}) and len(self.watch) > 1:
+            raise ConfigError(f"expected all, none, or traits, got {' '.join(self.watch)}; correct --watch")
+
+    @property
+    def key(self) -> str | None:
+        """The key that requests must name."""
+        return self.api_key or os.environ.get(KEY) or None
 
     @property
     def terms(self) -> Terms:
-        """On which terms it serves.
-
-        Raises:
-            ConfigError: As `Terms`.
-        """
+        """On what terms requests are answered."""
         return Terms(**{field.name: getattr(self, field.name) for field in fields(Terms)})
 
-    def service(self) -> "Service":
-        """A service of what is named."""
-        from personavec.server.service import assemble
-
-        return assemble(partial(load_subject, self), terms=self.terms, **self._contents)
-
     def run(self) -> Result:
-        """Serve what is named, or export the log."""
-        from personavec.server.serve import installed, serve
-
-        installed()
-        if self.export is not None:
+        """Listen, load what is named and serve; or export the log."""
+        try:
             from personavec.server.log import export
-
+            from personavec.server.serve import find_pages, listen, run
+        except ImportError as error:
+            raise ConfigError(
+                f'expected the server\'s packages, got none ({error.name}); pip install "personavec[serve]"'
+            ) from error
+        if self.export is not None:
             return Result({"rows": export(self.log, self.export), "out": str(self.export)})
-        load = partial(load_subject, self)
-        return serve(load, terms=self.terms, reports=self.reports, **self._contents)
+        began = time.monotonic()
+        with listen(self.host, self.port) as listening:
+            pages = find_pages(self.reports)
+            return run(self.assemble(), listening, pages, began)
 
-    @property
-    def _contents(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("vectors", "steer", "watch", "calibration", "log")}
+    def assemble(self) -> "Service":
+        """What serves: the model, vectors and log that are named."""
+        from personavec.server.service import assemble
+        from personavec.steering.notation import parse_steering
+
+        steer = [parse_steering(text) for text in self.steer]
+        return assemble(
+            load_subject(self),
+            self.terms,
+            vectors=self.vectors,
+            steer=steer,
+            watch=self.watch,
+            calibration=self.calibration,
+            log=self.log,
+            retention_days=self.retention_days,
+        )

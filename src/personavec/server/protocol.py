@@ -1,4 +1,4 @@
-"""What a request may say: OpenAI's fields, and `persona`; every wrong one is refused with its name."""
+"""What a request may say: OpenAI's fields, and `persona`; every wrong field is refused with its name."""
 
 import json
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SteeringAsked(_Strict):
-    """One steering, as data."""
+class SteeringSpec(_Strict):
+    """A steering, as data."""
 
     vector: Name
     coef: Number | None = None
@@ -60,18 +60,18 @@ class SteeringAsked(_Strict):
     below: Number | None = None
 
 
-class WatchAsked(_Strict):
+class WatchSpec(_Strict):
     """A vector to read, at a layer that is not its card's."""
 
     vector: Name
     layer: Annotated[int, Field(ge=0, strict=True)] | Literal["all"] | None = None
 
 
-class PersonaAsked(_Strict):
+class PersonaSpec(_Strict):
     """What is steered and watched in this request; what is left out is as the server was started."""
 
-    steering: Annotated[list[SteeringAsked], Field(max_length=16)] | None = None
-    watch: Annotated[list[Name | WatchAsked], Field(max_length=64)] | None = None
+    steering: Annotated[list[SteeringSpec], Field(max_length=16)] | None = None
+    watch: Annotated[list[Name | WatchSpec], Field(max_length=64)] | None = None
     conversation: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
 
 
@@ -79,7 +79,7 @@ class _StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class _Asked(BaseModel):
+class _Body(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     model: Name | None = None
@@ -96,7 +96,7 @@ class _Asked(BaseModel):
         | None
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    persona: PersonaAsked = PersonaAsked()
+    persona: PersonaSpec = PersonaSpec()
 
     @property
     def stops(self) -> Sequence[str]:
@@ -119,7 +119,7 @@ class _Part(BaseModel):
     text: Text
 
 
-class TurnAsked(BaseModel):
+class ChatTurn(BaseModel):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -131,10 +131,10 @@ class TurnAsked(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class ChatAsked(_Asked):
+class ChatBody(_Body):
     """Body of /v1/chat/completions."""
 
-    messages: Annotated[list[TurnAsked], Field(min_length=1)]
+    messages: Annotated[list[ChatTurn], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -146,11 +146,11 @@ class ChatAsked(_Asked):
 
     @property
     def top(self) -> int | None:
-        """How many of the most probable tokens are told beside each; None for no log-probabilities."""
+        """How many of the most probable tokens are given next to each; None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class CompletionAsked(_Asked):
+class CompletionBody(_Body):
     """Body of /v1/completions."""
 
     prompt: (
@@ -161,22 +161,22 @@ class CompletionAsked(_Asked):
 
     @property
     def top(self) -> int | None:
-        """How many of the most probable tokens are told beside each; None for no log-probabilities."""
+        """How many of the most probable tokens are given next to each; None for no log-probabilities."""
         return self.logprobs
 
 
-Asked = TypeVar("Asked", ChatAsked, CompletionAsked)
+Body = TypeVar("Body", ChatBody, CompletionBody)
 
 
-def read(body: bytes, kind: type[Asked]) -> Asked:
+def read(body: bytes, kind: type[Body]) -> Body:
     """A request from its body.
 
     Raises:
-        Refused: It is no JSON, has a wrong field, or one that cannot be obeyed here.
+        Refused: It is no JSON, has a wrong field, or a field that cannot be obeyed here.
     """
     try:
         data = json.loads(body)
-        asked = kind.model_validate(data)
+        content = kind.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:200]
@@ -186,8 +186,8 @@ def read(body: bytes, kind: type[Asked]) -> Asked:
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting beyond measure
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
         raise Refused(400, f"expected a JSON object, got a body that is none ({reason})") from None
-    for name, value in (asked.model_extra or {}).items():
+    for name, value in (content.model_extra or {}).items():
         if name not in IGNORED and value not in (None, 0, "", [], {}, INERT.get(name)):
-            told = name[:100]
-            raise Refused(400, f"expected no {told}, got one that cannot be obeyed here; leave it out", param=told)
-    return asked
+            field = name[:100]
+            raise Refused(400, f"expected no {field}, got one that cannot be obeyed here; leave it out", param=field)
+    return content

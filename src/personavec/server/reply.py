@@ -21,7 +21,7 @@ class Logprobs(NamedTuple):
 
 
 class News(NamedTuple):
-    """What a reply has got since it was last asked."""
+    """What a reply has got since the last news."""
 
     pieces: list[str]
     """Text of its next tokens."""
@@ -38,7 +38,7 @@ class RunningReply:
         ids: Token ids, without the end-of-turn token.
         pieces: Text of each token; an unfinished character belongs to the token that completes it.
         read: Projections at the last prompt token, then at each token that was read; a list per watched direction.
-        logprobs: For each token, when asked for: its own and the most probable ones.
+        logprobs: For each token, by option: its log-probability and the most probable tokens.
         finish: Why it ended, None while it runs.
         error: What went wrong.
     """
@@ -53,9 +53,9 @@ class RunningReply:
     finish: Finish | None = None
     error: str | None = None
     text: str = ""
-    _told: int = 0
-    _told_text: int = 0
-    _told_read: int = 0
+    _sent: int = 0
+    _sent_text: int = 0
+    _sent_read: int = 0
 
     def __post_init__(self) -> None:
         self._decoder = DecodeStream(skip_special_tokens=True)
@@ -72,9 +72,9 @@ class RunningReply:
         self.text += piece
         if logprobs is not None:
             self.logprobs.append(logprobs)
-        found = [place for stop in self.stops if (place := self.text.find(stop, max(0, before - len(stop) + 1))) >= 0]
-        if found:
-            self._cut(min(found))
+        places = [place for stop in self.stops if (place := self.text.find(stop, max(0, before - len(stop) + 1))) >= 0]
+        if places:
+            self._cut(min(places))
         elif len(self.ids) == self.max_tokens:
             self.finish = "length"
 
@@ -82,11 +82,11 @@ class RunningReply:
         """What was not handed out yet; text only as far as no stop text can begin in it."""
         safe = len(self.text) if self.finish else len(self.text) - self._open()
         pieces = []
-        while self._told < len(self.pieces) and self._told_text + len(self.pieces[self._told]) <= safe:
-            pieces.append(self.pieces[self._told])
-            self._told += 1
-            self._told_text += len(pieces[-1])
-        read, self._told_read = self.read[self._told_read :], len(self.read)
+        while self._sent < len(self.pieces) and self._sent_text + len(self.pieces[self._sent]) <= safe:
+            pieces.append(self.pieces[self._sent])
+            self._sent += 1
+            self._sent_text += len(pieces[-1])
+        read, self._sent_read = self.read[self._sent_read :], len(self.read)
         return News(pieces, read, self.finish is not None)
 
     def _open(self) -> int:

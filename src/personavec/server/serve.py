@@ -1,71 +1,82 @@
-"""Serve: a model over OpenAI's API, steered and watched, until it is told to stop."""
+"""Serve: a model over OpenAI's API, steered and watched, until it is stopped."""
 
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Unpack
+
+import uvicorn
 
 from personavec.errors import ConfigError
 from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import tell
 from personavec.runs.result import Result
-from personavec.server.terms import LOG, Terms
+from personavec.server.app import build
+from personavec.server.service import Service, assemble
+from personavec.server.terms import TermOptions, Terms
 from personavec.steering.notation import Steers
 from personavec.steering.vector import PersonaVector
 from personavec.verbs.monitor.calibration import Calibration
 
 SHUTDOWN_SECONDS = 30
-"""How long replies under way may go on after the server was told to stop."""
-
-
-class Served(Result):
-    """A server that has ended: where it was, and how much it answered."""
+"""How long replies under way may go on after the signal to stop."""
 
 
 def serve(
-    model: ChatModel | Callable[[], ChatModel],
+    model: ChatModel,
     *,
     vectors: Sequence[str | Path | PersonaVector] = (),
     steer: Steers = (),
     watch: Sequence[str] = ("all",),
     calibration: str | Path | Calibration | None = None,
-    log: str | Path = LOG,
+    log: str | Path = "runs/serve/turns.db",
+    retention_days: float | None = 30.0,
     reports: Sequence[str | Path] = (),
-    terms: Terms | None = None,
-) -> Served:
-    """Serve a model over OpenAI's API, steered and watched, until SIGINT or SIGTERM.
+    port: int = 8000,
+    **terms: Unpack[TermOptions],
+) -> Result:
+    """Serve a model over OpenAI's API until SIGINT or SIGTERM.
 
     Args:
-        model: What answers, or a function that loads it once the address is known to be free.
-        vectors: Vectors that requests may name by their trait, their files, or folders of runs.
+        model: Who answers.
+        vectors: What requests may name by its trait: vectors, their files, or folders of runs.
         steer: What steers every reply whose request does not ask for another steering.
-        watch: Vectors that are read for every request that does not name others: "all", "none", or traits.
-        calibration: Usual ranges and alerts, of `monitor`.
-        log: SQLite file of every turn.
+        watch: Vectors that are read for every request that does not name others: all, none, or traits.
+        calibration: What `monitor` makes of benign traffic: usual ranges, and alerts beyond them.
+        log: SQLite file of every turn: projections, steering, ids.
+        retention_days: Days after which a turn is removed from the log.
         reports: Run folders whose pages the dashboard lists.
-        terms: Address, bounds and what is kept.
+        port: Where it listens; 0 takes a free port.
+        terms: Who may ask, how much, and what is kept: fields of `Terms`.
 
     Returns:
         What was served: `url`, `requests`, `turns` in the log.
 
     Raises:
-        PersonavecError: A vector, the model, the log or the port cannot be used.
+        PersonavecError: A vector, the log or the port cannot be used.
     """
-    installed()
-    import uvicorn
+    began, granted = time.monotonic(), Terms(**terms)
+    with listen(granted.host, port) as listening:
+        pages = find_pages(reports)
+        service = assemble(
+            model,
+            granted,
+            vectors=vectors,
+            steer=steer,
+            watch=watch,
+            calibration=calibration,
+            log=log,
+            retention_days=retention_days,
+        )
+        return run(service, listening, pages, began)
 
-    from personavec.server.app import build
-    from personavec.server.service import assemble
 
-    began = time.monotonic()
-    terms = terms or Terms()
-    pages = _reports(reports)
-    listening = _listen(terms)
-    service = assemble(model, vectors=vectors, steer=steer, watch=watch, calibration=calibration, log=log, terms=terms)
-    url = f"http://{terms.host}:{listening.getsockname()[1]}"
+def run(service: Service, listening: socket.socket, pages: Mapping[str, Path], began: float) -> Result:
+    """Serve at a socket until SIGINT or SIGTERM."""
+    url = f"http://{service.terms.host}:{listening.getsockname()[1]}"
     server = uvicorn.Server(
         uvicorn.Config(
             build(service, pages),
@@ -78,41 +89,36 @@ def serve(
         )
     )
     listening.listen()  # whoever reads the next line may connect
-    named = ", ".join(service.catalogue.vectors) or "no vectors"
-    name = service.model.identity.id
-    tell(f"serving {name} on {service.model.device} at {url} with {named}; Ctrl-C stops")
+    vectors, name = ", ".join(service.catalogue.vectors) or "no vectors", service.model.identity.id
+    tell(f"serving {name} on {service.model.device} at {url} with {vectors}; Ctrl-C stops")
     with _stoppable():
         server.run(sockets=[listening])
-    return Served(
+    return Result(
         {
             "url": url,
             "model": name,
             "requests": service.metrics.total,
             "turns": service.logged,
-            "log": str(log),
+            "log": str(service.log.path),
             "seconds": round(time.monotonic() - began, 1),
         }
     )
 
 
-def installed() -> None:
-    """Raise ConfigError unless the server's packages are there."""
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f'expected the server\'s packages, got none ({missing[0]}); pip install "personavec[serve]"')
+def listen(host: str, port: int) -> socket.socket:
+    """The socket, before anything slow is done.
 
-
-def _listen(terms: Terms) -> socket.socket:
-    """The socket, before anything slow is done."""
-    family = socket.AF_INET6 if ":" in terms.host else socket.AF_INET
-    listening = socket.socket(family)
+    Raises:
+        ConfigError: The address is taken.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((terms.host, terms.port))
+        listening.bind((host, port))
     except OSError as error:
         listening.close()
         raise ConfigError(
-            f"expected a free address, got {terms.host}:{terms.port} ({error.strerror}); choose another --port"
+            f"expected a free address, got {host}:{port} ({error.strerror}); choose another --port"
         ) from error
     return listening
 
@@ -128,16 +134,16 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _reports(folders: Sequence[str | Path]) -> dict[str, Path]:
+def find_pages(folders: Sequence[str | Path]) -> dict[str, Path]:
     """Pages of run folders, by the name they are listed under.
 
     Raises:
         ConfigError: A folder has none.
     """
-    pages: dict[str, Path] = {}
+    listed: dict[str, Path] = {}
     for folder in map(Path, folders):
-        files = sorted([*folder.rglob("report.html"), *folder.rglob("index.html")])
-        if not files:
+        pages = sorted([*folder.rglob("report.html"), *folder.rglob("index.html")])
+        if not pages:
             raise ConfigError(f"expected report.html or index.html below {folder}, got none; name the folder of a run")
-        pages |= {str(page.parent.relative_to(folder.parent)): page for page in files}
-    return pages
+        listed |= {str(page.parent.relative_to(folder.parent)): page for page in pages}
+    return listed

@@ -5,7 +5,7 @@ import math
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +16,11 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
-from personavec.server.log import Log, LoggedTurn
-from personavec.server.metrics import Metrics
-from personavec.server.protocol import ChatAsked, CompletionAsked, Refused
+from personavec.server.log import Log, LoggedTurn, Metrics
+from personavec.server.protocol import ChatBody, CompletionBody, Refused
 from personavec.server.reply import News, RunningReply
-from personavec.server.terms import LOG, Terms, check_watch
-from personavec.steering.notation import Steers, steerings
+from personavec.server.terms import Terms
+from personavec.steering.notation import Steers, in_order
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 from personavec.verbs.monitor.calibration import KINDS, Calibration
@@ -32,15 +31,15 @@ DEFAULT_TOKENS = 256
 
 @dataclass
 class Exchange:
-    """One request under way, and all its replies."""
+    """A request under way, and all its replies."""
 
     id: str
-    asked: ChatAsked | CompletionAsked
+    body: ChatBody | CompletionBody
     messages: list[dict[str, str]]
     conversation: str
     turn: int
     applied: Applied
-    seen: tuple[Seen, ...]
+    watched: tuple[Seen, ...]
     jobs: list[Job] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -49,7 +48,7 @@ class Exchange:
     _news: "asyncio.Queue[tuple[int, News]]" = field(default_factory=asyncio.Queue)
 
     def teller(self, index: int) -> Any:
-        """What the engine's thread calls for one reply."""
+        """What the engine's thread calls for a reply."""
         loop = asyncio.get_running_loop()
 
         def tell(news: News) -> None:
@@ -68,32 +67,32 @@ class Exchange:
             yield index, news
 
     def cancel(self) -> None:
-        """Whoever asked is gone."""
+        """The client is gone."""
         for job in self.jobs:
             job.cancelled = True
 
     def projections(self, index: int) -> dict[str, dict[str, Any]]:
         """By vector what was read at a reply: layer, prompt_last, response_avg and tokens."""
         read = self.jobs[index].reply.read
-        projections = {}
-        for place, seen in enumerate(self.seen):
+        by_vector = {}
+        for place, direction in enumerate(self.watched):
             values = [_finite(row[place]) for row in read]
             tokens = [value for value in values[1:] if value is not None]
-            projections[seen.key] = {
-                "layer": seen.layer,
+            by_vector[direction.key] = {
+                "layer": direction.layer,
                 "prompt_last": values[0] if values else None,
                 "response_avg": sum(tokens) / len(tokens) if tokens else None,
                 "tokens": values[1:],
             }
-        return projections
+        return by_vector
 
 
 @dataclass
 class Service:
     """A served model with all that belongs to it."""
 
-    terms: Terms
     model: ChatModel
+    terms: Terms
     engine: Engine
     catalogue: Catalogue
     log: Log
@@ -106,52 +105,52 @@ class Service:
     _tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
 
-    async def open(self, asked: ChatAsked | CompletionAsked) -> Exchange:
+    async def open(self, body: ChatBody | CompletionBody) -> Exchange:
         """Check a request and hand its replies to the engine.
 
         Raises:
             Refused: It cannot be served, or not now.
         """
-        if asked.model not in (None, self.model.identity.id):
+        if body.model not in (None, self.model.identity.id):
             raise Refused(
                 404,
-                f"expected the model {self.model.identity.id}, got {asked.model}",
+                f"expected the model {self.model.identity.id}, got {body.model}",
                 param="model",
                 code="model_not_found",
             )
-        persona = asked.persona
+        persona = body.persona
         applied = (
-            Applied(self.steering, [describe(steering) for steering in self.steering], [])
+            Applied(self.steering, [describe(added) for added in self.steering], [])
             if persona.steering is None
             else self.catalogue.steer(persona.steering)
         )
-        seen = self.watched if persona.watch is None else self.catalogue.watch(persona.watch)
-        messages = [turn.plain() for turn in asked.messages] if isinstance(asked, ChatAsked) else []
-        prompt = await self._prompt(asked, messages)
-        longest = self._longest(asked, len(prompt))
+        watched = self.watched if persona.watch is None else self.catalogue.watch(persona.watch)
+        messages = [turn.plain() for turn in body.messages] if isinstance(body, ChatBody) else []
+        prompt = await self._prompt(body, messages)
+        longest = self._longest(body, len(prompt))
         exchange = Exchange(
             f"{'chatcmpl' if messages else 'cmpl'}-{uuid.uuid4().hex}",
-            asked,
+            body,
             messages,
             persona.conversation or uuid.uuid4().hex,
             max(1, sum(turn["role"] == "user" for turn in messages)),
             applied,
-            seen,
+            watched,
         )
-        seed = secrets.randbits(63) if asked.seed is None else asked.seed % 2**63
+        seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
         exchange.jobs = [
             Job(
                 prompt,
-                Sampling(longest, asked.temperature, asked.top_p),
-                RunningReply(self.model, longest, asked.stops),
+                Sampling(longest, body.temperature, body.top_p),
+                RunningReply(self.model, longest, body.stops),
                 exchange.teller(index),
                 (seed, index),
                 applied.steering,
-                tuple(watched.watch for watched in seen),
-                asked.top,
+                tuple(direction.watch for direction in watched),
+                body.top,
                 time.monotonic() + self.terms.deadline,
             )
-            for index in range(asked.n)
+            for index in range(body.n)
         ]
         try:
             self.engine.submit(exchange.jobs)
@@ -159,8 +158,8 @@ class Service:
             raise Refused(429, str(error), kind="rate_limit_error", code="queue_full") from None
         return exchange
 
-    async def _prompt(self, asked: ChatAsked | CompletionAsked, messages: list[dict[str, str]]) -> tuple[int, ...]:
-        given = None if isinstance(asked, ChatAsked) else asked.prompt
+    async def _prompt(self, body: ChatBody | CompletionBody, messages: list[dict[str, str]]) -> tuple[int, ...]:
+        given = None if isinstance(body, ChatBody) else body.prompt
         if isinstance(given, list):
             size = self.model.hf.get_input_embeddings().weight.shape[0]
             if max(given) >= size:
@@ -178,10 +177,10 @@ class Service:
             raise Refused(400, "expected a prompt of at least one token, got none", param="prompt")
         return prompt
 
-    def _longest(self, asked: ChatAsked | CompletionAsked, prompt_tokens: int) -> int:
+    def _longest(self, body: ChatBody | CompletionBody, prompt_tokens: int) -> int:
         """Tokens that each reply may have."""
         room = self.model.context - prompt_tokens
-        longest = asked.longest or min(DEFAULT_TOKENS, self.terms.max_tokens, max(room, 1))
+        longest = body.longest or min(DEFAULT_TOKENS, self.terms.max_tokens, max(room, 1))
         if longest > room:
             raise Refused(
                 400,
@@ -190,17 +189,17 @@ class Service:
                 code="context_length_exceeded",
             )
         replies = min(self.engine.rows, self.engine.queue)
-        if longest * asked.n > self.terms.max_tokens or asked.n > replies:
+        if longest * body.n > self.terms.max_tokens or body.n > replies:
             raise Refused(
                 400,
                 f"expected at most {self.terms.max_tokens} tokens in all, of at most {replies} replies, got "
-                f"n {asked.n} of {longest} tokens",
+                f"n {body.n} of {longest} tokens",
                 param="max_tokens",
             )
         return longest
 
     async def close(self, exchange: Exchange) -> list[dict[str, Any]]:
-        """Log the replies, once however often it is called; returns for each what an answer tells of it.
+        """Log the replies, once however often it is called; returns for each what an answer says of it.
 
         Raises:
             Refused: A reply could not be written.
@@ -210,12 +209,12 @@ class Service:
         return await asyncio.shield(exchange.closing)
 
     async def _close(self, exchange: Exchange) -> list[dict[str, Any]]:
-        persona, turns = [], []
+        personas, turns = [], []
         for index, job in enumerate(exchange.jobs):
             projections = exchange.projections(index)
             alerts = await asyncio.to_thread(self.alerts, exchange, projections)
-            persona.append({"projections": projections, "pieces": job.reply.pieces, "alerts": alerts})
-            kept = {name: {k: v for k, v in values.items() if k != "tokens"} for name, values in projections.items()}
+            personas.append({"projections": projections, "pieces": job.reply.pieces, "alerts": alerts})
+            kept = {name: {k: v for k, v in read.items() if k != "tokens"} for name, read in projections.items()}
             turns.append(
                 LoggedTurn(
                     f"{exchange.id}-{index}" if index else exchange.id,
@@ -224,7 +223,7 @@ class Service:
                     job.reply.finish or "cancelled",
                     len(job.prompt),
                     len(job.reply.ids),
-                    exchange.applied.told,
+                    exchange.applied.descriptions,
                     kept,
                     alerts,
                     exchange.messages if self.terms.keep_text else None,
@@ -246,10 +245,10 @@ class Service:
                 )
             if job.reply.finish == "error":
                 raise Refused(500, job.reply.error or "the reply could not be written", kind="server_error")
-        return persona
+        return personas
 
     def abandon(self, exchange: Exchange) -> None:
-        """Log the replies of somebody who left, once the engine has ended them."""
+        """Log the replies of a client that left, once the engine has ended them."""
 
         async def finish() -> None:
             while any(job.reply.finish is None for job in exchange.jobs):
@@ -269,10 +268,10 @@ class Service:
 
     def band(self, name: str) -> dict[str, Any] | None:
         """The usual range of a vector's projections, by kind; None without a calibration of it."""
-        content_hash = self.catalogue.vectors[name].content_hash
-        if self.calibration is None or content_hash not in self.calibration.vectors:
+        vector_hash = self.catalogue.vectors[name].content_hash
+        if self.calibration is None or vector_hash not in self.calibration.vectors:
             return None
-        bands = {kind: self.calibration.band(content_hash, kind) for kind in KINDS}
+        bands = {kind: self.calibration.band(vector_hash, kind) for kind in KINDS}
         return {kind: {"low": band.low, "high": band.high} for kind, band in bands.items()}
 
     def alerts(self, exchange: Exchange, projections: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -291,8 +290,8 @@ class Service:
             before = {turn: value for turn, value in before.items() if turn < exchange.turn}
             past = [value for _, value in sorted(before.items()) if value is not None]
             if drift is not None and read["response_avg"] is not None:
-                trend = [drift.add(value) for value in (*past, read["response_avg"])]
-                alerts += [trend[-1]] if trend[-1] else []
+                raised = [drift.add(value) for value in (*past, read["response_avg"])]
+                alerts += [raised[-1]] if raised[-1] else []
         return [alert | {"turn": exchange.turn} for alert in alerts]
 
 
@@ -302,34 +301,29 @@ def _finite(value: float) -> float | None:
 
 
 def assemble(
-    model: ChatModel | Callable[[], ChatModel],
+    model: ChatModel,
+    terms: Terms,
     *,
-    vectors: Sequence[str | Path | PersonaVector] = (),
-    steer: Steers = (),
-    watch: Sequence[str] = ("all",),
-    calibration: str | Path | Calibration | None = None,
-    log: str | Path = LOG,
-    terms: Terms | None = None,
+    vectors: Sequence[str | Path | PersonaVector],
+    steer: Steers,
+    watch: Sequence[str],
+    calibration: str | Path | Calibration | None,
+    log: str | Path,
+    retention_days: float | None,
 ) -> Service:
-    """A service with its model, vectors and log; see `serve`.
+    """A service of a model; `serve` says what its arguments mean.
 
     Raises:
-        PersonavecError: One of them cannot be used.
+        PersonavecError: A vector, the calibration or the log cannot be used.
     """
-    terms = terms or Terms()
-    check_watch(watch)
-    applied = [each for _, each in steerings(steer)]  # what is wrong with it is said before anything is loaded
-    if not isinstance(model, ChatModel):
-        model = model()
-    steering = tuple(each for _, each in steerings(applied, model.identity))
+    steering = in_order(steer, model.identity)
     catalogue = Catalogue.load(vectors, model.identity, terms.max_dose, terms.guard)
     watched = catalogue.defaults(watch)
-    if isinstance(calibration, str | Path):
-        calibration = Calibration.load(Path(calibration))
     if calibration is not None:
+        calibration = calibration if isinstance(calibration, Calibration) else Calibration.load(Path(calibration))
         calibration.check_model(model.identity.id, model.identity.revision)
         for seen in watched:
             calibration.check_vector(catalogue.vectors[seen.vector].content_hash, seen.vector, seen.layer)
-    turns = Log(Path(log), terms.retention_days)
+    kept = Log(Path(log), retention_days)
     engine = Engine(model, terms.rows_at_once, terms.queue)
-    return Service(terms, model, engine, catalogue, turns, Metrics(engine, catalogue), watched, steering, calibration)
+    return Service(model, terms, engine, catalogue, kept, Metrics(engine, catalogue), watched, steering, calibration)

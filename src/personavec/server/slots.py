@@ -39,7 +39,7 @@ class Slots:
         return self.end - max(self.lengths, default=0) - 1
 
     def mask(self) -> Int[Tensor, "rows seq"]:
-        """Which columns each row reads in a step, its own new one included."""
+        """Which columns each row reads in a step, its new column included."""
         columns = torch.arange(self.first, self.end + 1, device=self.device)
         return (columns >= self.end - torch.tensor(self.lengths, device=self.device)[:, None]).long()
 
@@ -70,9 +70,9 @@ class Slots:
             self._move(longest + 1)
         self.lengths += [length] * rows
         new = slice(len(self.lengths) - rows, len(self.lengths))
-        read: Any
-        for own, read in zip(self._layers, prompts.layers, strict=True):
-            for store, states in zip(own.stores, (read.keys, read.values), strict=True):
+        prompt: Any
+        for layer, prompt in zip(self._layers, prompts.layers, strict=True):
+            for store, states in zip(layer.stores, (prompt.keys, prompt.values), strict=True):
                 store[new, :, self.end - length : self.end] = states[row, :, -length:]
 
     def reserve(self) -> None:

@@ -1,41 +1,43 @@
-"""On which terms a server serves: its bounds, its key, and what it keeps."""
+"""On what terms a server answers: who may ask, how much, and what is kept of it."""
 
-import os
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 from personavec.errors import ConfigError
-from personavec.runs.rules import Count, Positive, above, check
+from personavec.runs.rules import Count, Positive, check
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-LOG = Path("runs/serve/turns.db")
-"""Where turns are logged, unless it is said."""
 KEY = "PERSONAVEC_API_KEY"
-"""Where the server's key comes from, unless it is given: other users of the machine see options."""
+"""Where the server's key comes from, unless it is an option: other users of the machine see options."""
+
+Guard = Literal["reject", "clamp", "warn"]
 
 
-def check_watch(watch: Sequence[str]) -> None:
-    """Raise ConfigError unless it is all, none, or traits."""
-    if len({"all", "none"} & {*watch}) and len(watch) > 1:
-        raise ConfigError(f"expected all, none, or traits, got {' '.join(watch)}; correct --watch")
+class TermOptions(TypedDict, total=False):
+    """Fields of `Terms`."""
+
+    system: str
+    max_dose: float
+    guard: Guard
+    rows_at_once: int
+    queue: int
+    deadline: float
+    max_tokens: int
+    max_request_bytes: int
+    host: str
+    key: str | None
+    keep_text: bool
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Bounds of requests, the address and its key, and what is kept of conversations.
+    """What requests may ask of a server."""
 
-    Raises:
-        ConfigError: A value breaks its rule, or an address that others reach has no key.
-    """
-
-    _: KW_ONLY
     system: str = "template"
-    """System prompt of conversations without one: template, none, or a text."""
+    """System prompt of conversations without one: template (what the chat template does by itself), none, or a text."""
     max_dose: Positive = 0.7
     """Largest dose that a request may add in all."""
-    guard: Literal["reject", "clamp", "warn"] = "reject"
+    guard: Guard = "reject"
     """What happens beyond the largest dose: an error, less of it, or only a warning."""
     rows_at_once: Count = 16
     """Replies that are written at once, in one batch."""
@@ -48,29 +50,22 @@ class Terms:
     max_request_bytes: Count = 1048576
     """Longest body of a request."""
     host: str = "127.0.0.1"
-    """Address to listen at; any but this machine's needs a key."""
-    port: int = 8000
-    """0 takes a free one."""
-    api_key: str = ""
-    """Key that requests must name; default that of the environment."""
+    """Address to listen at; any but this machine's own needs a key."""
+    key: str | None = None
+    """Key that requests must name."""
     keep_text: bool = False
     """Keep conversations in the log too."""
-    retention_days: Annotated[float | None, above(0)] = 30.0
-    """Days after which a turn is removed from the log."""
 
     def __post_init__(self) -> None:
         check(type(self), vars(self))
-        if self.host not in LOOPBACK and not self.key:
-            raise ConfigError(f"expected a key with --host {self.host}, got none; set {KEY}")
-        if not 0 <= self.port < 65536:
-            raise ConfigError(f"expected a port from 0 to 65535, got {self.port}; correct it")
+        check_host(self.host, self.key)
 
-    @property
-    def local(self) -> bool:
-        """Whether only this machine reaches it."""
-        return self.host in LOOPBACK
 
-    @property
-    def key(self) -> str | None:
-        """The key that requests must name."""
-        return self.api_key or os.environ.get(KEY) or None
+def check_host(host: str, key: str | None) -> None:
+    """Check that nobody but this machine asks without a key.
+
+    Raises:
+        ConfigError: Others could.
+    """
+    if host not in LOOPBACK and not key:
+        raise ConfigError(f"expected a key with --host {host}, got none; set {KEY}")

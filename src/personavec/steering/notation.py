@@ -1,7 +1,7 @@
 """How steering is written on the command line: VEC:COEF[@LAYER]."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from personavec.errors import ConfigError, VectorError
@@ -56,7 +56,7 @@ def steerings(steer: Steers, model: ModelIdentity | None = None) -> list[tuple[s
         ConfigError: The notation is wrong, or something else was given.
         VectorError: A vector of another model, or no such layer.
     """
-    several = [steer] if isinstance(steer, str | Steering) else list(steer)
+    several = list(steer) if isinstance(steer, Iterable) and not isinstance(steer, str) else [steer]
     if wrong := [each for each in several if not isinstance(each, str | Steering)]:
         raise ConfigError(f"expected steer=vector.at(…) or VEC:COEF[@LAYER], got {wrong[0]!r}; correct it")
     named = [(each, parse_steering(each)) if isinstance(each, str) else (each.text, each) for each in several]
@@ -64,3 +64,13 @@ def steerings(steer: Steers, model: ModelIdentity | None = None) -> list[tuple[s
         if model is not None:
             steering.vector.check_model(model)
     return named
+
+
+def in_order(steer: Steers, model: ModelIdentity) -> tuple[Steering, ...]:
+    """What steers a model, as given; twice the same adds twice.
+
+    Raises:
+        ConfigError: As `steerings`.
+        VectorError: Likewise.
+    """
+    return tuple(steering for _, steering in steerings(steer, model))

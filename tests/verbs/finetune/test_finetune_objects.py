@@ -170,7 +170,7 @@ def test_bad_objects_are_one_line(model: ChatModel, vector: PersonaVector) -> No
         (3, {}, "expected a data set's path or its rows, got int"),
         ({}, {}, "expected rows, got one mapping"),
         ([{"text": "no conversation"}], {}, "rows in memory row 0"),
-        (ROWS, {"held_out": 3}, "got 3"),
+        (ROWS, {"held_out": 3}, "got int"),
         (ROWS, {"prevent": vector}, "expected prevent=vector.at"),
         (ROWS, {"prevent": [(vector, 3)]}, "expected prevent=vector.at"),
         (ROWS, {"prevent": Steering(vector, layer=1, op="ablate")}, "expected prevent=vector.at"),

@@ -15,7 +15,7 @@ from support import tiny, tiny_chat
 from torch import Tensor
 
 from personavec.cli.main import main
-from personavec.errors import ConfigError, ModelError, VectorError
+from personavec.errors import ModelError, VectorError
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import attach
 from personavec.steering.steer import Steering, steer
@@ -23,7 +23,6 @@ from personavec.steering.vector import PersonaVector, increments, load_vector
 from personavec.verbs.interop import bake as bake_module
 from personavec.verbs.interop.bake import bake
 from personavec.verbs.interop.formats import from_gguf, from_reference, to_gguf, to_lm_eval
-from personavec.verbs.interop.interop import interop
 
 N, D = tiny.N_LAYERS, tiny.D_MODEL
 ROWS = [tiny.prompt(9), tiny.prompt(5)]
@@ -275,40 +274,6 @@ def test_a_killed_bake_is_done_again(
     args[2] = str(tmp_path / "again")
     assert main([part for part in args if part != "--json"]) == 0
     assert "largest difference of a logit from steering" in capsys.readouterr().out
-
-
-# objects
-
-
-def test_objects_in_memory(v: PersonaVector, tmp_path: Path) -> None:
-    model = tiny.build("llama")
-    plain = logits(model)
-    handed = interop(v.at(coef=0.5, layer=2), tmp_path / "v.gguf", model)
-    taken = interop(tmp_path / "v.gguf", tmp_path / "v.safetensors", model, trait="calm")
-    torch.testing.assert_close(taken.vector.direction[2], 0.5 * v.direction[2])
-    assert load_vector(tmp_path / "v.safetensors") == taken.vector and taken.vector.card.trait == "calm"
-    assert (handed.data["kind"], taken.data["kind"], taken.data["layers"]) == ("gguf", "vector", [2])
-    assert "calm" in repr(taken) and "gguf" in handed._repr_html_()
-    before = {name: id(value) for name, value in model.hf.named_parameters()}
-    interop(v.at(coef=0.7, layer=1), tmp_path / "baked", model)
-    assert torch.equal(logits(model), plain), "the model that was baked is as it was"
-    assert {name: id(value) for name, value in model.hf.named_parameters()} == before
-    assert not model.hf.config.mlp_bias and tiny.hooks(model) == 0
-
-
-def test_bad_objects_are_one_line(model: ChatModel, v: PersonaVector, tmp_path: Path) -> None:
-    for source, out, told in (
-        (v.at(coef=0.0, layer=1), "v.gguf", "expected a coef other than 0"),
-        (v.at(coef=1.0, layer=1), "v.safetensors", "expected .pt or .gguf to .safetensors"),
-        (Steering(v, layer=1, op="ablate"), "v.gguf", "expected a steering that adds"),
-        (Steering(v, 1.0, 1, above=0.0), "v.pt", "expected a steering that adds"),
-    ):
-        with pytest.raises(ConfigError) as error:
-            interop(source, tmp_path / out, model)
-        assert told in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(VectorError, match="extract it from this model"):
-        interop(tiny.vector(tiny.build(seed=3)).at(coef=1.0, layer=1), tmp_path / "v.gguf", model)
-    assert not list(tmp_path.iterdir())
 
 
 # bad input
