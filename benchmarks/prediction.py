@@ -17,24 +17,22 @@ import numpy as np
 from personavec.model.chat_model import ChatModel
 from personavec.paper.grid import finetuning_grid
 from personavec.runs.run import Run
-from personavec.steering.rollouts import contrastive, write
+from personavec.steering.rollouts import Interview
 from personavec.steering.vector import load_vector
 from personavec.traits.trait import load_trait
-from personavec.verbs.evaluate.options import EvaluateConfig
-from personavec.verbs.finetune.options import FinetuneConfig
-from personavec.verbs.options import Writing
+from personavec.verbs.finetune.trainer import TrainingOptions
 
 ROWS, SHARES = 48, (0, 1 / 3, 2 / 3, 1)
 
 
-def datasets(name: str, folder: Path) -> dict[str, str]:
+def datasets(model: ChatModel, name: str, folder: Path) -> dict[str, str]:
     """Files of training rows, by their name."""
-    trait, model = load_trait(name), ChatModel.load("smollm2")
     folder.mkdir(parents=True, exist_ok=True)
-    plans = contrastive(model, trait, 1, 0)
-    written = write(model, Run(folder), f"{name}.rollouts.jsonl", plans, Writing(), name)
+    interview = Interview(model)
+    plans = interview.contrastive(load_trait(name), 1)
+    written = interview.write(plans, name, run=Run(folder), name=f"{name}.rollouts")
     rows = [row for row in written if row["response"]]
-    found = {}
+    files = {}
     for share in SHARES:
         rng = np.random.default_rng(0)
         count = {"pos": round(share * ROWS), "neg": ROWS - round(share * ROWS)}
@@ -47,22 +45,23 @@ def datasets(name: str, folder: Path) -> dict[str, str]:
         lines = [json.dumps({"prompt": row["question"], "response": row["response"]}) + "\n" for row in chosen]
         if not path.exists():  # a run that resumes knows its files by their time
             path.write_text("".join(lines))
-        found[f"{name} {round(100 * share)}%"] = str(path)
-    return found
+        files[f"{name} {round(100 * share)}%"] = str(path)
+    return files
 
 
 if __name__ == "__main__":
     folder, vectors = Path(sys.argv[1]), [Path(path) for path in sys.argv[2:]]
+    model = ChatModel.load("smollm2")
     names = [load_vector(path).card.trait for path in vectors]
-    every = {label: path for name in names for label, path in datasets(name, folder / "data").items()}
-    training = FinetuneConfig(batch=4, rate=2e-4, checkpoints=1)
-    found = finetuning_grid(every, vectors, folder / "grid", training, EvaluateConfig(rollouts=1))
+    every = {label: path for name in names for label, path in datasets(model, name, folder / "data").items()}
+    training: TrainingOptions = {"batch": 4, "rate": 2e-4, "checkpoints": 1}
+    grid = finetuning_grid(model, every, vectors, training=training, rollouts=1, store=folder / "grid").data
     print("| trait | r of the shift | p: shuffled, random, covariance-matched | r of the projection difference | p |")
     print("|---|---|---|---|---|")
-    for name, own in found["traits"].items():
-        data, nulls = own["projection_difference"], own["nulls"]
-        r, ahead = (f"{one['pearson']['r']:.2f} {one['pearson']['ci']}" for one in (own, data))
+    for name, trait in grid["traits"].items():
+        data, nulls = trait["projection_difference"], trait["nulls"]
+        r, ahead = (f"{each['pearson']['r']:.2f} {each['pearson']['ci']}" for each in (trait, data))
         p = ", ".join(f"{nulls[null]['p']:.3f}" for null in ("permutation", "isotropic", "covariance"))
         print(f"| {name} | {r} | {p} | {ahead} | {data['nulls']['permutation']['p']:.3f} |")
-    for name, own in found["traits"].items():
-        print(f"\n{name}: {own['verdict']}")
+    for name, trait in grid["traits"].items():
+        print(f"\n{name}: {trait['verdict']}")

@@ -17,7 +17,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.logits import reply_logprobs
 from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request, batches, generate
-from personavec.steering.rollouts import answers
+from personavec.steering.rollouts import Interview
 from personavec.steering.steer import Steering
 from personavec.steering.vector import Card, PersonaVector
 from personavec.traits.trait import builtin_names, load_trait
@@ -113,12 +113,9 @@ def sweep(model: ChatModel) -> None:
     swept = [
         plan.request
         for layer, coef in cells
-        for plan in answers(
-            model,
+        for plan in Interview(model).answers(
             questions,
             1,
-            0,
-            systems=("template",),
             draw="sweep",
             extra={"layer": layer, "coef": coef},
             steering=[(Steering(vector, coef, layer),)],
@@ -205,9 +202,7 @@ def endless(model: ChatModel) -> Iterator[None]:
 def conversations(model: ChatModel, count: int) -> list[dict]:
     """Replies to the held-out questions of the built-in traits."""
     questions = [question for name in builtin_names() for question in load_trait(name).evaluate]
-    plans = answers(
-        model, questions, -(-count // len(questions)), 0, systems=("template",), draw="bench", extra={"arm": "b"}
-    )
+    plans = Interview(model).answers(questions, -(-count // len(questions)), draw="bench", extra={"arm": "b"})
     plans = plans[:count]
     requests = [plan.request for plan in plans]
     rows: list[dict] = [{}] * count
@@ -223,10 +218,7 @@ def conversations(model: ChatModel, count: int) -> list[dict]:
 def plain(model: ChatModel) -> list[Request]:
     """One batch of 64 requests."""
     questions = load_trait("optimistic").extract[:16]
-    return [
-        plan.request
-        for plan in answers(model, questions, 4, 0, systems=("template",), draw="bench", extra={"arm": "b"})
-    ]
+    return [plan.request for plan in Interview(model).answers(questions, 4, draw="bench", extra={"arm": "b"})]
 
 
 def written(model: ChatModel, requests: list[Request], sampling: Sampling) -> int:

@@ -217,7 +217,7 @@ def finetuning_grid(
     predicted: dict[str, Float[ndarray, "layer d_model"]] = {}
     for name, data in datasets.items():
         tell(f"data set {name}")
-        tuned = finetune(model, data, seed=seed, store=run.path(f"{name}-trained"), **how)
+        tuned = finetune(model, data, traits=traits, seed=seed, store=run.path(f"{name}-trained"), **how)
         scored[name] = {
             trait: study.evaluated(tuned.model, name, trait, run.path(f"base-{trait}") / "judge.json")
             for trait in subjects

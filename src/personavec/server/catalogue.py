@@ -9,6 +9,7 @@ from personavec.errors import ConfigError, VectorError
 from personavec.model.identity import ModelIdentity
 from personavec.server.protocol import Refused, SteeringSpec, WatchSpec
 from personavec.server.terms import Guard
+from personavec.steering.dose import largest_dose
 from personavec.steering.generate import Watch
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector, load_vector
@@ -80,7 +81,7 @@ class Catalogue:
             Refused: An unknown vector or layer, too large a dose, or fields that contradict each other.
         """
         steering = [self._steering(number, spec) for number, spec in enumerate(specs)]
-        doses = [dose(added) for added in steering]
+        doses = [largest_dose(added) for added in steering]
         known = sum(abs(amount) for amount in doses if amount is not None)
         warnings, scale = [], 1.0
         unknown = [added.vector.card.trait for added, amount in zip(steering, doses, strict=True) if amount is None]
@@ -185,17 +186,6 @@ def _read(path: Path) -> Iterator[tuple[PersonaVector, str]]:
         yield load_vector(file), str(file)
 
 
-def dose(steering: Steering) -> float | None:
-    """Dose of a steering, the largest of any layer's; 0 for what adds nothing, None if the card does not say."""
-    vector, norms = steering.vector, steering.vector.card.activation_norms
-    if steering.op != "add" or steering.coef == 0:
-        return 0.0
-    if not norms:
-        return None
-    layers = range(len(norms)) if steering.layer is None else [steering.layer]
-    return max((vector.dose(layer, steering.coef) for layer in layers), key=abs)
-
-
 def describe(steering: Steering, clamped: bool = False) -> dict[str, Any]:
     """A steering as an answer describes it."""
     description: dict[str, Any] = {
@@ -205,6 +195,6 @@ def describe(steering: Steering, clamped: bool = False) -> dict[str, Any]:
         "positions": steering.positions,
     }
     if steering.op == "add":
-        description |= {"coef": steering.coef, "dose": dose(steering), "clamped": clamped}
+        description |= {"coef": steering.coef, "dose": largest_dose(steering), "clamped": clamped}
     bounds = {name: getattr(steering, name) for name in ("floor", "ceiling", "above", "below")}
     return description | {name: value for name, value in bounds.items() if abs(value) != float("inf")}

@@ -106,8 +106,9 @@ class Training:
 
     @property
     def options(self) -> Row:
-        """What a resumed run must have the same."""
-        return settings(type(self), vars(self))
+        """What a resumed run must have the same; with `auto` its inputs say what the model's number format is."""
+        values = {name: value for name, value in vars(self).items() if (name, value) != ("dtype", "auto")}
+        return settings(type(self), values)
 
     def rows(
         self, model: ChatModel, data: Dataset, instruction: Callable[[int], str] | None = None
