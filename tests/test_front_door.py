@@ -161,3 +161,26 @@ def test_the_notebook_runs(place: Path) -> None:
     pages = [data["text/html"] for data in shown if "text/html" in data and "<progress" not in data["text/html"]]
     assert len(pages) >= 6 and any("<svg" in page for page in pages)
     assert any("background:rgba(" in page for page in pages), "a reply with shaded tokens"
+
+
+def test_what_is_no_chat_model_is_refused() -> None:
+    verbs = ["extract", "evaluate", "screen", "monitor", "finetune", "shift", "verify", "serve"]
+    code = """
+import sys
+from inspect import signature
+import personavec as pv
+
+for verb in sys.argv[1:]:
+    parameters = signature(getattr(pv, verb)).parameters.values()
+    needed = [each for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
+    for other in ("smollm2", object(), None):
+        try:
+            getattr(pv, verb)(other, *[[] for _ in needed[1:]])
+        except pv.PersonavecError as error:
+            print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code, *verbs], capture_output=True, text=True, check=False)
+    kinds = ["str", "object", "NoneType"] * len(verbs)
+    assert ran.stdout.splitlines() == [
+        f"expected model to be a ChatModel, got {kind}; make a ChatModel of it" for kind in kinds
+    ], ran.stderr

@@ -61,9 +61,18 @@ EACH_ONCE = Rule(lambda value: len(set(value)) == len(value), "each once")
 def check(declared: Any, values: Mapping[str, Any]) -> None:
     """Check values against the rules of a class or function that declares them; None is "not given".
 
+    An argument of a function whose type is a class of ours has to be one of those.
+
     Raises:
-        ConfigError: A value breaks its rule.
+        ConfigError: A value breaks its rule, or is of another class.
     """
+    hints = {} if isinstance(declared, type) else get_type_hints(declared)
+    for name in hints.keys() & values.keys():
+        hint, value = hints[name], values[name]
+        if isinstance(hint, type) and hint.__module__.startswith("personavec.") and not isinstance(value, hint):
+            raise ConfigError(
+                f"expected {name} to be a {hint.__name__}, got {type(value).__name__}; make a {hint.__name__} of it"
+            )
     for name, marks in _marks(declared).items():
         value = values.get(name)
         for rule in marks:

@@ -14,6 +14,7 @@ from typing import Any
 from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
+from personavec.runs.rules import check
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
 from personavec.server.log import Log, LoggedTurn, Metrics
@@ -316,6 +317,7 @@ def assemble(
     Raises:
         PersonavecError: A vector, the calibration or the log cannot be used.
     """
+    check(assemble, locals())
     steering = in_order(steer, model.identity)
     catalogue = Catalogue.load(vectors, model.identity, terms.max_dose, terms.guard)
     watched = catalogue.defaults(watch)

@@ -242,6 +242,8 @@ def load_traits(names: Sequence[str | Trait]) -> list[Trait]:
         ConfigError: There are none, or one is there twice.
         TraitError: One cannot be read.
     """
+    if not isinstance(names, Iterable) or not all(isinstance(each, str | Path | Trait) for each in names):
+        raise TraitError(f"expected traits or their names, got {names}; pass a list of them")
     traits = [name if isinstance(name, Trait) else load_trait(name) for name in names]
     given = [trait.name for trait in traits]
     if not traits or len(set(given)) < len(given):

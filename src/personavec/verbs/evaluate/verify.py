@@ -12,7 +12,7 @@ from personavec.model.hooks import attach, capture
 from personavec.model.kv_cache import empty, using
 from personavec.model.logits import TOLERANCE, distance
 from personavec.runs.result import Result
-from personavec.runs.rules import Seed
+from personavec.runs.rules import Seed, check
 from personavec.steering.steer import Steering, steer
 from personavec.steering.vector import Card, PersonaVector
 
@@ -75,17 +75,19 @@ def verify(model: ChatModel, vector: PersonaVector | None = None, *, seed: Seed 
         The model, each check with `name`, `passed` and `detail`, and whether all `passed`.
 
     Raises:
+        ConfigError: `model` is no `ChatModel`.
         VectorError: The vector is of another model.
     """
+    check(verify, locals())
     if vector is None:
         direction = torch.randn((model.n_layers, model.identity.d_model), generator=torch.Generator().manual_seed(seed))
         vector = PersonaVector(direction, Card("random direction", model.identity, "none"))
     vector.check_model(model.identity)
     probe = _probe(model, vector)
     checks = []
-    for name, check in CHECKS.items():
+    for name, probed in CHECKS.items():
         try:
-            passed, detail = check(probe)
+            passed, detail = probed(probe)
         except Exception as error:
             passed, detail = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
         checks.append({"name": name, "passed": passed, "detail": detail})
