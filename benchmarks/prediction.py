@@ -1,4 +1,4 @@
-"""Many small finetunings: does the shift, or the data's projection difference, foretell the trait score?
+"""Many small finetunings: does the shift, or the data's projection difference, predict the trait score?
 
     pip install -e ".[train]"
     python benchmarks/prediction.py FOLDER VECTOR VECTOR …

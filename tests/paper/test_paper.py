@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from support import letters
 
-from personavec.errors import DataError
+from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
 from personavec.paper import paper as study
 from personavec.paper.claims import VERDICTS, Claim, above, one_minus, tally
+from personavec.paper.options import PaperConfig
 from personavec.paper.study import surviving
 from personavec.report.paper import grouped
 from personavec.runs.run import Run
@@ -114,3 +115,31 @@ def test_parts_that_fail_are_told_and_tried_again(
         "none": 1.0,
     }
     assert Run(tmp_path / "paper").read_json("result.json")["claims"] == found["claims"]
+
+
+def test_without_a_store_nothing_is_kept(model: ChatModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    claims = [Claim("section 1", "It rises", "evil", interval(5, 2, 8))]
+    part = study.Experiment("One", lambda _: {"claims": claims, "table": []}, 1, 1)
+    monkeypatch.setattr(study, "PARTS", {"part": part})
+    result = study.paper(model, quick=True, judge=letters.bench())
+    assert result.data["out"] is None and result.claims[0]["verdict"] == "same direction"
+    assert "same direction: 1" in repr(result)
+    assert result.report(tmp_path / "page").name == "paper.html" and (tmp_path / "page" / "paper.md").is_file()
+    with pytest.raises(ConfigError, match=r"report\(path\)"):
+        result.report()
+    plan = study.paper(model, quick=True, plan=True, judge=letters.bench())
+    assert plan.published() == plan.to_dict() and plan.claims == []
+
+
+def test_a_folder_that_an_older_version_began_resumes(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It kept every option of the command line, and no inputs."""
+    monkeypatch.setattr(study, "PARTS", {"part": study.Experiment("One", lambda _: pytest.fail("again"), 1, 1)})
+    old = vars(PaperConfig(quick=True, model=model.identity.id, judge=letters.bench().spec)) | {"inputs": {}}
+    Run(tmp_path).write_json("config.json", {name: old[name] for name in old if name not in ("out", "json", "plan")})
+    Run(tmp_path).write_json("part.json", {"claims": [], "table": [], "seconds": 60.0})
+    options: Any = {"quick": True, "judge": letters.bench(), "store": tmp_path}
+    assert study.paper(model, **options).data["minutes"] == 1.0
+    with pytest.raises(ConfigError, match=r"rate: 0\.0002 there, 0\.1 here"):
+        study.paper(model, rate=0.1, **options)

@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import pearsonr
 
 from personavec.judges.scale import calibrate
-from personavec.stats.intervals import Interval, auc, auc_interval, clustered_mean, clustered_ratio
+from personavec.stats.intervals import (
+    Interval,
+    auc,
+    auc_interval,
+    clustered_mean,
+    clustered_ratio,
+    pearson,
+    pearson_rows,
+)
 
 RNG = np.random.default_rng
 NAN = float("nan")
@@ -142,6 +151,27 @@ def test_auc_interval_bears_clusters_of_one_side() -> None:
     is_pos = np.array([True, False, True, False, False, True])
     found = auc_interval(values, is_pos, np.arange(6))
     assert found.mean == 1.0 and found.high == 1.0
+
+
+# correlation
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_pearson_of_rows_is_scipys_with_fishers_interval(sign: int) -> None:
+    x = RNG(0).standard_normal(30)
+    y = sign * x + RNG(1).standard_normal(30)
+    expected = pearsonr(x, y)
+    bounds = expected.confidence_interval(0.95)
+    missing = np.append(x, [NAN, 1.0]), np.append(y, [1.0, NAN])
+    found = pearson_rows(*missing)
+    assert found[:3] == pytest.approx((expected.statistic, bounds.low, bounds.high), abs=1e-12)
+    assert (found.n, found.dropped) == (30, 2) and pearson(*missing) == found.mean
+    assert pearson_rows(x, sign * x)[:3] == pytest.approx((sign, sign, sign), abs=1e-9)
+
+
+@pytest.mark.parametrize(("x", "y"), [([1, 2, 3], [1, 3, 2]), ([0.1] * 5, [1, 2, 3, 4, 5]), ([1, 2, 3, 4], [7] * 4)])
+def test_too_few_rows_or_flat_ones_have_no_correlation(x: list[float], y: list[float]) -> None:
+    assert np.isnan(pearson_rows(np.array(x, float), np.array(y, float))[:3]).all()
 
 
 # calibration

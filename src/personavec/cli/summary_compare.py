@@ -15,8 +15,8 @@ def paper(config: PaperConfig, result: Json) -> None:
         "part", "same direction", "weaker", "absent", "contradicted", "not measured", box=None, pad_edge=False
     )
     for part in result["parts"].values():
-        found = [claim["verdict"] for claim in part["claims"]]
-        table.add_row(part["title"], *(str(found.count(verdict)) for verdict in result["tally"]))
+        verdicts = [claim["verdict"] for claim in part["claims"]]
+        table.add_row(part["title"], *(str(verdicts.count(verdict)) for verdict in result["tally"]))
     table.add_row("all", *map(str, result["tally"].values()))
     console.print(table)
     say(f"report: {result['report']}\n{result['minutes']:.0f} minutes", markup=False)

@@ -89,7 +89,7 @@ def heat_map(sweep: Json, choice: Json) -> alt.LayerChart:
 
 
 def dose_response(check: Sequence[Json]) -> alt.LayerChart:
-    """Trait score at each signed dose, beside controls of the same length."""
+    """Trait score at each signed dose, next to controls of the same length."""
     by_arm = {row["arm"]: row["trait"] for row in check}
     means = [by_arm.get(arm, {}).get("mean") for arm in ("suppressed", "base", "steered")]
     low, high = by_arm.get("suppressed", {}), by_arm.get("steered", {})

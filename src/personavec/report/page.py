@@ -28,7 +28,7 @@ def drawn(folder: Path, charts: Mapping[str, LayerChart | ConcatChart]) -> dict[
         write_file(folder / "charts" / f"{name}.svg", picture.encode())
         write_file(folder / "charts" / f"{name}.png", vl_convert.svg_to_png(picture, scale=2))
     figures = {name: _figure(chart) for name, chart in charts.items()}
-    return {"figures": figures, "specs": {name: own["spec"] for name, own in figures.items()}, "vega": _vega()}
+    return {"figures": figures, "specs": {name: figure["spec"] for name, figure in figures.items()}, "vega": _vega()}
 
 
 def svg(chart: LayerChart | ConcatChart) -> str:

@@ -1,4 +1,4 @@
-"""The pages of the paper's experiments: every claim beside the paper's figure, as HTML and as Markdown."""
+"""The pages of the paper's experiments: every claim next to the paper's figure, as HTML and as Markdown."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -72,17 +72,17 @@ def verdict_chart(result: Json) -> alt.LayerChart:
     counts = result["tally"]
     title = f"{counts[GOOD]} of {len(result['claims'])} claims point the way the paper's do"
     subtitle = [
-        f"{result['model']}. One claim is one figure of one trait; absent: not told from zero or from the control."
+        f"{result['model']}. One claim is one figure of one trait; absent: not apart from zero or from the control."
     ]
     return finish([bars], title, subtitle, 420, ROW * len(order))
 
 
 def grouped(claims: Sequence[Json]) -> list[list[Json]]:
     """Claims of one text and unit together, in order."""
-    found: dict[tuple[str, str], list[Json]] = {}
+    groups: dict[tuple[str, str], list[Json]] = {}
     for claim in claims:
-        found.setdefault((claim["claim"], claim["unit"]), []).append(claim)
-    return list(found.values())
+        groups.setdefault((claim["claim"], claim["unit"]), []).append(claim)
+    return list(groups.values())
 
 
 def claim_chart(claims: Sequence[Json]) -> alt.LayerChart:

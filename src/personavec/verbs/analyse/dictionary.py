@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from personavec.errors import DataError
-from personavec.stats.nulls import against, rounded
+from personavec.stats.nulls import against, isotropic_directions, rounded
 
 Row = dict[str, Any]
 
@@ -123,8 +123,8 @@ def nearest(dictionary: Dictionary, unit: Float[Tensor, " d_model"], top: int, s
     """
     rows = dictionary.decoder / dictionary.decoder.norm(dim=1, keepdim=True).clamp(min=1e-12)
     cosines = rows @ unit
-    drawn = np.random.default_rng(seed).standard_normal((DRAWS, len(unit)))
-    random = torch.tensor(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), dtype=torch.float32)
+    drawn = isotropic_directions(DRAWS, len(unit), np.random.default_rng(seed))
+    random = torch.tensor(drawn, dtype=torch.float32)
     best = torch.stack([(rows @ direction).max() for direction in random]).numpy()
     order: Int[Tensor, " top"] = cosines.argsort(descending=True)[:top]
     basis, _ = torch.linalg.qr(rows[order].T)

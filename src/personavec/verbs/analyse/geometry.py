@@ -12,7 +12,7 @@ from numpy import ndarray
 from numpy.random import Generator
 
 from personavec.stats.intervals import Interval
-from personavec.stats.nulls import correlations, covariance_directions, isotropic_directions, rounded
+from personavec.stats.nulls import correlations, covariance_directions, isotropic_directions, rounded, units
 
 Json = dict[str, Any]
 Means = Float[ndarray, "persona d_model"]
@@ -216,8 +216,8 @@ def cosines(
         `corrected`: c / √(R_i · R_j) with these, null where a half-cosine lies below `LEAST_RELIABLE`, and cut at ±1;
         `null`: the |cosine| that 95% of pairs of random directions stay below.
     """
-    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    table = units @ units.T
+    directions = units(vectors)
+    table = directions @ directions.T
     halves = np.where(reliabilities >= LEAST_RELIABLE, reliabilities, np.nan)
     whole = 2 * halves / (1 + halves)
     corrected = np.clip(table / np.sqrt(np.outer(whole, whole)), -1, 1)

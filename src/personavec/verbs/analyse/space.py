@@ -23,7 +23,7 @@ from personavec.runs.rules import Count, Free, Seed, Store, at_least, settings
 from personavec.runs.run import Run, versions
 from personavec.runs.show import interval
 from personavec.stats.intervals import or_nan
-from personavec.stats.nulls import against, rounded
+from personavec.stats.nulls import against, rounded, units
 from personavec.steering.projection import Vectors, vectors_of
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
@@ -147,6 +147,7 @@ def space(
             rows = means.reshape(-1, means.shape[2])
             tables.append({"layer": block} | cosines(stacked[:, block], halves[:, block], rows, rng))
             advance(1)
+    directions = units(stacked[:, at])
     result: Row = {
         "out": run.shown(),
         "model": model.identity.id,
@@ -158,7 +159,7 @@ def space(
         "cosines": tables,
         "ranks": ranks,
         "layer": at,
-        "vector_rank": rounded(effective_rank(np.linalg.eigvalsh(_gram(stacked[:, at])))),
+        "vector_rank": rounded(effective_rank(np.linalg.eigvalsh(directions @ directions.T))),
         "axes": axes_of(
             every[:, :, at].astype(float),
             personas.names,
@@ -233,11 +234,6 @@ def _read(interview: Interview, run: Run, personas: Personas) -> tuple[Read, int
         )
     means = np.nanmean(read, axis=1, keepdims=True)
     return np.where(silent[:, :, None, None], means, read), int(silent.sum())
-
-
-def _gram(vectors: Float[ndarray, "vector d_model"]) -> Float[ndarray, "vector vector"]:
-    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(units @ units.T)
 
 
 def _predicted(effects: Row, vectors: Mapping[str, PersonaVector], tables: Sequence[Row], rng: Any) -> Row:
