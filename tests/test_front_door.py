@@ -180,7 +180,7 @@ for verb in sys.argv[1:]:
             print(error)
 """
     ran = subprocess.run([sys.executable, "-c", code, *verbs], capture_output=True, text=True, check=False)
-    kinds = ["str", "object", "NoneType"] * len(verbs)
+    kinds = ["'smollm2'", "object", "NoneType"] * len(verbs)
     assert ran.stdout.splitlines() == [
         f"expected model to be a ChatModel, got {kind}; make a ChatModel of it" for kind in kinds
     ], ran.stderr

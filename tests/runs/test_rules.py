@@ -1,15 +1,30 @@
 """What a value must be is said where it is declared, and so is whether a resumed run may change it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from personavec.errors import ConfigError
-from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Percent, Positive, Seed, Store, above, check, settings
+from personavec.runs.rules import (
+    DOSES,
+    EACH_ONCE,
+    Count,
+    Free,
+    Percent,
+    Positive,
+    Rule,
+    Seed,
+    Store,
+    above,
+    check,
+    settings,
+)
 
 
 @dataclass(frozen=True)
@@ -79,3 +94,57 @@ def test_count_is_what_it_says(value: int) -> None:
 
     assert fails(lambda: Options(rollouts=value)) == (value < 1)
     assert fails(lambda: Options(seed=value)) == (value < 0)
+
+
+class Further(TypedDict, total=False):
+    top: int
+
+
+def choosing(
+    model: Rule,
+    *,
+    cost: Literal["raw", "proxy"] = "proxy",
+    on_error: Free[Literal["stop", "skip"]] = "stop",
+    layer: int | Literal["all"] | None = None,
+    several: Sequence[int] = (),
+    pair: Annotated[tuple[float, ...], DOSES] = (0.1,),
+    rate: Positive = 1.0,
+    store: Store = None,
+    **more: Unpack[Further],
+) -> dict[str, Any]:
+    return settings(choosing, locals())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cost": "cheap"}, "expected cost to be one of raw, proxy, got 'cheap'; correct it"),
+        ({"on_error": "ignore"}, "expected on_error to be one of stop, skip, got 'ignore'; correct it"),
+        ({"layer": "last"}, "expected layer to be a whole number or all, got 'last'; correct it"),
+        ({"layer": 1.5}, "expected layer to be a whole number or all, got 1.5; correct it"),
+        ({"several": "12"}, "expected several to be several, each a whole number, got '12'; correct it"),
+        ({"several": [1, "2"]}, "expected several to be several, each a whole number, got list; correct it"),
+        ({"pair": 0.2}, "expected pair to be several, each a number, got 0.2; correct it"),
+        ({"rate": "1"}, "expected rate to be a number, got '1'; correct it"),
+        ({"rate": True}, "expected rate to be a number, got True; correct it"),
+        ({"tops": 1}, "expected an option of this function, got tops; did you mean top?"),
+        ({"costs": 1}, "expected an option of this function, got costs; did you mean cost?"),
+        ({"zzz": 1}, "expected an option of this function, got zzz; these go on: top"),
+        ({"model": "smollm2"}, "expected model to be a Rule, got 'smollm2'; make a Rule of it"),
+    ],
+)
+def test_a_wrong_type_choice_or_name_is_said_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        choosing(**({"model": EACH_ONCE} | options))
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layer": "all", "several": np.arange(3), "pair": [1, np.float32(0.5)], "rate": 2, "top": np.int64(3)},
+        {"layer": None, "several": range(2), "rate": np.float64(0.1), "store": Path("x")},
+    ],
+)
+def test_values_of_the_same_kind_go(options: dict[str, Any]) -> None:
+    choosing(EACH_ONCE, **options)

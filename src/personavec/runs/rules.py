@@ -1,11 +1,14 @@
 """What a value must be, said where it is declared: `rollouts: Annotated[int, at_least(1)] = 1`, or short `Count`."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from inspect import signature
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, Unpack, get_args, get_origin, get_type_hints, is_typeddict
 
 from personavec.errors import ConfigError
 
@@ -55,29 +58,76 @@ DOSES = Rule(
     lambda value: len(value) > 0 and all(0 < dose <= LARGEST_DOSE for dose in value) and len({*value}) == len(value),
     f"above 0 and at most {LARGEST_DOSE:g}, each once (both signs are tried)",
 )
+NUMBERS: dict[Any, Any] = {int: Integral, float: Real, bool: bool}
+WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
 EACH_ONCE = Rule(lambda value: len(set(value)) == len(value), "each once")
 
 
 def check(declared: Any, values: Mapping[str, Any]) -> None:
-    """Check values against the rules of a class or function that declares them; None is "not given".
+    """Check values against what a class or function declares of them: types, choices and rules; None is "not given".
 
-    An argument of a function whose type is a class of ours has to be one of those.
+    Types of others (arrays, data sets) are not looked at: what takes them reads them. Options behind `**` have to be
+    names of the `TypedDict` that says which.
 
     Raises:
-        ConfigError: A value breaks its rule, or is of another class.
+        ConfigError: A value is of another type, no choice, or breaks its rule; or an option is not there.
     """
-    hints = {} if isinstance(declared, type) else get_type_hints(declared)
+    hints = get_type_hints(declared, include_extras=True)
     for name in hints.keys() & values.keys():
         hint, value = hints[name], values[name]
-        if isinstance(hint, type) and hint.__module__.startswith("personavec.") and not isinstance(value, hint):
-            raise ConfigError(
-                f"expected {name} to be a {hint.__name__}, got {type(value).__name__}; make a {hint.__name__} of it"
-            )
-    for name, marks in _marks(declared).items():
-        value = values.get(name)
-        for rule in marks:
-            if isinstance(rule, Rule) and value is not None and not rule.holds(value):
-                raise ConfigError(f"expected {name} {rule.text}, got {value}; correct it")
+        if get_origin(hint) is Unpack:
+            _check_names(get_type_hints(get_args(hint)[0]), value, hints)
+        elif value is not None or isinstance(hint, type):
+            if not _fits(value, hint):
+                got = repr(value) if isinstance(value, str | int | float) else type(value).__name__
+                what = f"make a {hint.__name__} of it" if _ours(hint) else "correct it"
+                raise ConfigError(f"expected {name} to be {_words(hint)}, got {got}; {what}")
+            for rule in getattr(hint, "__metadata__", ()):
+                if isinstance(rule, Rule) and not rule.holds(value):
+                    raise ConfigError(f"expected {name} {rule.text}, got {value}; correct it")
+
+
+def _check_names(known: Mapping[str, Any], given: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
+    for name in given.keys() - known.keys():
+        options = [*known, *beside]
+        near = get_close_matches(name, options, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"these go on: {', '.join(known)}"
+        raise ConfigError(f"expected an option of this function, got {name}; {hint}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as far as builtins, choices and classes of ours say so."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fits(value, inner[0])
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin in (tuple, Sequence) and (origin is Sequence or inner[1:] == (...,)):
+        several = isinstance(value, Collection) and not isinstance(value, str)
+        return several and all(_fits(each, inner[0]) for each in value)
+    if hint in NUMBERS:
+        return isinstance(value, NUMBERS[hint]) and (hint is bool or not isinstance(value, bool))
+    return isinstance(value, hint) if _ours(hint) or hint in (str, type(None)) else True
+
+
+def _ours(hint: Any) -> bool:
+    return isinstance(hint, type) and hint.__module__.startswith("personavec.") and not is_typeddict(hint)
+
+
+def _words(hint: Any) -> str:
+    """A type as an error says it: "one of raw, proxy", "a whole number"."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _words(inner[0])
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}" if inner[1:] else str(inner[0])
+    if origin in (Union, UnionType):
+        return " or ".join(_words(each) for each in inner if each is not type(None))
+    if origin in (tuple, Sequence):
+        return f"several, each {_words(inner[0])}"
+    return WORDS.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 
 def settings(declared: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One reply to one conversation, piece by piece."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from personavec.errors import ConfigError
 from personavec.model.chat_model import ChatModel, Message
@@ -27,7 +27,7 @@ def pieces(
         ModelError: As `ChatModel.chat`.
     """
     turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    steerings = (steer,) if isinstance(steer, Steering) else tuple(steer)
+    steerings = tuple(steer) if isinstance(steer, Iterable) and not isinstance(steer, str) else (steer,)
     if wrong := [steering for steering in steerings if not isinstance(steering, Steering)]:
         raise ConfigError(f"expected steer=vector.at(…), got {wrong[0]!r}; say how much of a vector, and where")
     prompt = model.render(turns, system)

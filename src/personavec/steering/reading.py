@@ -12,6 +12,7 @@ from personavec.errors import ConfigError, DataError, ModelError
 from personavec.model.activations import token_projections
 from personavec.model.chat_model import ChatModel, Message
 from personavec.model.conversation import Span, spans, token_texts
+from personavec.runs.rules import check
 from personavec.runs.show import shaded_tokens, table
 from personavec.steering.projection import directions, vectors_of
 from personavec.steering.vector import PersonaVector
@@ -92,6 +93,7 @@ def project(
 
     Source: Persona Vectors (arXiv 2507.21509) section 3.3.
     """
+    check(project, locals())
     vectors = vectors_of(vector)
     for each in vectors.values():
         each.check_model(model.identity)

@@ -13,6 +13,7 @@ from torch import Tensor
 from personavec.errors import ConfigError, ModelError
 from personavec.model.chat_model import BlockModel
 from personavec.model.hooks import BlockFn, Forward, attach
+from personavec.runs.rules import check
 from personavec.steering.vector import PersonaVector, increments
 
 Positions = Literal["all", "prompt", "response"]
@@ -94,6 +95,9 @@ class Steering:
     """Only tokens whose own projection there is above this are changed; for the others this is not here."""
     below: float = math.inf
     """And only those whose projection is below this."""
+
+    def __post_init__(self) -> None:
+        check(Steering, vars(self))
 
     @property
     def text(self) -> str:

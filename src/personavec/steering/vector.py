@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -151,6 +152,8 @@ class PersonaVector:
         chosen = self.card.layer if layer is None else layer
         if chosen is None:
             raise VectorError(f"expected a recommended layer for {self.card.trait}, got none; pass layer=…")
+        if not isinstance(dose, Real | None):
+            raise ConfigError(f"expected dose to be a number, got {dose!r}; correct it")
         if coef is not None and dose is not None:
             raise ConfigError(f"expected a coef or a dose, got coef {coef} and dose {dose}; leave one out")
         if chosen == "all" and dose is not None:
@@ -210,7 +213,7 @@ class PersonaVector:
     def check_layer(self, layer: int) -> None:
         """Raise VectorError unless the vector has this layer."""
         n_layers = len(self.direction)
-        if not 0 <= layer < n_layers:
+        if not isinstance(layer, Integral) or not 0 <= layer < n_layers:
             raise VectorError(f"expected a layer from 0 to {n_layers - 1}, got {layer}; layers count blocks from 0")
         if layer in self.absent:
             raise VectorError(
