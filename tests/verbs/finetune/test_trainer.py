@@ -130,7 +130,7 @@ def test_what_means_nothing_is_refused() -> None:
         ({"layer": ("1",)}, "several different ones"),
         ({"positions": "prompt"}, "positions all or response in training, got 'prompt'"),
         ({"coef": float("nan")}, "a finite coef, got nan"),
-        ({"coef": "5"}, "a finite coef, got '5'"),
+        ({"coef": "5"}, "coef to be a number, got '5'"),
         ({"prompts": "Why?"}, "a list of prompts"),
     ]
     for changes, told in wrong:
