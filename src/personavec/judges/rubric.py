@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -178,9 +179,8 @@ class RubricJudge:
         valid, is_pos = ~np.isnan(values), np.array([side == "pos" for side in sides])
         groups = np.unique(np.array(questions), return_inverse=True)[1]
         if not (valid & is_pos).any() or not (valid & ~is_pos).any():
-            whys = ", ".join(
-                f"{sum(score.why == why for score in scores)} {why}" for why in {s.why for s in scores} - {None}
-            )
+            reasons = Counter(score.why for score in scores if score.why)
+            whys = ", ".join(f"{count} {why}" for why, count in sorted(reasons.items()))
             raise JudgeError(
                 f"expected {self.id} to score replies of both sides, got {(valid & is_pos).sum()} positive and "
                 f"{(valid & ~is_pos).sum()} negative scores ({whys}); try another judge, or read its answers"

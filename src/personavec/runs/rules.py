@@ -73,8 +73,10 @@ def check(declared: Any, values: Mapping[str, Any]) -> None:
         ConfigError: A value is of another type, no choice, or breaks its rule; or an option is not there.
     """
     hints = get_type_hints(declared, include_extras=True)
-    for name in hints.keys() & values.keys():
-        hint, value = hints[name], values[name]
+    for name, hint in hints.items():
+        if name not in values:
+            continue
+        value = values[name]
         if get_origin(hint) is Unpack:
             _check_names(get_type_hints(get_args(hint)[0]), value, hints)
         elif value is not None or isinstance(hint, type):
@@ -88,7 +90,7 @@ def check(declared: Any, values: Mapping[str, Any]) -> None:
 
 
 def _check_names(known: Mapping[str, Any], given: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
-    for name in given.keys() - known.keys():
+    for name in (each for each in given if each not in known):
         options = [*known, *beside]
         near = get_close_matches(name, options, n=1)
         hint = f"did you mean {near[0]}?" if near else f"these go on: {', '.join(known)}"
