@@ -141,7 +141,7 @@ def test_a_wrong_type_choice_or_name_is_said_in_one_line(options: dict[str, Any]
 
 def test_the_first_of_several_wrong_values_is_said() -> None:
     wrong = {"zzz": 1, "yyy": 1, "rate": "1", "pair": 1, "several": 1, "layer": "x", "on_error": "x", "cost": "x"}
-    with pytest.raises(ConfigError, match="^expected cost to be"):
+    with pytest.raises(ConfigError, match=r"^expected cost to be"):
         choosing(EACH_ONCE, **wrong)
     with pytest.raises(ConfigError, match="option of this function, got zzz"):
         choosing(EACH_ONCE, **{"zzz": 1, "yyy": 1, "xxx": 1, "www": 1})
