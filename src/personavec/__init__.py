@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from personavec.steering.reading import project
     from personavec.steering.steer import Steering, steer
     from personavec.steering.vector import PersonaVector, load_vector
-    from personavec.traits.trait import Trait, load_trait
+    from personavec.traits.load import load_trait
+    from personavec.traits.trait import Trait
     from personavec.verbs.analyse.decompose import decompose
     from personavec.verbs.analyse.space import space
     from personavec.verbs.authoring.write_dataset import write_dataset
@@ -67,7 +68,8 @@ _PLACES = {
     "steering.reading": ("project",),
     "steering.steer": ("Steering", "steer"),
     "steering.vector": ("PersonaVector", "load_vector"),
-    "traits.trait": ("Trait", "load_trait"),
+    "traits.load": ("load_trait",),
+    "traits.trait": ("Trait",),
     "verbs.analyse.decompose": ("decompose",),
     "verbs.analyse.space": ("space",),
     "verbs.authoring.write_dataset": ("write_dataset",),

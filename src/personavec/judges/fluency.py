@@ -7,20 +7,15 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from personavec.errors import JudgeError
+from personavec.judges.garble import garble
 from personavec.judges.judge import Progress, Score
+from personavec.judges.plain import PlainReader
 from personavec.judges.scale import LogisticScale, calibrate
-from personavec.model.chat_model import ChatModel
-from personavec.model.logits import Ids, reply_logprobs
+from personavec.model.logits import Ids
 from personavec.stats.intervals import Interval, auc_interval
 
 GRAM = 3
 """Length of the token runs whose repetition is counted."""
-WORST = 0.25
-"""Share of least likely tokens that are averaged: a garbled stretch must show in a fluent reply."""
-LOOP_WORDS = 6
-"""Most words in a loop that the judge learns to reject."""
-MASKED_SHARE = 0.3
-"""Share of words that are swapped in the mildest garbling the judge learns to reject."""
 
 
 class FluencyJudge:
@@ -33,13 +28,13 @@ class FluencyJudge:
     copies = 4
     """Texts that are scored for each base reply while the scale is learned: itself and three damaged copies."""
 
-    def __init__(self, model: ChatModel, system: str, calibration: LogisticScale | None = None) -> None:
-        self._model, self._system = model, system
-        self.id = f"fluency:{model.identity.id}"
+    def __init__(self, plain: PlainReader) -> None:
+        self._plain = plain
+        self.id = f"fluency:{plain.model.identity.id}"
         self.steps = 1
-        self.basis = f"weights {model.identity.revision[:16]}, system prompt {system}"
-        self.calibration = calibration
-        self.auc: Interval | None = None
+        self.basis = f"weights {plain.model.identity.revision[:16]}, system prompt {plain.system}"
+        self.calibration: LogisticScale | None = None
+        self.aucs: dict[str, Interval] = {}
 
     def calibrate(self, questions: Sequence[str], answers: Sequence[str], seed: int, progress: Progress) -> None:
         """Learn the 0–100 scale, and its AUC cross-validated by question, from the base model's replies.
@@ -63,7 +58,7 @@ class FluencyJudge:
             )
         self.calibration, held_out = calibrate(features[valid], intact[valid], groups[valid])
         auc = auc_interval(held_out, intact[valid], groups[valid], seed)
-        self.auc = auc._replace(dropped=int((~valid).sum()))
+        self.aucs = {"garbled": auc._replace(dropped=int((~valid).sum()))}
 
     def score(self, questions: Sequence[str], answers: Sequence[str], progress: Progress) -> list[Score]:
         """Score replies; see `Judge`."""
@@ -75,16 +70,8 @@ class FluencyJudge:
         self, questions: Sequence[str], answers: Sequence[str], progress: Progress
     ) -> Float[ndarray, "reply feature"]:
         """Mean log-probability, that of the least likely tokens, and repetition; nan for empty replies."""
-        replies = [self._model.encode(answer) for answer in answers]
-        prompts = [self._model.render([{"role": "user", "content": q}], self._system) for q in questions]
-        logprobs = reply_logprobs(self._model, prompts, replies, progress)
-        features = np.full((len(replies), 3), np.nan)
-        for row, (logprob, ids) in enumerate(zip(logprobs, replies, strict=True)):
-            if len(ids):
-                ordered = logprob.sort().values
-                worst = ordered[: max(1, round(WORST * len(ids)))]
-                features[row] = float(ordered.mean()), float(worst.mean()), repetition(ids)
-        return features
+        loops = [repetition(self._plain.model.encode(answer)) for answer in answers]
+        return np.column_stack([self._plain.read(questions, answers, progress), loops])
 
     def _scores(self, chances: Float[ndarray, " reply"]) -> list[Score]:
         return [Score(None, self.id, why="empty") if np.isnan(c) else Score(100 * float(c), self.id) for c in chances]
@@ -94,17 +81,3 @@ def repetition(ids: Ids) -> float:
     """Share of token runs of length `GRAM` that occurred before in the same reply, 0 to 1."""
     grams = [ids[start : start + GRAM] for start in range(len(ids) - GRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def garble(text: str, seed: tuple[int, ...]) -> tuple[str, str, str]:
-    """Three copies of a text: words shuffled, some swapped about, the beginning looped; a short one may stay whole."""
-    rng = np.random.default_rng(seed)
-    words = text.split()
-    shuffled = [words[i] for i in rng.permutation(len(words))]
-    some = np.flatnonzero(rng.random(len(words)) < MASKED_SHARE)
-    swapped = list(words)
-    for target, source in zip(some, rng.permutation(some), strict=True):
-        swapped[target] = words[source]
-    period = max(1, min(LOOP_WORDS, len(words) // 2))
-    looped = [words[i % period] for i in range(len(words))]
-    return " ".join(shuffled), " ".join(swapped), " ".join(looped)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from personavec.judges.lessons import Lessons
 from personavec.judges.scale import LogisticScale
 from personavec.stats.intervals import Interval
 
@@ -38,8 +39,8 @@ class Judge(Protocol):
     """How often `progress` hears of each reply: readings of it."""
     calibration: LogisticScale | None
     """The scale, of judges that have to learn one."""
-    auc: Interval | None
-    """How well it separates replies whose side is known; None until it has seen such."""
+    aucs: dict[str, Interval]
+    """How well it tells replies apart of which it is known what they are, by what they were told from; may be empty."""
 
     def score(self, questions: Sequence[str], answers: Sequence[str], progress: Progress) -> list[Score]:
         """Score each answer to its question.
@@ -53,25 +54,17 @@ class Judge(Protocol):
 class TraitJudge(Judge, Protocol):
     """A judge of one trait."""
 
-    def score_rollouts(
-        self,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        sides: Sequence[str],
-        pairs: Sequence[int],
-        seed: int,
-        progress: Progress,
-    ) -> list[Score]:
-        """Score contrastive rollouts without letting the judge see which side wrote a reply; sets `auc`.
+    def learn(self, lessons: Lessons, seed: int, progress: Progress) -> list[Score]:
+        """Score replies of which it is known who wrote them, without letting the judge see it; sets `aucs`.
+
+        A judge whose scale is learned learns it; a lesson's score comes from a fit without its question and its
+        instruction.
 
         Args:
-            questions: What was asked.
-            answers: What was replied.
-            sides: "pos" or "neg" instruction behind each reply.
-            pairs: Instruction pair behind each reply.
-            seed: Of the interval.
+            lessons: The trait's rollouts and all that they must not be mistaken for.
+            seed: Of the intervals.
             progress: Told of every reading.
 
         Raises:
-            JudgeError: Too few replies on a side.
+            JudgeError: Too few replies that show the trait, or that do not.
         """

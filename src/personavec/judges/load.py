@@ -8,8 +8,9 @@ from personavec.errors import JudgeError
 from personavec.judges.fluency import FluencyJudge
 from personavec.judges.hf import LocalReader
 from personavec.judges.judge import Judge, TraitJudge
-from personavec.judges.likelihood import LikelihoodJudge
 from personavec.judges.openai import OpenAIReader
+from personavec.judges.panel import PanelJudge
+from personavec.judges.plain import PlainReader
 from personavec.judges.rubric import COHERENCE, Reader, Rubric, RubricJudge
 from personavec.model.chat_model import ChatModel
 from personavec.model.endpoint import CallLimits, Endpoint, Usage
@@ -17,7 +18,7 @@ from personavec.runs.fetch import cache_folder
 from personavec.steering.rollouts import Interview
 from personavec.traits.trait import Trait
 
-FORMS = "likelihood, likelihood:MODEL, hf:MODEL or openai:MODEL"
+FORMS = "panel, panel:MODEL, hf:MODEL or openai:MODEL"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def load_bench(
     """The judges that a spec names.
 
     Args:
-        spec: likelihood, likelihood:MODEL, hf:MODEL or openai:MODEL.
+        spec: panel, panel:MODEL, hf:MODEL or openai:MODEL.
         subject: The model under study.
         system: Its system-prompt policy, for coherence as fluency.
         url: Server of openai:MODEL; default OpenAI's.
@@ -66,10 +67,14 @@ def load_bench(
         ModelError: Its model or server cannot be used.
     """
     kind, _, name = spec.partition(":")
-    if kind == "likelihood" and (name or ":" not in spec):
-        model = load(name, plain_template=True) if name else subject
+    if kind == "panel" and (name or ":" not in spec):
+        fluent = PlainReader(subject, system)
+        plain = PlainReader(load(name, plain_template=True), "template") if name else fluent
         return Bench(
-            FluencyJudge(subject, system), lambda trait: LikelihoodJudge(model, trait), spec, model.identity.revision
+            FluencyJudge(fluent),
+            lambda trait: PanelJudge(plain.model, trait, plain),
+            spec,
+            plain.model.identity.revision,
         )
     if kind == "hf" and name:
         return _by_rubric(spec, LocalReader(load(name, plain_template=True)))
@@ -77,6 +82,8 @@ def load_bench(
         usage = beside.endpoint.usage if beside and beside.endpoint else Usage()
         endpoint = Endpoint(name, url, cache_folder() / "answers.sqlite", usage=usage, **limits)
         return _by_rubric(spec, OpenAIReader(endpoint), endpoint)
+    if kind == "likelihood":
+        raise JudgeError(f"expected the judge {FORMS}, got {spec}; the panel has taken its place: --judge panel")
     raise JudgeError(f"expected the judge {FORMS}, got {spec}; correct --judge")
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from personavec.errors import JudgeError
 from personavec.judges.judge import Progress, Score, Why
+from personavec.judges.lessons import Lessons
 from personavec.judges.scale import LogisticScale
-from personavec.stats.intervals import Interval, auc_interval
+from personavec.stats.intervals import Interval
 
 MIN_MASS = 0.25
 """Probability that must lie on the scale's labels. Source: arXiv 2507.21509, released code."""
@@ -152,7 +153,7 @@ class RubricJudge:
     def __init__(self, reader: Reader, rubric: Rubric) -> None:
         self._reader, self._rubric = reader, rubric
         self.id, self.basis = reader.id, reader.basis
-        self.auc: Interval | None = None
+        self.aucs: dict[str, Interval] = {}
 
     def score(self, questions: Sequence[str], answers: Sequence[str], progress: Progress) -> list[Score]:
         """Score replies; see `Judge`."""
@@ -164,27 +165,17 @@ class RubricJudge:
             scores[row] = score
         return scores
 
-    def score_rollouts(
-        self,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        sides: Sequence[str],
-        pairs: Sequence[int],  # noqa: ARG002
-        seed: int,
-        progress: Progress,
-    ) -> list[Score]:
-        """Score contrastive rollouts; see `TraitJudge`."""
-        scores = self.score(questions, answers, progress)
+    def learn(self, lessons: Lessons, seed: int, progress: Progress) -> list[Score]:
+        """Score replies of which it is known who wrote them; see `TraitJudge`."""
+        scores = self.score(lessons.questions, lessons.answers, progress)
         values = np.array([np.nan if score.value is None else score.value for score in scores])
-        valid, is_pos = ~np.isnan(values), np.array([side == "pos" for side in sides])
-        groups = np.unique(np.array(questions), return_inverse=True)[1]
-        if not (valid & is_pos).any() or not (valid & ~is_pos).any():
+        self.aucs = lessons.aucs(values, seed)
+        if "opposite" not in self.aucs:
             reasons = Counter(score.why for score in scores if score.why)
             whys = ", ".join(f"{count} {why}" for why, count in sorted(reasons.items()))
+            counts = [np.isfinite(values[np.array(lessons.groups) == group]).sum() for group in ("pos", "opposite")]
             raise JudgeError(
-                f"expected {self.id} to score replies of both sides, got {(valid & is_pos).sum()} positive and "
-                f"{(valid & ~is_pos).sum()} negative scores ({whys}); try another judge, or read its answers"
+                f"expected {self.id} to score replies of both sides, got {counts[0]} positive and "
+                f"{counts[1]} negative scores ({whys}); try another judge, or read its answers"
             )
-        auc = auc_interval(values[valid], is_pos[valid], groups[valid], seed)
-        self.auc = auc._replace(dropped=int((~valid).sum()))
         return scores

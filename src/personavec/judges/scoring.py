@@ -11,6 +11,7 @@ from numpy import ndarray
 from personavec.errors import ConfigError, JudgeError
 from personavec.judges.fluency import FluencyJudge
 from personavec.judges.judge import Judge, Score, TraitJudge, Why
+from personavec.judges.lessons import Lessons
 from personavec.judges.scale import LogisticScale
 from personavec.runs.progress import stage
 from personavec.runs.run import Run
@@ -20,8 +21,8 @@ from personavec.steering.vector import Card
 
 CHUNK = 256
 """Replies scored between two writes: the unit of resumption."""
-WEAK_AUC = 0.75
-"""A judge below it is called weak, and nothing is proven by it."""
+WEAK_AUC = 0.7
+"""A judge of which one AUC may lie below it (lower bound) is called weak, and nothing is proven by it."""
 KEEP_TRAIT, KEEP_COHERENCE = 50.0, 50.0
 """A reply is kept when it is coherent and on its own side of 50. Source: arXiv 2507.21509, section 2.2."""
 
@@ -57,8 +58,28 @@ class Judges:
 
     @property
     def weak(self) -> bool:
-        """Whether the trait judge is known to separate the two sides of the rollouts hardly, or not at all."""
-        return self.trait.auc is not None and not self.trait.auc.mean >= WEAK_AUC
+        """Whether the trait judge may mistake something else for the trait: the lower bound of an AUC says so."""
+        return any(not auc.low >= WEAK_AUC for auc in self.trait.aucs.values())
+
+    @property
+    def auc(self) -> Interval | None:
+        """How well the trait judge tells the trait's rollouts from its opposite's, where that was measured."""
+        return self.trait.aucs.get("opposite")
+
+    def described(self) -> Row:
+        """The judges for result files: who, on what scale, and what they tell apart."""
+        return {
+            "id": self.trait.id,
+            "auc": self.auc.to_json() if self.auc else None,
+            "aucs": {name: auc.to_json() for name, auc in self.trait.aucs.items()},
+            "weak": self.weak,
+            "weak_below": WEAK_AUC,
+            "basis": self.trait.basis,
+            "coherence": {
+                "id": self.coherence.id,
+                "auc": next((auc.to_json() for auc in self.coherence.aucs.values()), None),
+            },
+        }
 
     def to_json(self) -> Row:
         """The learned scales, as judge.json holds them."""
@@ -85,7 +106,7 @@ def scaled(judges: Judges, judge: str, card: Card, name: str) -> Judges:
         ConfigError: The card holds none.
         JudgeError: It is of another judge.
     """
-    if judge.startswith("likelihood"):
+    if judge.startswith("panel"):
         learned = card.details.get("judge")
         if learned is None:
             raise ConfigError(
@@ -99,7 +120,12 @@ def scaled(judges: Judges, judge: str, card: Card, name: str) -> Judges:
 def scale(judge: Judge) -> Row:
     """What a judge has learned, as JSON; a rubric judge has no calibration, and may have no AUC."""
     learned = asdict(judge.calibration) if judge.calibration else {}
-    return {"id": judge.id, "basis": judge.basis, **learned, "auc": judge.auc._asdict() if judge.auc else None}
+    return {
+        "id": judge.id,
+        "basis": judge.basis,
+        **learned,
+        "aucs": {name: auc._asdict() for name, auc in judge.aucs.items()},
+    }
 
 
 def take_scale(judge: Judge, learned: Any, source: str) -> None:
@@ -108,20 +134,25 @@ def take_scale(judge: Judge, learned: Any, source: str) -> None:
     Raises:
         JudgeError: It is not the scale of this judge.
     """
+    if isinstance(learned, Mapping) and str(learned.get("id", "")).startswith("likelihood"):
+        raise JudgeError(
+            f"expected the scale of {judge.id} in {source}, got one of the likelihood judge, which could not tell "
+            "traits apart and is gone; extract the vector again"
+        )
     try:
-        found = learned["basis"]
+        basis = learned["basis"]
         calibration = None
         if "weights" in learned:
             calibration = LogisticScale(tuple(learned["weights"]), float(learned["intercept"]))
-        auc = Interval(**learned["auc"]) if learned["auc"] else None
+        aucs = {name: Interval(**auc) for name, auc in learned["aucs"].items()}
     except (KeyError, TypeError, ValueError) as error:
         raise JudgeError(f"expected the scale of a judge in {source}, got {error!r}; pass a judge.json") from error
-    if found != judge.basis:
+    if basis != judge.basis:
         raise JudgeError(
-            f"expected the scale of {judge.id} ({judge.basis}) in {source}, got that of {learned.get('id')} ({found}); "
+            f"expected the scale of {judge.id} ({judge.basis}) in {source}, got that of {learned.get('id')} ({basis}); "
             "pass its own file"
         )
-    judge.calibration, judge.auc = calibration, auc
+    judge.calibration, judge.aucs = calibration, aucs
 
 
 def learn_coherence(judge: Judge, base: Sequence[ReplyRow], seed: int) -> None:
@@ -132,15 +163,13 @@ def learn_coherence(judge: Judge, base: Sequence[ReplyRow], seed: int) -> None:
         judge.calibrate([r["question"] for r in base], [r["response"] for r in base], seed, advance)
 
 
-def learn_trait(judges: Judges, rollouts: Sequence[ReplyRow], seed: int) -> list[ScoreRow]:
-    """Score contrastive rollouts and learn from them: the AUC, and the scale where it has to be learned."""
-    questions, replies = [r["question"] for r in rollouts], [r["response"] for r in rollouts]
-    with stage("judging rollouts", len(rollouts) * (judges.trait.steps + judges.coherence.steps)) as advance:
-        trait = judges.trait.score_rollouts(
-            questions, replies, [r["side"] for r in rollouts], [r["pair"] for r in rollouts], seed, advance
-        )
-        coherence = judges.coherence.score(questions, replies, advance)
-    return _rows(rollouts, trait, coherence)
+def learn_trait(judges: Judges, known: Lessons, seed: int) -> list[ScoreRow]:
+    """Score replies of which it is known who wrote them, and learn from them: AUCs, and a scale if there is one."""
+    steps = len(known.rows) * (judges.trait.steps + judges.coherence.steps)
+    with stage("judging rollouts", steps) as advance:
+        trait = judges.trait.learn(known, seed, advance)
+        coherence = judges.coherence.score(known.questions, known.answers, advance)
+    return _rows(known.rows, trait, coherence)
 
 
 def score(

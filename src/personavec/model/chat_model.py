@@ -151,7 +151,7 @@ class ChatModel(BlockModel):
             if not plain_template:
                 raise ModelError(
                     f"expected a chat template, got none in {name}; choose an instruction-tuned model "
-                    f"(a base model can still judge: --judge likelihood:{name})"
+                    f"(a base model can still judge: --judge panel:{name})"
                 )
             tokenizer.chat_template = PLAIN_TEMPLATE
         model = cls(hf if adapter is None else _adapt(hf, adapter), tokenizer, name)

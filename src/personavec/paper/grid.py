@@ -28,7 +28,8 @@ from personavec.stats.intervals import or_nan
 from personavec.steering.projection import Vectors, load_vectors
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
-from personavec.traits.trait import Trait, trait_of
+from personavec.traits.load import trait_of
+from personavec.traits.trait import Trait
 from personavec.verbs.evaluate.evaluate import Evaluation, evaluate
 from personavec.verbs.extract.difference import response_tokens
 from personavec.verbs.finetune.comparing import evaluate_on_card
@@ -102,14 +103,14 @@ class Gridding:
             return load_file(path)
         traits = {name: trait for name, (trait, _) in self.subjects.items()}
         questions = list(
-            dict.fromkeys(question for trait in traits.values() for question in (*trait.evaluate, *trait.extract))
+            dict.fromkeys(question for trait in traits.values() for question in (*trait.check, *trait.extract))
         )
         system = self.interview.system
         prompts = [model.render([{"role": "user", "content": question}], system) for question in questions]
         rows = [{"prompt_ids": prompt, "response_ids": ()} for prompt in prompts]
         activations = read_rows(model, rows, "prompt last", self.layers, f"{name}: reading prompts")
         columns = {trait: np.take(activations, self.layers.index(layer), axis=1) for trait, layer in self.at.items()}
-        places = {name: [questions.index(question) for question in trait.evaluate] for name, trait in traits.items()}
+        places = {name: [questions.index(question) for question in trait.check] for name, trait in traits.items()}
         kept = {trait: column[places[trait]].mean(axis=0) for trait, column in columns.items()}
         kept |= {f"every {trait}": column for trait, column in columns.items()}
         if name == "base":
@@ -145,7 +146,7 @@ def finetuning_grid(
     vectors: Vectors,
     *,
     training: TrainingOptions | None = None,
-    judge: Free[str | Bench] = "likelihood",
+    judge: Free[str | Bench] = "panel",
     questions: OptionalCount = None,
     rollouts: Count = 3,
     traits: Free[Sequence[str | Path | Trait]] = (),

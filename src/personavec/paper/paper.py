@@ -25,7 +25,7 @@ from personavec.runs.rules import Count, Free, Positive, Seed, Store, settings
 from personavec.runs.run import Run, versions
 from personavec.steering.generate import generate
 from personavec.steering.rollouts import Interview, ReplyOptions
-from personavec.traits.trait import load_trait
+from personavec.traits.load import load_trait
 from personavec.verbs.finetune.finetune import Data
 from personavec.verbs.finetune.trainer import TrainingOptions
 
@@ -96,7 +96,7 @@ def paper(
     quick: bool = False,
     plan: Free[bool] = False,
     chats: Data | None = None,
-    judge: Free[str | Bench] = "likelihood",
+    judge: Free[str | Bench] = "panel",
     rate: Positive = 2e-4,
     batch: Count = 8,
     seed: Seed = 0,
@@ -195,7 +195,7 @@ def paper(
 
 def pace(interview: Interview) -> float:
     """Seconds to write a few replies, on this machine with this model: what the estimate goes by."""
-    plans = interview.answers(load_trait(PROBE).evaluate, 1, draw="pace", extra={})
+    plans = interview.answers(load_trait(PROBE).check, 1, draw="pace", extra={})
     requests = [plan.request for plan in plans]
     generate(interview.model, requests, interview.sampling)  # the first time is slower
     began = time.monotonic()

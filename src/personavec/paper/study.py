@@ -18,7 +18,8 @@ from personavec.runs.result import Result
 from personavec.runs.run import Run
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector, load_vector
-from personavec.traits.trait import Trait, load_trait
+from personavec.traits.load import load_trait
+from personavec.traits.trait import Trait
 from personavec.verbs.finetune.trainer import TrainingOptions
 from personavec.verbs.screen.table import Table
 
@@ -156,7 +157,8 @@ class Study:
                 trait,
                 pairs=trait.pairs[: size.pairs],
                 extract=trait.extract[: size.questions],
-                evaluate=trait.evaluate[: size.questions],
+                sweep=trait.sweep[: size.questions],
+                check=trait.check[: size.questions],
             )
             for name, trait in whole.items()
         }

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
 from personavec.errors import ConfigError, VectorError
+from personavec.stats.nulls import covariance_directions
 from personavec.steering.vector import PersonaVector, load_vector
 
 
@@ -169,6 +171,21 @@ def random_directions(vector: PersonaVector, count: int, seed: int) -> list[Pers
     # the signs make it uniform: the factorisation has a convention of its own
     turned = basis * mixed.diagonal(dim1=-2, dim2=-1).sign()[:, None] @ shape
     return [PersonaVector(direction.T, vector.card) for direction in turned]
+
+
+def matched_directions(
+    vector: PersonaVector, activations: Float[ndarray, "row layer d_model"], count: int, seed: int
+) -> list[PersonaVector]:
+    """Random directions with the covariance of some activations, as long as the vector at every layer.
+
+    Raises:
+        VectorError: The activations do not vary.
+    """
+    drawn = covariance_directions(count, np.swapaxes(activations, 0, 1), np.random.default_rng(seed))
+    if not len(drawn[0]):
+        raise VectorError("expected replies whose activations differ, got the same for all; ask more questions")
+    directions = torch.tensor(np.stack(drawn, axis=1), dtype=torch.float32) * vector.norms[:, None]
+    return [PersonaVector(direction, vector.card) for direction in directions]
 
 
 def rescaled(other: PersonaVector, vector: PersonaVector) -> PersonaVector:

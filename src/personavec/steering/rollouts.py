@@ -31,7 +31,11 @@ class Asked(TypedDict):
     pair: NotRequired[int]
     arm: NotRequired[str]
     """What was done to the model; arms are compared with each other."""
+    writer: NotRequired[str]
+    """Persona whose instruction it was written under."""
     trait_name: NotRequired[str]
+    asked_for: NotRequired[str]
+    """Which of a trait's sets of questions it answers."""
     layer: NotRequired[int]
     coef: NotRequired[float]
     dose: NotRequired[float]

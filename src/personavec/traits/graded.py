@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from personavec.errors import TraitError
-from personavec.traits.trait import builtin_names
+from personavec.traits.load import builtin_names
 
 
 def graded_prompts(trait: str, prompts: Sequence[str] | str | Path | None = None) -> tuple[str, ...]:

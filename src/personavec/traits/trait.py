@@ -1,20 +1,19 @@
 """Traits: what a character trait is, in words a model can be told.
 
-A trait file holds contrastive instruction pairs, two disjoint sets of questions (one to extract the vector,
-one to evaluate it) and a rubric for the judge. Seven are built in; any other is a JSON file of the same form.
+A trait file holds contrastive instruction pairs, three disjoint sets of questions (to extract the vector, to choose
+its layer and dose, to check it), a rubric for a judge model, and an independent check that needs no model. Some are
+built in; any other is a JSON file of the same form.
 """
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from personavec.errors import ConfigError, TraitError
+from personavec.errors import TraitError
+from personavec.traits.independent_check import IndependentCheck
 
 Side = Literal["pos", "neg"]
 
@@ -22,6 +21,9 @@ MIN_PAIRS = 2
 """With one pair the vector would carry that pair's wording as much as the trait."""
 MIN_QUESTIONS = 2
 """Judges are cross-validated and intervals clustered by question."""
+USUAL = {"extract": 20, "sweep": 10, "check": 20}
+"""The sets of questions (to find the vector, to choose its layer and dose, to measure with), and their usual sizes."""
+SETS = tuple(USUAL)
 
 DEFAULT_ANTONYM = "helpful"
 """Names the negative side of a trait without a clear antonym. Source: arXiv 2507.21509, released code."""
@@ -49,7 +51,7 @@ class Trait:
 
     Raises:
         TraitError: A text is empty, the name cannot name a folder, there are fewer than two pairs, a pair or
-            question is there twice, the sides of a pair are equal, or a question is in both sets.
+            question is there twice, the sides of a pair are equal, or a question is in two sets.
     """
 
     name: str
@@ -64,17 +66,21 @@ class Trait:
     """Contrastive instructions; five is usual, two is the least."""
     extract: tuple[str, ...]
     """Questions answered to find the vector; 20 is usual."""
-    evaluate: tuple[str, ...]
-    """Held-out questions answered to measure the trait; none of them is in `extract`."""
+    sweep: tuple[str, ...]
+    """Questions answered to choose layer and dose; 10 are usual."""
+    check: tuple[str, ...]
+    """Held-out questions answered to measure the trait: whatever is claimed of a model rests on these; 20 are usual."""
     rubric: str
     """Tells a judge what 0, 50 and 100 look like; plain text that is never used as a format string."""
+    independent_check: IndependentCheck | None = None
+    """How a plain program sees the trait in a reply, without any language model."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
         texts = {"adjective": self.adjective, "rubric": self.rubric}
         texts |= {f"pairs[{i}].{side}": text for i, p in enumerate(self.pairs) for side, text in asdict(p).items()}
-        texts |= {f"questions.extract[{i}]": text for i, text in enumerate(self.extract)}
-        texts |= {f"questions.evaluate[{i}]": text for i, text in enumerate(self.evaluate)}
+        questions = {key: getattr(self, key) for key in SETS}
+        texts |= {f"questions.{key}[{i}]": text for key in SETS for i, text in enumerate(questions[key])}
         for where, text in texts.items():
             if not text.strip():
                 raise TraitError(f"expected text in {where}, got an empty string; fill it in or remove the entry")
@@ -89,20 +95,22 @@ class Trait:
                     f"expected opposite instructions in pairs[{i}], got the same text twice; rewrite its neg"
                 )
         _require_distinct("pairs", (f"{pair.pos} / {pair.neg}" for pair in self.pairs))
-        for key, questions in (("extract", self.extract), ("evaluate", self.evaluate)):
-            if len(questions) < MIN_QUESTIONS:
+        known: dict[str, str] = {}
+        for key, texts_of_set in questions.items():
+            if len(texts_of_set) < MIN_QUESTIONS:
                 raise TraitError(
-                    f"expected at least {MIN_QUESTIONS} questions in questions.{key} (20 is usual), "
-                    f"got {len(questions)}; add some"
+                    f"expected at least {MIN_QUESTIONS} questions in questions.{key} ({USUAL[key]} is usual), "
+                    f"got {len(texts_of_set)}; add some"
                 )
-            _require_distinct(f"questions.{key}", questions)
-        known = {_fold(question) for question in self.extract}
-        shared = [question for question in self.evaluate if _fold(question) in known]
-        if shared:
-            raise TraitError(
-                f"expected no question in both sets, got {len(shared)} shared, such as {shared[0]!r}; "
-                "replace them in questions.evaluate"
-            )
+            _require_distinct(f"questions.{key}", texts_of_set)
+            shared = [text for text in texts_of_set if _fold(text) in known]
+            if shared:
+                other = known[_fold(shared[0])]
+                raise TraitError(
+                    f"expected no question in two sets, got {len(shared)} of {other} in {key}, such as {shared[0]!r}; "
+                    f"replace them in questions.{key}"
+                )
+            known |= {_fold(text): key for text in texts_of_set}
 
     @classmethod
     def of(
@@ -111,11 +119,13 @@ class Trait:
         *,
         pairs: Iterable[Pair | tuple[str, str]],
         extract: Iterable[str],
-        evaluate: Iterable[str],
+        sweep: Iterable[str],
+        check: Iterable[str],
         adjective: str = "",
         antonym: str = "",
         description: str = "",
         rubric: str = "",
+        independent_check: IndependentCheck | None = None,
     ) -> "Trait":
         """A trait from lists of texts: `Trait.of("terse", pairs=[("Be brief.", "Be wordy."), …], extract=[…], …)`.
 
@@ -123,11 +133,13 @@ class Trait:
             name: Names its files.
             pairs: Instructions that command the trait and its opposite.
             extract: Questions answered to find the vector.
-            evaluate: Held-out questions.
+            sweep: Questions answered to choose layer and dose.
+            check: Held-out questions, to measure the trait with.
             adjective: Completes "You are a/an … assistant."; default the name.
             antonym: The same on the negative side.
             description: For people.
             rubric: What 0, 50 and 100 look like, for judges that read one; default one of the adjective.
+            independent_check: How a plain program sees the trait.
 
         Raises:
             TraitError: As for every trait, or something in a list is no text.
@@ -135,8 +147,9 @@ class Trait:
         adjective = adjective or name
         rubric = rubric or f"0: not {adjective} at all. 50: somewhat {adjective}. 100: as {adjective} as can be."
         texts = {"name": name, "adjective": adjective, "antonym": antonym, "description": description, "rubric": rubric}
-        questions = {"extract": list(extract), "evaluate": list(evaluate)}
-        return _parse(texts | {"pairs": [_sides(pair) for pair in pairs], "questions": questions})
+        questions = {"extract": list(extract), "sweep": list(sweep), "check": list(check)}
+        given = parse(texts | {"pairs": [_sides(pair) for pair in pairs], "questions": questions})
+        return replace(given, independent_check=independent_check)
 
     def system_prompt(self, pair: int, side: Side) -> str:
         """The system prompt that elicits one side of one pair.
@@ -179,8 +192,9 @@ class Trait:
             "antonym": self.antonym,
             "description": self.description,
             "pairs": [asdict(pair) for pair in self.pairs],
-            "questions": {"extract": list(self.extract), "evaluate": list(self.evaluate)},
+            "questions": {key: list(getattr(self, key)) for key in SETS},
             "rubric": self.rubric,
+            **({"independent_check": self.independent_check.fields()} if self.independent_check else {}),
         }
 
 
@@ -197,89 +211,24 @@ def check_name(name: str) -> None:
         )
 
 
-def builtin_names() -> tuple[str, ...]:
-    """Names of the built-in traits, sorted."""
-    folder = files("personavec") / "traits"
-    return tuple(sorted(f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json")))
-
-
-def load_trait(name_or_path: str | Path) -> Trait:
-    """Loads a built-in trait by name, or a trait file by path.
-
-    A file may also be the extract half of the reference implementation's two-file form (keys `instruction`,
-    `questions`, `eval_prompt`). Its evaluation half is then found by writing "eval" for "extract" in the name
-    of the folder or the file; name and adjective come from the file name, pairs and rubric from the extract
-    half, and `eval_prompt` is kept as it stands.
-
-    Args:
-        name_or_path: A built-in name wins over a file or folder of the same name; write "./evil" for those.
+def parse(data: Mapping[str, object]) -> Trait:
+    """A trait from the content of its file.
 
     Raises:
-        TraitError: No such trait, or its file is malformed (the message then begins with the file).
+        TraitError: It is malformed.
     """
-    names = builtin_names()
-    if isinstance(name_or_path, str) and name_or_path in names:
-        text = (files("personavec") / "traits" / f"{name_or_path}.json").read_text(encoding="utf-8")
-        return _parse(json.loads(text))
-    path = Path(name_or_path)
-    if not path.is_file():
-        near = difflib.get_close_matches(path.stem.lower(), names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "give one of these"
-        raise TraitError(
-            f"expected a trait file or a built-in trait ({', '.join(names)}), got '{name_or_path}'; {hint}"
-        )
-    try:
-        data = _read(path)
-        return _parse_two_files(data, path) if "instruction" in data else _parse(data)
-    except TraitError as error:
-        raise TraitError(f"{path}: {error}") from error
-
-
-def load_traits(names: Sequence[str | Trait]) -> list[Trait]:
-    """Several traits, as `load_trait` takes them, or as they are.
-
-    Raises:
-        ConfigError: There are none, or one is there twice.
-        TraitError: One cannot be read.
-    """
-    if not isinstance(names, Iterable) or not all(isinstance(each, str | Path | Trait) for each in names):
-        raise TraitError(f"expected traits or their names, got {names}; pass a list of them")
-    traits = [name if isinstance(name, Trait) else load_trait(name) for name in names]
-    given = [trait.name for trait in traits]
-    if not traits or len(set(given)) < len(given):
-        raise ConfigError(
-            f"expected one or more different traits, got {', '.join(given) or 'none'}; "
-            "for example: personavec extract optimistic"
-        )
-    return traits
-
-
-def trait_of(name: str, traits: Iterable[str | Path | Trait], advice: str = "pass it with --traits") -> Trait:
-    """The trait of this name: one of those given, or built in.
-
-    Args:
-        name: Of the trait.
-        traits: Traits to look among first, or their files.
-        advice: What to do where there is none.
-
-    Raises:
-        TraitError: Neither.
-    """
-    loaded = (trait if isinstance(trait, Trait) else load_trait(trait) for trait in traits)
-    given = {trait.name: trait for trait in loaded}
-    try:
-        return given.get(name) or load_trait(name)
-    except TraitError as error:
-        raise TraitError(f"expected the trait file of {name}, got none; {advice}") from error
-
-
-def _parse(data: Mapping[str, object]) -> Trait:
     _require_keys(data, "name", "adjective", "antonym", "description", "pairs", "questions", "rubric")
     questions = data["questions"]
     if not isinstance(questions, dict):
         raise TraitError(
-            f"expected an object with extract and evaluate in 'questions', got {_kind(questions)}; correct it"
+            f"expected an object with {', '.join(SETS)} in 'questions', got {kind_of(questions)}; correct it"
         )
+    if "evaluate" in questions and not {"sweep", "check"} & questions.keys():
+        raise TraitError(
+            "expected sweep and check in 'questions', got evaluate; divide its questions between them: 10 to choose "
+            "layer and dose by, 20 to check with"
+        )
+    checked = data.get("independent_check")
     return Trait(
         name=_text(data, "name"),
         adjective=_text(data, "adjective"),
@@ -287,26 +236,20 @@ def _parse(data: Mapping[str, object]) -> Trait:
         description=_text(data, "description"),
         pairs=_pairs(data, "pairs"),
         extract=_texts(questions, "extract"),
-        evaluate=_texts(questions, "evaluate"),
+        sweep=_texts(questions, "sweep"),
+        check=_texts(questions, "check"),
         rubric=_text(data, "rubric"),
+        independent_check=None if checked is None else IndependentCheck.of(checked),
     )
 
 
-def _parse_two_files(data: Mapping[str, object], path: Path) -> Trait:
-    here = path.absolute()
-    places = [
-        here.parent.parent / here.parent.name.replace("extract", "eval") / here.name,
-        here.with_name(here.name.replace("extract", "eval")),
-    ]
-    places = [place for place in places if place != here]
-    other = next((place for place in places if place.is_file()), None)
-    if other is None:
-        wanted = " or ".join(f"{place.parent.name}/{place.name}" for place in places)
-        raise TraitError(
-            f"expected the evaluation half of a two-file trait at {wanted or '*_eval, beside *_extract'}, "
-            "got no such file; put it there and give the extract half"
-        )
-    name = path.stem.removesuffix("_extract")
+def parse_halves(data: Mapping[str, object], evaluation: Mapping[str, object], name: str) -> Trait:
+    """A trait from the two files of the reference implementation's form.
+
+    Raises:
+        TraitError: One of them is malformed.
+    """
+    questions = _texts(evaluation, "questions")
     return Trait(
         name=name,
         adjective=name,
@@ -314,22 +257,10 @@ def _parse_two_files(data: Mapping[str, object], path: Path) -> Trait:
         description="",
         pairs=_pairs(data, "instruction"),
         extract=_texts(data, "questions"),
-        evaluate=_texts(_read(other), "questions"),
+        sweep=questions[: len(questions) // 3],
+        check=questions[len(questions) // 3 :],
         rubric=_text(data, "eval_prompt"),
     )
-
-
-def _read(path: Path) -> dict[str, object]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        where = f"{error.msg} at line {error.lineno}, column {error.colno}"
-        raise TraitError(f"expected JSON, got {where}; correct {path.name} there") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraitError(f"expected readable UTF-8 text, got {error}; correct {path.name}") from error
-    if not isinstance(data, dict):
-        raise TraitError(f"expected a JSON object, got {_kind(data)}; see a built-in trait for the form")
-    return data
 
 
 def _require_keys(data: Mapping[str, object], *keys: str) -> None:
@@ -347,14 +278,14 @@ def _get(data: Mapping[str, object], key: str) -> object:
 def _text(data: Mapping[str, object], key: str) -> str:
     value = _get(data, key)
     if not isinstance(value, str):
-        raise TraitError(f"expected text in '{key}', got {_kind(value)}; put it in quotes")
+        raise TraitError(f"expected text in '{key}', got {kind_of(value)}; put it in quotes")
     return value
 
 
 def _list(data: Mapping[str, object], key: str) -> list[object]:
     value = _get(data, key)
     if not isinstance(value, list):
-        raise TraitError(f"expected a list in '{key}', got {_kind(value)}; correct it")
+        raise TraitError(f"expected a list in '{key}', got {kind_of(value)}; correct it")
     return value
 
 
@@ -368,7 +299,7 @@ def _pairs(data: Mapping[str, object], key: str) -> tuple[Pair, ...]:
     for i, item in enumerate(_list(data, key)):
         where = f"{key}[{i}]"
         if not isinstance(item, dict):
-            raise TraitError(f"expected pos and neg in '{where}', got {_kind(item)}; correct it")
+            raise TraitError(f"expected pos and neg in '{where}', got {kind_of(item)}; correct it")
         sides = {f"{where}.{side}": text for side, text in item.items()}
         pairs.append(Pair(pos=_text(sides, f"{where}.pos"), neg=_text(sides, f"{where}.neg")))
     return tuple(pairs)
@@ -394,6 +325,7 @@ def _fold(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a JSON value is, for people."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

@@ -101,8 +101,8 @@ class Api:
 class Judging(Api):
     """Who scores replies."""
 
-    judge: str = "likelihood"
-    """likelihood (the model itself, unsteered and without adapter), likelihood:MODEL, hf:MODEL or openai:MODEL."""
+    judge: str = "panel"
+    """panel (the model itself, unsteered and without adapter), panel:MODEL, hf:MODEL or openai:MODEL."""
     judge_url: Free[Url] = None
     """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
 

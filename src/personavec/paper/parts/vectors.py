@@ -16,7 +16,7 @@ from personavec.verbs.extract.extract import FILES, extract
 
 Row = dict[str, Any]
 
-SECOND_JUDGE = "likelihood:gemma3-270m"
+SECOND_JUDGE = "panel:gemma3-270m"
 
 
 def vectors(study: Study) -> Row:

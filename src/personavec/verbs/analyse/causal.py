@@ -61,7 +61,7 @@ def causal_rank(
         rows[layer] = direction / direction.norm() * length
         return (Steering(PersonaVector(rows, vector.card), coef, layer),)
 
-    drawn = np.random.default_rng(seed).integers(0, len(dictionary.decoder), len(trait.evaluate))
+    drawn = np.random.default_rng(seed).integers(0, len(dictionary.decoder), len(trait.check))
     arms: dict[str, list[tuple[Steering, ...]]] = {
         BASE: [()],
         VECTOR: [(Steering(vector, coef, layer),)],
@@ -71,7 +71,7 @@ def causal_rank(
     plans = [
         plan
         for name, steering in arms.items()
-        for plan in interview.answers(trait.evaluate, 1, draw="causal", extra={"arm": name}, steering=steering)
+        for plan in interview.answers(trait.check, 1, draw="causal", extra={"arm": name}, steering=steering)
     ]
     replies = interview.write(plans, "features steer", run=run, name="causal")
     rows = score(replies, judges, "judging them", run=run, name="causal")

@@ -52,7 +52,7 @@ def coexpressed(interview: Interview, run: Run, subjects: Sequence[Expressed], r
     table: Row = {"traits": names, "effects": {name: {} for name in names}, "random": {}, "reach": {}}
     table["coherence"] = {name: {} for name in names}
     for subject in subjects:
-        questions, trait = subject.trait.evaluate, subject.name
+        questions, trait = subject.trait.check, subject.name
         drawn = random_directions(subject.vector, rollouts * len(questions), seed)
         card = subject.vector.card
         arms: list[tuple[str, float, list[tuple[Steering, ...]]]] = [

@@ -25,7 +25,8 @@ from personavec.stats.nulls import against, rounded
 from personavec.steering.projection import directions
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector, load_vector
-from personavec.traits.trait import Trait, trait_of
+from personavec.traits.load import trait_of
+from personavec.traits.trait import Trait
 from personavec.verbs.analyse.causal import causal_rank
 from personavec.verbs.analyse.contributions import Row as Reply
 from personavec.verbs.analyse.contributions import Token, token_activations, tokens, written
@@ -79,7 +80,7 @@ def decompose(
     sae: Free[Dictionary | str | Path | None] = None,
     causal: Natural = 0,
     traits: Free[Sequence[str | Path | Trait]] = (),
-    judge: Free[str | Bench] = "likelihood",
+    judge: Free[str | Bench] = "panel",
     top: int = 20,
     seed: Seed = 0,
     store: Store = None,

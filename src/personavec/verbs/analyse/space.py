@@ -27,7 +27,8 @@ from personavec.stats.nulls import against, rounded, units
 from personavec.steering.projection import Vectors, vectors_of
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
-from personavec.traits.trait import Trait, trait_of
+from personavec.traits.load import trait_of
+from personavec.traits.trait import Trait
 from personavec.verbs.analyse.coexpression import Expressed, coexpressed
 from personavec.verbs.analyse.geometry import (
     Personas,
@@ -87,7 +88,7 @@ def space(
     axes: Annotated[int, at_least(2)] = 4,
     layer: int | None = None,
     traits: Free[Sequence[str | Path | Trait]] = (),
-    judge: Free[str | Bench] = "likelihood",
+    judge: Free[str | Bench] = "panel",
     seed: Seed = 0,
     store: Store = None,
     **writing: Unpack[ReplyOptions],

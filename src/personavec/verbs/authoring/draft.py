@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from personavec.errors import ConfigError, TraitError
 from personavec.runs.files import write_file
-from personavec.traits.trait import Pair, Trait, check_name
+from personavec.traits.trait import SETS, USUAL, Pair, Trait, check_name
 from personavec.verbs.authoring.wording import Distinct, names, requests, words
 
-PAIRS, QUESTIONS = 5, 40
-"""What a trait file usually has. Source: arXiv 2507.21509, appendix A.1."""
+PAIRS = 5
+"""What a trait file usually has. Source: arXiv 2507.21509, appendix A.1; for questions `USUAL`."""
+QUESTIONS = sum(USUAL.values())
 LONGEST_DESCRIPTION = 2000
 """Characters: many times the usual two to four sentences."""
 LONGEST_QUESTION = 40
@@ -51,10 +52,11 @@ class PairDraft(Part):
 
 
 class Questions(Part):
-    """The two sets."""
+    """The three sets."""
 
     extract: list[str] = []
-    evaluate: list[str] = []
+    sweep: list[str] = []
+    check: list[str] = []
 
 
 class Draft(Part):
@@ -74,16 +76,15 @@ class Draft(Part):
         wanted = {
             "adjective": int(not self.adjective),
             "pairs": PAIRS - len(self.pairs),
-            "questions.extract": QUESTIONS // 2 - len(self.questions.extract),
-            "questions.evaluate": QUESTIONS // 2 - len(self.questions.evaluate),
+            **{f"questions.{key}": usual - len(getattr(self.questions, key)) for key, usual in USUAL.items()},
             "rubric": int(not self.rubric),
         }
         return {piece: count for piece, count in wanted.items() if count > 0}
 
     @property
     def all_questions(self) -> list[str]:
-        """Both sets."""
-        return [*self.questions.extract, *self.questions.evaluate]
+        """Of all sets."""
+        return [question for key in SETS for question in getattr(self.questions, key)]
 
     def flaw_of_words(self, adjective: str, antonym: str) -> Flaw | None:
         """What is wrong with a pair of words, if anything."""
@@ -121,9 +122,9 @@ class Draft(Part):
         return None
 
     def add_question(self, question: str) -> None:
-        """Deal a question to the smaller set, so that both are of the same kind."""
-        sets = self.questions
-        min((sets.extract, sets.evaluate), key=len).append(question)
+        """Deal a question to the set that is furthest from full, so that all are of the same kind."""
+        sets = {key: getattr(self.questions, key) for key in SETS}
+        sets[min(SETS, key=lambda key: len(sets[key]) / USUAL[key])].append(question)
 
     def trait(self) -> Trait:
         """The finished trait.
@@ -138,7 +139,8 @@ class Draft(Part):
             description=self.description,
             pairs=tuple(Pair(pair.pos, pair.neg) for pair in self.pairs),
             extract=tuple(self.questions.extract),
-            evaluate=tuple(self.questions.evaluate),
+            sweep=tuple(self.questions.sweep),
+            check=tuple(self.questions.check),
             rubric=self.rubric,
         )
 

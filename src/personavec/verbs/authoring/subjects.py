@@ -7,7 +7,8 @@ The wording is ours.
 from dataclasses import dataclass
 
 from personavec.errors import TraitError
-from personavec.traits.trait import Trait, load_trait
+from personavec.traits.load import load_trait
+from personavec.traits.trait import Trait
 from personavec.verbs.authoring.wording import names, requests
 
 

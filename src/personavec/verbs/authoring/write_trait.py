@@ -12,7 +12,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage
 from personavec.runs.result import Result
 from personavec.runs.run import versions
-from personavec.traits.trait import Trait
+from personavec.traits.trait import SETS, Trait
 from personavec.verbs.authoring.draft import Draft, DraftFile, Flaw, PairDraft
 from personavec.verbs.authoring.forms import F, Form, Line
 from personavec.verbs.authoring.writer import Unwritten, Writer, writer_of
@@ -168,7 +168,7 @@ def write_trait(
         "adjective": draft.adjective,
         "antonym": draft.antonym,
         "pairs": len(draft.pairs),
-        "questions": {"extract": len(draft.questions.extract), "evaluate": len(draft.questions.evaluate)},
+        "questions": {key: len(getattr(draft.questions, key)) for key in SETS},
         "missing": missing,
         "failed": [{"trait": name, "error": _incomplete(missing, file)}] if missing else [],
         "rejected_by_reason": dict(Counter(rejection.reason for rejection in work.rejected).most_common()),

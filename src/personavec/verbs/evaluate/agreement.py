@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from personavec.judges.likelihood import EVIDENCE
+from personavec.judges.lessons import Lessons
 from personavec.judges.scoring import (
     KEEP_TRAIT,
     Judges,
@@ -28,46 +28,47 @@ from personavec.steering.rollouts import ReplyRow
 Row = dict[str, Any]
 
 
-def own_rollouts(run: Run, rollouts: Sequence[ReplyRow], judges: Judges, seed: int) -> list[ScoreRow]:
-    """Scores of contrastive rollouts by the first judge, on the scale that its other scores are on; sets its AUC.
+def first_scores(run: Run, known: Lessons, judges: Judges, seed: int) -> list[ScoreRow]:
+    """Scores of contrastive rollouts by the first judge, on the scale that its other scores are on; sets its AUCs.
 
     Where the judge learned from these very rollouts their scores are there. Where its scale was at hand, they are read
     now and put on that scale.
     """
     if run.done("rollouts.scores.jsonl"):
         return cast(list[ScoreRow], list(run.rows("rollouts.scores.jsonl")))
-    kept, auc = judges.trait.calibration, judges.trait.auc
-    scores = learn_trait(judges, rollouts, seed)
-    judges.trait.calibration, judges.trait.auc = kept, auc or judges.trait.auc
+    kept, aucs = judges.trait.calibration, judges.trait.aucs
+    scores = learn_trait(judges, known, seed)
+    judges.trait.calibration, judges.trait.aucs = kept, aucs or judges.trait.aucs
     if kept is not None:
         for row in scores:
-            evidence = np.array([[row["evidence"].get(EVIDENCE, np.nan)]])
+            evidence = np.array([list(row["evidence"].values())])
             row["trait"] = None if row["trait"] is None else 100 * float(kept.predict(evidence)[0])
     run.write_rows("rollouts.scores.jsonl", scores)
     return scores
 
 
 def second_scores(
-    part: Run, judges: Judges, rollouts: Sequence[ReplyRow], arms: Mapping[str, Sequence[ReplyRow]], seed: int
+    part: Run, judges: Judges, known: Lessons, arms: Mapping[str, Sequence[ReplyRow]], seed: int
 ) -> list[ScoredRow]:
     """Score all replies by a second judge, into a folder of its own; resumable.
 
     Args:
         part: That folder.
         judges: The second judge and its coherence.
-        rollouts: Contrastive rollouts.
-        arms: Replies by arm; coherence is learned from those of `base`.
+        known: What judges learn from.
+        arms: Replies by arm.
         seed: Of the run.
 
     Returns:
         The rollouts and then the replies of each arm, with scores.
     """
     if not (part.done("judge.json") and part.done("rollouts.scores.jsonl")):
-        learn_coherence(judges.coherence, arms["base"], seed)
-        part.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, seed))
+        learn_coherence(judges.coherence, known.base, seed)
+        part.write_rows("rollouts.scores.jsonl", learn_trait(judges, known, seed))
         part.write_json("judge.json", judges.to_json())
     judges.restore(part.read_json("judge.json"), str(part.path("judge.json")))
-    rows = joined(rollouts, cast(list[ScoreRow], list(part.rows("rollouts.scores.jsonl"))))
+    scores = joined(known.rows, cast(list[ScoreRow], list(part.rows("rollouts.scores.jsonl"))))
+    rows = [row for row in scores if "side" in row]
     for arm, replies in arms.items():
         rows += score(replies, judges, f"second judge: {arm}", run=part, name=arm)
     return rows

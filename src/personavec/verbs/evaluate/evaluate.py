@@ -12,6 +12,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 
 from personavec.errors import JudgeError
+from personavec.judges.lessons import BASE_ROLLOUTS, Lessons, lessons
 from personavec.judges.load import Bench, bench_of
 from personavec.judges.rubric import RubricJudge
 from personavec.judges.scoring import (
@@ -37,9 +38,10 @@ from personavec.steering.projection import random_directions
 from personavec.steering.rollouts import Interview, ReplyOptions, ReplyRow
 from personavec.steering.steer import Steering
 from personavec.steering.vector import load_vector
-from personavec.traits.trait import Side, Trait, load_trait
+from personavec.traits.load import load_trait
+from personavec.traits.trait import Side, Trait
 from personavec.verbs.evaluate.agreement import agreement as agree
-from personavec.verbs.evaluate.agreement import own_rollouts, second_scores, signal_agreement
+from personavec.verbs.evaluate.agreement import first_scores, second_scores, signal_agreement
 from personavec.verbs.evaluate.capability import capability, check_eval, neutral_texts
 from personavec.verbs.evaluate.capability import perplexity as perplexity_of
 from personavec.verbs.evaluate.human_sheet import sheet_files, write_sheet
@@ -96,7 +98,7 @@ def evaluate(
     *,
     steer: Steers = (),
     instruct: Literal["pos", "neg"] | None = None,
-    judge: Free[str | Bench] = "likelihood",
+    judge: Free[str | Bench] = "panel",
     judge_file: Free[str | Path | None] = None,
     questions: OptionalCount = None,
     rollouts: Count = 3,
@@ -160,7 +162,7 @@ def evaluate(
     with model.without_adapter():
         base = _write(study, "base")
         if not run.done("judge.json"):
-            run.write_json("judge.json", at_hand or _learn(study, base))
+            run.write_json("judge.json", at_hand or _learn(study))
         judges.restore(run.read_json("judge.json"), str(run.path("judge.json")))
     changed = bool(steering or model.adapted or instruct)
     replies = {"base": base}
@@ -191,7 +193,8 @@ def evaluate(
         "difference": {kind: mean_difference(subject, scored["base"], kind, seed).to_json() for kind in kinds},
         "random_control": mean_score(scored["random"], "trait", seed).to_json() if steering else None,
         "judge": judges.trait.id,
-        "judge_auc": judges.trait.auc.to_json() if judges.trait.auc else None,
+        "judge_auc": judges.auc.to_json() if judges.auc else None,
+        "judge_aucs": {name: auc.to_json() for name, auc in judges.trait.aucs.items()},
         "weak_judge": judges.weak,
         "replies": len(subject),
         "unscored": {arm: {kind: unscored(rows, kind) for kind in kinds} for arm, rows in scored.items()},
@@ -228,7 +231,7 @@ def _write(study: Evaluating, arm: str, steering: Sequence[tuple[Steering, ...]]
     pairs = range(len(trait.pairs)) if side and arm != "base" else ()
     instructions = [trait.system_prompt(pair, side) for pair in pairs] if side else []
     plans = study.interview.answers(
-        trait.evaluate[: study.questions],
+        trait.check[: study.questions],
         study.rollouts,
         draw="base",
         extra={"arm": arm},
@@ -270,12 +273,12 @@ def _agree(
 ) -> Json:
     """Both judges on the same replies and rollouts, and a sheet of them for people."""
     run, trait, judges, seed = study.run, study.trait, study.judges, study.interview.seed
-    rollouts = _rollouts(study)
-    first = joined(rollouts, own_rollouts(run, rollouts, judges, seed))
+    known = _lessons(study)
+    first = [row for row in joined(known.rows, first_scores(run, known, judges, seed)) if "side" in row]
     first += [row for rows in scored.values() for row in rows]
     other = Judges(second.trait(trait), second.coherence, trait.content_hash)
     part = run.part("agreement-" + re.sub(r"[^\w.-]+", "_", second.spec))
-    scores = second_scores(part, other, rollouts, replies, seed)
+    scores = second_scores(part, other, known, replies, seed)
     same = (judges.coherence.id, judges.coherence.basis) == (other.coherence.id, other.coherence.basis)
     ids = judges.trait.id, other.trait.id
     agreed: Json = {"agreement": agree(ids, first, scores, seed, same_coherence=same)}
@@ -341,19 +344,22 @@ def _scale_at_hand(judge_file: str | Path | None, judges: Judges, steering: Sequ
     return None
 
 
-def _learn(study: Evaluating, base: Sequence[ReplyRow]) -> Json:
+def _learn(study: Evaluating) -> Json:
     """The judge's scale from new rollouts, where it has to be learned."""
     judges, seed = study.judges, study.interview.seed
-    learn_coherence(judges.coherence, base, seed)
-    if isinstance(judges.trait, RubricJudge):
-        return judges.to_json()
-    study.run.write_rows("rollouts.scores.jsonl", learn_trait(judges, _rollouts(study), seed))
+    if not isinstance(judges.trait, RubricJudge):
+        known = _lessons(study)
+        learn_coherence(judges.coherence, known.base, seed)
+        study.run.write_rows("rollouts.scores.jsonl", learn_trait(judges, known, seed))
     return judges.to_json()
 
 
-def _rollouts(study: Evaluating) -> list[ReplyRow]:
-    plans = study.interview.contrastive(study.trait, 1)
-    return study.interview.write(plans, "rollouts for the judge", run=study.run, name="rollouts")
+def _lessons(study: Evaluating) -> Lessons:
+    interview, run, trait = study.interview, study.run, study.trait
+    rollouts = interview.write(interview.contrastive(trait, 1), "rollouts for the judge", run=run, name="rollouts")
+    plans = interview.answers(trait.extract, BASE_ROLLOUTS, draw="base", extra={"arm": "base"})
+    base = interview.write(plans, "base replies for the judge", run=run, name="unsteered")
+    return lessons(interview, trait, rollouts, base, run)
 
 
 def _read(path: Path) -> Json:

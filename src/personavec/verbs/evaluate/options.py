@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Natural
-from personavec.traits.trait import load_trait
+from personavec.traits.load import load_trait
 from personavec.verbs.options import (
     Common,
     File,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack, overload
 
 from personavec.errors import DataError, JudgeError, ModelError
+from personavec.judges.lessons import BASE_ROLLOUTS, garbled, lessons
 from personavec.judges.load import Bench, bench_of
 from personavec.judges.scoring import (
     Judges,
@@ -21,15 +22,16 @@ from personavec.judges.scoring import (
     score,
     take_scale,
 )
-from personavec.model.activations import activation_norms
+from personavec.model.activations import activation_norms, read_rows
 from personavec.model.chat_model import ChatModel
 from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Percent, Seed, Store, at_least, settings
 from personavec.runs.run import Run
-from personavec.steering.projection import random_directions, rescaled
+from personavec.steering.projection import matched_directions, random_directions, rescaled
 from personavec.steering.rollouts import Interview, ReplyOptions, ReplyRow
 from personavec.steering.vector import Card, PersonaVector, load_vector
-from personavec.traits.trait import Trait, load_traits
-from personavec.verbs.extract.check import check_plans
+from personavec.traits.load import load_traits
+from personavec.traits.trait import SETS, Trait
+from personavec.verbs.extract.check import Along, check_plans
 from personavec.verbs.extract.confounds import audit, length_correlation, matched
 from personavec.verbs.extract.difference import difference_in_means
 from personavec.verbs.extract.result import Evidence, Extraction, Extractions, summarise
@@ -79,7 +81,7 @@ def extract(
     model: ChatModel,
     traits: str | Trait | Several,
     *,
-    judge: Free[str | Bench] = "likelihood",
+    judge: Free[str | Bench] = "panel",
     rollouts: Count = 1,
     layers: Annotated[Sequence[int], EACH_ONCE] = (),
     doses: Annotated[Sequence[float], DOSES] = (0.1, 0.2, 0.3),
@@ -100,7 +102,7 @@ def extract(
         rollouts: Replies per extraction question, instruction pair and side.
         layers: Layers the sweep tries; default five, spread from 30% to 70% of the depth.
         doses: Doses the sweep tries at every layer, as shares of the activation norm.
-        sweep_questions: Held-out questions that the sweep asks; the final check asks all.
+        sweep_questions: Of the trait's questions for the sweep, ask only the first so many.
         check_rollouts: Replies per held-out question in the final check.
         confounds: Length of replies: only report it, match it between the sides, or take away what it explains.
         coherence_floor: Coherence that a chosen layer and dose must keep, if any does.
@@ -135,12 +137,13 @@ def extract(
     run = Run.open(store, chosen | interview.options, inputs)
 
     base = _base_replies(study, run, loaded)
+    lesson = [row for row in base if row["asked_for"] == "extract"]
     if not run.done("coherence.json"):
-        learn_coherence(bench.coherence, base, seed)
+        learn_coherence(bench.coherence, lesson, seed)
         run.write_json("coherence.json", scale(bench.coherence))
     take_scale(bench.coherence, run.read_json("coherence.json"), "coherence.json")
     if not run.done("norms.json"):
-        run.write_json("norms.json", activation_norms(model, [row for row in base if row["response"]]))
+        run.write_json("norms.json", activation_norms(model, [row for row in lesson if row["response"]]))
     norms = tuple(run.read_json("norms.json"))
 
     done: list[Extraction] = []
@@ -171,7 +174,9 @@ def _extract_one(
     began = time.monotonic()
     interview, model, seed = study.interview, study.interview.model, study.interview.seed
     judges = Judges(study.bench.trait(trait), study.bench.coherence, trait.content_hash)
-    rollouts = _scored_rollouts(study, run, trait, judges)
+    asked = {key: [row for row in base if row["asked_for"] == key] for key in SETS}
+    known = _scored_lessons(study, run, trait, judges, asked["extract"])
+    rollouts = [row for row in known if "side" in row]
     kept = [row for row in rollouts if keep(row)]
     counts = {side: count([row for row in rollouts if row["side"] == side]) for side in ("pos", "neg")}
     if not counts["pos"]["kept"] or not counts["neg"]["kept"]:
@@ -193,28 +198,29 @@ def _extract_one(
     vectors = _vectors(study, run, trait, judges, kept, counts, norms)
     vector = vectors["response avg"]
 
-    questions = trait.evaluate[: study.sweep_questions]
-    plans = sweep_plans(interview, questions, vector, study.layers, study.doses)
+    plans = sweep_plans(interview, trait.sweep[: study.sweep_questions], vector, study.layers, study.doses)
     rows = interview.write(plans, f"{trait.name}: sweep", run=run, name="sweep")
     swept = cells(score(rows, judges, f"{trait.name}: judging the sweep", run=run, name="sweep"), seed)
-    plain = score(base, judges, f"{trait.name}: judging base replies", run=run, name="base")
-    unsteered = mean_score([row for row in plain if row["question_id"] < len(questions)], "trait", seed)
-    chosen = knee(swept, unsteered, study.coherence_floor)
+    plain = score(asked["sweep"], judges, f"{trait.name}: judging base replies", run=run, name="sweep_base")
+    chosen = knee(swept, mean_score(plain, "trait", seed), study.coherence_floor)
     vector = PersonaVector(vector.direction, dataclasses.replace(vector.card, layer=chosen.layer, coef=chosen.coef))
     audited["length"] = length_correlation(model, kept, vector, seed)
     details = vector.card.details | {"confounds": audited}
     vector = PersonaVector(vector.direction, dataclasses.replace(vector.card, details=details))
 
-    directions = {
+    replies = len(asked["check"])
+    directions: dict[Along, list[PersonaVector]] = {
         "vector": [vector],
-        "random": random_directions(vector, len(plain), seed),
+        "random": random_directions(vector, replies, seed),
+        "matched": _matched(study, vector, asked["extract"], replies),
         "shuffled": [rescaled(vectors["shuffled"], vector)],
     }
-    plans = check_plans(interview, trait.evaluate, directions, chosen, study.check_rollouts)
+    plans = check_plans(interview, trait.check, directions, chosen, study.check_rollouts)
     rows = interview.write(plans, f"{trait.name}: final check", run=run, name="check")
-    checked = [*plain, *score(rows, judges, f"{trait.name}: judging the check", run=run, name="check")]
+    arms = [*asked["check"], *rows, *garbled(asked["check"], seed)]
+    checked = score(arms, judges, f"{trait.name}: judging the check", run=run, name="check")
     vector.save(run.path(f"{FILES['response avg']}.safetensors"))
-    evidence = Evidence(rollouts, swept, chosen, checked)
+    evidence = Evidence(known, swept, chosen, checked)
     result = summarise(interview, trait, judges, vector, study.coherence_floor, evidence) | {
         "vectors": {position: f"{name}.safetensors" for position, name in FILES.items()},
         "seconds": round(time.monotonic() - began, 1),
@@ -223,16 +229,27 @@ def _extract_one(
     return Extraction.of(result, vector, run)
 
 
-def _scored_rollouts(study: Extracting, run: Run, trait: Trait, judges: Judges) -> list[ScoredRow]:
-    """Contrastive rollouts, from which the judges learn their scale."""
+def _scored_lessons(
+    study: Extracting, run: Run, trait: Trait, judges: Judges, base: Sequence[ReplyRow]
+) -> list[ScoredRow]:
+    """Contrastive rollouts and what they must not be mistaken for, from which the judges learn their scale."""
     interview = study.interview
     plans = interview.contrastive(trait, study.rollouts)
     rollouts = interview.write(plans, f"{trait.name}: rollouts", run=run, name="rollouts")
+    known = lessons(interview, trait, rollouts, base, run)
     if not (run.done("judge.json") and run.done("rollouts.scores.jsonl")):
-        run.write_rows("rollouts.scores.jsonl", learn_trait(judges, rollouts, interview.seed))
+        run.write_rows("rollouts.scores.jsonl", learn_trait(judges, known, interview.seed))
         run.write_json("judge.json", judges.to_json())
     judges.restore(run.read_json("judge.json"), str(run.path("judge.json")))
-    return joined(rollouts, list(run.rows("rollouts.scores.jsonl")))  # type: ignore[arg-type]
+    return joined(known.rows, list(run.rows("rollouts.scores.jsonl")))  # type: ignore[arg-type]
+
+
+def _matched(study: Extracting, vector: PersonaVector, base: Sequence[ReplyRow], count: int) -> list[PersonaVector]:
+    """Random directions with the covariance of the base replies' activations, as long as the vector."""
+    model = study.interview.model
+    rows = [row for row in base if row["response"]]
+    read = read_rows(model, rows, "response avg", range(model.n_layers), f"{vector.card.trait}: base activations")
+    return matched_directions(vector, read, count, study.interview.seed)
 
 
 def _vectors(
@@ -268,11 +285,17 @@ def _vectors(
 
 
 def _base_replies(study: Extracting, run: Run, traits: Sequence[Trait]) -> list[ReplyRow]:
+    """The model as it is: to the questions of every set."""
+    rollouts = {"extract": BASE_ROLLOUTS, "sweep": 1, "check": study.check_rollouts}
     plans = [
         plan
         for trait in traits
+        for key in SETS
         for plan in study.interview.answers(
-            trait.evaluate, study.check_rollouts, draw="base", extra={"arm": "base", "trait_name": trait.name}
+            getattr(trait, key)[: study.sweep_questions] if key == "sweep" else getattr(trait, key),
+            rollouts[key],
+            draw="sweep" if key == "sweep" else "base",
+            extra={"arm": "base", "trait_name": trait.name, "asked_for": key},
         )
     ]
     return study.interview.write(plans, "base replies", run=run, name="base")

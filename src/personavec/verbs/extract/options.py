@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import Positional
 
 from personavec.runs.rules import Count, Free, Percent, at_least
-from personavec.traits.trait import load_traits
+from personavec.traits.load import load_traits
 from personavec.verbs.options import Common, Doses, Folder, Judging, Layers, Writing, bench_for, call, load_subject
 
 if TYPE_CHECKING:

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from personavec.judges.scoring import KEEP_TRAIT, WEAK_AUC, Judges, ScoredRow, mean_score, unscored
+from personavec.judges.scoring import KEEP_TRAIT, Judges, ScoredRow, mean_score, unscored
 from personavec.runs.result import Result
 from personavec.runs.run import Run, commit, versions
 from personavec.runs.show import interval
+from personavec.stats.intervals import Interval
 from personavec.steering.rollouts import Interview
 from personavec.steering.vector import PersonaVector
+from personavec.traits.independent_check import IndependentCheck
 from personavec.traits.trait import Trait
-from personavec.verbs.extract.check import ARMS, verdict
+from personavec.verbs.extract.check import ARMS, by_arm
 from personavec.verbs.extract.sweep import Cell
+from personavec.verbs.extract.verdict import SHOWN, checked_mean, conditions, judge_table, told, verdict
 
 TRANSCRIPTS = 3
 
@@ -41,7 +44,10 @@ class Extraction(Result):
         data = {
             "trait": details["trait"]["name"],
             "proven": details["proven"],
+            "verdict_word": details["verdict_word"],
+            "deciding": details["deciding"],
             "verdict": details["verdict"],
+            "independent_check": details["independent_check"],
             "vector": run.shown(details["vectors"]["response avg"]),
             **details["choice"],
             "n_pos": details["counts"]["pos"]["kept"],
@@ -53,6 +59,8 @@ class Extraction(Result):
             "unscored": {name: arm["unscored"] for name, arm in arms.items()},
             "judge": details["judge"]["id"],
             "judge_auc": details["judge"]["auc"],
+            "judge_aucs": details["judge"]["aucs"],
+            "judge_table": details["judge"]["table"],
             "result": run.shown("result.json"),
             "seconds": details["seconds"],
         }
@@ -83,7 +91,7 @@ class Extraction(Result):
         choice = self.details["choice"]
         shown = {
             "trait": self.data["trait"],
-            "verdict": "proven" if self.proven else "not proven",
+            "verdict": self.data["verdict_word"],
             **{name: interval(score) for name, score in self.data["trait_score"].items()},
             "random direction": interval(self.data["random_control"]),
             "at": f"layer {choice['layer']}, coef {choice['coef']:.3g}, dose {choice['dose']:.2g}",
@@ -91,6 +99,8 @@ class Extraction(Result):
             "judge": f"{self.data['judge']}, AUC {interval(self.data['judge_auc'], 2)}",
         }
         against = [("against it", condition["text"]) for condition in self.verdict if not condition["holds"]]
+        if self.data["verdict_word"] == SHOWN:
+            against = [("against it", self.data["deciding"]), *against]
         return [*shown.items(), *against]
 
 
@@ -122,13 +132,14 @@ class Extractions(Result):
 
     def lines(self) -> list[tuple[str, str]]:
         """A line a trait."""
-        return [(extraction.data["trait"], "proven" if extraction.proven else "not proven") for extraction in self.each]
+        return [(extraction.data["trait"], extraction.data["verdict_word"]) for extraction in self.each]
 
 
 class Evidence(NamedTuple):
     """What an extraction measured."""
 
-    rollouts: Sequence[ScoredRow]
+    known: Sequence[ScoredRow]
+    """What the judges learned from: rollouts first of all."""
     cells: Sequence[Cell]
     chosen: Cell
     check: Sequence[ScoredRow]
@@ -145,13 +156,16 @@ def summarise(
 ) -> Row:
     """The content of result.json."""
     model, seed = interview.model, interview.seed
-    rollouts, cells, chosen, check = evidence
-    arms = {arm.name: [row for row in check if row["arm"] == arm.name] for arm in ARMS}
+    known, cells, chosen, check = evidence
+    rollouts = [row for row in known if "side" in row]
+    arms, checked_by = by_arm(check), trait.independent_check
     means = {
         name: {kind: mean_score(rows, kind, seed) for kind in ("trait", "coherence")} for name, rows in arms.items()
     }
     reliabilities = vector.card.reliability or [None] * len(vector.norms)
-    conditions = verdict(means, judges, floor)
+    listed = conditions(arms, judges, checked_by, floor)
+    shown = told(checked_by, rollouts) if checked_by else None
+    word, deciding = verdict(listed, shown)
     return {
         "trait": {
             "name": trait.name,
@@ -161,22 +175,13 @@ def summarise(
             "hash": trait.content_hash,
             "n_pairs": len(trait.pairs),
             "n_extract": len(trait.extract),
-            "n_evaluate": len(trait.evaluate),
+            "n_sweep": len(trait.sweep),
+            "n_check": len(trait.check),
         },
         "model": dataclasses.asdict(model.identity)
         | {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)},
         "system_prompt": interview.system,
-        "judge": {
-            "id": judges.trait.id,
-            "auc": judges.trait.auc.to_json() if judges.trait.auc else None,
-            "weak": judges.weak,
-            "weak_below": WEAK_AUC,
-            "basis": judges.trait.basis,
-            "coherence": {
-                "id": judges.coherence.id,
-                "auc": judges.coherence.auc.to_json() if judges.coherence.auc else None,
-            },
-        },
+        "judge": judges.described() | {"table": judge_table(known)},
         "counts": {side: vector.card.details["counts"][side] for side in ("pos", "neg")},
         "keep_at": KEEP_TRAIT,
         "rollout_scores": {
@@ -221,13 +226,29 @@ def summarise(
             }
             for arm in ARMS
         ],
-        "proven": all(condition["holds"] for condition in conditions),
-        "verdict": conditions,
+        "proven": word == "proven",
+        "verdict_word": word,
+        "deciding": deciding,
+        "verdict": [condition.to_json() for condition in listed],
+        "independent_check": checked_by and _checked(checked_by, arms, rollouts, shown),
         "transcripts": _transcripts(arms),
         "sampling": interview.sampling.sampling,
         "seed": seed,
         "versions": versions(),
         "commit": commit(),
+    }
+
+
+def _checked(
+    check: IndependentCheck, arms: dict[str, list[ScoredRow]], rollouts: Sequence[ScoredRow], shown: Interval | None
+) -> Row:
+    """What the independent check counts in every arm, and in replies told to show the trait or the opposite."""
+    sides = {side: [row for row in rollouts if row["side"] == side] for side in ("pos", "neg")}
+    return check.fields() | {
+        "unit": check.unit,
+        "told_auc": shown and shown.to_json(),
+        "told": {side: checked_mean(check, rows).to_json() for side, rows in sides.items()},
+        "arms": {name: checked_mean(check, rows).to_json() for name, rows in arms.items()},
     }
 
 

@@ -22,7 +22,8 @@ from personavec.stats.intervals import clustered_ratio
 from personavec.steering.projection import Vectors, load_vectors, names_of
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
-from personavec.traits.trait import Trait, trait_of
+from personavec.traits.load import trait_of
+from personavec.traits.trait import Trait
 from personavec.verbs.evaluate.capability import check_eval, neutral_texts
 from personavec.verbs.evaluate.evaluate import Evaluation
 from personavec.verbs.finetune.comparing import REPLIES, Comparing, TrainedArm, arms_of, left_out
@@ -77,7 +78,7 @@ def compare(
     penalty: float = 1.0,
     held_out: Data | None = None,
     traits: Sequence[str | Path | Trait] = (),
-    judge: Free[str | Bench] = "likelihood",
+    judge: Free[str | Bench] = "panel",
     rollouts: Count = 4,
     perplexity: Free[Natural] = 60,
     tasks: Free[Sequence[str]] = (),

@@ -14,7 +14,8 @@ from personavec.steering.preventative import PreventativeSteering, TrainingAblat
 from personavec.steering.projection import Vectors, load_vectors, random_directions
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
-from personavec.traits.trait import Trait, load_trait, trait_of
+from personavec.traits.load import load_trait, trait_of
+from personavec.traits.trait import Trait
 from personavec.verbs.finetune.options import Method, agreed_method
 from personavec.verbs.finetune.penalty import PenalisedTrainer
 from personavec.verbs.finetune.supply import Prevent, Prevention, automatic, preventions

@@ -31,7 +31,8 @@ from personavec.steering.generate import Request, batches, generate
 from personavec.steering.projection import Directions, Vectors, directions, load_vectors, names_of
 from personavec.steering.rollouts import Interview
 from personavec.steering.vector import PersonaVector
-from personavec.traits.trait import Trait, trait_of
+from personavec.traits.load import trait_of
+from personavec.traits.trait import Trait
 
 TABLE = "tuned.jsonl"
 TUNED = ("adapter_*", "config.json", "*.safetensors")
@@ -163,7 +164,7 @@ def asking(
         return Asking(along, [], dict.fromkeys(along.names, _questions(prompts)))
     loaded = [trait_of(vector.card.trait, traits, ADVICE) for vector in vectors]
     per_vector = len(along.names) // len(loaded)  # a name for every layer of each
-    return Asking(along, loaded, {name: loaded[place // per_vector].evaluate for place, name in enumerate(along.names)})
+    return Asking(along, loaded, {name: loaded[place // per_vector].check for place, name in enumerate(along.names)})
 
 
 def _questions(prompts: str | Path | Sequence[str]) -> tuple[str, ...]:

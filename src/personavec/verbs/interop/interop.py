@@ -14,7 +14,8 @@ from personavec.steering.notation import parse_steering
 from personavec.steering.rollouts import Interview
 from personavec.steering.steer import Steering
 from personavec.steering.vector import Card, PersonaVector
-from personavec.traits.trait import Trait, check_name, load_trait
+from personavec.traits.load import load_trait
+from personavec.traits.trait import Trait, check_name
 from personavec.verbs.interop.bake import bake
 from personavec.verbs.interop.formats import from_gguf, from_reference, to_gguf, to_lm_eval
 
@@ -173,7 +174,7 @@ class HandOn:
 def _norms(model: ChatModel, trait: Trait) -> tuple[float, ...]:
     """Activation norms over the model's greedy replies to the trait's held-out questions."""
     interview = Interview(model, max_new_tokens=NORM_TOKENS, temperature=0)
-    plans = interview.answers(trait.evaluate, 1, draw="norms", extra={"arm": "base"})
+    plans = interview.answers(trait.check, 1, draw="norms", extra={"arm": "base"})
     replies = interview.write(plans, "replies for activation norms")
     rows = [row for row in replies if row["reasoning_tokens"] < len(row["response_ids"])]
     if not rows:

@@ -25,7 +25,8 @@ from personavec.steering.projection import Vectors, vector_inputs
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
 from personavec.traits.graded import graded_prompts
-from personavec.traits.trait import Trait, trait_of
+from personavec.traits.load import trait_of
+from personavec.traits.trait import Trait
 from personavec.verbs.monitor.monitor import with_layers
 
 LEAST_SD = 1.0
@@ -94,7 +95,7 @@ def experiment(
     model: ChatModel,
     vectors: Vectors,
     *,
-    judge: Free[str | Bench] = "likelihood",
+    judge: Free[str | Bench] = "panel",
     questions: Count = 20,
     rollouts: Count = 3,
     shots: Annotated[Sequence[int], SHOTS] = (0, 5, 10, 15, 20),
@@ -167,7 +168,7 @@ def experiment(
         "shots_left_out": left_out,
         "least_sd": LEAST_SD,
         "judges": {
-            name: {"id": each.trait.id, "weak": each.weak, "auc": each.trait.auc.to_json() if each.trait.auc else None}
+            name: {"id": each.trait.id, "weak": each.weak, "auc": each.auc.to_json() if each.auc else None}
             for name, each in judges.items()
         },
         "judge_usage": bench.usage,
@@ -206,7 +207,7 @@ def subjects_of(
 
 
 def _shared_questions(subjects: Mapping[str, Graded], questions: int) -> int:
-    return min(questions, *(len(subject.trait.evaluate) for subject in subjects.values()))
+    return min(questions, *(len(subject.trait.check) for subject in subjects.values()))
 
 
 def _exemplars(trial: Trial) -> list[ScoredRow]:
@@ -222,7 +223,7 @@ def _exemplars(trial: Trial) -> list[ScoredRow]:
 def _measured(trial: Trial, exemplars: Sequence[ScoredRow]) -> Row:
     """Both kinds of conditions of one trait."""
     interview, (_, trait, prompts) = trial.interview, trial.subject
-    questions = trait.evaluate[: trial.questions]
+    questions = trait.check[: trial.questions]
     conditions: dict[str, dict[int, str]] = {
         "system": {level: f"{level}: {text}" for level, text in enumerate(prompts, 1)},
         "shots": {shots: f"{shots} shots" for shots in trial.shots if shots <= len(exemplars)},

@@ -16,7 +16,8 @@ from personavec.judges.load import Bench
 from personavec.judges.scoring import take_scale
 from personavec.runs.progress import stage
 from personavec.steering.vector import PersonaVector
-from personavec.traits.trait import Trait, trait_of
+from personavec.traits.load import trait_of
+from personavec.traits.trait import Trait
 from personavec.verbs.screen.shards import DataPass, shards
 from personavec.verbs.screen.table import Table
 
@@ -43,7 +44,7 @@ def load_judges(
     for vector, name in zip(vectors, names, strict=True):
         judge = bench.trait(given.get(vector.card.trait) or trait_of(vector.card.trait, ()))
         learned = vector.card.details.get("judge", {}).get("trait")
-        if bench.spec.startswith("likelihood"):
+        if bench.spec.startswith("panel"):
             if learned is None:
                 raise ConfigError(
                     f"expected the scale of a judge in the card of {name}, got none; choose --judge openai:MODEL or "

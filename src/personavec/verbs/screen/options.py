@@ -77,7 +77,7 @@ class ScreenConfig(Judging, Common):
     base_url: Url = None
     """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
     judge: Annotated[str, tyro.conf.arg(metavar="JUDGE", help_behavior_hint="")] = ""
-    """Also score every row by a judge: openai:MODEL, hf:MODEL, or likelihood with the scale in the vector's card."""
+    """Also score every row by a judge: openai:MODEL, hf:MODEL, or panel with the scale in the vector's card."""
     traits: Files = ()
     """With --judge: trait files of vectors whose trait is not built in."""
     flag_by: Free[Literal["projection", "judge", "either", "both"]] = "projection"

@@ -23,7 +23,8 @@ from personavec.stats.intervals import Interval, spearman_rows, streamed_mean
 from personavec.stats.nulls import against
 from personavec.steering.projection import Vectors, directions, load_vectors, names_of
 from personavec.steering.rollouts import Reasoning
-from personavec.traits.trait import Trait, load_trait
+from personavec.traits.load import load_trait
+from personavec.traits.trait import Trait
 from personavec.verbs.screen import selection
 from personavec.verbs.screen.base_replies import BaseReplies, open_base_replies
 from personavec.verbs.screen.extremes import top_differences
@@ -114,7 +115,7 @@ def screen(
         precision: With cost sampled: half-width of the interval to stop at, in standard deviations.
         turn: Which assistant turn of a conversation is screened.
         on_error: Rows that cannot be used: stop at the first, or skip and list them.
-        judge: Also score every row: openai:MODEL, hf:MODEL, likelihood, or what `load_bench` made.
+        judge: Also score every row: openai:MODEL, hf:MODEL, panel, or what `load_bench` made.
         traits: Traits of vectors, for the judge, that are not built in.
         flag_by: What drops a row: projections, the judge's scores, either above its threshold, or only both.
         base_replies: Who writes base replies: hf (this process), or openai:MODEL, the same model behind a server.

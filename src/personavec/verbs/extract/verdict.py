@@ -1,0 +1,243 @@
+"""The verdict: what the final check shows, condition by condition, and how sure that is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from personavec.judges.lessons import GROUPS
+from personavec.judges.panel import OPPOSITE, TRAIT, WORST
+from personavec.judges.plain import NONE
+from personavec.judges.scoring import WEAK_AUC, Judges, ScoredRow
+from personavec.stats.intervals import Interval, auc_interval, clustered_mean
+from personavec.traits.independent_check import IndependentCheck
+
+Row = dict[str, Any]
+Arms = Mapping[str, Sequence[ScoredRow]]
+Word = Literal["proven", "not proven", "inconclusive", "not shown by this model"]
+
+SHOWN: Word = "not shown by this model"
+FEWEST_QUESTIONS = 8
+"""Below it an interval over questions says little."""
+EQUIVALENT = 1 / 3
+"""Share of the steered effect that random directions may bring."""
+SHOWN_AUC = 0.55
+"""How well the independent check must tell replies told to show the trait from those told the opposite, at least."""
+SIDES = {"pos": TRAIT, "neg": OPPOSITE}
+POWER = 1.43
+"""Smallest effect that is seen 4 times of 5, in half widths of a 95% interval: (1.96 + 0.84) / 1.96."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that has to be so."""
+
+    name: str
+    text: str
+    """With its figures."""
+    holds: bool
+    refuted: bool = False
+    """Whether more data could hardly change it: it does not hold, and not for want of precision."""
+    effect: Interval | None = None
+    """The contrast behind it, where there is one."""
+
+    def to_json(self) -> Row:
+        """As it stands in result files."""
+        least = {} if self.effect is None else {"effect": self.effect.to_json(), "least": smallest(self.effect)}
+        return {"name": self.name, "text": self.text, "holds": self.holds, "refuted": self.refuted} | least
+
+
+def smallest(effect: Interval) -> float | None:
+    """The smallest effect that such an interval would have shown to lie above 0, four times of five."""
+    width = (effect.high - effect.low) / 2 * POWER
+    return None if np.isnan(width) else round(width, 2)
+
+
+def contrast(
+    one: Sequence[ScoredRow],
+    other: Sequence[ScoredRow],
+    values: Float[ndarray, " row"],
+    against: Float[ndarray, " row"],
+) -> Interval:
+    """Mean of one arm minus another, paired by question; t over questions."""
+    pairs = {(row["question_id"], row["sample"]): value for row, value in zip(other, against, strict=True)}
+    questions = np.array([row["question_id"] for row in one])
+    paired = np.array([pairs.get((row["question_id"], row["sample"]), np.nan) for row in one])
+    return clustered_mean(values - paired, questions)
+
+
+def trait_contrast(arms: Arms, one: str, other: str) -> Interval:
+    """The same of trait scores, by the names of the arms."""
+    columns = [np.array([row["trait"] for row in arms[name]], dtype=float) for name in (one, other)]
+    return contrast(arms[one], arms[other], *columns)
+
+
+def checked_contrast(check: IndependentCheck, arms: Arms, one: str, other: str) -> Interval:
+    """The same of the independent check, in the direction of the trait."""
+    columns = [check.sign * check.values([row["response"] for row in arms[name]]) for name in (one, other)]
+    return contrast(arms[one], arms[other], *columns)
+
+
+def checked_mean(check: IndependentCheck, rows: Sequence[ScoredRow]) -> Interval:
+    """Mean of what the check counts, not turned into the direction of the trait."""
+    return clustered_mean(
+        check.values([row["response"] for row in rows]), np.array([row["question_id"] for row in rows])
+    )
+
+
+def judge_table(known: Sequence[ScoredRow]) -> Row:
+    """The trait judge on replies of which it is known who wrote them, by writer, and its own less the largest other's.
+
+    Scores are those of fits that never saw the question and the instruction.
+    """
+    groups: dict[str, list[ScoredRow]] = {}
+    for row in known:
+        side = row.get("side")
+        groups.setdefault(row.get("writer", row.get("arm", "")) if side is None else SIDES[side], []).append(row)
+    means = {
+        name: clustered_mean(
+            np.array([row["trait"] for row in rows], dtype=float),
+            np.unique([row["question"] for row in rows], return_inverse=True)[1],
+        )
+        for name, rows in groups.items()
+    }
+    others = {name: mean.mean for name, mean in means.items() if name != TRAIT and not np.isnan(mean.mean)}
+    largest = max(others, key=lambda name: others[name]) if others else None
+    above = None if largest is None else round(means[TRAIT].mean - others[largest], 2)
+    return {"scores": {name: mean.to_json() for name, mean in means.items()}, "largest": largest, "above": above}
+
+
+def told(check: IndependentCheck, rollouts: Sequence[ScoredRow]) -> Interval:
+    """How well the check tells replies told to show the trait from those told the opposite."""
+    values = check.sign * check.values([row["response"] for row in rollouts])
+    known = ~np.isnan(values)
+    is_pos = np.array([row["side"] == "pos" for row in rollouts])
+    questions = np.array([row["question_id"] for row in rollouts])
+    return auc_interval(values[known], is_pos[known], questions[known])
+
+
+def specificity(arms: Arms) -> tuple[str, Interval] | None:
+    """What steering makes likelier: the trait's instructions less the other persona's that gain most, in nats a token.
+
+    None where the judge reads under no other personas.
+    """
+    personas = [name for name in (arms["base"][0]["evidence"] or {}) if name not in (TRAIT, OPPOSITE, NONE, WORST)]
+    if TRAIT not in arms["base"][0]["evidence"] or not personas:
+        return None
+    gains = {}
+    for persona in personas:
+        columns = [
+            np.array([row["evidence"].get(TRAIT, np.nan) - row["evidence"].get(persona, np.nan) for row in arms[name]])
+            for name in ("steered", "base")
+        ]
+        gains[persona] = contrast(arms["steered"], arms["base"], *columns)
+    name = min(gains, key=lambda persona: gains[persona].mean)
+    return name, gains[name]
+
+
+def conditions(arms: Arms, judges: Judges, check: IndependentCheck | None, floor: float) -> list[Condition]:
+    """Everything that a proof asks for."""
+    effect = trait_contrast(arms, "steered", "base")
+    suppression = trait_contrast(arms, "base", "suppressed")
+    listed = [
+        _above("raises", "Steering raises the trait score", effect),
+        _above("lowers", "Subtracting the vector lowers it", suppression),
+        _alike(trait_contrast(arms, "random", "base"), effect.mean * EQUIVALENT),
+        *(
+            _above(f"beyond {arm}", f"Steering does more than {what}", trait_contrast(arms, "steered", arm))
+            for arm, what in {
+                "random": "random directions",
+                "matched": "random directions like the model's own activations",
+                "shuffled": "the vector of shuffled labels",
+                "garbled": "damaging the words",
+            }.items()
+        ),
+        _more_than_damage(arms, check),
+    ]
+    if (specific := specificity(arms)) is not None:
+        persona, gain = specific
+        listed.append(
+            _above("specific", f"It brings out the trait more than any other persona (next: {persona})", gain, 3)
+        )
+    if check is not None:
+        moved = checked_contrast(check, arms, "steered", "suppressed")
+        listed.append(_above("independent", f"The independent check moves the same way ({check.unit})", moved, 2))
+    questions = len({row["question_id"] for row in arms["base"]})
+    enough = questions >= FEWEST_QUESTIONS
+    return [
+        *listed,
+        _coherent(arms, floor),
+        _separates(judges),
+        Condition("questions", f"At least {FEWEST_QUESTIONS} questions were asked: {questions}", enough),
+    ]
+
+
+def verdict(listed: Sequence[Condition], shown: Interval | None) -> tuple[Word, str]:
+    """The verdict, and the condition that decides it.
+
+    Args:
+        listed: The conditions.
+        shown: What `told` gives; None without an independent check.
+    """
+    if shown is not None and not shown.low > SHOWN_AUC:
+        text = f"Told to show the trait or the opposite, the model hardly differs to the check: AUC {_ci(shown, 2)}"
+        return SHOWN, text
+    failing = [condition for condition in listed if not condition.holds]
+    refuted = [condition for condition in failing if condition.refuted]
+    if refuted:
+        return "not proven", refuted[0].text
+    if failing:
+        return "inconclusive", failing[0].text
+    return "proven", "Every condition holds"
+
+
+def _above(name: str, text: str, effect: Interval, digits: int = 1) -> Condition:
+    return Condition(name, f"{text}: {_ci(effect, digits)}", effect.low > 0, not effect.mean > 0, effect)
+
+
+def _alike(away: Interval, margin: float) -> Condition:
+    """Random directions leave the score where it is: within a margin, by the whole interval."""
+    holds = -margin < away.low and away.high < margin
+    refuted = away.low > margin or away.high < -margin
+    text = f"Random directions hardly move it: {_ci(away)}, at most {max(margin, 0):.1f} either way"
+    return Condition("random alike", text, holds, refuted, away)
+
+
+def _more_than_damage(arms: Arms, check: IndependentCheck | None) -> Condition:
+    """A lower score is no suppression where damaged words have it as well; then the independent check decides."""
+    below = trait_contrast(arms, "garbled", "suppressed")
+    text = f"Subtracting does more than damage: garbled − suppressed {_ci(below)}"
+    if below.low > 0 or check is None:
+        return Condition("beyond damage", text, below.low > 0, check is None and not below.mean > 0, below)
+    moved = checked_contrast(check, arms, "base", "suppressed")
+    text += f"; to the independent check base − suppressed {_ci(moved, 2)}"
+    return Condition("beyond damage", text, moved.low > 0, not (moved.mean > 0 or below.mean > 0), below)
+
+
+def _coherent(arms: Arms, floor: float) -> Condition:
+    up, down = (
+        clustered_mean(
+            np.array([row["coherence"] for row in arms[name]], dtype=float),
+            np.array([row["question_id"] for row in arms[name]]),
+        )
+        for name in ("steered", "suppressed")
+    )
+    holds = up.mean >= floor and down.mean >= floor
+    text = f"Replies stay coherent: {_ci(up)} steered, {_ci(down)} suppressed, floor {floor:g}"
+    return Condition("coherent", text, holds, not holds)
+
+
+def _separates(judges: Judges) -> Condition:
+    """The judge tells the trait from all that it could mistake for it."""
+    aucs = judges.trait.aucs
+    figures = ", ".join(f"{GROUPS[name]} {_ci(auc, 2)}" for name, auc in aucs.items()) or "not measured"
+    refuted = any(auc.high < WEAK_AUC for auc in aucs.values())
+    text = f"The judge tells the trait from what it could mistake for it, AUC against: {figures}"
+    return Condition("judge", text, bool(aucs) and not judges.weak, refuted)
+
+
+def _ci(value: Interval, digits: int = 1) -> str:
+    return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
