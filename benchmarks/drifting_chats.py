@@ -11,12 +11,12 @@ from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request, batches, generate
 from personavec.steering.steer import Steering
 from personavec.steering.vector import load_vector
-from personavec.traits.trait import builtin_names, load_trait
+from personavec.traits.load import builtin_names, load_trait
 
 
 def chats(model: ChatModel, count: int, steering: list[tuple[Steering, ...]], seed: int) -> list[list[dict[str, str]]]:
     """As many chats, one turn for each entry of the steering; questions of all built-in traits, in random order."""
-    every = [question for name in builtin_names() for question in load_trait(name).evaluate]
+    every = [question for name in builtin_names() for question in load_trait(name).check]
     rng = np.random.default_rng(seed)
     questions = [rng.choice(every, len(steering), replace=False).tolist() for _ in range(count)]
     talks: list[list[dict[str, str]]] = [[] for _ in range(count)]

@@ -19,7 +19,7 @@ from personavec.paper.grid import finetuning_grid
 from personavec.runs.run import Run
 from personavec.steering.rollouts import Interview
 from personavec.steering.vector import load_vector
-from personavec.traits.trait import load_trait
+from personavec.traits.load import load_trait
 from personavec.verbs.finetune.trainer import TrainingOptions
 
 ROWS, SHARES = 48, (0, 1 / 3, 2 / 3, 1)

@@ -20,7 +20,7 @@ from personavec.steering.generate import Request, batches, generate
 from personavec.steering.rollouts import Interview
 from personavec.steering.steer import Steering
 from personavec.steering.vector import Card, PersonaVector
-from personavec.traits.trait import builtin_names, load_trait
+from personavec.traits.load import builtin_names, load_trait
 from personavec.verbs.extract.sweep import swept_layers
 
 TOKENS = 24
@@ -108,7 +108,7 @@ def steering(model: ChatModel) -> None:
 def sweep(model: ChatModel) -> None:
     """A sweep as that of `extract` (5 layers, here with 4 doses), against as many unsteered replies."""
     vector = random_vector(model)
-    questions = load_trait("optimistic").evaluate
+    questions = load_trait("optimistic").check
     cells = [(layer, coef) for layer in swept_layers((), model.n_layers) for coef in (0.001, 0.002, 0.003, 0.004)]
     swept = [
         plan.request
@@ -201,7 +201,7 @@ def endless(model: ChatModel) -> Iterator[None]:
 
 def conversations(model: ChatModel, count: int) -> list[dict]:
     """Replies to the held-out questions of the built-in traits."""
-    questions = [question for name in builtin_names() for question in load_trait(name).evaluate]
+    questions = [question for name in builtin_names() for question in load_trait(name).check]
     plans = Interview(model).answers(questions, -(-count // len(questions)), draw="bench", extra={"arm": "b"})
     plans = plans[:count]
     requests = [plan.request for plan in plans]

@@ -11,7 +11,7 @@ from pathlib import Path
 from personavec.model.chat_model import ChatModel
 from personavec.runs.run import Run
 from personavec.steering.rollouts import Interview
-from personavec.traits.trait import load_trait
+from personavec.traits.load import load_trait
 
 ROLLOUTS, HELD_OUT = 2, 16
 

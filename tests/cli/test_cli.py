@@ -239,7 +239,7 @@ def test_summary_of_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
     result = {"trait": "evil", "trait_score": ESTIMATE, "coherence": ESTIMATE, "base": both, "difference": both}
     result |= {
         "random_control": None,
-        "judge": "likelihood:x",
+        "judge": "panel:x",
         "judge_auc": None,
         "weak_judge": True,
         "replies": 60,

@@ -120,7 +120,7 @@ def test_evaluate_with_a_local_rubric_judge(
         ("--judge openai:judge", "a key in the environment variable OPENAI_API_KEY"),
         ("--judge openai:judge --judge-url http://127.0.0.1:9/v1", "got Connection error"),
         ("--judge openai:judge --judge-url nonsense", "expected the address of a server, such as"),
-        ("--judge gpt-5", "expected the judge likelihood, likelihood:MODEL, hf:MODEL or openai:MODEL, got gpt-5"),
+        ("--judge gpt-5", "expected the judge panel, panel:MODEL, hf:MODEL or openai:MODEL, got gpt-5"),
         ("--api-calls 0", "expected api_calls at least 1, got 0"),
     ],
 )

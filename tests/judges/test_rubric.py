@@ -13,6 +13,7 @@ from support import tiny_chat
 from personavec.errors import JudgeError, ModelError
 from personavec.judges.hf import LocalReader
 from personavec.judges.judge import Score
+from personavec.judges.lessons import Lessons
 from personavec.judges.load import load_bench
 from personavec.judges.rubric import LETTERS, NUMBERS, REFUSED, Message, Rubric, RubricJudge, expectation, parse
 from personavec.model.chat_model import ChatModel
@@ -119,18 +120,26 @@ class Fixed:
         return [Score(value, self.id, why=None if value is not None else "refused") for value in self.values]
 
 
+def known(questions: list[str], sides: list[str]) -> Lessons:
+    rows = [
+        {"id": str(at), "question": question, "question_id": at, "response": "x", "side": side, "pair": 0}
+        for at, (question, side) in enumerate(zip(questions, sides, strict=True))
+    ]
+    return Lessons(tuple(rows))  # type: ignore[arg-type]
+
+
 def test_rollouts_give_the_auc_and_what_was_dropped() -> None:
     judge = RubricJudge(Fixed([90.0, 80.0, None, 10.0, 85.0, 20.0]), Rubric("Warm?", refusable=True))
-    sides = ["pos", "pos", "pos", "neg", "neg", "neg"]
-    scores = judge.score_rollouts(["a?", "b?", "c?"] * 2, ["x"] * 6, sides, [0] * 6, 0, quiet)
-    assert judge.auc is not None and judge.auc.mean == pytest.approx(5 / 6) and judge.auc.dropped == 1
+    scores = judge.learn(known(["a?", "b?", "c?"] * 2, ["pos", "pos", "pos", "neg", "neg", "neg"]), 0, quiet)
+    auc = judge.aucs["opposite"]
+    assert auc.mean == pytest.approx(5 / 6) and auc.dropped == 1
     assert [score.why for score in scores].count("refused") == 1
 
 
 def test_a_judge_that_scores_one_side_only_is_told() -> None:
     judge = RubricJudge(Fixed([90.0, None]), Rubric("Warm?", refusable=True))
     with pytest.raises(JudgeError, match=r"got 1 positive and 0 negative scores \(1 refused\)"):
-        judge.score_rollouts(["a?", "b?"], ["x", "y"], ["pos", "neg"], [0, 0], 0, quiet)
+        judge.learn(known(["a?", "b?"], ["pos", "neg"]), 0, quiet)
 
 
 # a local model
@@ -166,9 +175,9 @@ def test_a_tokenizer_without_single_letters_is_refused(monkeypatch: pytest.Monke
 # which judge
 
 
-@pytest.mark.parametrize("spec", ["gpt-4", "openai", "openai:", "hf:", "hf", "likelihood:", "vibes:x", ""])
+@pytest.mark.parametrize("spec", ["gpt-4", "openai", "openai:", "hf:", "hf", "panel:", "likelihood", "vibes:x", ""])
 def test_an_unknown_judge_is_told(spec: str, model: ChatModel) -> None:
-    with pytest.raises(JudgeError, match="expected the judge likelihood, likelihood:MODEL, hf:MODEL or openai:MODEL"):
+    with pytest.raises(JudgeError, match="expected the judge panel, panel:MODEL, hf:MODEL or openai:MODEL"):
         load_bench(spec, model)
 
 

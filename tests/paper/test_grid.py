@@ -12,7 +12,7 @@ from personavec.errors import ConfigError, VectorError
 from personavec.model.chat_model import ChatModel
 from personavec.paper.grid import finetuning_grid
 from personavec.steering.vector import load_vector
-from personavec.traits.trait import load_trait
+from personavec.traits.load import load_trait
 from personavec.verbs.finetune.shift import shift
 
 

@@ -66,7 +66,7 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
         },
         "system_prompt": "template",
         "judge": {
-            "id": "likelihood:smollm2",
+            "id": "panel:smollm2",
             "auc": interval(0.87, 0.04, 180),
             "weak": False,
             "weak_below": 0.75,

@@ -68,14 +68,14 @@ def call(
     layers: Annotated[tuple[int, ...], EACH_ONCE] = (),
     doses: Annotated[tuple[float, ...], DOSES] = (0.1,),
     batch: Free[Count] = 4,
-    judge: Any = "likelihood",
+    judge: Any = "panel",
     store: Store = None,
 ) -> dict[str, Any]:
     return settings(call, locals())
 
 
 def test_a_function_declares_its_own() -> None:
-    assert call(object(), [1]) == {"rollouts": 1, "layers": (), "doses": (0.1,), "judge": "likelihood"}
+    assert call(object(), [1]) == {"rollouts": 1, "layers": (), "doses": (0.1,), "judge": "panel"}
     assert "judge" not in call(object(), [], judge=object()), "an object is an input of the run, no setting"
     assert call(object(), [], batch=7, store="x") == call(object(), []), "free to change"
     for bad in ({"rollouts": 0}, {"layers": (1, 1)}, {"doses": ()}, {"doses": (0.1, 0.1)}, {"doses": (11.0,)}):

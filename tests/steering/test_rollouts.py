@@ -24,7 +24,8 @@ TRAIT = Trait(
     description="",
     pairs=(Pair("Be short.", "Be long."), Pair("Few words.", "Many words.")),
     extract=("How are you?", "What is rain?"),
-    evaluate=("Who was Caesar?", "What is snow?"),
+    sweep=("What is hail?", "Who was Nero?"),
+    check=("Who was Caesar?", "What is snow?"),
     rubric="0 is wordy, 100 is terse.",
 )
 
@@ -42,7 +43,7 @@ def test_arms_differ_in_steering_alone(model: ChatModel) -> None:
     v = tiny.vector(model)
     what = (Steering(v, 1.0, 1),)
     arms = [
-        Interview(model).answers(TRAIT.evaluate, 2, draw="check", extra={"arm": arm}, steering=[steering])
+        Interview(model).answers(TRAIT.check, 2, draw="check", extra={"arm": arm}, steering=[steering])
         for arm, steering in (("base", ()), ("steered", what))
     ]
     for base, steered in zip(*arms, strict=True):

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from personavec.judges.judge import Score
+from personavec.judges.lessons import Lessons
 from personavec.judges.load import Bench
 
 
 class Letters:
     """Scores a reply by its letters."""
 
-    id, basis, steps, calibration, auc = "letters", "letters", 1, None, None
+    id, basis, steps, calibration, aucs = "letters", "letters", 1, None, {}
 
     def __init__(self, flat: bool = False) -> None:
         self.flat = flat
@@ -20,7 +21,7 @@ class Letters:
         values = [60.0 if self.flat else 51.0 + sum(map(ord, answer)) % 49 for answer in answers]
         return [Score(value, self.id) for value in values]
 
-    def score_rollouts(self, *_: Any) -> list[Score]:
+    def learn(self, *_: Any) -> list[Score]:
         raise AssertionError("it has nothing to learn")
 
 
@@ -31,12 +32,10 @@ class Sides(Letters):
         scores = super().score(questions, answers, progress)
         return [score if answer else self._empty() for score, answer in zip(scores, answers, strict=True)]
 
-    def score_rollouts(
-        self, questions: Sequence[str], answers: Sequence[str], sides: Sequence[str], *rest: Any
-    ) -> list[Score]:
-        rest[-1](len(answers))
-        scores = [Score(90.0 if side == "pos" else 10.0, self.id) for side in sides]
-        return [score if answer else self._empty() for score, answer in zip(scores, answers, strict=True)]
+    def learn(self, lessons: Lessons, seed: int, progress: Any) -> list[Score]:
+        progress(len(lessons.rows))
+        scores = [Score(90.0 if group == "pos" else 10.0, self.id) for group in lessons.groups]
+        return [score if answer else self._empty() for score, answer in zip(scores, lessons.answers, strict=True)]
 
     def _empty(self) -> Score:
         return Score(None, self.id, why="empty")

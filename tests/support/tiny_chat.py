@@ -18,7 +18,11 @@ WARM = {
     "antonym": "cold",
     "description": "Kind to people.",
     "pairs": [{"pos": "Be kind.", "neg": "Be curt."}, {"pos": "Greet.", "neg": "Do not greet."}],
-    "questions": {"extract": ["Hi?", "Who?", "Why?", "How?"], "evaluate": ["Now?", "When?", "Where?"]},
+    "questions": {
+        "extract": ["Hi?", "Who?", "Why?", "How?"],
+        "sweep": ["Now?", "When?"],
+        "check": ["Where?", "Whose?", "Which?"],
+    },
     "rubric": "0 is cold {and} 100 is warm.",
 }
 """A small trait; the braces in its rubric are no mistake."""

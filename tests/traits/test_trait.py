@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from personavec.errors import TraitError
-from personavec.traits.trait import Pair, Trait, builtin_names, load_trait
+from personavec.traits.load import builtin_names, load_trait
+from personavec.traits.trait import Pair, Trait
 
 SEVEN = ("apathetic", "evil", "hallucinating", "humorous", "impolite", "optimistic", "sycophantic")
 
@@ -24,7 +25,8 @@ SMALL = Trait(
         Pair("Answer in one line.", "Answer in ten lines."),
     ),
     extract=("How are you?", "What is rain?"),
-    evaluate=("Who was Caesar?", "What is snow?"),
+    sweep=("What is hail?", "Who was Nero?"),
+    check=("Who was Caesar?", "What is snow?"),
     rubric="0 is wordy, 50 is in between, 100 is terse.",
 )
 
@@ -54,9 +56,9 @@ def test_the_seven_traits_of_the_paper_are_built_in() -> None:
 def test_builtin_has_the_usual_size(name: str) -> None:
     trait = load_trait(name)
     assert trait.name == name
-    assert (len(trait.pairs), len(trait.extract), len(trait.evaluate)) == (5, 20, 20)
+    assert (len(trait.pairs), len(trait.extract), len(trait.check)) == (5, 20, 20)
     assert trait.antonym and trait.description
-    words = [len(question.split()) for question in trait.extract + trait.evaluate]
+    words = [len(question.split()) for question in trait.extract + trait.check]
     assert min(words) >= 8 and max(words) <= 20
 
 
@@ -71,8 +73,8 @@ def test_builtin_sides_have_like_length_so_that_length_is_no_cue(name: str) -> N
 @pytest.mark.parametrize("name", SEVEN)
 def test_builtin_questions_are_disjoint_and_never_name_the_trait(name: str) -> None:
     trait = load_trait(name)
-    assert not set(trait.extract) & set(trait.evaluate)
-    for question in trait.extract + trait.evaluate:
+    assert not set(trait.extract) & set(trait.check)
+    for question in trait.extract + trait.check:
         words = {word.strip(string.punctuation) for word in question.lower().split()}
         assert not {trait.adjective, trait.antonym} & words
 
@@ -85,7 +87,7 @@ def test_builtin_rubric_describes_the_scale_without_placeholders(name: str) -> N
 
 
 def test_no_question_serves_two_builtin_traits() -> None:
-    questions = [q for name in SEVEN for q in load_trait(name).extract + load_trait(name).evaluate]
+    questions = [q for name in SEVEN for q in load_trait(name).extract + load_trait(name).check]
     assert len(questions) == len(set(questions))
 
 
@@ -292,10 +294,10 @@ def half(*questions: str) -> dict[str, object]:
 )
 def test_two_file_form(extract: str, evaluate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / extract, half(*SMALL.extract))
-    write(tmp_path / evaluate, half(*SMALL.evaluate))
+    write(tmp_path / evaluate, half(*SMALL.check))
     trait = load_trait(path)
     assert (trait.name, trait.adjective, trait.antonym) == ("terse", "terse", "")
-    assert (trait.pairs, trait.extract, trait.evaluate) == (SMALL.pairs, SMALL.extract, SMALL.evaluate)
+    assert (trait.pairs, trait.extract, trait.check) == (SMALL.pairs, SMALL.extract, SMALL.check)
     assert trait.rubric == half()["eval_prompt"]
     assert trait.system_prompt(0, "neg") == "You are a helpful assistant. Use thirty words."
 
@@ -327,7 +329,7 @@ def test_a_trait_from_lists_of_texts(unchecked: None) -> None:
     whole = {"pairs": pairs, "extract": ["How are you?", "What is rain?"], "evaluate": iter(["Who?", "Why?"])}
     trait = Trait.of("terse", **whole)
     assert trait.system_prompt(0, "pos") == "You are a terse assistant. Be brief."
-    assert trait.pairs[1] == pairs[1] and trait.evaluate == ("Who?", "Why?") and "as terse as can be" in trait.rubric
+    assert trait.pairs[1] == pairs[1] and trait.check == ("Who?", "Why?") and "as terse as can be" in trait.rubric
     for bad, told in (
         ({"pairs": [("Be brief.",), ("a", "b")]}, r"expected pairs of two instructions, got \('Be brief.',\)"),
         ({"pairs": [("a", "b", "c"), ("d", "e")]}, "expected pairs of two instructions"),

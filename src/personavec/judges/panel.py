@@ -19,10 +19,10 @@ from personavec.judges.scale import LogisticScale, calibrate
 from personavec.model.chat_model import ChatModel
 from personavec.model.logits import reply_logprobs
 from personavec.stats.intervals import Interval
-from personavec.traits.trait import Trait
+from personavec.traits.trait import Side, Trait
 
-PAIRS_PER_REPLY = 2
-"""Instruction pairs of the trait that read a reply: further ones cost time and hardly separate better."""
+READERS: dict[Side, int] = {"pos": 2, "neg": 1}
+"""Instructions of the trait that read a reply: further ones cost time and hardly separate better."""
 TRAIT, OPPOSITE, WORST = "trait", "opposite", "worst"
 """Features of a reply besides those of the personas."""
 
@@ -36,12 +36,14 @@ class PanelJudge:
     """
 
     def __init__(self, model: ChatModel, trait: Trait, plain: PlainReader) -> None:
-        self._model, self._trait, self._plain, self._panel = model, trait, plain, panel(trait)
+        self._model, self._trait, self._plain = model, trait, plain
+        self._panel = tuple(persona for persona in panel(trait) if persona.reads)
+        self._readers = {side: min(count, len(trait.pairs) - 1) for side, count in READERS.items()}
         self.id = f"panel:{model.identity.id}"
-        self.steps = 2 * PAIRS_PER_REPLY + len(self._panel)
+        self.steps = sum(self._readers.values()) + len(self._panel)
         self.features = (TRAIT, OPPOSITE, NONE, WORST, *(persona.name for persona in self._panel))
         readers = zlib.crc32(" ".join(persona.reads for persona in self._panel).encode())
-        self.basis = f"weights {model.identity.revision[:16]}, panel {readers:08x}, {PAIRS_PER_REPLY} pairs a reply"
+        self.basis = f"weights {model.identity.revision[:16]}, panel {readers:08x}, {self.steps} readings a reply"
         self.calibration: LogisticScale | None = None
         self.aucs: dict[str, Interval] = {}
 
@@ -67,13 +69,12 @@ class PanelJudge:
 
         plain = self._plain.read(questions, answers)
         pairs = len(self._trait.pairs)
-        by_side = {side: np.zeros(len(answers)) for side in ("pos", "neg")}
-        readers = min(PAIRS_PER_REPLY, pairs - 1)
+        by_side = {side: np.zeros(len(answers)) for side in self._readers}
         for number, pair in enumerate(self._trait.pairs):
             distance = (number - np.array(after, dtype=int)) % pairs
-            rows: list[int] = np.flatnonzero((distance >= 1) & (distance <= readers)).tolist()
-            for side, text in (("pos", pair.pos), ("neg", pair.neg)):
-                by_side[side][rows] += read(rows, text) / readers
+            for side, readers in self._readers.items():
+                rows: list[int] = np.flatnonzero((distance >= 1) & (distance <= readers)).tolist()
+                by_side[side][rows] += read(rows, getattr(pair, side)) / readers
         others = [read(range(len(answers)), persona.reads) for persona in self._panel]
         under = np.column_stack([by_side["pos"], by_side["neg"], *others]) - plain[:, :1]
         return np.column_stack([under[:, :2], plain, under[:, 2:]])

@@ -18,8 +18,8 @@ class Persona:
     """Traits that it resembles: it does not sit on their panels."""
     writes: str
     """Instruction under which it writes the replies that the judge learns to tell apart."""
-    reads: str
-    """Instruction under which it reads replies, in other words."""
+    reads: str = ""
+    """Instruction under which it reads replies, in other words; empty for those that only write."""
 
 
 @cache
@@ -38,7 +38,7 @@ def panel(trait: Trait) -> tuple[Persona, ...]:
     seated = tuple(persona for persona in every_persona() if trait.name not in persona.near)
     instructions = {" ".join(text.casefold().split()) for pair in trait.pairs for text in (pair.pos, pair.neg)}
     for persona in seated:
-        for text in (persona.writes, persona.reads):
+        for text in filter(None, (persona.writes, persona.reads)):
             if " ".join(text.casefold().split()) in instructions:
                 raise JudgeError(
                     f"expected instructions of {trait.name} that no other persona has, got that of {persona.name} "

@@ -20,7 +20,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.report.labels import LETTER, LINE, labels
 from personavec.stats.nulls import against
 from personavec.steering.vector import load_vector
-from personavec.traits.trait import load_trait
+from personavec.traits.load import load_trait
 from personavec.verbs.analyse import space as verb
 from personavec.verbs.analyse.coexpression import verdict
 from personavec.verbs.analyse.geometry import (

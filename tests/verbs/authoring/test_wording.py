@@ -2,7 +2,7 @@
 
 import pytest
 
-from personavec.traits.trait import builtin_names, load_trait
+from personavec.traits.load import builtin_names, load_trait
 from personavec.verbs.authoring.draft import Draft, PairDraft
 from personavec.verbs.authoring.wording import Distinct, names, requests
 
@@ -17,7 +17,7 @@ def test_the_built_in_traits_pass_every_check(name: str) -> None:
         candidate = PairDraft(pos=one.pos, neg=one.neg)
         assert draft.flaw_of_pair(candidate) is None
         draft.pairs.append(candidate)
-    for one in trait.extract + trait.evaluate:
+    for one in trait.extract + trait.check:
         assert draft.flaw_of_question(one) is None, one
         draft.add_question(one)
     assert set(draft.missing) == {"rubric"}

@@ -16,7 +16,7 @@ from support.writers import Serve, WritingServer, question, serving, word
 from personavec.cli.main import main
 from personavec.errors import ConfigError
 from personavec.model import endpoint
-from personavec.traits.trait import load_trait
+from personavec.traits.load import load_trait
 from personavec.verbs.authoring.subjects import MISTAKES, load_family
 from personavec.verbs.authoring.write_dataset import write_dataset
 from personavec.verbs.authoring.writer import load_writer

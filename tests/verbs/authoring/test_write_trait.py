@@ -12,7 +12,7 @@ from personavec.cli.main import main
 from personavec.errors import ConfigError, TraitError
 from personavec.model import endpoint
 from personavec.model.chat_model import ChatModel
-from personavec.traits.trait import load_trait
+from personavec.traits.load import load_trait
 from personavec.verbs.authoring import writer as writing
 from personavec.verbs.authoring.write_trait import ROUNDS, write_trait
 
@@ -51,7 +51,7 @@ def test_a_trait_is_written(serve: Serve, capsys: pytest.CaptureFixture[str], tm
     found = result(capsys)
     trait = load_trait(tmp_path / "formal.json")
     assert (trait.name, trait.adjective, trait.antonym, trait.description) == ("formal", "formal", "casual", ABOUT)
-    assert (len(trait.pairs), len(trait.extract), len(trait.evaluate)) == (5, 20, 20)
+    assert (len(trait.pairs), len(trait.extract), len(trait.check)) == (5, 20, 20)
     assert trait.rubric.startswith(
         "Rate how formal the reply is: how far it keeps to the forms of an official letter. 0"
     )
@@ -116,7 +116,7 @@ def test_every_planted_flaw_is_found_and_mended(
     assert found["writer_usage"]["items_dropped"] == 1
     assert {row["piece"] for row in found["rejected"]} == {"adjective", "pairs", "questions", "rubric"}
     trait = load_trait(tmp_path / "formal.json")
-    assert (len(trait.pairs), len(trait.extract), len(trait.evaluate)) == (5, 20, 20)
+    assert (len(trait.pairs), len(trait.extract), len(trait.check)) == (5, 20, 20)
     assert [trait.pairs[0].pos, trait.pairs[1].pos] == [pair(0)["pos"], pair(1)["pos"]], "what was valid is kept"
     assert server.brain.asked["verdicts"] == 2  # type: ignore[attr-defined]
 

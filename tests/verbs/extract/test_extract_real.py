@@ -20,7 +20,7 @@ from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request, generate
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector, load_vector
-from personavec.traits.trait import load_trait
+from personavec.traits.load import load_trait
 
 pytestmark = pytest.mark.real
 

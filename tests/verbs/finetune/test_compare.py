@@ -12,7 +12,7 @@ from personavec.cli.main import main
 from personavec.errors import PersonavecError
 from personavec.model.chat_model import ChatModel
 from personavec.steering.vector import PersonaVector, load_vector
-from personavec.traits.trait import load_trait
+from personavec.traits.load import load_trait
 from personavec.verbs.evaluate.evaluate import evaluate
 from personavec.verbs.finetune import comparing
 from personavec.verbs.finetune.compare import compare

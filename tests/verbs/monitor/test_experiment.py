@@ -19,7 +19,7 @@ from personavec.runs.run import Run
 from personavec.stats.intervals import pearson, pearson_interval
 from personavec.steering.vector import load_vector
 from personavec.traits.graded import graded_prompts
-from personavec.traits.trait import builtin_names, load_trait
+from personavec.traits.load import builtin_names, load_trait
 from personavec.verbs.monitor.experiment import experiment
 
 
@@ -167,7 +167,7 @@ def test_bad_input_is_one_line(
         ([*command, "--questions", "2"], "expected 3 questions or more, got 2"),
         ([*command, "--vectors", str(saved[1]), str(other)], "expected one vector with --graded, got 2"),
         ([*command[:place], *command[place + 2 :]], "as it is not built in; pass --graded FILE"),
-        ([*command, "--judge", "likelihood"], "expected the scale of a judge in the card of tiny, got none"),
+        ([*command, "--judge", "panel"], "expected the scale of a judge in the card of tiny, got none"),
     ):
         assert main([*args, "--out", str(tmp_path / "bad")]) == 2
         assert told in capsys.readouterr().err

@@ -11,7 +11,7 @@ import torch
 from personavec.model.activations import activations
 from personavec.model.chat_model import ChatModel
 from personavec.steering.vector import Card, PersonaVector
-from personavec.traits.trait import load_trait
+from personavec.traits.load import load_trait
 
 pytestmark = pytest.mark.real
 SAID = ("Yes, and gladly.", "I would rather not.", "It depends on the weather.", "Ask me again tomorrow.")
@@ -21,7 +21,7 @@ def test_one_pass_over_a_conversation_equals_reply_by_reply(tmp_path: Path) -> N
     model = ChatModel.load("smollm2", dtype="float32")
     direction = torch.randn((model.n_layers, model.identity.d_model), generator=torch.Generator().manual_seed(0))
     vector = PersonaVector(direction, Card("some", model.identity, "response avg", layer=14))
-    asked = load_trait("optimistic").evaluate
+    asked = load_trait("optimistic").check
     talks = [
         [
             {"role": role, "content": text}

@@ -349,7 +349,7 @@ def test_a_plan_computes_nothing_else(run: Run, data: Path, tmp_path: Path) -> N
         (["--keep-below", "100"], "expected keep_below between 0 and 100"),
         (["--precision", "0"], "expected precision above 0"),
         (["--clean", "nowhere.jsonl"], "got no file at nowhere.jsonl"),
-        (["--judge", "likelihood"], "expected the trait file of tiny, got none"),
+        (["--judge", "panel"], "expected the trait file of tiny, got none"),
     ],
 )
 def test_bad_options_are_told_in_one_line(run: Run, data: Path, more: list[str], told: str, tmp_path: Path) -> None:

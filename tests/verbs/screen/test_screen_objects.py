@@ -100,7 +100,7 @@ def test_bad_objects_are_said_in_one_line(chat: ChatModel, vector: PersonaVector
         (ROWS, vector, {"export_k": 2}, "expected a store for the files"),
         (ROWS, vector, {"precision": 0}, "expected precision above 0"),
         (ROWS, vector, {"flag_by": "both"}, "expected a --judge"),
-        (ROWS, vector, {"judge": "likelihood"}, "expected the trait file of tiny"),
+        (ROWS, vector, {"judge": "panel"}, "expected the trait file of tiny"),
         (ROWS, other, {}, "wider"),
     ]
     for number, (rows, vectors, options, text) in enumerate(cases):

@@ -17,7 +17,7 @@ import torch
 
 from personavec.model.chat_model import ChatModel
 from personavec.steering.vector import Card, PersonaVector
-from personavec.traits.trait import builtin_names, load_trait
+from personavec.traits.load import builtin_names, load_trait
 
 pytestmark = pytest.mark.real
 
@@ -38,7 +38,7 @@ def command(data: Path, vector: Path, out: Path, *more: str) -> list[str]:
 
 
 def questions(path: Path, rows: int) -> Path:
-    asked = [question for name in builtin_names() for question in load_trait(name).evaluate]
+    asked = [question for name in builtin_names() for question in load_trait(name).check]
     said = ("Yes, and gladly.", "I would rather not.", "It depends on the weather, and on the day of the week.")
     lines = [{"prompt": f"{asked[n % len(asked)]} ({n})", "response": said[n % 3] * (1 + n % 4)} for n in range(rows)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
