@@ -20,7 +20,8 @@ from starlette.exceptions import HTTPException
 from personavec.server import protocol
 from personavec.server.answers import Completion
 from personavec.server.limits import Limits
-from personavec.server.protocol import ChatBody, CompletionBody, Refused
+from personavec.server.protocol import ChatBody, CompletionBody
+from personavec.server.refused import Refused
 from personavec.server.reply import News
 from personavec.server.service import Exchange, Service
 from personavec.server.terms import LOOPBACK
@@ -59,8 +60,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
         service.metrics.request(_path(request), error.status)
-        headers = {"Retry-After": "1"} if error.status == 429 else {}
-        return JSONResponse(error.body, error.status, headers)
+        return error.answer()
 
     @app.exception_handler(HTTPException)
     async def not_there(request: Request, error: HTTPException) -> Response:

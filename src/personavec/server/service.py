@@ -18,7 +18,8 @@ from personavec.runs.rules import check
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
 from personavec.server.log import Log, LoggedTurn, Metrics
-from personavec.server.protocol import ChatBody, CompletionBody, Refused
+from personavec.server.protocol import ChatBody, CompletionBody
+from personavec.server.refused import Refused
 from personavec.server.reply import News, RunningReply
 from personavec.server.terms import Terms
 from personavec.steering.notation import Steers, in_order
