@@ -153,11 +153,11 @@ def parse(args: Sequence[str]) -> tuple[str, Any]:
     except SystemExit as ended:
         if not ended.code:
             raise
-        raise ConfigError(_one_line(said.getvalue(), chosen)) from None
+        raise ConfigError(_in_a_line(said.getvalue(), chosen)) from None
     return chosen, parsed
 
 
-def _one_line(box: str, chosen: str) -> str:
+def _in_a_line(box: str, chosen: str) -> str:
     """What tyro says in a box of several sections: the first one, and the nearest option it knows."""
     lines = (line.strip(" │") for line in box.splitlines()[1:-1])
     rules = itertools.groupby(lines, key=lambda line: bool(line) and set(line) <= set("─-"))

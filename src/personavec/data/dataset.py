@@ -173,9 +173,9 @@ def _check_alike(files: list[Path]) -> None:
         first, other = columns(files[0]), columns(file)  # type: ignore[misc]
         if first != other:
             differing = sorted({*first} ^ {*other})
-            told = f"{', '.join(differing[:5])} in only one of them" if differing else "other types or another order"
+            got = f"{', '.join(differing[:5])} in only one of them" if differing else "other types or another order"
             raise DataError(
-                f"expected the same columns in all files of a folder, got {told} ({files[0].name}, {file.name}); give "
+                f"expected the same columns in all files of a folder, got {got} ({files[0].name}, {file.name}); give "
                 "them the same columns, or screen them one by one"
             )
 

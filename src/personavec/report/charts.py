@@ -19,7 +19,7 @@ MAX_SCORE = 100
 BIN = 5
 """Width of a histogram bar, in points of score."""
 N_BINS = MAX_SCORE // BIN
-TOLD_POS, TOLD_NEG = "told to show the trait", "told the opposite"
+WITH_TRAIT, WITH_OPPOSITE = "told to show the trait", "told the opposite"
 RELIABLE = 0.9
 """Split-half reliability from which the title says that the halves agree."""
 

@@ -19,10 +19,10 @@ from personavec.report.charts import (
     N_BINS,
     RELIABLE,
     SERIES,
-    TOLD_NEG,
-    TOLD_POS,
     VECTOR,
     VERMILLION,
+    WITH_OPPOSITE,
+    WITH_TRAIT,
     Json,
     finish,
     inline,
@@ -127,7 +127,7 @@ def histograms(rollout_scores: Mapping[str, Json], keep_at: float) -> alt.LayerC
     """Trait scores of the rollouts, under instructions for the trait and against it, and where they are kept."""
     pos, neg = rollout_scores["pos"]["trait"], rollout_scores["neg"]["trait"]
     rows = []
-    for side, values in ((TOLD_POS, pos), (TOLD_NEG, neg)):
+    for side, values in ((WITH_TRAIT, pos), (WITH_OPPOSITE, neg)):
         bins = [min(int(value // BIN), N_BINS - 1) for value in values]
         rows += [{"side": side, "from": BIN * i, "to": BIN * (i + 1), "replies": bins.count(i)} for i in range(N_BINS)]
     if pos and neg:
@@ -143,7 +143,7 @@ def histograms(rollout_scores: Mapping[str, Json], keep_at: float) -> alt.LayerC
             x2="to:Q",
             y=alt.Y("replies:Q", title="replies", stack=None, axis=alt.Axis(tickMinStep=1)),
             color=alt.Color(
-                "side:N", title=None, scale=alt.Scale(domain=[TOLD_POS, TOLD_NEG], range=[VERMILLION, BLUE])
+                "side:N", title=None, scale=alt.Scale(domain=[WITH_TRAIT, WITH_OPPOSITE], range=[VERMILLION, BLUE])
             ),
             tooltip=["side:N", "from:Q", "to:Q", "replies:Q"],
         )

@@ -78,7 +78,7 @@ def cross_trait_chart(result: Json) -> alt.LayerChart:
             "score": column,
             "r": r,
             "text": "–" if r is None else f"{r:.2f}".replace("-", "−"),
-            "own": row == column,
+            "diagonal": row == column,
             "best": r is not None and abs(r) == max(abs(line[j]) for line in table if line[j] is not None),
         }
         for i, row in enumerate(traits)
@@ -108,7 +108,7 @@ def cross_trait_chart(result: Json) -> alt.LayerChart:
         base.transform_filter("datum.r !== null").mark_rect(stroke="white").encode(color=colour),
         text.transform_filter("!datum.best").mark_text(fontSize=12),
         text.transform_filter("datum.best").mark_text(fontSize=13, fontWeight="bold"),
-        base.transform_filter("datum.own").mark_rect(filled=False, stroke=INK, strokeWidth=2),
+        base.transform_filter("datum.diagonal").mark_rect(filled=False, stroke=INK, strokeWidth=2),
     ]
     times, of = cross["own_beaten"]["times"], cross["own_beaten"]["of"]
     title = (

@@ -177,7 +177,7 @@ def _flat(turn: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each vector that was read in a turn, or one without a vector."""
     kept = {name: json.dumps(turn[name], ensure_ascii=False) for name in AS_JSON if turn[name] is not None}
     flat = turn | kept | {"time": round(turn["time"] * 1000)}
-    return [flat | {"vector": name} | own for name, own in turn["projections"].items()] or [flat]
+    return [flat | {"vector": name} | read for name, read in turn["projections"].items()] or [flat]
 
 
 class Metrics:

@@ -18,7 +18,7 @@ from personavec.traits.trait import Trait
 Reasoning = Literal["out", "in"]
 
 
-class Asked(TypedDict):
+class PlannedRow(TypedDict):
     """What is known of a reply before it is written: what was asked, of which arm, under what."""
 
     id: str
@@ -40,7 +40,7 @@ class Asked(TypedDict):
     level: NotRequired[int | str]
 
 
-class ReplyRow(Asked):
+class ReplyRow(PlannedRow):
     """A reply as every table holds it, from rollouts to scores, vectors and reports."""
 
     response: str
@@ -56,7 +56,7 @@ class ReplyRow(Asked):
 class Plan:
     """One reply to write: what is known of it beforehand, and the request."""
 
-    row: Asked
+    row: PlannedRow
     request: Request
 
 
@@ -165,7 +165,7 @@ class Interview:
         return [
             Plan(
                 cast(
-                    Asked,
+                    PlannedRow,
                     {"id": f"{prefix}-{question_id}-{sample}", **extra}
                     | {"question_id": question_id, "question": question, "sample": sample},
                 ),

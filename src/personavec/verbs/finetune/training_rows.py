@@ -83,7 +83,7 @@ def sequences(model: ChatModel, sample: Sample, system: str) -> list[Row]:
     for piece in pieces(model, sample, system):
         if piece.anew:
             parts.append({"input_ids": [], "labels": []})
-        _extend(parts[-1], piece.asked, 0)
+        _extend(parts[-1], piece.prompt, 0)
         _extend(parts[-1], piece.reply, _replied(piece.reply, model.stop_ids))
     return parts
 

@@ -91,7 +91,7 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
         ) from error
     folder = work.run.path("table").resolve()
     waiting = partial(_waiting, folder, work.data, work.turn)
-    options = {one.name: getattr(work.reader, one.name) for one in fields(RowReader) if one.name != "model"}
+    options = {each.name: getattr(work.reader, each.name) for each in fields(RowReader) if each.name != "model"}
     cores = os.cpu_count() or 1
     began_here = not ray.is_initialized()
     if began_here:
