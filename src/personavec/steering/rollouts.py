@@ -7,9 +7,9 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from personavec.errors import ConfigError
 from personavec.model.chat_model import ChatModel, Message
-from personavec.model.sampling import Sampling
+from personavec.model.sampling import Sampling, Writing
 from personavec.runs.progress import stage
-from personavec.runs.rules import Count, Free, Seed, Share, Temperature, check
+from personavec.runs.rules import Seed, check
 from personavec.runs.run import Run
 from personavec.steering.generate import Reply, Request, batches, generate
 from personavec.steering.steer import Steering
@@ -72,25 +72,13 @@ class ReplyOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Interview:
+class Interview(Writing):
     """A model and how it is asked: what all replies of a study have in common."""
 
     model: ChatModel
     _: KW_ONLY
     seed: Seed = 0
     """Of everything random."""
-    max_new_tokens: Count = 32
-    """Longest reply, in tokens. Large models deserve 200 or more."""
-    temperature: Temperature = 0.7
-    """Of sampling; 0 is greedy. The paper uses 1, where a 135M model writes word salad."""
-    top_p: Share = 1.0
-    """Sample from the smallest set of tokens that holds this probability."""
-    system: str = "template"
-    """System prompt where no trait instruction stands: template (the chat template's default), none, or a text."""
-    reasoning: Reasoning = "out"
-    """Whether a <think> block counts as part of the reply; end-of-turn tokens never do."""
-    batch_tokens: Free[Count] = 12288
-    """Tokens in one batch of replies being written, prompts included."""
 
     def __post_init__(self) -> None:
         check(type(self), vars(self))

@@ -2,34 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from personavec.errors import ConfigError
+from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free
 from personavec.verbs.monitor.calibration import RATE
-from personavec.verbs.options import (
-    Common,
-    File,
-    Files,
-    Folder,
-    Judging,
-    Switch,
-    Writing,
-    bench_for,
-    call,
-    load_subject,
-)
-
-if TYPE_CHECKING:
-    from personavec.verbs.monitor.experiment import MonitoringExperiment
-    from personavec.verbs.monitor.result import Monitoring
+from personavec.verbs.options import File, Files, Folder, Study, Switch, bench_for, call, load_subject
 
 
 @dataclass(frozen=True)
-class MonitorConfig(Judging, Writing, Common):
+class MonitorConfig(Study):
     """Watch recorded conversations along persona vectors.
 
     Examples:
@@ -94,11 +80,11 @@ class MonitorConfig(Judging, Writing, Common):
                 f"expected different --shots of 0 or more, got {' '.join(map(str, self.shots))}; correct them"
             )
 
-    def run(self) -> "Monitoring | MonitoringExperiment":
+    def run(self) -> Result:
         """Load what is named and watch, or with `experiment` do the paper's test."""
         return self._experiment() if self.experiment else self._monitor()
 
-    def _monitor(self) -> "Monitoring":
+    def _monitor(self) -> Result:
         from personavec.data.dataset import open_dataset
         from personavec.verbs.monitor.calibration import Calibration
         from personavec.verbs.monitor.monitor import monitor, with_layers
@@ -111,7 +97,7 @@ class MonitorConfig(Judging, Writing, Common):
         out = self.out or Path("runs") / f"monitor-{Path(self.data).stem}"
         return call(monitor, self, load_subject(self), data, self.vectors, calibrate=benign, store=out)  # type: ignore[no-any-return]
 
-    def _experiment(self) -> "MonitoringExperiment":
+    def _experiment(self) -> Result:
         from personavec.verbs.monitor.experiment import experiment, subjects_of
 
         names = subjects_of(self.vectors, self.traits, self.graded, self.questions)
