@@ -193,7 +193,7 @@ class ChatModel(BlockModel):
     def stream(self, messages: str | Sequence[Message], **options: Any) -> Iterator[str]:
         """The reply that `chat` gives, piece by piece; takes the same options."""
         # generation steers, and so lives in a later room: it is looked up when somebody chats
-        pieces: Iterator[str] = import_module("personavec.steering.chat").pieces(self, messages, **options)
+        pieces: Iterator[str] = import_module("personavec.steering.generate").pieces(self, messages, **options)
         return pieces
 
     @property

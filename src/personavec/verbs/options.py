@@ -99,7 +99,7 @@ class Judging(Api):
 
 
 @dataclass(frozen=True)
-class Study(Judging, Writing, Common):
+class Judged(Judging, Writing, Common):
     """Options of a verb that asks the model and has its replies judged."""
 
 

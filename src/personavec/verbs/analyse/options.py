@@ -10,11 +10,11 @@ from tyro.conf import Positional
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Natural, at_least
-from personavec.verbs.options import File, Files, Folder, Study, Switch, bench_for, call, load_subject
+from personavec.verbs.options import File, Files, Folder, Judged, Switch, bench_for, call, load_subject
 
 
 @dataclass(frozen=True)
-class SpaceConfig(Study):
+class SpaceConfig(Judged):
     """Compare vectors with each other and with many personas.
 
     Examples:
@@ -55,7 +55,7 @@ class SpaceConfig(Study):
 
 
 @dataclass(frozen=True)
-class DecomposeConfig(Study):
+class DecomposeConfig(Judged):
     """Find which tokens and which blocks write a vector.
 
     Examples:
