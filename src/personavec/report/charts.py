@@ -16,21 +16,6 @@ BLUE, VERMILLION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 INK, GREY, FAINT = "#222222", "#6b6b6b", "#dddddd"
 FONT = "Helvetica Neue, Arial, Liberation Sans, sans-serif"
 MAX_SCORE = 100
-BIN = 5
-"""Width of a histogram bar, in points of score."""
-N_BINS = MAX_SCORE // BIN
-WITH_TRAIT, WITH_OPPOSITE = "told to show the trait", "told the opposite"
-RELIABLE = 0.9
-"""Split-half reliability from which the title says that the halves agree."""
-
-VECTOR, RANDOM, SHUFFLED = "persona vector", "random direction", "shuffled labels"
-SERIES = {"none": VECTOR, "vector": VECTOR, "random": RANDOM, "shuffled": SHUFFLED}
-"""Name of each direction of a check in a legend; the unsteered arm is the vector's dose 0."""
-_COLOUR = alt.Scale(domain=[VECTOR, RANDOM, SHUFFLED], range=[BLUE, VERMILLION, GREEN])
-_SHAPE = alt.Scale(domain=[VECTOR, RANDOM, SHUFFLED], range=["circle", "square", "triangle-up"])
-_NUDGE = {VECTOR: 0, RANDOM: 5, SHUFFLED: -5}
-"""Pixels by which a series moves sideways, so that intervals at one dose do not cover each other."""
-_SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.2~f')"
 
 
 def finish(

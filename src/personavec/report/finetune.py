@@ -1,16 +1,14 @@
 """The pages of finetuning studies: one data set by every method, and many data sets next to what predicted them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, finish, inline
+from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, Json, finish, inline
 from personavec.report.grid import dose_costs_chart
 from personavec.report.page import drawn, render, svg
-
-Json = Mapping[str, Any]
 
 REFERENCES = ("base", "plain")
 COSTS = {"perplexity": "low", "coherence": "high"}

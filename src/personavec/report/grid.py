@@ -7,11 +7,9 @@ from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, FAINT, GREY, INK, MAX_SCORE, VERMILLION, finish, inline, themed
+from personavec.report.charts import BLUE, FAINT, GREY, INK, MAX_SCORE, VERMILLION, Json, finish, inline, themed
 from personavec.report.labels import labels
 from personavec.report.page import drawn, render, svg
-
-Json = Mapping[str, Any]
 
 PANEL = 290
 """Width and height of a scatter, in pixels."""

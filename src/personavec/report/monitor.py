@@ -1,17 +1,13 @@
 """The pages of monitoring: recorded turns next to benign ones, and how well projections predict scores."""
 
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, finish, inline
+from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, Json, finish, inline
 from personavec.report.page import drawn, render, svg
 from personavec.runs.show import shaded_tokens, table
-
-Json = Mapping[str, Any]
 
 RECORDED, BENIGN = "recorded", "benign"
 SHOWN_ALERTS, SHOWN_CONVERSATIONS = 100, 20

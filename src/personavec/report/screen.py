@@ -1,16 +1,13 @@
 """The page of a screening: what a data set holds along each vector, where it comes from, and its extreme rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, GREY, INK, VERMILLION, finish, inline
+from personavec.report.charts import BLUE, GREY, INK, VERMILLION, Json, finish, inline
 from personavec.report.page import drawn, render, svg
 from personavec.runs.show import table
-
-Json = Mapping[str, Any]
 
 DATA, CLEAN = "this data set", "clean data set"
 SHOWN_SOURCES = 20

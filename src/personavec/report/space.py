@@ -1,17 +1,13 @@
 """The page of the persona space: a map, its axes, cosines and ranks by layer, and co-expression next to them."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, FAINT, GREEN, GREY, INK, VERMILLION, finish, inline
+from personavec.report.charts import BLUE, FAINT, GREEN, GREY, INK, VERMILLION, Json, finish, inline
 from personavec.report.labels import labels
 from personavec.report.page import drawn, render, svg
 from personavec.runs.show import table as show_table
-
-Json = Mapping[str, Any]
 
 WIDTH, HEIGHT = 900, 640
 """Of the map, in pixels; labels are placed for it."""

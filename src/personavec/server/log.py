@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from personavec.errors import ConfigError, DataError
@@ -148,9 +150,6 @@ def export(log: Path, out: Path) -> int:
         DataError: There is no log.
         ConfigError: `out` is there already.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not log.is_file():
         raise DataError(f"expected the log of a server, got no file at {log}; serve with --log first")
     if out.exists():

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float
 from numpy import ndarray
 
@@ -79,8 +81,6 @@ def judge_rows(work: DataPass, table: Table) -> tuple[dict[str, Float[ndarray, "
 
 
 def _judged(samples: Sequence[Sample], judges: Mapping[str, TraitJudge], stop: bool) -> Any:
-    import pyarrow as pa
-
     questions = [sample.messages[-1]["content"] for sample in samples]
     replies = [sample.response for sample in samples]
     columns = {"row": pa.array([sample.row for sample in samples], pa.int64())}
@@ -98,7 +98,5 @@ def _judged(samples: Sequence[Sample], judges: Mapping[str, TraitJudge], stop: b
 
 
 def _whys(part: Path, name: str) -> list[str]:
-    import pyarrow.parquet as pq
-
     table = pq.read_table(part, columns=[f"{name}.why"])
     return [why for why in table[f"{name}.why"].to_pylist() if why]

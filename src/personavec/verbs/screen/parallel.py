@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from personavec.data.dataset import Bad, Dataset
 from personavec.data.sample import Sample, Turn
 from personavec.errors import ConfigError, DataError, PersonavecError
@@ -130,8 +132,6 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
 
 def _waiting(folder: Path, data: Dataset, turn: Turn) -> Iterator[Any]:
     """Shards that are not in the table yet, as text that any machine can read; a block each."""
-    import pyarrow as pa
-
     for number, shard in enumerate(shards(data.samples(turn))):
         part = f"part-{number:06d}"
         if not Table.has(folder, part):

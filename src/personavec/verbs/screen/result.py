@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
@@ -53,9 +55,6 @@ class Screening(Result):
     @property
     def rows(self) -> Any:
         """The whole table as a pyarrow Table: `row`, a column of scores a vector, what they are made of."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         return pa.concat_tables([pq.read_table(part) for part in self.table.parts]).replace_schema_metadata(None)
 
     def flags(self, clean: "Screening | None" = None, percentile: float = 95.0) -> Bool[ndarray, " row"]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
@@ -207,8 +208,6 @@ def add_differences(
 
     It is named by its rows: with other options other rows are chosen.
     """
-    import pyarrow.parquet as pq
-
     folder = work.run.part("differences").folder
     part = f"{kind}-{Run.digest({'rows': str([sample.row for sample in samples])})}"
     if not Table.has(folder, part):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float
 from numpy import ndarray
@@ -273,8 +274,6 @@ def _table(
     cosine: Float[ndarray, "row name"],
     total: Float[ndarray, "layer d_model"],
 ) -> Any:
-    import pyarrow as pa
-
     columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in COLUMNS.items()}
     for index, name in enumerate(reader.directions.names):
         spans = projections[:, :, index].T
