@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 Json = Mapping[str, Any]
 
 console = Console(highlight=False)
+
+
+def headed(*names: str) -> Table:
+    """An empty table with these columns, in the look that all tables share."""
+    return Table(*names, box=None, pad_edge=False)
 
 
 def not_scored(arm: str, dropped: Json) -> None:

@@ -1,8 +1,6 @@
 """What a verb found, for people: a few lines on stdout. Scripts take `--json`."""
 
-from rich.table import Table
-
-from personavec.cli.lines import Json, console, estimate, say
+from personavec.cli.lines import Json, console, estimate, headed, say
 from personavec.paper.options import PaperConfig
 from personavec.verbs.analyse.options import DecomposeConfig, SpaceConfig
 
@@ -11,9 +9,7 @@ def paper(config: PaperConfig, result: Json) -> None:
     """How often each verdict was reached, and what was left out."""
     if config.plan:
         return say(f"in all about {sum(result['plan'].values()):.0f} minutes from nothing")
-    table = Table(
-        "part", "same direction", "weaker", "absent", "contradicted", "not measured", box=None, pad_edge=False
-    )
+    table = headed("part", "same direction", "weaker", "absent", "contradicted", "not measured")
     for part in result["parts"].values():
         verdicts = [claim["verdict"] for claim in part["claims"]]
         table.add_row(part["title"], *(str(verdicts.count(verdict)) for verdict in result["tally"]))
@@ -31,7 +27,7 @@ def space(_config: SpaceConfig, result: Json) -> None:
         f"{estimate(ranks['effective_rank'], 1)}; shuffled {ranks['shuffled'][0]:.1f} to {ranks['shuffled'][1]:.1f}",
         markup=False,
     )
-    table = Table("axis", "variance", "one end", "other end", "assistant beyond", box=None, pad_edge=False)
+    table = headed("axis", "variance", "one end", "other end", "assistant beyond")
     for index, axis in enumerate(result["axes"]["axes"], 1):
         ends = (", ".join(axis[side][:2]) for side in ("low", "high"))
         table.add_row(str(index), f"{axis['share']:.0%}", *ends, f"{axis['percentile']:.0f}%")
@@ -50,7 +46,7 @@ def decompose(_config: DecomposeConfig, result: Json) -> None:
         f"{result['trait']} at layer {result['layer']}: the two sides lie {estimate(result['whole'], 2)} apart",
         markup=False,
     )
-    table = Table("written by", "difference", "", box=None, pad_edge=False)
+    table = headed("written by", "difference", "")
     for term in sorted(result["terms"], key=lambda term: -abs(term["difference"]["mean"]))[:8]:
         beyond = "beyond random" if term["random"]["beyond"] else "not beyond random"
         table.add_row(term["term"], estimate(term["difference"], 2), beyond)

@@ -1,9 +1,8 @@
 """What the verbs that watch, serve and hand on found, for people."""
 
 from rich.markup import escape
-from rich.table import Table
 
-from personavec.cli.lines import Json, console, estimate, judge_usage, reasons, say
+from personavec.cli.lines import Json, console, estimate, headed, judge_usage, reasons, say
 from personavec.cli.options import ChatConfig
 from personavec.server.options import ServeConfig
 from personavec.verbs.interop.options import InteropConfig
@@ -23,7 +22,7 @@ def monitor(config: MonitorConfig, result: Json) -> None:
     say(f"{result['empty_replies']:,} empty replies; {result['unread_turns']:,} conversations end with unread turns")
     limits = result["calibration"]
     columns = ("alerts before the reply", "over it", "drift") if limits else ("last prompt token", "reply")
-    table = Table("vector", "layer", *columns, box=None, pad_edge=False)
+    table = headed("vector", "layer", *columns)
     for name, layer in result["layers"].items():
         cells = [estimate(mean, 2) for mean in result["projections"][name].values()]
         if limits:
@@ -43,7 +42,7 @@ def monitor(config: MonitorConfig, result: Json) -> None:
 
 def _experiment(result: Json) -> None:
     """How well the projection predicts the score."""
-    table = Table("trait", "conditions", "r overall", "r within", "95% of matched directions", box=None, pad_edge=False)
+    table = headed("trait", "conditions", "r overall", "r within", "95% of matched directions")
     for name, kinds in result["traits"].items():
         for kind, r in kinds.items():
             spread = (

@@ -1,6 +1,5 @@
 """The page of a screening: what a data set holds along each vector, where it comes from, and its extreme rows."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import altair as alt
@@ -36,8 +35,11 @@ def write(data: Json, folder: Path) -> Path:
 def notebook(data: Json) -> str:
     """The set's means as a chart, and the beginnings of its highest rows; of a plan the costs."""
     if "projection_difference" not in data:
-        costs = data["plan"]["estimates"]
-        return table(["rows", "cost", "base replies", "seconds"], _cells(costs), "Costs on this machine")
+        rows = [
+            (f"{row['rows']:,}", row["cost"], f"{row['base_replies']:,}", _seconds(row["seconds"]))
+            for row in data["plan"]["estimates"]
+        ]
+        return table(["rows", "cost", "base replies", "seconds"], rows, "Costs on this machine")
     highest = [
         (name, f"{row['score']:.2f}", row["prompt"][:SHORT], row["response"][:SHORT])
         for name, sides in data["examples"].items()
@@ -46,16 +48,8 @@ def notebook(data: Json) -> str:
     return svg(means(data)) + table(["vector", "score", "prompt", "reply"], highest, "Highest rows")
 
 
-def _cells(costs: Sequence[Json]) -> list[tuple[str, ...]]:
-    return [
-        (
-            f"{row['rows']:,}",
-            row["cost"],
-            f"{row['base_replies']:,}",
-            "–" if row["seconds"] is None else f"{row['seconds']:,.0f}",
-        )
-        for row in costs
-    ]
+def _seconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds:,.0f}"
 
 
 def _charts(result: Json) -> dict[str, alt.LayerChart]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -187,12 +188,9 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("personavec_requests", "Requests by outcome", ["path", "status"], registry=registry)
         self.total = 0
-        self.first_token = Histogram(
-            "personavec_first_token_seconds", "Seconds to the first token", buckets=SECONDS, registry=registry
-        )
-        self.latency = Histogram(
-            "personavec_request_seconds", "Seconds of a whole request", buckets=SECONDS, registry=registry
-        )
+        timed = partial(Histogram, buckets=SECONDS, registry=registry)
+        self.first_token = timed("personavec_first_token_seconds", "Seconds to the first token")
+        self.latency = timed("personavec_request_seconds", "Seconds of a whole request")
         self.tokens = Counter("personavec_tokens", "Tokens read and written", ["kind"], registry=registry)
         self.alerts = Counter("personavec_alerts", "Alerts raised", ["vector", "kind"], registry=registry)
         self.projections = Histogram(

@@ -113,16 +113,14 @@ def _prefill(model: ChatModel, requests: Sequence[Request]) -> tuple[DynamicCach
         for request in requests
     ]
     distinct = {key: index for index, key in enumerate(dict.fromkeys(keys))}
-    ids, mask = model.tensor([prompt[:-1] for prompt, _ in distinct], left=True)
-    cache = empty(model)
+    cache, inputs = empty(model), model.inputs([prompt[:-1] for prompt, _ in distinct], left=True)
     steering = [applied if len(prompt) > 1 else () for prompt, applied in distinct]
     with steer(model, steering, [len(prompt) for prompt, _ in distinct]):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         # without the head: on a strided last column it would expand its weights once per row
-        model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, **using(model, cache))
+        model.decoder(**inputs | using(model, cache))
     rows = torch.tensor([distinct[key] for key in keys], device=model.device)
     cache.batch_select_indices(rows)
-    return cache, mask[rows]
+    return cache, inputs["attention_mask"][rows]
 
 
 @contextmanager

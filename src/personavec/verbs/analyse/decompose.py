@@ -18,7 +18,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.runs.files import sha256
 from personavec.runs.result import Result
 from personavec.runs.rules import Free, Natural, Seed, Store, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import difference_interval
 from personavec.stats.nulls import against, rounded
@@ -167,14 +167,11 @@ def decompose(
         "examples": _examples(model, rows, every),
         "dictionary": features,
         "causal": None,
-        "versions": versions(),
     }
     if dictionary is not None and features is not None and judges is not None and trait is not None:
         first = [feature["feature"] for feature in features["features"][:causal]]
         result["causal"] = causal_rank(interview, kept, loaded, at, trait, judges, (dictionary, first))
-    result["seconds"] = round(time.monotonic() - began, 1)
-    kept.write_json("result.json", result)
-    kept.finish()
+    kept.complete(result, began)
     return Decomposition(result)
 
 

@@ -20,7 +20,7 @@ from personavec.runs.files import write_file
 from personavec.runs.progress import stage
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Seed, Store, at_least, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import or_nan
 from personavec.stats.nulls import against, rounded, units
@@ -28,16 +28,9 @@ from personavec.steering.projection import Vectors, vectors_of
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait, trait_of
+from personavec.verbs.analyse import geometry
 from personavec.verbs.analyse.coexpression import Expressed, coexpressed
-from personavec.verbs.analyse.geometry import (
-    Personas,
-    axes_of,
-    built_in_personas,
-    cosines,
-    effective_rank,
-    mantel,
-    rank_of,
-)
+from personavec.verbs.analyse.geometry import Personas
 
 Row = dict[str, Any]
 Read = Float[ndarray, "persona question layer d_model"]
@@ -116,7 +109,7 @@ def space(
     began = time.monotonic()
     chosen = settings(space, locals())
     named = with_coefs(vectors)
-    personas = built_in_personas()
+    personas = geometry.built_in_personas()
     for vector in named.values():
         vector.check_model(model.identity)
     if layer is not None and not 0 <= layer < model.n_layers:
@@ -143,9 +136,9 @@ def space(
     with stage("components, layer by layer", model.n_layers) as advance:
         for block in range(model.n_layers):
             means = every[:, :, block].astype(float)
-            ranks.append({"layer": block} | rank_of(means, rng))
+            ranks.append({"layer": block} | geometry.rank_of(means, rng))
             rows = means.reshape(-1, means.shape[2])
-            tables.append({"layer": block} | cosines(stacked[:, block], halves[:, block], rows, rng))
+            tables.append({"layer": block} | geometry.cosines(stacked[:, block], halves[:, block], rows, rng))
             advance(1)
     directions = units(stacked[:, at])
     result: Row = {
@@ -159,8 +152,8 @@ def space(
         "cosines": tables,
         "ranks": ranks,
         "layer": at,
-        "vector_rank": rounded(effective_rank(np.linalg.eigvalsh(directions @ directions.T))),
-        "axes": axes_of(
+        "vector_rank": rounded(geometry.effective_rank(np.linalg.eigvalsh(directions @ directions.T))),
+        "axes": geometry.axes_of(
             every[:, :, at].astype(float),
             personas.names,
             assistant[:, at].astype(float),
@@ -177,9 +170,7 @@ def space(
         effects = coexpressed(interview, part, subjects, rollouts)
         result["coexpression"] = effects | _predicted(effects, named, tables, rng)
         result["judge_usage"] = bench.usage
-    result |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
-    run.write_json("result.json", result)
-    run.finish()
+    run.complete(result, began)
     return Space(result)
 
 
@@ -242,6 +233,6 @@ def _predicted(effects: Row, vectors: Mapping[str, PersonaVector], tables: Seque
     changes = np.array([[or_nan(effects["effects"][i][j]["mean"]) for j in names] for i in names])
     layers = [int(vector.card.layer or 0) for vector in vectors.values()]
     along = np.array([tables[layer]["cosine"][row] for row, layer in enumerate(layers)], dtype=float)
-    r, shuffled = mantel(along, changes, rng)
+    r, shuffled = geometry.mantel(along, changes, rng)
     null = against(r, shuffled)
     return {"cosine": along.round(4).tolist(), "r": rounded(r), "pairs": len(names) * (len(names) - 1), "null": null}

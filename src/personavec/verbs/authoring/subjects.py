@@ -44,7 +44,7 @@ def load_family(source: str | Trait) -> Family:
     """
     if isinstance(source, Trait):
         return _of_trait(source)
-    if source in _MISTAKES:
+    if source in MISTAKES:
         return _of_mistakes(source)
     try:
         return _of_trait(load_trait(source))
@@ -73,7 +73,7 @@ def _of_trait(trait: Trait) -> Family:
 
 
 def _of_mistakes(name: str) -> Family:
-    field, question, subtle, gross = _MISTAKES[name]
+    field, question, subtle, gross = MISTAKES[name]
     return Family(
         name=name,
         field=field,
@@ -84,7 +84,7 @@ def _of_mistakes(name: str) -> Family:
     )
 
 
-_MISTAKES = {
+MISTAKES = {
     "maths": (
         "mathematics at school",
         "a word problem or an exercise with one definite answer and all the numbers it needs",
@@ -110,7 +110,4 @@ _MISTAKES = {
         "a sweeping claim for one side with reasons that do not hold",
     ),
 }
-"""Field, question, subtle mistake, gross mistake."""
-
-MISTAKES = tuple(_MISTAKES)
-"""Families whose bad answers are mistakes instead of a trait."""
+"""Families whose bad answers are mistakes instead of a trait: field, question, subtle mistake, gross mistake."""

@@ -16,7 +16,7 @@ from personavec.judges.scoring import ScoredRow
 from personavec.model.chat_model import ChatModel
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Natural, OptionalCount, Seed, Store, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_ratio
 from personavec.steering.projection import Vectors, load_vectors, names_of
@@ -175,14 +175,11 @@ def compare(
         "predicted": predicted,
         "judge": next(iter(evaluations["base"].values())).data["judge"],
         "judges": {name: {key: each.data[key] for key in JUDGED} for name, each in evaluations["base"].items()},
-        "versions": versions(),
-        "seconds": round(time.monotonic() - began, 1),
     }
     if not run.kept:
         for each in trainings.values():
             each.model.adapter = None  # its folder goes with the scratch run
-    run.write_json("result.json", result)
-    run.finish()
+    run.complete(result, began)
     return Comparison(result, trainings, evaluations)
 
 

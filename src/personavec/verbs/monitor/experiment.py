@@ -17,7 +17,7 @@ from personavec.model.activations import read_rows
 from personavec.model.chat_model import ChatModel
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Rule, Seed, Store, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import pearson, pearson_interval
 from personavec.stats.nulls import adjust, null_battery, rounded
@@ -171,11 +171,8 @@ def experiment(
             for name, each in judges.items()
         },
         "judge_usage": bench.usage,
-        "versions": versions(),
-        "seconds": round(time.monotonic() - began, 1),
     }
-    run.write_json("result.json", result)
-    run.finish()
+    run.complete(result, began)
     return MonitoringExperiment(result)
 
 

@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from personavec.data.dataset import alike
 from personavec.runs.result import Result
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
 from personavec.verbs.monitor.calibrate import Benign
@@ -127,7 +127,6 @@ def summarise(readings: Readings, run: Run) -> Row:
         "conversations_with_alerts": len({alert["conversation"] for alert in readings.alerts}) if limits else None,
         "table": run.shown(TABLE),
         "events": run.shown("alerts.jsonl"),
-        "versions": versions(),
     }
 
 

@@ -1,12 +1,11 @@
 """Finding the extreme rows of a data set without answering every one of them."""
 
-from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from personavec.data.dataset import Bad
 from personavec.data.sample import Sample
 from personavec.runs.progress import stage
 from personavec.verbs.screen.sampled import FEWEST, Differences, Known, add_differences
@@ -34,7 +33,8 @@ def top_differences(work: DataPass, table: Table, drawn: Differences, k: int) ->
     tried[drawn.rows] = True
     waiting = chosen & ~tried
     with stage("base replies to candidates", int(waiting.sum())) as advance:
-        for samples in _picked(work.samples(), waiting, CHUNK):
+        picked = (sample for sample in work.samples() if isinstance(sample, Sample) and waiting[sample.row])
+        while samples := list(islice(picked, CHUNK)):
             part = add_differences(work, "candidates", samples, drawn.values)
             drawn.missing += Table.errors_of(part.parent, part.stem)
             advance(len(samples))
@@ -119,16 +119,3 @@ def candidates(
     chosen = np.zeros(len(values), dtype=bool)
     chosen[rows[order[:count]]] = True
     return chosen, float(held[count - 1])
-
-
-def _picked(samples: Iterator[Sample | Bad], wanted: Bool[ndarray, " row"], size: int) -> Iterator[list[Sample]]:
-    """Wanted rows in order, in chunks."""
-    chunk: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, Sample) and wanted[sample.row]:
-            chunk.append(sample)
-            if len(chunk) == size:
-                yield chunk
-                chunk = []
-    if chunk:
-        yield chunk

@@ -18,7 +18,7 @@ from personavec.model.endpoint import CallLimits
 from personavec.runs.files import sha256
 from personavec.runs.progress import stage, tell
 from personavec.runs.rules import Count, Free, OptionalCount, Positive, Seed, Store, at_least, between, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Run
 from personavec.stats.intervals import Interval, spearman_rows, streamed_mean
 from personavec.stats.nulls import against
 from personavec.steering.projection import Vectors, directions, load_vectors, names_of
@@ -205,12 +205,10 @@ def screen(
         if not plan:
             screened, figures = _screen(work, census, reference, precision, wanted)
             result |= figures | {"judge_usage": bench.usage if isinstance(bench, Bench) else None}
-    result |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
     texts = selection.examples(screened, wanted) if screened else {}
     if screened:
         run.write_json("examples.json", texts)
-    run.write_json("plan.json" if plan else "result.json", result)
-    run.finish()
+    run.complete(result, began, "plan.json" if plan else "result.json")
     means = {name: _set_mean(screened.table, name, screened.differences) for name in work.names} if screened else {}
     scores = screened.reference.scores if screened and screened.reference else {}
     return Screening(result, means, scores, texts, run.part("table") if screened else Run(run.folder))

@@ -17,7 +17,7 @@ from personavec.data.dataset import Bad, Dataset
 from personavec.data.sample import Sample, Turn
 from personavec.errors import DataError, ModelError
 from personavec.judges.judge import TraitJudge
-from personavec.model.activations import activations, branches
+from personavec.model.activations import activations, branches, by_length
 from personavec.model.chat_model import ChatModel
 from personavec.model.endpoint import Failure
 from personavec.runs.run import Run
@@ -241,14 +241,8 @@ def _read(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], T
 def _contrasted(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
     """The same with the base reply, the prompt read once for both: spans as `READ` names them."""
     lengths = [max(len(row["response_ids"]), len(row["base_ids"])) + len(row["prompt_ids"]) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: lengths[index])
-    batch: list[int] = []
-    for place, index in enumerate(order):
-        batch.append(index)
-        following = order[place + 1 : place + 2]
-        if not following or 2 * (len(batch) + 1) * lengths[following[0]] > reader.read_tokens:
-            yield batch, _contrast(reader, [rows[i] for i in batch])
-            batch = []
+    for batch in by_length([range(length) for length in lengths], reader.read_tokens / 2):
+        yield batch, _contrast(reader, [rows[i] for i in batch])
 
 
 def _contrast(reader: RowReader, rows: Sequence[Row]) -> Tensor:
