@@ -67,21 +67,20 @@ def evaluate(config: EvaluateConfig, result: Json) -> None:
     for arm, dropped in result["unscored"].items():
         not_scored(arm, dropped)
     judge_usage(result)
-    if "capability" in result:
-        _capability(result["capability"])
+    if costs := result.get("capability"):  # what the base model can, and the changed one
+        for name, base in costs["base"].items():
+            digits = 1 if name == "perplexity" else 3
+            also = f", {estimate(costs['changed'][name], digits)} changed" * ("changed" in costs)
+            say(f"{name}: {estimate(base, digits)} base{also}", markup=False)
     if "agreement" in result:
         _agreement(result)
-    if "signals" in result:
-        _signals(result["signals"])
+    if signals := result.get("signals"):  # of every arm; they are no scores
+        table = headed("signal", *signals["means"], "rank correlation with")
+        for name, agreed in signals["agreement"].items():
+            means = (estimate(arm[name], 2) for arm in signals["means"].values())
+            table.add_row(name, *means, f"{agreed['with']} {estimate(agreed['spearman'], 2)}")
+        console.print(table)
     say(f"{result['seconds']:.0f} seconds")
-
-
-def _capability(costs: Json) -> None:
-    """What the base model can, and the changed one."""
-    for name, base in costs["base"].items():
-        digits = 1 if name == "perplexity" else 3
-        changed = f", {estimate(costs['changed'][name], digits)} changed" * ("changed" in costs)
-        say(f"{name}: {estimate(base, digits)} base" + changed, markup=False)
 
 
 def _sheet(result: Json) -> None:
@@ -117,15 +116,6 @@ def _agreement(result: Json) -> None:
         f"{sheet['pairs']} pairs of replies for people: {sheet['sheet']}" if sheet["pairs"] else "no pairs for people"
     )
     say(f"{note} ({sheet['questions_without_pair']} questions had none above 80 beside one below 20)", markup=False)
-
-
-def _signals(signals: Json) -> None:
-    """Signals of every arm; they are no scores."""
-    table = headed("signal", *signals["means"], "rank correlation with")
-    for name, agreed in signals["agreement"].items():
-        means = (estimate(arm[name], 2) for arm in signals["means"].values())
-        table.add_row(name, *means, f"{agreed['with']} {estimate(agreed['spearman'], 2)}")
-    console.print(table)
 
 
 def verify(config: VerifyConfig, result: Json) -> None:

@@ -78,6 +78,9 @@ def to_sample(
     if shape is not None and kind != shape:
         raise DataError(f"expected the shape of the first row, {shape}, got {kind}")
     turns = list(_turns(row, kind))
+    name = _label(row, "id")
+    if len(name) > LONGEST_ID:
+        raise DataError(f"expected an id of at most {LONGEST_ID:,} characters, got {len(name):,}")
     first = row[SHAPES[kind][0]]
     begin = 0 if len(SHAPES[kind]) == 1 else 1 if isinstance(first, str) else len(first)
     end = _reply(turns, turn, begin)
@@ -86,7 +89,7 @@ def to_sample(
         where,
         tuple(turns[:end]),
         turns[end]["content"],
-        _id(row),
+        name or None,
         _label(row, label)[:LONGEST_SOURCE] or None,
         len(turns) - end - 1,
         begin,
@@ -158,13 +161,6 @@ def _text(content: Any, where: str) -> str:
 def _label(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
     return _text(str(value), key) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-
-
-def _id(row: Mapping[str, Any]) -> str | None:
-    name = _label(row, "id")
-    if len(name) > LONGEST_ID:
-        raise DataError(f"expected an id of at most {LONGEST_ID:,} characters, got {len(name):,}")
-    return name or None
 
 
 def _shown(value: Any) -> str:

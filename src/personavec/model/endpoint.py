@@ -151,7 +151,8 @@ class Endpoint:
             raise self._no_cache(error) from error
 
     def _ask_stored(self, requests: Sequence[Request], progress: Callable[[int], None]) -> list[Answer | Failure]:
-        keys = [self._key(request) for request in requests]
+        whats = (json.dumps([self.url, self.model, each], sort_keys=True, ensure_ascii=False) for each in requests)
+        keys = [hashlib.sha256(what.encode()).hexdigest() for what in whats]
         with closing(sqlite3.connect(self.cache, timeout=60, check_same_thread=False)) as store:
             store.execute("PRAGMA journal_mode=WAL")
             store.execute("PRAGMA synchronous=NORMAL")
@@ -172,10 +173,6 @@ class Endpoint:
 
                 _run(lambda: self._ask(todo, keep))
         return [answers[key] for key in keys]
-
-    def _key(self, request: Request) -> str:
-        what = json.dumps([self.url, self.model, request], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(what.encode()).hexdigest()
 
     async def _ask(self, todo: Mapping[str, Request], keep: Callable[[str, Answer | Failure], None]) -> None:
         import openai

@@ -205,16 +205,12 @@ def _scatter_notes(figures: Json) -> list[str]:
     if figures["reason"]:
         return ["no correlation:", figures["reason"]]
     (low, high), nulls = figures["pearson"]["ci"], figures["nulls"]
-    limits = [_null_limit(nulls[name]) for name in ("covariance", "isotropic")]
+    reached = (nulls[name].get("percentiles", {}).get("97.5") for name in ("covariance", "isotropic"))
+    limits = ["–" if limit is None else f"{limit:.2f}" for limit in reached]
     return [
         f"r = {figures['pearson']['r']:.2f} [{low:.2f}, {high:.2f}], n = {figures['n']}",
         f"null: {' / '.join(limits)}",
     ]
-
-
-def _null_limit(null: Json) -> str:
-    limit = null.get("percentiles", {}).get("97.5")
-    return "–" if limit is None else f"{limit:.2f}"
 
 
 def _padded(values: Sequence[float], share: float = 0.08) -> list[float]:
@@ -259,7 +255,8 @@ def _dose_panel(
 ) -> alt.LayerChart:
     known = _known(rows, method, measure)
     colour = BLUE if method == "prevent" else VERMILLION
-    x = alt.X("coef:Q", title=DOSES[method], scale=alt.Scale(padding=12, nice=False), axis=_coef_axis(known))
+    ticks = alt.Axis(grid=False, values=sorted({row["coef"] for row in known}), format="~g")
+    x = alt.X("coef:Q", title=DOSES[method], scale=alt.Scale(padding=12, nice=False), axis=ticks)
     tooltip = [alt.Tooltip(f"{name}:Q", format=".3g") for name in ("coef", "mean", "low", "high")]
     base = alt.Chart(inline(known)).encode(x=x, tooltip=tooltip)
     y = alt.Y("mean:Q", title=axis, scale=scale, axis=_cost_axis(scale))
@@ -276,11 +273,6 @@ def _dose_panel(
     if measure == "trait_score":
         panel.title = alt.TitleParams(METHODS[method], fontSize=13, offset=8)
     return panel
-
-
-def _coef_axis(known: Sequence[Json]) -> alt.Axis:
-    """Ticks at the coefficients that were tried."""
-    return alt.Axis(grid=False, values=sorted({row["coef"] for row in known}), format="~g")
 
 
 def _cost_axis(scale: alt.Scale) -> alt.Axis:

@@ -182,10 +182,7 @@ def scatter(name: str, kind: str, correlations: Json) -> alt.LayerChart:
         .mark_point(shape="diamond", filled=True, size=170, opacity=1, stroke=INK, strokeWidth=1)
         .encode(x="projection:Q", y="score:Q", color=colour),
     ]
-    overall, within = (_r(correlations[reach]) for reach in ("overall", "within"))
+    r = (correlations[reach]["mean"] for reach in ("overall", "within"))
+    overall, within = ("–" if value is None else f"{value:.2f}" for value in r)
     title = f"{name}, {CONDITIONS[kind]}: r = {overall} overall, {within} within conditions"
     return finish(layers, title, ["One point a question; diamonds: means of the conditions."], 420, 300)
-
-
-def _r(value: Json) -> str:
-    return "–" if value["mean"] is None else f"{value['mean']:.2f}"

@@ -78,7 +78,8 @@ class Exchange:
         read = self.jobs[index].reply.read
         by_vector = {}
         for place, direction in enumerate(self.watched):
-            values = [_finite(row[place]) for row in read]
+            # a steering that is far too large makes projections infinite, for which JSON has no word
+            values = [row[place] if math.isfinite(row[place]) else None for row in read]
             tokens = [value for value in values[1:] if value is not None]
             by_vector[direction.key] = {
                 "layer": direction.layer,
@@ -295,11 +296,6 @@ class Service:
                 raised = [drift.add(value) for value in (*past, read["response_avg"])]
                 alerts += [raised[-1]] if raised[-1] else []
         return [alert | {"turn": exchange.turn} for alert in alerts]
-
-
-def _finite(value: float) -> float | None:
-    """A steering that is far too large makes projections infinite, for which JSON has no word."""
-    return value if math.isfinite(value) else None
 
 
 def assemble(

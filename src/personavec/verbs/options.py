@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -159,12 +159,10 @@ def bench_for(
 
 def call(function: Callable[..., Any], options: Any, *objects: Any, **named: Any) -> Any:
     """Call a verb's function with objects, and with every option that has the name of one of its parameters."""
-    from personavec.steering.rollouts import ReplyOptions
-
     parameters = signature(function).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        names += ReplyOptions.__annotations__
+    names = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    for behind in (each.annotation for each in parameters if each.kind is each.VAR_KEYWORD):  # Unpack[a TypedDict]
+        names += get_args(behind)[0].__annotations__
     return function(*objects, **{name: getattr(options, name) for name in names if hasattr(options, name)} | named)
 
 

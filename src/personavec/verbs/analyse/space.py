@@ -115,7 +115,8 @@ def space(
     if layer is not None and not 0 <= layer < model.n_layers:
         raise ConfigError(f"expected a layer from 0 to {model.n_layers - 1}, got {layer}; correct it")
     interview = Interview(model, seed=seed, **writing)
-    inputs = {"model": model.identity.revision, "numbers": model.numbers, "personas": _hash(personas)}
+    prompts = dict(zip(personas.names, personas.prompts, strict=True)) | {"": " ".join(personas.questions)}
+    inputs = {"model": model.identity.revision, "numbers": model.numbers, "personas": Run.digest(prompts)}
     inputs |= {f"vector {name}": vector.content_hash for name, vector in named.items()}
     bench = bench_of(judge, interview) if coexpress else None
     known, judges = {}, {}
@@ -187,11 +188,6 @@ def with_coefs(vectors: Vectors) -> dict[str, PersonaVector]:
     if absent := [name for name, vector in named.items() if vector.absent]:
         raise VectorError(f"expected all layers of {absent[0]}, got a file without some; extract it from the model")
     return named
-
-
-def _hash(personas: Personas) -> str:
-    """Names a set of personas."""
-    return Run.digest(dict(zip(personas.names, personas.prompts, strict=True)) | {"": " ".join(personas.questions)})
 
 
 def _read(interview: Interview, run: Run, personas: Personas) -> tuple[Read, int]:

@@ -254,15 +254,13 @@ def _number(lists: Sequence[Row]) -> tuple[list[Row], dict[str, int]]:
 def _write_answers(writer: Writer, family: Family, questions: Sequence[Row], run: Run) -> list[Row]:
     def write(batch: Sequence[Row]) -> list[Row]:
         answers = writer.ask_all([_answer_prompt(family, row["question"]) for row in batch], Answers)
-        return [row | _columns(answer) for row, answer in zip(batch, answers, strict=True)]
+        return [
+            row
+            | ({"dropped": f"{each.kind} answer", "why": each.reason} if isinstance(each, Unwritten) else dict(each))
+            for row, each in zip(batch, answers, strict=True)
+        ]
 
     return _completed(run, "answers.jsonl", "id", questions, "answers, three a question", writer.at_once, write)
-
-
-def _columns(answer: Answers | Unwritten) -> Row:
-    if isinstance(answer, Unwritten):
-        return {"dropped": f"{answer.kind} answer", "why": answer.reason}
-    return dict(answer)
 
 
 def _answer_prompt(family: Family, question: str) -> str:

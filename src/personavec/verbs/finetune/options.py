@@ -159,7 +159,7 @@ class FinetuneConfig(Pace, Trained):
         from personavec.data.dataset import open_dataset
         from personavec.verbs.finetune.finetune import finetune
         from personavec.verbs.finetune.methods import Recipe
-        from personavec.verbs.finetune.trainer import TrainingOptions, process_device
+        from personavec.verbs.finetune.trainer import process_device
 
         if not self.data:
             raise ConfigError(NO_DATA)
@@ -170,9 +170,8 @@ class FinetuneConfig(Pace, Trained):
         # where all weights are trained they are kept in float32, or small steps would round away
         dtype = "float32" if self.full and self.dtype == "auto" else self.dtype
         model = load_subject(replace(self, device=process_device(self.device), dtype=dtype))
-        training = {name: getattr(self, name) for name in TrainingOptions.__annotations__}
         held_out, out = self.held_out or None, self.out or self.default_out
-        return call(finetune, self, model, self.data, held_out=held_out, store=out, **training)  # type: ignore[no-any-return]
+        return call(finetune, self, model, self.data, held_out=held_out, store=out)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -239,15 +238,13 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
             return self.training.run()
         from personavec.verbs.finetune.compare import check_machine, compare, vectors_and_traits
         from personavec.verbs.finetune.methods import Recipe
-        from personavec.verbs.finetune.trainer import TrainingOptions
 
         if not self.data:
             raise ConfigError(NO_DATA)
         check_machine(self.tasks, self.perplexity)
         vectors_and_traits(Recipe.of(None, self.prevent, ()), self.vectors, self.traits)
         model = load_subject(self)
-        more = {name: getattr(self, name) for name in TrainingOptions.__annotations__ if name != "full"}
-        more |= {"arms": self.compare, "judge": bench_for(self, model), "held_out": self.held_out or None}
+        more = {"arms": self.compare, "judge": bench_for(self, model), "held_out": self.held_out or None}
         out = self.out or Path(f"{self.training.default_out}-report")
         return call(compare, self, model, self.data, store=out, **more)  # type: ignore[no-any-return]
 

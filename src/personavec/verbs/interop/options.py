@@ -45,5 +45,5 @@ class InteropConfig(Common):
             raise ConfigError(
                 "expected IN and OUT, got one or none; for example: personavec interop in.pt out.safetensors"
             )
-        task = transfer(self.source, self.out, trait=self.trait, layer=self.layer, norms=self.norms)
-        return task.run(load_subject(self))
+        do = transfer(self.source, self.out, trait=self.trait, layer=self.layer, norms=self.norms)
+        return do(load_subject(self))

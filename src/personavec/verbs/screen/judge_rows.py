@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +70,8 @@ def judge_rows(work: DataPass, table: Table) -> tuple[dict[str, Float[ndarray, "
                 good = [s for s in shard if isinstance(s, Sample) and table.good[s.row]]
                 Table.write(folder, part, _judged(good, judges, work.reader.on_error == "stop"))
             for name, counts in whys.items():
-                counts.update(_whys(folder / f"{part}.parquet", name))
+                whys_of = pq.read_table(folder / f"{part}.parquet", columns=[f"{name}.why"])[f"{name}.why"]
+                counts.update(why for why in whys_of.to_pylist() if why)
             advance(len(shard))
     scores = Table(folder, tuple(judges))
     columns = {name: np.full(len(table.good), np.nan, dtype=np.float32) for name in judges}
@@ -95,8 +95,3 @@ def _judged(samples: Sequence[Sample], judges: Mapping[str, TraitJudge], stop: b
         columns[name] = pa.array([score.value for score in scores], pa.float32())
         columns[f"{name}.why"] = pa.array([score.why for score in scores], pa.string())
     return pa.table(columns)
-
-
-def _whys(part: Path, name: str) -> list[str]:
-    table = pq.read_table(part, columns=[f"{name}.why"])
-    return [why for why in table[f"{name}.why"].to_pylist() if why]

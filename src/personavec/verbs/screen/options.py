@@ -100,14 +100,11 @@ class ScreenConfig(Judging, Common):
         data, clean = open_dataset(self.data), open_dataset(self.clean) if self.clean else None
         load_vectors(self.vectors)  # what is wrong with them is said before the model is loaded
         model = load_subject(self)
+        stem = Path(self.data).stem if Path(self.data).exists() else self.data.replace("/", "-").replace(":", "-")
         objects = {
             "clean": clean,
             "judge": bench_for(self, model) if self.judge else "",
             "ray": partial(load_subject, self) if self.ray else False,
-            "store": self.out or self._default_out(),
+            "store": self.out or Path("runs") / f"screen-{stem}-{self.cost}",
         }
         return call(screen, self, model, data, self.vectors, **objects, **self.call_limits)  # type: ignore[no-any-return]
-
-    def _default_out(self) -> Path:
-        stem = Path(self.data).stem if Path(self.data).exists() else self.data.replace("/", "-").replace(":", "-")
-        return Path("runs") / f"screen-{stem}-{self.cost}"

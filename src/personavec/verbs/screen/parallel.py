@@ -46,7 +46,10 @@ class Screener:
         """Screen the shards of a block, each into its part of the table."""
         rows = []
         for part, text in zip(block["part"], block["rows"], strict=True):
-            samples = [_sample(row) for row in json.loads(text)]
+            samples = [
+                Bad(**row["bad"]) if "bad" in row else Sample(**row | {"messages": tuple(row["messages"])})
+                for row in json.loads(text)
+            ]
             if self._fault:
                 rows.append((0, self._fault))
                 continue
@@ -137,10 +140,6 @@ def _waiting(folder: Path, data: Dataset, turn: Turn) -> Iterator[Any]:
         if not Table.has(folder, part):
             rows = [{"bad": sample._asdict()} if isinstance(sample, Bad) else asdict(sample) for sample in shard]
             yield pa.table({"part": [part], "rows": [json.dumps(rows)]})
-
-
-def _sample(row: Block) -> Sample | Bad:
-    return Bad(**row["bad"]) if "bad" in row else Sample(**row | {"messages": tuple(row["messages"])})
 
 
 def _source(read: Callable[[], Iterator[Any]]) -> Any:
