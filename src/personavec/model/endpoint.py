@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -326,17 +326,5 @@ def _run(make: Callable[[], Any]) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         asyncio.run(make())
-        return
-    failed: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            asyncio.run(make())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=target)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+    else:
+        ThreadPoolExecutor(1).submit(lambda: asyncio.run(make())).result()

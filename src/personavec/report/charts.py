@@ -60,6 +60,35 @@ def themed(chart: Look) -> Look:
     return configured
 
 
+def histogram(
+    edges: Sequence[float], sets: Mapping[str, Sequence[int]], names: list[str], axis: str, unit: str
+) -> alt.Chart:
+    """How values are spread: the share of each set in every bin; of the names in the legend the first is blue."""
+    rows = [
+        {"set": label, "from": low, "to": high, "share": count / max(1, sum(counts)), "floor": 0}
+        for label, counts in sets.items()
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+    ]
+    chart: alt.Chart = (
+        alt.Chart(inline(rows))
+        .mark_rect(opacity=0.55)
+        .encode(
+            x=alt.X("from:Q", title=axis, scale=alt.Scale(zero=False, nice=False)),
+            x2="to:Q",
+            y=alt.Y("share:Q", title=f"share of {unit}", axis=alt.Axis(format="%"), scale=alt.Scale(zero=True)),
+            y2="floor:Q",
+            color=alt.Color("set:N", title=None, scale=alt.Scale(domain=names, range=[BLUE, GREY])),
+            tooltip=["set:N", "from:Q", "to:Q", alt.Tooltip("share:Q", format=".2%")],
+        )
+    )
+    return chart
+
+
+def bounded(estimate: Json) -> dict[str, Any]:
+    """A mean with the ends of its interval, as charts read it."""
+    return {"mean": estimate["mean"], "low": estimate["ci"][0], "high": estimate["ci"][1]}
+
+
 def inline(rows: list[Any]) -> alt.InlineData:
     """Data that stand in the chart itself."""
     return alt.InlineData(values=rows)

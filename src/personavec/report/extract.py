@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, FAINT, GREEN, GREY, INK, MAX_SCORE, VERMILLION, Json, finish, inline
+from personavec.report.charts import BLUE, FAINT, GREEN, GREY, INK, MAX_SCORE, VERMILLION, Json, bounded, finish, inline
 from personavec.report.page import drawn, render, svg
 from personavec.runs.show import interval, table
 
@@ -276,11 +276,9 @@ def _arms(check: Sequence[Json], measure: str, axis: str) -> list[alt.Chart]:
             "series": SERIES[row["direction"]],
             "dose": _signed_dose(row),
             "coef": row["coef"],
-            "mean": row[measure]["mean"],
-            "low": row[measure]["ci"][0],
-            "high": row[measure]["ci"][1],
             "n": row[measure]["n"],
         }
+        | bounded(row[measure])
         for row in check
         if row[measure]["mean"] is not None
     ]
@@ -312,7 +310,7 @@ def _base_band(check: Sequence[Json]) -> list[alt.Chart]:
     base = next((row["trait"] for row in check if row["arm"] == "base" and row["trait"]["mean"] is not None), None)
     if base is None:
         return []
-    data = alt.Chart(inline([{"mean": base["mean"], "low": base["ci"][0], "high": base["ci"][1]}]))
+    data = alt.Chart(inline([bounded(base)]))
     return [
         data.mark_rect(color=GREY, opacity=0.18).encode(y="low:Q", y2="high:Q"),
         data.mark_rule(color=GREY, strokeDash=[2, 3]).encode(y="mean:Q"),

@@ -7,7 +7,19 @@ from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, FAINT, GREY, INK, MAX_SCORE, VERMILLION, Json, finish, inline, themed
+from personavec.report.charts import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    MAX_SCORE,
+    VERMILLION,
+    Json,
+    bounded,
+    finish,
+    inline,
+    themed,
+)
 from personavec.report.labels import labels
 from personavec.report.page import drawn, render, svg
 
@@ -230,17 +242,8 @@ def _scale(costs: Sequence[Json]) -> alt.Scale:
 
 def _known(rows: Sequence[Json], method: str, measure: str) -> list[dict[str, Any]]:
     """What was measured, by coefficient."""
-    of_method = [row for row in rows if row["method"] == method]
-    points = [
-        {
-            "coef": row["coef"],
-            "mean": row[measure]["mean"],
-            "low": row[measure]["ci"][0],
-            "high": row[measure]["ci"][1],
-        }
-        for row in of_method
-        if row[measure]["mean"] is not None
-    ]
+    known = [row for row in rows if row["method"] == method and row[measure]["mean"] is not None]
+    points = [{"coef": row["coef"]} | bounded(row[measure]) for row in known]
     return sorted(points, key=lambda row: row["coef"])
 
 

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
+from itertools import product
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from personavec.errors import ConfigError
@@ -99,31 +100,22 @@ class Interview(Writing):
 
         Source: Persona Vectors (arXiv 2507.21509) section 2.2.
         """
-        return [
-            Plan(
-                {
-                    "id": f"{side}-{pair}-{question_id}-{sample}",
-                    "side": side,
-                    "pair": pair,
-                    "question_id": question_id,
-                    "question": question,
-                    "sample": sample,
-                },
-                Request(
-                    self.model.render(
-                        [
-                            {"role": "system", "content": trait.system_prompt(pair, side)},
-                            {"role": "user", "content": question},
-                        ]
-                    ),
-                    seed=_seed(self.seed, trait.name, side, pair, question, sample),
-                ),
-            )
-            for side in SIDES
-            for pair in range(len(trait.pairs))
-            for question_id, question in enumerate(trait.extract)
-            for sample in range(rollouts)
-        ]
+        plans = []
+        pairs, questions = product(SIDES, range(len(trait.pairs))), enumerate(trait.extract)
+        for (side, pair), (question_id, question), sample in product(pairs, questions, range(rollouts)):
+            system = trait.system_prompt(pair, side)
+            row: PlannedRow = {
+                "id": f"{side}-{pair}-{question_id}-{sample}",
+                "side": side,
+                "pair": pair,
+                "question_id": question_id,
+                "question": question,
+                "sample": sample,
+            }
+            prompt = self.model.render([{"role": "system", "content": system}, {"role": "user", "content": question}])
+            seed = _seed(self.seed, trait.name, side, pair, question, sample)
+            plans.append(Plan(row, Request(prompt, seed=seed)))
+        return plans
 
     def answers(
         self,
@@ -150,23 +142,16 @@ class Interview(Writing):
         """
         systems = systems or (self.system,)
         prefix = "-".join(str(value) for value in extra.values())
-        return [
-            Plan(
-                cast(
-                    PlannedRow,
-                    {"id": f"{prefix}-{question_id}-{sample}", **extra}
-                    | {"question_id": question_id, "question": question, "sample": sample},
-                ),
-                Request(
-                    self.model.render([*before, {"role": "user", "content": question}], systems[place % len(systems)]),
-                    tuple(steering[place % len(steering)]),
-                    _seed(self.seed, draw, question, sample),
-                ),
-            )
-            for question_id, question in enumerate(questions)
-            for sample in range(rollouts)
-            for place in [question_id * rollouts + sample]
-        ]
+        plans = []
+        for place, ((question_id, question), sample) in enumerate(product(enumerate(questions), range(rollouts))):
+            row = {"id": f"{prefix}-{question_id}-{sample}", **extra}
+            row |= {"question_id": question_id, "question": question, "sample": sample}
+            turns = [*before, {"role": "user", "content": question}]
+            prompt = self.model.render(turns, systems[place % len(systems)])
+            applied = tuple(steering[place % len(steering)])
+            request = Request(prompt, applied, _seed(self.seed, draw, question, sample))
+            plans.append(Plan(cast(PlannedRow, row), request))
+        return plans
 
     def write(self, plans: Sequence[Plan], title: str, *, run: Run | None = None, name: str = "") -> list[ReplyRow]:
         """Write the planned replies; with a run into its NAME.jsonl, where those that are there are not written again.

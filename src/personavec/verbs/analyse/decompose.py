@@ -26,10 +26,9 @@ from personavec.steering.projection import directions
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector, load_vector
 from personavec.traits.trait import Trait, trait_of
-from personavec.verbs.analyse.causal import causal_rank
 from personavec.verbs.analyse.contributions import Row as Reply
 from personavec.verbs.analyse.contributions import Token, token_activations, tokens, written
-from personavec.verbs.analyse.dictionary import Dictionary, load_dictionary, nearest
+from personavec.verbs.analyse.dictionary import Dictionary, causal_rank, load_dictionary, nearest
 from personavec.verbs.extract.confounds import matched
 
 Row = dict[str, Any]

@@ -26,13 +26,12 @@ from personavec.steering.rollouts import Reasoning
 from personavec.traits.trait import Trait, load_trait
 from personavec.verbs.screen import selection
 from personavec.verbs.screen.base_replies import BaseReplies, open_base_replies
-from personavec.verbs.screen.extremes import top_differences
 from personavec.verbs.screen.flagging import histogram
 from personavec.verbs.screen.judge_rows import judge_rows, load_judges
 from personavec.verbs.screen.parallel import by_name, screen_in_parallel
 from personavec.verbs.screen.plan import SIZES, Census, estimate, measure, predicted, take_census
 from personavec.verbs.screen.result import Screening
-from personavec.verbs.screen.sampled import Differences, sample_differences
+from personavec.verbs.screen.sampled import Differences, sample_differences, top_differences
 from personavec.verbs.screen.shards import (
     COLUMNS,
     NO_BASE_REPLY,
