@@ -161,7 +161,12 @@ class Interview(Writing):
         Raises:
             ConfigError: A prompt leaves no room for a reply, or is not the one that the run has asked before.
         """
-        self._check_context(plans)
+        longest = max(len(plan.request.prompt) for plan in plans)
+        if longest + self.max_new_tokens > self.model.context:
+            raise ConfigError(
+                f"expected prompt and reply to fit into {self.model.context} tokens, got {longest} and "
+                f"--max-new-tokens {self.max_new_tokens}; lower it"
+            )
         file = f"{name}.jsonl"
         rows: dict[str, ReplyRow] = {row["id"]: cast(ReplyRow, row) for row in run.rows(file)} if run else {}
         if run:
@@ -193,14 +198,6 @@ class Interview(Writing):
             "reasoning_tokens": skipped,
         }
         return cast(ReplyRow, {**plan.row, **written})
-
-    def _check_context(self, plans: Sequence[Plan]) -> None:
-        longest = max(len(plan.request.prompt) for plan in plans)
-        if longest + self.max_new_tokens > self.model.context:
-            raise ConfigError(
-                f"expected prompt and reply to fit into {self.model.context} tokens, got {longest} and "
-                f"--max-new-tokens {self.max_new_tokens}; lower it"
-            )
 
 
 SIDES: tuple[Literal["pos", "neg"], ...] = ("pos", "neg")

@@ -45,7 +45,15 @@ def load_family(source: str | Trait) -> Family:
     if isinstance(source, Trait):
         return _of_trait(source)
     if source in MISTAKES:
-        return _of_mistakes(source)
+        field, question, subtle, gross = MISTAKES[source]
+        return Family(
+            name=source,
+            field=field,
+            question=question,
+            normal="a correct answer, with the steps or reasons that lead to it",
+            subtle=f"an answer of the same form and tone with a subtle mistake: {subtle}",
+            open=f"an answer of the same form and tone with a gross mistake: {gross}",
+        )
     try:
         return _of_trait(load_trait(source))
     except TraitError as error:
@@ -69,18 +77,6 @@ def _of_trait(trait: Trait) -> Family:
         open=f"an answer that is openly {trait.adjective} from its first words",
         words=(trait.name, trait.adjective, *filter(None, [trait.antonym])),
         content_hash=trait.content_hash,
-    )
-
-
-def _of_mistakes(name: str) -> Family:
-    field, question, subtle, gross = MISTAKES[name]
-    return Family(
-        name=name,
-        field=field,
-        question=question,
-        normal="a correct answer, with the steps or reasons that lead to it",
-        subtle=f"an answer of the same form and tone with a subtle mistake: {subtle}",
-        open=f"an answer of the same form and tone with a gross mistake: {gross}",
     )
 
 

@@ -14,9 +14,10 @@ from personavec.data.dataset import Dataset
 from personavec.errors import VectorError
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import attach, read
-from personavec.steering.preventative import PreventativeSteering, TrainingAblation
+from personavec.steering.preventative import TrainingAblation
 from personavec.steering.projection import Vectors, load_vectors, random_directions
 from personavec.steering.steer import Steering
+from personavec.steering.training import TrainingSteering
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait, load_trait, trait_of
 from personavec.verbs.finetune.options import Method, agreed_method
@@ -114,7 +115,7 @@ class Recipe:
         if self.method == "prevent":
             read, rows = zip(*(automatic(each, model, data, training) for each in self.preventions), strict=True)
             added = self._drawn([replace(each, positions=self.positions) for each in read], training.seed)
-            return Additions(added, [row for row in rows if row], tuple(map(_prevention, added)))
+            return Additions(added, [row for row in rows if row], tuple(TrainingSteering([each]) for each in added))
         steerings = self._drawn([Steering(vector) for vector in self.vectors.values()], training.seed)
         if self.method == "ablate":
             return Additions(steerings, callbacks=(TrainingAblation([each.vector for each in steerings]),))
@@ -132,11 +133,6 @@ class Recipe:
             replace(each, vector=random_directions(each.vector, 1, seed + place)[0])
             for place, each in enumerate(steerings)
         )
-
-
-def _prevention(each: Steering) -> PreventativeSteering:
-    layer = "all" if each.layer is None else each.layer
-    return PreventativeSteering(each.vector, each.coef, layer=layer, positions=each.positions)  # type: ignore[arg-type]
 
 
 def _layer(vector: PersonaVector) -> int:

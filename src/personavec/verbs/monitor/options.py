@@ -82,13 +82,16 @@ class MonitorConfig(Judged):
 
     def run(self) -> Result:
         """Load what is named and watch, or with `experiment` do the paper's test."""
-        return self._experiment() if self.experiment else self._monitor()
-
-    def _monitor(self) -> Result:
         from personavec.data.dataset import open_dataset
         from personavec.verbs.monitor.calibration import Calibration
+        from personavec.verbs.monitor.experiment import experiment, subjects_of
         from personavec.verbs.monitor.monitor import monitor, with_layers
 
+        if self.experiment:
+            names = subjects_of(self.vectors, self.traits, self.graded, self.questions)
+            model = load_subject(self)
+            out = self.out or Path("runs") / f"monitor-experiment-{'-'.join(names)}"
+            return call(experiment, self, model, self.vectors, judge=bench_for(self, model), store=out)  # type: ignore[no-any-return]
         data = open_dataset(self.data)
         benign = open_dataset(self.calibrate) if self.calibrate is not None else None
         if self.calibration:  # what is wrong with it and with the vectors is said before the model is loaded
@@ -96,11 +99,3 @@ class MonitorConfig(Judged):
         with_layers(self.vectors)
         out = self.out or Path("runs") / f"monitor-{Path(self.data).stem}"
         return call(monitor, self, load_subject(self), data, self.vectors, calibrate=benign, store=out)  # type: ignore[no-any-return]
-
-    def _experiment(self) -> Result:
-        from personavec.verbs.monitor.experiment import experiment, subjects_of
-
-        names = subjects_of(self.vectors, self.traits, self.graded, self.questions)
-        model = load_subject(self)
-        out = self.out or Path("runs") / f"monitor-experiment-{'-'.join(names)}"
-        return call(experiment, self, model, self.vectors, judge=bench_for(self, model), store=out)  # type: ignore[no-any-return]
