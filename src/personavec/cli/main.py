@@ -49,13 +49,13 @@ VERBS: dict[str, tuple[type, str]] = {
     "finetune": (ReportConfig, "summary_train"),
     "shift": (ShiftConfig, "summary_train"),
     "serve": (ServeConfig, "summary_use"),
-    "space": (SpaceConfig, "summary_compare"),
-    "decompose": (DecomposeConfig, "summary_compare"),
+    "space": (SpaceConfig, "summary_use"),
+    "decompose": (DecomposeConfig, "summary_use"),
     "interop": (InteropConfig, "summary_use"),
     "verify": (VerifyConfig, "summary_find"),
-    "paper": (PaperConfig, "summary_compare"),
-    "write_trait": (WriteTraitConfig, "summary_author"),
-    "write_dataset": (WriteDatasetConfig, "summary_author"),
+    "paper": (PaperConfig, "summary_use"),
+    "write_trait": (WriteTraitConfig, "summary_use"),
+    "write_dataset": (WriteDatasetConfig, "summary_use"),
 }
 """Options of each verb, whose `run` does it, and the module with the function of its name that prints the result."""
 
