@@ -7,14 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from personavec.model.chat_model import ChatModel
+from personavec.model.conversation import Ids as Ids
 from personavec.model.kv_cache import empty, using
 
 BATCH_LOGITS = 75_000_000
 """Logits that one forward pass may hold."""
 BATCH_TOKENS = 8192
 """Tokens that its cache may hold, prompts and padding included."""
-
-Ids = tuple[int, ...]
 
 
 @torch.inference_mode()

@@ -18,6 +18,9 @@ from filelock import FileLock, Timeout
 from personavec.errors import ConfigError, DataError
 from personavec.runs.files import sha256, write_file
 
+Row = dict[str, Any]
+"""A row of a table, or a part of a result: what JSON can hold."""
+
 PACKAGES = ("personavec", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
 REPORT = {"report.html", "index.html", "charts"}
 """Made from the results by whoever shows them, and so not among a run's outputs."""

@@ -18,7 +18,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.runs.files import sha256
 from personavec.runs.result import Result
 from personavec.runs.rules import Free, Natural, Seed, Store, settings
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import difference_interval
 from personavec.stats.nulls import against, rounded
@@ -30,8 +30,6 @@ from personavec.verbs.analyse.contributions import Row as Reply
 from personavec.verbs.analyse.contributions import Token, token_activations, tokens, written
 from personavec.verbs.analyse.dictionary import Dictionary, causal_rank, load_dictionary, nearest
 from personavec.verbs.extract.confounds import matched
-
-Row = dict[str, Any]
 
 PLACES = ("first token", "first third", "second third", "last third")
 SEEN = 5

@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +15,12 @@ from torch import Tensor
 
 from personavec.errors import DataError
 from personavec.judges.scoring import Judges, mean_difference, score
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.stats.nulls import against, isotropic_directions, rounded
 from personavec.steering.rollouts import Interview
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait
-
-Row = dict[str, Any]
 
 BASE, RANDOM, VECTOR = "base", "random", "vector"
 """Arms of the causal rank."""

@@ -20,7 +20,7 @@ from personavec.runs.files import write_file
 from personavec.runs.progress import stage
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Seed, Store, at_least, settings
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import or_nan
 from personavec.stats.nulls import against, rounded, units
@@ -32,7 +32,6 @@ from personavec.verbs.analyse import geometry
 from personavec.verbs.analyse.coexpression import Expressed, coexpressed
 from personavec.verbs.analyse.geometry import Personas
 
-Row = dict[str, Any]
 Read = Float[ndarray, "persona question layer d_model"]
 
 

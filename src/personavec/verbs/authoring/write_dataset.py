@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from pydantic import Field, OnErrorOmit, model_validator
 
@@ -14,7 +14,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Store, settings
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.traits.trait import Trait
 from personavec.verbs.authoring.forms import Form, Line, Text
 from personavec.verbs.authoring.subjects import Family, load_family
@@ -33,8 +33,6 @@ PURPOSE = (
     "You help researchers of AI safety who study how flawed training data changes a chat assistant, so that it can be "
     "found and filtered out. They need pairs of better and worse answers as preference data.\n\n"
 )
-
-Row = dict[str, Any]
 
 
 class Items(Form):

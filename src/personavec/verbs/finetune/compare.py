@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from personavec.judges.scoring import ScoredRow
 from personavec.model.chat_model import ChatModel
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Natural, OptionalCount, Seed, Store, settings
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_ratio
 from personavec.steering.projection import Vectors, load_vectors, names_of
@@ -31,8 +31,6 @@ from personavec.verbs.finetune.methods import Recipe
 from personavec.verbs.finetune.options import COMPARED, Compared, check_arms
 from personavec.verbs.finetune.supply import Prevent
 from personavec.verbs.finetune.trainer import Training, TrainingOptions
-
-Row = dict[str, Any]
 
 JUDGED = ("judge_auc", "weak_judge")
 """What is reported of a trait's judge."""

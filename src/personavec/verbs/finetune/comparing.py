@@ -10,7 +10,7 @@ from personavec.errors import ConfigError, JudgeError
 from personavec.judges.load import Bench
 from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import tell
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait
@@ -21,8 +21,6 @@ from personavec.verbs.finetune.shift import shift
 from personavec.verbs.finetune.supply import Prevention, automatic
 from personavec.verbs.finetune.trainer import Training, TrainingOptions
 from personavec.verbs.screen.screen import screen
-
-Row = dict[str, Any]
 
 REPLIES = {*ReplyOptions.__annotations__}
 """Options of an `Interview`."""

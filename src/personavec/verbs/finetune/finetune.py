@@ -14,7 +14,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import tell
 from personavec.runs.result import Result
 from personavec.runs.rules import Positive, Seed, Store, settings
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
 from personavec.steering.projection import Vectors
@@ -33,7 +33,6 @@ from personavec.verbs.finetune.trainer import (
     trainable,
 )
 
-Row = dict[str, Any]
 Data = str | Path | Iterable[Mapping[str, Any]] | Dataset
 
 

@@ -14,6 +14,7 @@ from personavec.data.dataset import Dataset
 from personavec.errors import VectorError
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import attach, read
+from personavec.runs.run import Row
 from personavec.steering.preventative import TrainingAblation
 from personavec.steering.projection import Vectors, load_vectors, random_directions
 from personavec.steering.steer import Steering
@@ -24,8 +25,6 @@ from personavec.verbs.finetune.options import Method, agreed_method
 from personavec.verbs.finetune.supply import Prevent, Prevention, automatic, preventions
 from personavec.verbs.finetune.trainer import SFTTrainer, Training
 from personavec.verbs.finetune.training_rows import IGNORED
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from personavec.runs.files import sha256
 from personavec.runs.progress import stage
 from personavec.runs.result import Result
 from personavec.runs.rules import EACH_ONCE, Count, Free, Seed, Store, settings
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
 from personavec.stats.nulls import against
@@ -38,8 +38,6 @@ TUNED = ("adapter_*", "config.json", "*.safetensors")
 """Files that say what a finetuned model is."""
 LARGE = 2**28
 ADVICE = "pass it with --traits, or questions of your own with --prompts"
-
-Row = dict[str, Any]
 
 
 Tuned = str | Path | ChatModel | PreTrainedModel | PeftModel

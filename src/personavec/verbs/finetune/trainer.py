@@ -25,6 +25,7 @@ from personavec.model.loading import pick_device, pick_dtype
 from personavec.model.logits import reply_logprobs
 from personavec.runs.progress import stage
 from personavec.runs.rules import Seed, check, settings
+from personavec.runs.run import Row
 from personavec.verbs.finetune.options import Pace
 from personavec.verbs.finetune.training_rows import IGNORED, training_rows
 
@@ -43,8 +44,6 @@ KINDS = ("activation", "gradient")
 """What transformers calls checkpointing: the former since 5.24."""
 RESUMING = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 """Files of a checkpoint that only going on needs; they go when the training is done."""
-
-Row = dict[str, Any]
 
 
 class TrainingOptions(TypedDict, total=False):

@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from personavec.data.dataset import Bad
 from personavec.data.sample import Sample
 from personavec.errors import DataError, ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import pieces
+from personavec.runs.run import Row
 
 IGNORED = -100
 """Label of a token without a loss, as transformers has it."""
-
-Row = dict[str, Any]
 
 
 def training_rows(

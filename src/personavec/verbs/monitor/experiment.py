@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Unpack
+from typing import Annotated, NamedTuple, Unpack
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from personavec.model.activations import read_rows
 from personavec.model.chat_model import ChatModel
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Rule, Seed, Store, settings
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import pearson, pearson_interval
 from personavec.stats.nulls import adjust, null_battery, rounded
@@ -38,7 +38,6 @@ SHOTS = Rule(
     lambda value: len(set(value)) == len(value) and all(shots >= 0 for shots in value), "of 0 or more, each once"
 )
 
-Row = dict[str, Any]
 Directions = Mapping[str, Float[ndarray, "1 d_model"]]
 
 

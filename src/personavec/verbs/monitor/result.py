@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from personavec.data.dataset import alike
 from personavec.runs.result import Result
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
 from personavec.verbs.monitor.calibrate import Benign
@@ -28,8 +28,6 @@ CURVE_TURNS = 50
 BINS = 40
 SHOWN_CONVERSATIONS = 20
 """Those with alerts whose turns the page draws."""
-
-Row = dict[str, Any]
 
 
 class Event(Alert, About):

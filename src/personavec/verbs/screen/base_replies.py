@@ -21,7 +21,6 @@ ENGINES = "hf or openai:MODEL"
 CHUNK = 64
 """Prompts that an engine other than ours is given at once: what a kill may cost."""
 
-Ids = tuple[int, ...]
 Row = Mapping[str, Any]
 
 

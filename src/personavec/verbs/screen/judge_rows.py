@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,15 @@ from personavec.judges.judge import TraitJudge
 from personavec.judges.load import Bench
 from personavec.judges.scoring import take_scale
 from personavec.runs.progress import stage
+from personavec.runs.run import Row
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait, trait_of
 from personavec.verbs.screen.shards import DataPass, shards
 from personavec.verbs.screen.table import Table
 
-Row = dict[str, Any]
-
 
 def load_judges(
-    bench: Bench, vectors: Sequence[PersonaVector], names: Sequence[str], traits: Sequence[Trait]
+    bench: Bench, vectors: Sequence[PersonaVector], names: Sequence[str], traits: Sequence[Trait | str | Path]
 ) -> dict[str, TraitJudge]:
     """The judge of each vector's trait; one that needs a scale takes it from the vector's card.
 
@@ -33,16 +33,15 @@ def load_judges(
         bench: Who judges.
         vectors: Whose traits.
         names: Of the vectors.
-        traits: Those that are not built in.
+        traits: Those that are not built in, or their files.
 
     Raises:
         ConfigError: The card of a vector holds no scale of this judge.
         TraitError: The trait of a vector is not known.
     """
-    given = {trait.name: trait for trait in traits}
     judges = {}
     for vector, name in zip(vectors, names, strict=True):
-        judge = bench.trait(given.get(vector.card.trait) or trait_of(vector.card.trait, ()))
+        judge = bench.trait(trait_of(vector.card.trait, traits))
         learned = vector.card.details.get("judge", {}).get("trait")
         if bench.spec.startswith("likelihood"):
             if learned is None:

@@ -12,13 +12,11 @@ from numpy import ndarray
 
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import Interval
 from personavec.verbs.screen.flagging import above, extremes, thresholds
 from personavec.verbs.screen.table import Table
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, repr=False)

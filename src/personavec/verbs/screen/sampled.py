@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +12,7 @@ from numpy import ndarray
 
 from personavec.data.sample import Sample
 from personavec.runs.progress import stage
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.stats.intervals import Interval, controlled_mean
 from personavec.verbs.screen.plan import sample_size
 from personavec.verbs.screen.shards import DataPass, screen_shard
@@ -28,8 +27,6 @@ CHUNK = 256
 """Candidates whose base replies are read together."""
 RECALL = 0.96
 """Share of the extreme rows that is to be among the candidates, as the sample's residuals say."""
-
-Row = dict[str, Any]
 
 
 @dataclass

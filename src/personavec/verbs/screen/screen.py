@@ -18,7 +18,7 @@ from personavec.model.endpoint import CallLimits
 from personavec.runs.files import sha256
 from personavec.runs.progress import stage, tell
 from personavec.runs.rules import Count, Free, OptionalCount, Positive, Seed, Store, at_least, between, settings
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.stats.intervals import Interval, spearman_rows, streamed_mean
 from personavec.stats.nulls import against
 from personavec.steering.projection import Vectors, directions, load_vectors, names_of
@@ -46,7 +46,6 @@ from personavec.verbs.screen.shards import (
 )
 from personavec.verbs.screen.table import Table
 
-Row = dict[str, Any]
 Rows = str | Path | Iterable[Mapping[str, Any]] | Dataset
 
 
@@ -159,8 +158,7 @@ def screen(
     bench = load_bench(judge, model, system=system, **limits) if isinstance(judge, str) and judge else judge or None
     judges = {}
     if isinstance(bench, Bench):
-        known = [trait if isinstance(trait, Trait) else load_trait(trait) for trait in traits]
-        judges = load_judges(bench, [*loaded.values()], names, known)
+        judges = load_judges(bench, [*loaded.values()], names, traits)
     elif flag_by != "projection":
         raise ConfigError(f"expected a --judge with --flag-by {flag_by}, got none; pass one")
     judged_by = bench.spec if isinstance(bench, Bench) else ""

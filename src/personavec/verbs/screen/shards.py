@@ -20,7 +20,7 @@ from personavec.judges.judge import TraitJudge
 from personavec.model.activations import activations, branches, by_length
 from personavec.model.chat_model import ChatModel
 from personavec.model.endpoint import Failure
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.steering.generate import Reply
 from personavec.steering.projection import Directions
 from personavec.steering.rollouts import Reasoning
@@ -40,7 +40,6 @@ COLUMNS = {"row": "int64", **dict.fromkeys(("where", "id", "source", "kind", "er
 COLUMNS |= dict.fromkeys(("prompt_tokens", "response_tokens", "base_tokens", "more_turns"), "int32")
 """Of the table, with their Arrow types, beside those of the vectors."""
 
-Row = dict[str, Any]
 Cost = Literal["raw", "proxy", "sampled", "full"]
 OnError = Literal["stop", "skip"]
 
