@@ -17,6 +17,12 @@ BIN = 5
 """Width of a histogram bar, in points of score."""
 N_BINS = MAX_SCORE // BIN
 WITH_TRAIT, WITH_OPPOSITE = "told to show the trait", "told the opposite"
+BY_LAYER = {
+    "norm": ("length (activation units)", "Length (norm) of the persona vector."),
+    "dose": ("dose (share of length)", "The vector's length over the activations' mean length."),
+    "reliability": ("cosine (1 = same way)", "Split-half reliability: cosine of two half-data vectors."),
+}
+"""Axis and subtitle of what is drawn by layer."""
 RELIABLE = 0.9
 """Split-half reliability from which the title says that the halves agree."""
 
@@ -78,15 +84,12 @@ def notebook(details: Json) -> str:
 
 def _charts(result: Mapping[str, Any]) -> dict[str, alt.LayerChart]:
     check, choice = result["check"], result["choice"]
-    norm, dose, reliability = by_layer(result["layers"], choice)
     return {
         "dose_response": dose_response(check),
         "coherence": coherence(check, result["sweep"]["floor"]),
         "heat_map": heat_map(result["sweep"], choice),
         "histograms": histograms(result["rollout_scores"], result["keep_at"]),
-        "layer_norm": norm,
-        "layer_dose": dose,
-        "layer_reliability": reliability,
+        **by_layer(result["layers"], choice),
     }
 
 
@@ -214,7 +217,7 @@ def histograms(rollout_scores: Mapping[str, Json], keep_at: float) -> alt.LayerC
     return finish([bars, line], title, subtitle, 520, 220)
 
 
-def by_layer(layers: Sequence[Json], choice: Json) -> tuple[alt.LayerChart, ...]:
+def by_layer(layers: Sequence[Json], choice: Json) -> dict[str, alt.LayerChart]:
     """The vector's length, the dose that coefficient 1 makes, and split-half reliability, at every layer."""
     rows = [{**row, "dose": _ratio(row["norm"], row["activation_norm"])} for row in layers]
     at = next((row for row in rows if row["layer"] == choice["layer"]), {})
@@ -222,36 +225,17 @@ def by_layer(layers: Sequence[Json], choice: Json) -> tuple[alt.LayerChart, ...]
     where = f"layer {choice['layer']}"
     reliability = at.get("reliability")
     agree = "agree" if reliability is not None and reliability >= RELIABLE else "agree only in part"
-    return (
-        _layer_chart(
-            _series(rows, "norm"),
-            "length (activation units)",
-            choice["layer"],
-            f"The vector is longest at layer {longest['layer']}" if longest else "No length was measured",
-            "Length (norm) of the persona vector.",
-        ),
-        _layer_chart(
-            _series(rows, "dose"),
-            "dose (share of length)",
-            choice["layer"],
-            f"Coefficient 1 is dose {_round(at.get('dose'), 2)} at {where}",
-            "The vector's length over the activations' mean length.",
-        ),
-        _layer_chart(
-            _series(rows, "reliability"),
-            "cosine (1 = same way)",
-            choice["layer"],
-            f"Halves of the data {agree}: {_round(reliability, 2)} at {where}",
-            "Split-half reliability: cosine of two half-data vectors.",
-        ),
-    )
+    titles = {
+        "norm": f"The vector is longest at layer {longest['layer']}" if longest else "No length was measured",
+        "dose": f"Coefficient 1 is dose {_round(at.get('dose'), 2)} at {where}",
+        "reliability": f"Halves of the data {agree}: {_round(reliability, 2)} at {where}",
+    }
+    return {f"layer_{field}": _layer_chart(rows, field, choice["layer"], title) for field, title in titles.items()}
 
 
-def _series(rows: Sequence[Json], field: str) -> list[Json]:
-    return [{"layer": row["layer"], "value": row[field]} for row in rows if row[field] is not None]
-
-
-def _layer_chart(rows: list[Json], axis: str, layer: int, title: str, subtitle: str) -> alt.LayerChart:
+def _layer_chart(layers: Sequence[Json], field: str, layer: int, title: str) -> alt.LayerChart:
+    axis, subtitle = BY_LAYER[field]
+    rows = [{"layer": row["layer"], "value": row[field]} for row in layers if row[field] is not None]
     line = alt.Chart(inline(rows)).encode(
         x=alt.X(
             "layer:Q",
