@@ -36,8 +36,9 @@ def notebook(data: Json) -> str:
     """The set's means as a chart, and the beginnings of its highest rows; of a plan the costs."""
     if "projection_difference" not in data:
         rows = [
-            (f"{row['rows']:,}", row["cost"], f"{row['base_replies']:,}", _seconds(row["seconds"]))
+            (f"{row['rows']:,}", row["cost"], f"{row['base_replies']:,}", seconds)
             for row in data["plan"]["estimates"]
+            for seconds in ["–" if row["seconds"] is None else f"{row['seconds']:,.0f}"]
         ]
         return table(["rows", "cost", "base replies", "seconds"], rows, "Costs on this machine")
     highest = [
@@ -46,10 +47,6 @@ def notebook(data: Json) -> str:
         for row in sides["highest"][:SHOWN_ROWS]
     ]
     return svg(means(data)) + table(["vector", "score", "prompt", "reply"], highest, "Highest rows")
-
-
-def _seconds(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{seconds:,.0f}"
 
 
 def _charts(result: Json) -> dict[str, alt.LayerChart]:
