@@ -52,12 +52,7 @@ def render(path: Path, template: str, **context: Any) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "interval": _interval,
-        "bounds": _bounds,
-        "number": lambda value, digits=1: DASH if value is None else f"{value:.{digits}f}",
-        "counts": lambda whys: ", ".join(f"{count} {why}" for why, count in whys.items() if count) or DASH,
-    }
+    environment.filters |= {"interval": _interval, "bounds": _bounds, "number": _number, "counts": _counts}
     write_file(path, environment.get_template(template).render(context).encode())
     return path
 
@@ -79,3 +74,12 @@ def _interval(value: Mapping[str, Any] | None, digits: int = 1) -> str:
 def _bounds(value: Mapping[str, Any], digits: int = 1) -> str:
     low, high = value["ci"]
     return DASH if low is None or high is None else f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def _counts(whys: Mapping[str, int]) -> str:
+    """What kept replies from a score: 2 empty, 1 refused."""
+    return ", ".join(f"{count} {why}" for why, count in whys.items() if count) or DASH
