@@ -229,22 +229,14 @@ def _measured(trial: Trial, exemplars: Sequence[ScoredRow]) -> Row:
         plans += interview.answers(questions, trial.rollouts, draw="monitor", extra=extra, systems=(text,))
     for shots in conditions["shots"]:
         before = [
-            message
+            {"role": role, "content": row[part]}  # type: ignore[literal-required]
             for row in exemplars[:shots]
-            for message in (
-                {"role": "user", "content": row["question"]},
-                {"role": "assistant", "content": row["response"]},
-            )
+            for role, part in (("user", "question"), ("assistant", "response"))
         ]
         extra = {"kind": "shots", "level": shots}
         plans += interview.answers(questions, trial.rollouts, draw="monitor", extra=extra, before=before)
-    replies = score(
-        interview.write(plans, "replies", run=trial.run, name="replies"),
-        trial.judges,
-        "judging",
-        run=trial.run,
-        name="replies",
-    )
+    written = interview.write(plans, "replies", run=trial.run, name="replies")
+    replies = score(written, trial.judges, "judging", run=trial.run, name="replies")
     first = [row for row in replies if row["sample"] == 0]
     unanswered: list[Row] = [{**row, "response_ids": [], "reasoning_tokens": 0} for row in first]
     layers = [trial.subject.layer]

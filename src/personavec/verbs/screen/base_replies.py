@@ -59,16 +59,8 @@ class RemoteReplies:
 
     def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
         """Replies as the server says them; their text is encoded here."""
-        answers = self.endpoint.ask_all(
-            [
-                {
-                    "messages": self._messages(row["messages"]),
-                    "temperature": 0.0,
-                    "max_tokens": self.max_new_tokens,
-                }
-                for row in rows
-            ]
-        )
+        greedy = {"temperature": 0.0, "max_tokens": self.max_new_tokens}
+        answers = self.endpoint.ask_all([{"messages": self._messages(row["messages"])} | greedy for row in rows])
         return [
             answer
             if isinstance(answer, Failure)
