@@ -22,9 +22,17 @@ from personavec.data.dataset import open_dataset
 from personavec.data.sample import Sample
 from personavec.model.activations import activations
 from personavec.model.chat_model import ChatModel
-from personavec.verbs.screen.extremes import candidates, regression
 from personavec.verbs.screen.plan import sample_size
-from personavec.verbs.screen.sampled import FEWEST, SPARE, STEP, Known, estimated_mean, narrow_enough
+from personavec.verbs.screen.sampled import (
+    FEWEST,
+    SPARE,
+    STEP,
+    Known,
+    candidates,
+    estimated_mean,
+    narrow_enough,
+    regression,
+)
 from personavec.verbs.screen.shards import RowReader
 from personavec.verbs.screen.table import Table
 

@@ -7,57 +7,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from personavec.errors import PersonavecError
-    from personavec.judges.load import load_bench
-    from personavec.model.chat_model import ChatModel
-    from personavec.server.serve import serve
-    from personavec.steering.preventative import PreventativeSteering
-    from personavec.steering.reading import project
-    from personavec.steering.steer import Steering, steer
-    from personavec.steering.vector import PersonaVector, load_vector
-    from personavec.traits.load import load_trait
-    from personavec.traits.trait import Trait
-    from personavec.verbs.analyse.decompose import decompose
-    from personavec.verbs.analyse.space import space
-    from personavec.verbs.authoring.write_dataset import write_dataset
-    from personavec.verbs.authoring.write_trait import write_trait
-    from personavec.verbs.evaluate.evaluate import evaluate
-    from personavec.verbs.evaluate.verify import verify
-    from personavec.verbs.extract.extract import extract
-    from personavec.verbs.finetune.finetune import finetune
-    from personavec.verbs.finetune.shift import shift
-    from personavec.verbs.interop.interop import interop
-    from personavec.verbs.monitor.monitor import monitor
-    from personavec.verbs.screen.screen import screen
+    from personavec.errors import PersonavecError as PersonavecError
+    from personavec.judges.load import load_bench as load_bench
+    from personavec.model.chat_model import ChatModel as ChatModel
+    from personavec.server.serve import serve as serve
+    from personavec.steering.preventative import PreventativeSteering as PreventativeSteering
+    from personavec.steering.reading import project as project
+    from personavec.steering.steer import Steering as Steering
+    from personavec.steering.steer import steer as steer
+    from personavec.steering.vector import PersonaVector as PersonaVector
+    from personavec.steering.vector import load_vector as load_vector
+    from personavec.traits.load import load_trait as load_trait
+    from personavec.traits.trait import Trait as Trait
+    from personavec.verbs.analyse.decompose import decompose as decompose
+    from personavec.verbs.analyse.space import space as space
+    from personavec.verbs.authoring.write_dataset import write_dataset as write_dataset
+    from personavec.verbs.authoring.write_trait import write_trait as write_trait
+    from personavec.verbs.evaluate.evaluate import evaluate as evaluate
+    from personavec.verbs.evaluate.verify import verify as verify
+    from personavec.verbs.extract.extract import extract as extract
+    from personavec.verbs.finetune.finetune import finetune as finetune
+    from personavec.verbs.finetune.shift import shift as shift
+    from personavec.verbs.interop.interop import interop as interop
+    from personavec.verbs.monitor.monitor import monitor as monitor
+    from personavec.verbs.screen.screen import screen as screen
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "ChatModel",
-    "PersonaVector",
-    "PersonavecError",
-    "PreventativeSteering",
-    "Steering",
-    "Trait",
-    "decompose",
-    "evaluate",
-    "extract",
-    "finetune",
-    "interop",
-    "load_bench",
-    "load_trait",
-    "load_vector",
-    "monitor",
-    "project",
-    "screen",
-    "serve",
-    "shift",
-    "space",
-    "steer",
-    "verify",
-    "write_dataset",
-    "write_trait",
-]
 
 _PLACES = {
     "errors": ("PersonavecError",),
@@ -84,6 +59,8 @@ _PLACES = {
     "verbs.screen.screen": ("screen",),
 }
 """Where each name lives."""
+
+__all__ = sorted(name for names in _PLACES.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from support import letters
 from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
 from personavec.paper import paper as study
-from personavec.paper.claims import VERDICTS, Claim, above, one_minus, tally
+from personavec.paper.claims import VERDICTS, Claim, above, complement, tally
 from personavec.paper.options import PaperConfig
 from personavec.paper.study import surviving
 from personavec.report.paper import grouped
@@ -46,8 +46,8 @@ def test_every_verdict_is_counted() -> None:
 
 
 def test_the_rest_of_a_share() -> None:
-    assert one_minus(interval(0.25, 0.125, 0.5)) == interval(0.75, 0.5, 0.875)
-    assert one_minus(interval(None, None, None)) is None and one_minus(None) is None
+    assert complement(interval(0.25, 0.125, 0.5)) == interval(0.75, 0.5, 0.875)
+    assert complement(interval(None, None, None)) is None and complement(None) is None
 
 
 def test_how_far_a_figure_lies_above_a_bound() -> None:

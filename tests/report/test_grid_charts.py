@@ -97,7 +97,7 @@ def test_the_cross_table_holds_every_number() -> None:
     for i, direction in enumerate(TRAITS):
         for j, score in enumerate(TRAITS):
             assert cells[direction, score]["r"] == result["cross"]["r"][i][j]
-            assert cells[direction, score]["own"] is (i == j)
+            assert cells[direction, score]["diagonal"] is (i == j)
     assert sum(found["best"] for found in cells.values()) == len(TRAITS)
     assert {found["text"] for found in rows_of(cross_trait_chart(made(flat=True)))} == {"–"}
 

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from personavec.report import extract_charts
+from personavec.report import extract as extract_page
 from personavec.report.extract import notebook, write_index
 from personavec.report.extract import write as write_page
 
@@ -223,7 +223,7 @@ def test_scales_cover_all_scores(page: str) -> None:
 
 def test_histogram_counts_every_score() -> None:
     scores: dict[str, Any] = {"pos": {"trait": [0, 4.9, 5, 100]}, "neg": {"trait": []}}
-    rows = rows_of(extract_charts.histograms(scores, 50).to_dict())
+    rows = rows_of(extract_page.histograms(scores, 50).to_dict())
     counts = {row["from"]: row["replies"] for row in rows if row.get("side") == "told to show the trait"}
     assert counts[0] == 2 and counts[5] == 1 and counts[95] == 1 and sum(counts.values()) == 4 and len(counts) == 20
 

@@ -334,7 +334,7 @@ def test_a_key_is_asked_for(browser: Any, saved: tuple[Path, Path], tmp_path: Pa
         for key, told in (("guess", "did not accept"), ("open-sesame", "")):
             page.get_by_label("Key", exact=True).fill(key)
             page.get_by_label("Key", exact=True).press("Enter")
-            page.locator("#key-told", has_text=told).wait_for(state="attached")
+            page.locator("#key-note", has_text=told).wait_for(state="attached")
         page.locator("#trait option", has_text="tiny").wait_for(state="attached")
         send(page)
         assert page.locator(".token").count() > 0

@@ -30,9 +30,9 @@ def test_everything_is_here() -> None:
 
 
 def test_the_page_has_every_element_that_is_asked_for() -> None:
-    made = {"drift-there", "compare-told", "chat-form-prompt", "compare-form-prompt"}  # by the script
+    made = {"drift-there", "compare-note", "chat-form-prompt", "compare-form-prompt"}  # by the script
     have = set(re.findall(r'\bid="([\w-]+)"', PAGE)) | made
-    asked = {name for path in OWN for name in re.findall(r'one\("#([\w-]+)"\)', path.read_text("utf-8"))}
+    asked = {name for path in OWN for name in re.findall(r'query\("#([\w-]+)"\)', path.read_text("utf-8"))}
     assert len(asked) > 20 and not asked - have
 
 

@@ -12,10 +12,10 @@ from support.tiny import hooks, prompt
 
 from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
+from personavec.model.kv_cache import Slots
 from personavec.model.sampling import Sampling
 from personavec.server.engine import Engine, Full, Job
 from personavec.server.reply import News, RunningReply
-from personavec.server.slots import Slots
 from personavec.steering.generate import Request, Watch, generate, stream
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector

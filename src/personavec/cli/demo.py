@@ -2,14 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from personavec.runs.result import Result
 from personavec.runs.rules import Free
 from personavec.verbs.extract.options import ExtractConfig
 from personavec.verbs.options import Common, given
-
-if TYPE_CHECKING:
-    from personavec.verbs.extract.result import Extractions
 
 
 @dataclass(frozen=True)
@@ -28,6 +25,6 @@ class DemoConfig(Common):
     out: Free[Path] = Path("runs/demo")
     """Run folder."""
 
-    def run(self) -> "Extractions":
+    def run(self) -> Result:
         """Extract one trait with the usual options."""
         return ExtractConfig(traits=(self.trait,), out=self.out, **given(self, Common)).run()

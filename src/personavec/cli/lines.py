@@ -4,10 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+
+from personavec.runs.show import interval
 
 Json = Mapping[str, Any]
 
 console = Console(highlight=False)
+
+
+def headed(*names: str) -> Table:
+    """An empty table with these columns, in the look that all tables share."""
+    return Table(*names, box=None, pad_edge=False)
 
 
 def not_scored(arm: str, dropped: Json) -> None:
@@ -36,9 +44,7 @@ def estimate(value: Json, digits: int = 1) -> str:
     """A mean with its interval, and what was dropped: 41.2 [38.0, 44.1], 3 dropped."""
     if value["mean"] is None:
         return "–"
-    low, high = ("–" if bound is None else f"{bound:.{digits}f}" for bound in value["ci"])
-    dropped = f", {value['dropped']} dropped" if value["dropped"] else ""
-    return f"{value['mean']:.{digits}f} [{low}, {high}]{dropped}"
+    return interval(value, digits) + (f", {value['dropped']} dropped" if value["dropped"] else "")
 
 
 def reasons(title: str, counts: Json) -> None:

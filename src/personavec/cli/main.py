@@ -49,13 +49,13 @@ VERBS: dict[str, tuple[type, str]] = {
     "finetune": (ReportConfig, "summary_train"),
     "shift": (ShiftConfig, "summary_train"),
     "serve": (ServeConfig, "summary_use"),
-    "space": (SpaceConfig, "summary_compare"),
-    "decompose": (DecomposeConfig, "summary_compare"),
+    "space": (SpaceConfig, "summary_use"),
+    "decompose": (DecomposeConfig, "summary_use"),
     "interop": (InteropConfig, "summary_use"),
     "verify": (VerifyConfig, "summary_find"),
-    "paper": (PaperConfig, "summary_compare"),
-    "write_trait": (WriteTraitConfig, "summary_author"),
-    "write_dataset": (WriteDatasetConfig, "summary_author"),
+    "paper": (PaperConfig, "summary_use"),
+    "write_trait": (WriteTraitConfig, "summary_use"),
+    "write_dataset": (WriteDatasetConfig, "summary_use"),
 }
 """Options of each verb, whose `run` does it, and the module with the function of its name that prints the result."""
 
@@ -153,11 +153,11 @@ def parse(args: Sequence[str]) -> tuple[str, Any]:
     except SystemExit as ended:
         if not ended.code:
             raise
-        raise ConfigError(_one_line(said.getvalue(), chosen)) from None
+        raise ConfigError(_in_a_line(said.getvalue(), chosen)) from None
     return chosen, parsed
 
 
-def _one_line(box: str, chosen: str) -> str:
+def _in_a_line(box: str, chosen: str) -> str:
     """What tyro says in a box of several sections: the first one, and the nearest option it knows."""
     lines = (line.strip(" │") for line in box.splitlines()[1:-1])
     rules = itertools.groupby(lines, key=lambda line: bool(line) and set(line) <= set("─-"))

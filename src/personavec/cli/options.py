@@ -1,14 +1,11 @@
 """Options of `chat`; their docstrings are the command line's help."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from personavec.model.sampling import Sampling
+from personavec.runs.result import Result
 from personavec.runs.rules import Count, Share, Temperature
 from personavec.verbs.options import Common, Files, Folder, Steer, call, load_subject
-
-if TYPE_CHECKING:
-    from personavec.cli.chat import Conversation
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class ChatConfig(Sampling, Common):
     top_p: Share = 0.95
     """Sample from the smallest set of tokens that holds this probability."""
 
-    def run(self) -> "Conversation":
+    def run(self) -> Result:
         """Load what is named and chat."""
         from personavec.cli.chat import chat, read_watched
         from personavec.steering.notation import parse_steering

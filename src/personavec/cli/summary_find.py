@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from personavec.cli.demo import DemoConfig
-from personavec.cli.lines import Json, console, estimate, judge_usage, not_scored, say
+from personavec.cli.lines import Json, console, estimate, headed, judge_usage, not_scored, say
 from personavec.verbs.evaluate.options import EvaluateConfig, VerifyConfig
 from personavec.verbs.extract.options import ExtractConfig
 
@@ -16,7 +16,7 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
     for trait in result["traits"]:
         proven = "[green]proven[/]" if trait["proven"] else "[red]not proven[/]"
         say(f"[bold]{trait['trait']}[/] on {escape(config.model)}: {proven}")
-        table = Table("arm", "trait score", "coherence", box=None, pad_edge=False)
+        table = headed("arm", "trait score", "coherence")
         for arm, score in trait["trait_score"].items():
             table.add_row(arm, estimate(score), estimate(trait["coherence"][arm]))
         table.add_row("random direction", estimate(trait["random_control"]), "")
@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig, result: Json) -> None:
         return
     changes = ", ".join([*([f"adapter {config.adapter}"] if config.adapter else []), *config.steer])
     say(f"{result['trait']} on {config.model}{changes and f' with {changes}'}", markup=False)
-    table = Table("", "trait score", "coherence", box=None, pad_edge=False)
+    table = headed("", "trait score", "coherence")
     table.add_row("changed" if changes else "base", estimate(result["trait_score"]), estimate(result["coherence"]))
     for row in ("base", "difference") if changes else ():
         table.add_row(row, estimate(result[row]["trait"]), estimate(result[row]["coherence"]))
@@ -67,21 +67,20 @@ def evaluate(config: EvaluateConfig, result: Json) -> None:
     for arm, dropped in result["unscored"].items():
         not_scored(arm, dropped)
     judge_usage(result)
-    if "capability" in result:
-        _capability(result["capability"])
+    if costs := result.get("capability"):  # what the base model can, and the changed one
+        for name, base in costs["base"].items():
+            digits = 1 if name == "perplexity" else 3
+            also = f", {estimate(costs['changed'][name], digits)} changed" * ("changed" in costs)
+            say(f"{name}: {estimate(base, digits)} base{also}", markup=False)
     if "agreement" in result:
         _agreement(result)
-    if "signals" in result:
-        _signals(result["signals"])
+    if signals := result.get("signals"):  # of every arm; they are no scores
+        table = headed("signal", *signals["means"], "rank correlation with")
+        for name, agreed in signals["agreement"].items():
+            means = (estimate(arm[name], 2) for arm in signals["means"].values())
+            table.add_row(name, *means, f"{agreed['with']} {estimate(agreed['spearman'], 2)}")
+        console.print(table)
     say(f"{result['seconds']:.0f} seconds")
-
-
-def _capability(costs: Json) -> None:
-    """What the base model can, and the changed one."""
-    for name, base in costs["base"].items():
-        digits = 1 if name == "perplexity" else 3
-        changed = f", {estimate(costs['changed'][name], digits)} changed" * ("changed" in costs)
-        say(f"{name}: {estimate(base, digits)} base" + changed, markup=False)
 
 
 def _sheet(result: Json) -> None:
@@ -98,7 +97,7 @@ def _agreement(result: Json) -> None:
     """Two judges of the same replies, and the sheet for people."""
     compared, sheet = result["agreement"], result["sheet"]
     trait, above = compared["trait"], compared["trait"]["above_50"]
-    table = Table("two judges", "AUC", box=None, pad_edge=False)
+    table = headed("two judges", "AUC")
     for judge, auc in zip(compared["judges"], trait["auc"], strict=True):
         table.add_row(escape(judge), estimate(auc, 2))
     console.print(table)
@@ -117,15 +116,6 @@ def _agreement(result: Json) -> None:
         f"{sheet['pairs']} pairs of replies for people: {sheet['sheet']}" if sheet["pairs"] else "no pairs for people"
     )
     say(f"{note} ({sheet['questions_without_pair']} questions had none above 80 beside one below 20)", markup=False)
-
-
-def _signals(signals: Json) -> None:
-    """Signals of every arm; they are no scores."""
-    table = Table("signal", *signals["means"], "rank correlation with", box=None, pad_edge=False)
-    for name, agreed in signals["agreement"].items():
-        means = (estimate(arm[name], 2) for arm in signals["means"].values())
-        table.add_row(name, *means, f"{agreed['with']} {estimate(agreed['spearman'], 2)}")
-    console.print(table)
 
 
 def verify(config: VerifyConfig, result: Json) -> None:

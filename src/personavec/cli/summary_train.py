@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from rich.markup import escape
-from rich.table import Table
 
-from personavec.cli.lines import Json, console, duration, estimate, say
+from personavec.cli.lines import Json, console, duration, estimate, headed, say
 from personavec.verbs.finetune.options import ReportConfig, ShiftConfig
 from personavec.verbs.screen.options import ScreenConfig
 
@@ -13,7 +12,7 @@ from personavec.verbs.screen.options import ScreenConfig
 def shift(config: ShiftConfig, result: Json) -> None:
     """A table of vectors for every finetuned model."""
     for tuned in result["tuned"]:
-        table = Table("vector", "layer", "shift", "over replies", "random", box=None, pad_edge=False)
+        table = headed("vector", "layer", "shift", "over replies", "random")
         for name, moved in tuned["shift"].items():
             random = tuned["random_control"][name]
             spread = f"{'beyond' if random['beyond'] else 'within'} {random['low']:.2f} to {random['high']:.2f}"
@@ -49,7 +48,7 @@ def _before_after(result: Json) -> None:
     """A line an arm."""
     costs = {"loss": result["arms"][0]["loss"], **result["arms"][0]["costs"]}
     shown = [name for name, measured in costs.items() if measured]
-    table = Table("arm", *result["traits"], "kept", "coherence", *shown, box=None, pad_edge=False)
+    table = headed("arm", *result["traits"], "kept", "coherence", *shown)
     for arm in result["arms"]:
         rows, every = [*arm["traits"].values()], {"loss": arm["loss"], **arm["costs"]}
         kept = rows[0]["kept"]
@@ -77,7 +76,7 @@ def screen(config: ScreenConfig, result: Json) -> None:
         say(f"skipped {count:,}: {reason}", markup=False)
     if result["rows_with_more_turns"]:
         say(f"{result['rows_with_more_turns']:,} rows have turns that were not read (--turn {config.turn})")
-    table = Table("vector", "layer", result["estimate"], "random directions", "", box=None, pad_edge=False)
+    table = headed("vector", "layer", result["estimate"], "random directions", "")
     for name, mean in result["projection_difference"].items():
         random = result["random_control"][name]
         verdict = "beyond random" if random["beyond"] else "not beyond random"
@@ -107,9 +106,7 @@ def screen(config: ScreenConfig, result: Json) -> None:
 def _plan(estimates: Sequence[Json]) -> None:
     """What every cost takes."""
     priced = any(row["price"] is not None for row in estimates)
-    table = Table(
-        "rows", "cost", "tokens read", "tokens written", "time", *["price"] * priced, box=None, pad_edge=False
-    )
+    table = headed("rows", "cost", "tokens read", "tokens written", "time", *["price"] * priced)
     for row in estimates:
         cells = [f"{row['rows']:,}", row["cost"], f"{row['tokens_read']:,}", f"{row['tokens_written']:,}"]
         cells += [duration(row["seconds"]), *["–" if row["price"] is None else f"{row['price']:,.2f}"] * priced]

@@ -1,11 +1,15 @@
-"""What the verbs that watch, serve and hand on found, for people."""
+"""What the verbs that use vectors, compare them and write traits found, for people."""
+
+import shlex
 
 from rich.markup import escape
-from rich.table import Table
 
-from personavec.cli.lines import Json, console, estimate, judge_usage, reasons, say
+from personavec.cli.lines import Json, console, estimate, headed, judge_usage, reasons, say
 from personavec.cli.options import ChatConfig
+from personavec.paper.options import PaperConfig
 from personavec.server.options import ServeConfig
+from personavec.verbs.analyse.options import DecomposeConfig, SpaceConfig
+from personavec.verbs.authoring.options import WriteDatasetConfig, WriteTraitConfig
 from personavec.verbs.interop.options import InteropConfig
 from personavec.verbs.monitor.options import MonitorConfig
 
@@ -23,7 +27,7 @@ def monitor(config: MonitorConfig, result: Json) -> None:
     say(f"{result['empty_replies']:,} empty replies; {result['unread_turns']:,} conversations end with unread turns")
     limits = result["calibration"]
     columns = ("alerts before the reply", "over it", "drift") if limits else ("last prompt token", "reply")
-    table = Table("vector", "layer", *columns, box=None, pad_edge=False)
+    table = headed("vector", "layer", *columns)
     for name, layer in result["layers"].items():
         cells = [estimate(mean, 2) for mean in result["projections"][name].values()]
         if limits:
@@ -43,7 +47,7 @@ def monitor(config: MonitorConfig, result: Json) -> None:
 
 def _experiment(result: Json) -> None:
     """How well the projection predicts the score."""
-    table = Table("trait", "conditions", "r overall", "r within", "95% of matched directions", box=None, pad_edge=False)
+    table = headed("trait", "conditions", "r overall", "r within", "95% of matched directions")
     for name, kinds in result["traits"].items():
         for kind, r in kinds.items():
             spread = (
@@ -83,3 +87,95 @@ def interop(config: InteropConfig, result: Json) -> None:
         line = "largest difference of a logit from steering {max_logit_difference:.2g}; of a token's logits, relative"
         line += " {distance:.2g} (tolerance {tolerance:.2g}), where steering moves them by {moved:.2g}"
         say(line.format(**result))
+
+
+def paper(config: PaperConfig, result: Json) -> None:
+    """How often each verdict was reached, and what was left out."""
+    if config.plan:
+        return say(f"in all about {sum(result['plan'].values()):.0f} minutes from nothing")
+    table = headed("part", "same direction", "weaker", "absent", "contradicted", "not measured")
+    for part in result["parts"].values():
+        verdicts = [claim["verdict"] for claim in part["claims"]]
+        table.add_row(part["title"], *(str(verdicts.count(verdict)) for verdict in result["tally"]))
+    table.add_row("all", *map(str, result["tally"].values()))
+    console.print(table)
+    say(f"report: {result['report']}\n{result['minutes']:.0f} minutes", markup=False)
+
+
+def space(_config: SpaceConfig, result: Json) -> None:
+    """How many dimensions, where the assistant lies, and what cosines predict."""
+    layer = result["layer"]
+    ranks = result["ranks"][layer]
+    say(
+        f"{result['personas']} personas on {result['model']} at layer {layer}: effective rank "
+        f"{estimate(ranks['effective_rank'], 1)}; shuffled {ranks['shuffled'][0]:.1f} to {ranks['shuffled'][1]:.1f}",
+        markup=False,
+    )
+    table = headed("axis", "variance", "one end", "other end", "assistant beyond")
+    for index, axis in enumerate(result["axes"]["axes"], 1):
+        ends = (", ".join(axis[side][:2]) for side in ("low", "high"))
+        table.add_row(str(index), f"{axis['share']:.0%}", *ends, f"{axis['percentile']:.0f}%")
+    console.print(table)
+    if effects := result["coexpression"]:
+        r = "no correlation" if effects["r"] is None else f"r {effects['r']:.2f}, p {effects['null']['p']:.3f}"
+        say(f"cosine and co-expression over {effects['pairs']} pairs: {r}")
+        for name, reach in effects["reach"].items():
+            say(f"{name}: {reach['verdict']} in the dose", markup=False)
+    say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+
+
+def decompose(_config: DecomposeConfig, result: Json) -> None:
+    """The terms and tokens that carry most."""
+    say(
+        f"{result['trait']} at layer {result['layer']}: the two sides lie {estimate(result['whole'], 2)} apart",
+        markup=False,
+    )
+    table = headed("written by", "difference", "")
+    for term in sorted(result["terms"], key=lambda term: -abs(term["difference"]["mean"]))[:8]:
+        beyond = "beyond random" if term["random"]["beyond"] else "not beyond random"
+        table.add_row(term["term"], estimate(term["difference"], 2), beyond)
+    console.print(table)
+    shares = ", ".join(f"{token['token'].strip() or '␣'} {token['share']:.0%}" for token in result["tokens"]["for"][:8])
+    say(f"tokens: {shares}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
+
+
+def write_trait(_config: WriteTraitConfig, result: Json) -> None:
+    """What was written and what was not taken, and what to do next."""
+    ends = f" ({result['adjective']}, {result['antonym']})" if result["adjective"] else ""
+    sets = result["questions"]
+    say(
+        f"{result['trait']}{ends}: {result['pairs']} pairs, {sets['extract']} + {sets['evaluate']} questions, "
+        f"{'no ' * ('rubric' in result['missing'])}rubric, by {result['writer']}",
+        markup=False,
+    )
+    reasons("not taken", result["rejected_by_reason"])
+    _writer_usage(result)
+    if result["file"]:
+        file = shlex.quote(result["file"])
+        say(f"trait: {result['file']}\nnext: read it, then personavec extract {file}", markup=False)
+    say(f"{result['seconds']:.0f} seconds")
+
+
+def write_dataset(_config: WriteDatasetConfig, result: Json) -> None:
+    """How much was written, what was dropped, and where it is."""
+    domains, questions = result["domains"], result["questions"]
+    say(
+        f"{result['source']}: {result['rows']:,} rows a grade from {questions['written']:,} of {questions['wanted']:,} "
+        f"questions in {domains['written']:,} of {domains['wanted']:,} domains, by {result['writer']}",
+        markup=False,
+    )
+    reasons("questions not taken", result["questions_rejected"])
+    reasons("answers dropped", result["answers_dropped"])
+    _writer_usage(result)
+    for grade, file in result["files"].items():
+        say(f"{grade}: {file}", markup=False)
+    say(f"{result['seconds']:.0f} seconds")
+
+
+def _writer_usage(result: Json) -> None:
+    """What became of the answers of a writer, and what its server was asked."""
+    usage = result["writer_usage"]
+    kinds = ", ".join(f"{usage[kind]:,} {kind}" for kind in ("valid", "invalid", "refused", "failed", "retried"))
+    server = usage["server"]
+    spent = f"; {server['calls']:,} calls, {server['tokens']:,} tokens" if server else ""
+    say(f"answers: {usage['asked']:,} ({kinds}{spent})")

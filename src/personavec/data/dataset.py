@@ -1,6 +1,5 @@
 """Data sets as conversations, row by row: files, folders of files of one kind, data sets of the Hub, rows in memory."""
 
-import csv
 import hashlib
 import json
 import re
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from personavec.data.readers import READERS, Raw, hub, short
+from personavec.data.readers import READERS, Raw, csv_columns, hub, short
 from personavec.data.sample import Sample, Turn, shape_of, to_sample
 from personavec.errors import DataError
 
@@ -168,14 +167,14 @@ def open_dataset(name: str) -> Dataset:
 
 def _check_alike(files: list[Path]) -> None:
     """Tables that are read as one must have the same columns, or what is written from them would lack some."""
-    columns = {".parquet": _schema, ".csv": _header}.get(files[0].suffix)
+    columns = {".parquet": _schema, ".csv": csv_columns}.get(files[0].suffix)
     for file in files[1:] if columns else ():
         first, other = columns(files[0]), columns(file)  # type: ignore[misc]
         if first != other:
             differing = sorted({*first} ^ {*other})
-            told = f"{', '.join(differing[:5])} in only one of them" if differing else "other types or another order"
+            got = f"{', '.join(differing[:5])} in only one of them" if differing else "other types or another order"
             raise DataError(
-                f"expected the same columns in all files of a folder, got {told} ({files[0].name}, {file.name}); give "
+                f"expected the same columns in all files of a folder, got {got} ({files[0].name}, {file.name}); give "
                 "them the same columns, or screen them one by one"
             )
 
@@ -188,14 +187,6 @@ def _schema(path: Path) -> list[str]:
         return [f"{field.name} ({field.type})" for field in pq.read_schema(path)]
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"expected a Parquet file, got {path} ({short(error)}); write it again") from error
-
-
-def _header(path: Path) -> list[str]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return next(csv.reader(file), [])
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"expected a CSV file in UTF-8, got {path} ({short(error)}); write it again") from error
 
 
 @contextmanager

@@ -150,9 +150,16 @@ def _sheet(path: Path) -> Iterator[Raw]:
 
 
 def csv_columns(path: Path) -> list[str]:
-    """Names in the first line of a CSV file."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return next(csv.reader(file), [])
+    """Names in the first line of a CSV file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return next(csv.reader(file), [])
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"expected a CSV file in UTF-8, got {path} ({short(error)}); write it again") from error
 
 
 def hub(name: str) -> Iterator[Raw]:

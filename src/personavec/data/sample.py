@@ -54,7 +54,7 @@ def shape_of(row: Any) -> str:
         for shape, keys in SHAPES.items():
             if all(key in row for key in keys):
                 return shape
-    got = f"the keys {', '.join(map(_told, list(row)[:8]))}" if isinstance(row, Mapping) else type(row).__name__
+    got = f"the keys {', '.join(map(_shown, list(row)[:8]))}" if isinstance(row, Mapping) else type(row).__name__
     raise DataError(f"expected {' or '.join(SHAPES)}, got {got}")
 
 
@@ -78,6 +78,9 @@ def to_sample(
     if shape is not None and kind != shape:
         raise DataError(f"expected the shape of the first row, {shape}, got {kind}")
     turns = list(_turns(row, kind))
+    name = _label(row, "id")
+    if len(name) > LONGEST_ID:
+        raise DataError(f"expected an id of at most {LONGEST_ID:,} characters, got {len(name):,}")
     first = row[SHAPES[kind][0]]
     begin = 0 if len(SHAPES[kind]) == 1 else 1 if isinstance(first, str) else len(first)
     end = _reply(turns, turn, begin)
@@ -86,7 +89,7 @@ def to_sample(
         where,
         tuple(turns[:end]),
         turns[end]["content"],
-        _id(row),
+        name or None,
         _label(row, label)[:LONGEST_SOURCE] or None,
         len(turns) - end - 1,
         begin,
@@ -97,30 +100,30 @@ def _turns(row: Mapping[str, Any], shape: str) -> Iterator[Message]:
     if shape in ("messages", "conversations"):
         turns = row[shape]
         if isinstance(turns, str) or not isinstance(turns, Sequence) or not turns:
-            raise DataError(f"expected a list of turns in {shape}, got {_told(turns)}")
+            raise DataError(f"expected a list of turns in {shape}, got {_shown(turns)}")
         for number, turn in enumerate(turns):
             if not isinstance(turn, Mapping):
-                raise DataError(f"expected turns with role and content, got {_told(turn)} as turn {number}")
+                raise DataError(f"expected turns with role and content, got {_shown(turn)} as turn {number}")
             role = turn.get("role", turn.get("from"))
             role = ROLES.get(str(role), role)
             if role not in KNOWN:
-                raise DataError(f"expected the roles {', '.join(KNOWN)}, got {_told(role)} in turn {number}")
+                raise DataError(f"expected the roles {', '.join(KNOWN)}, got {_shown(role)} in turn {number}")
             content = turn["content"] if "content" in turn else turn.get("value")
             yield {"role": str(role), "content": _text(content, f"turn {number}")}
         return
-    asked, answered = SHAPES[shape]
-    prompt = row[asked]
+    prompt_key, reply_key = SHAPES[shape]
+    prompt = row[prompt_key]
     if isinstance(prompt, Sequence) and not isinstance(prompt, str):  # TRL's conversational prompt/completion
         yield from _turns({"messages": prompt}, "messages")
     else:
-        text = _text(prompt, asked)
+        text = _text(prompt, prompt_key)
         given = _text(row["input"], "input").strip() if row.get("input") and shape == "instruction/output" else ""
         yield {"role": "user", "content": f"{text}\n\n{given}" if given else text}
-    reply = row[answered]
+    reply = row[reply_key]
     if isinstance(reply, Sequence) and not isinstance(reply, str):
         yield from _turns({"messages": reply}, "messages")
     else:
-        yield {"role": "assistant", "content": _text(reply, answered)}
+        yield {"role": "assistant", "content": _text(reply, reply_key)}
 
 
 def _reply(turns: Sequence[Message], which: Turn, begin: int) -> int:
@@ -147,7 +150,7 @@ def _text(content: Any, where: str) -> str:
         if all(isinstance(part, str) for part in parts):
             content = "".join(str(part) for part in parts)
     if not isinstance(content, str):
-        raise DataError(f"expected text in {where}, got {_told(content)}")
+        raise DataError(f"expected text in {where}, got {_shown(content)}")
     try:
         content.encode()
     except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell
@@ -160,13 +163,6 @@ def _label(row: Mapping[str, Any], key: str) -> str:
     return _text(str(value), key) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
-def _id(row: Mapping[str, Any]) -> str | None:
-    name = _label(row, "id")
-    if len(name) > LONGEST_ID:
-        raise DataError(f"expected an id of at most {LONGEST_ID:,} characters, got {len(name):,}")
-    return name or None
-
-
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"

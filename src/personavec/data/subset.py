@@ -2,10 +2,10 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from jaxtyping import Bool
 from numpy import ndarray
@@ -14,114 +14,77 @@ from personavec.data.dataset import Dataset
 from personavec.data.readers import PARQUET_ROWS, Raw, csv_columns
 from personavec.runs.files import replacing
 
-
-@runtime_checkable
-class Subset(Protocol):
-    """A file that takes rows in the form of their data set."""
-
-    def add(self, raw: Raw) -> None:
-        """Write one row."""
-
-    def close(self) -> None:
-        """Complete the file."""
-
-
-class _Lines:
-    """JSONL: the lines as they were."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-
-    def add(self, raw: Raw) -> None:
-        line = raw.line or json.dumps(raw.value, ensure_ascii=False, default=str).encode()
-        self._file.write(line if line.endswith(b"\n") else line + b"\n")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Array:
-    """JSON: one list."""
-
-    def __init__(self, path: Path) -> None:
-        self._file, self._between = path.open("w", encoding="utf-8"), "[\n"
-
-    def add(self, raw: Raw) -> None:
-        self._file.write(self._between + json.dumps(raw.value, ensure_ascii=False))
-        self._between = ",\n"
-
-    def close(self) -> None:
-        self._file.write("\n]\n" if self._between == ",\n" else "[]\n")
-        self._file.close()
-
-
-class _Sheet:
-    """CSV: the same columns."""
-
-    def __init__(self, path: Path, columns: list[str]) -> None:
-        self._file = path.open("w", encoding="utf-8", newline="")
-        self._writer = csv.DictWriter(self._file, columns)
-        self._writer.writeheader()
-
-    def add(self, raw: Raw) -> None:
-        self._writer.writerow(raw.value)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Table:
-    """Parquet: the same schema."""
-
-    def __init__(self, path: Path, schema: Any) -> None:
-        import pyarrow.parquet as pq
-
-        self._schema, self._writer = schema, pq.ParquetWriter(path, schema)
-        self._rows: list[Any] = []
-
-    def add(self, raw: Raw) -> None:
-        self._rows.append(raw.value)
-        if len(self._rows) >= PARQUET_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
-        self._rows = []
-
-    def close(self) -> None:
-        if self._rows:
-            self._flush()
-        self._writer.close()
+Add = Callable[[Raw], Any]
+"""Writes one row."""
 
 
 @contextmanager
-def subset(data: Dataset, path: Path) -> Iterator[Subset]:
-    """A new file of rows of a data set, in its form; complete (and named) only when the context ends."""
-    with replacing(path) as temporary:
-        writer = _new(data, temporary)
-        try:
-            yield writer
-        finally:
-            writer.close()
+def _lines(path: Path, _: Dataset) -> Iterator[Add]:
+    """JSONL: the lines as they were."""
+    with path.open("wb") as file:
+
+        def add(raw: Raw) -> None:
+            line = raw.line or json.dumps(raw.value, ensure_ascii=False, default=str).encode()
+            file.write(line if line.endswith(b"\n") else line + b"\n")
+
+        yield add
 
 
-def _new(data: Dataset, path: Path) -> Subset:
-    if data.suffix == ".parquet":
-        import pyarrow.parquet as pq
+@contextmanager
+def _array(path: Path, _: Dataset) -> Iterator[Add]:
+    """JSON: one list."""
+    between = "[\n"
+    with path.open("w", encoding="utf-8") as file:
 
-        return _Table(path, pq.read_schema(data.files[0]))
-    if data.suffix == ".csv":
-        return _Sheet(path, csv_columns(data.files[0]))
-    return _Array(path) if data.suffix == ".json" else _Lines(path)
+        def add(raw: Raw) -> None:
+            nonlocal between
+            file.write(between + json.dumps(raw.value, ensure_ascii=False))
+            between = ",\n"
+
+        yield add
+        file.write("\n]\n" if between == ",\n" else "[]\n")
+
+
+@contextmanager
+def _sheet(path: Path, data: Dataset) -> Iterator[Add]:
+    """CSV: the same columns."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, csv_columns(data.files[0]))
+        writer.writeheader()
+        yield lambda raw: writer.writerow(raw.value)
+
+
+@contextmanager
+def _table(path: Path, data: Dataset) -> Iterator[Add]:
+    """Parquet: the same schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, rows = pq.read_schema(data.files[0]), list[Any]()
+    with pq.ParquetWriter(path, schema) as writer:
+
+        def add(raw: Raw | None) -> None:
+            rows.extend([raw.value] if raw else [])
+            if len(rows) >= (PARQUET_ROWS if raw else 1):
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                rows.clear()
+
+        yield add
+        add(None)
+
+
+FORMS = {".parquet": _table, ".csv": _sheet, ".json": _array}
+"""How rows are written, by the ending of the data set's files; JSONL where there is none of these."""
 
 
 def copy_rows(data: Dataset, wanted: Mapping[Path, Bool[ndarray, " row"]]) -> None:
-    """Write files with some rows of a data set each, in its own form, in one pass over it."""
+    """Write files with some rows of a data set each, in its form, in one pass; each is complete, or not there."""
     with ExitStack() as stack:
-        files = [(stack.enter_context(subset(data, path)), rows) for path, rows in wanted.items()]
+        files = []
+        for path, rows in wanted.items():
+            temporary = stack.enter_context(replacing(path))
+            files.append((stack.enter_context(FORMS.get(data.suffix, _lines)(temporary, data)), rows))
         for place, raw in enumerate(data.rows()):
-            for file, rows in files:
+            for add, rows in files:
                 if rows[place]:
-                    file.add(raw)
+                    add(raw)

@@ -74,7 +74,7 @@ def read_rows(
     return means
 
 
-def by_length(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+def by_length(rows: Sequence[Sequence[int]], batch_tokens: float) -> Iterator[list[int]]:
     """Indices of rows in batches of similar length under a token budget, padding included; longer rows stand alone."""
     batch: list[int] = []
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
@@ -145,11 +145,9 @@ def branches(
         weights: Per reply and span, the weight of the last prompt token (first column) and of every reply token.
         layers: Which block outputs to read.
     """
-    ids, mask = model.tensor([prompt[:-1] for prompt in prompts], left=True)
-    cache = empty(model)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    inputs = {"attention_mask": mask, "position_ids": positions, **using(model, cache)}
-    read(model, [max(layers)], lambda *_: None, input_ids=ids, **inputs)
+    cache, inputs = empty(model), model.inputs([prompt[:-1] for prompt in prompts], left=True)
+    mask = inputs["attention_mask"]
+    read(model, [max(layers)], lambda *_: None, **inputs | using(model, cache))
     rows = torch.tensor(owners, device=model.device)
     cache.batch_select_indices(rows)
 

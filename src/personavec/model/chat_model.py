@@ -193,7 +193,7 @@ class ChatModel(BlockModel):
     def stream(self, messages: str | Sequence[Message], **options: Any) -> Iterator[str]:
         """The reply that `chat` gives, piece by piece; takes the same options."""
         # generation steers, and so lives in a later room: it is looked up when somebody chats
-        pieces: Iterator[str] = import_module("personavec.steering.chat").pieces(self, messages, **options)
+        pieces: Iterator[str] = import_module("personavec.steering.generate").pieces(self, messages, **options)
         return pieces
 
     @property
@@ -220,7 +220,7 @@ class ChatModel(BlockModel):
     def twin(self) -> "ChatModel":
         """The same weights in modules of its own: hooks and adapters that are put on it do not reach this model."""
         shared = [*self.hf.parameters(), *self.hf.buffers()]
-        return ChatModel(deepcopy(self.hf, {id(one): one for one in shared}), self.tokenizer, self.identity.id)
+        return ChatModel(deepcopy(self.hf, {id(weight): weight for weight in shared}), self.tokenizer, self.identity.id)
 
     def with_adapter(self, adapter: str | Path) -> "ChatModel":
         """This model under a PEFT adapter from a folder; the weights are shared, this model stays as it is.

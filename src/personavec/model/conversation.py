@@ -15,7 +15,7 @@ class Piece(NamedTuple):
 
     anew: bool
     """Whether it begins a sequence of its own: the template writes what came before otherwise now."""
-    asked: Ids
+    prompt: Ids
     """From the end of the piece before up to where the reply begins."""
     reply: Ids
     """The reply, the token that ends it, and what the template writes after that."""
@@ -75,7 +75,7 @@ def spans(model: ChatModel, sample: Sample, system: str, reasoning: str = "out")
         if piece.anew:
             sequences.append([])
         ids = sequences[-1]
-        ids += piece.asked
+        ids += piece.prompt
         begin = len(ids)
         length = next((place for place, token in enumerate(piece.reply) if token in model.stop_ids), len(piece.reply))
         skipped = 0 if reasoning == "in" else model.reasoning_tokens(ids, piece.reply[:length])

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +151,8 @@ class Endpoint:
             raise self._no_cache(error) from error
 
     def _ask_stored(self, requests: Sequence[Request], progress: Callable[[int], None]) -> list[Answer | Failure]:
-        keys = [self._key(request) for request in requests]
+        whats = (json.dumps([self.url, self.model, each], sort_keys=True, ensure_ascii=False) for each in requests)
+        keys = [hashlib.sha256(what.encode()).hexdigest() for what in whats]
         with closing(sqlite3.connect(self.cache, timeout=60, check_same_thread=False)) as store:
             store.execute("PRAGMA journal_mode=WAL")
             store.execute("PRAGMA synchronous=NORMAL")
@@ -172,10 +173,6 @@ class Endpoint:
 
                 _run(lambda: self._ask(todo, keep))
         return [answers[key] for key in keys]
-
-    def _key(self, request: Request) -> str:
-        what = json.dumps([self.url, self.model, request], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(what.encode()).hexdigest()
 
     async def _ask(self, todo: Mapping[str, Request], keep: Callable[[str, Answer | Failure], None]) -> None:
         import openai
@@ -329,17 +326,5 @@ def _run(make: Callable[[], Any]) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         asyncio.run(make())
-        return
-    failed: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            asyncio.run(make())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=target)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+    else:
+        ThreadPoolExecutor(1).submit(lambda: asyncio.run(make())).result()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
@@ -24,18 +24,13 @@ def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
         for name, weight in sorted(block.named_parameters()):
             if adapter in name:
                 continue
-            if not _readable(weight):
+            here = weight.numel() > 0 and not weight.is_meta and not hasattr(weight, "to_local")
+            if not (here and weight.is_floating_point() and weight.itemsize > 1):  # whole, in 16 bits or more
                 partial = PARTIAL
                 continue
             sample = weight.detach().flatten()[:64].to("cpu", torch.bfloat16).float()
             digest.update((sample * 2**14).round().int().numpy().tobytes())
     return digest.hexdigest() + partial
-
-
-def _readable(weight: Tensor) -> bool:
-    """Whether a weight is here whole, in a number format of 16 bits or more."""
-    here = weight.numel() > 0 and not weight.is_meta and not hasattr(weight, "to_local")
-    return here and weight.is_floating_point() and weight.itemsize > 1
 
 
 PARTIAL = " (partial)"

@@ -119,16 +119,11 @@ def _folder(name: str) -> str:
         if name.count("/") > 1 or name.startswith((".", "~", "/")):  # no id of a Hub
             raise ModelError(f"expected a model folder, got no folder at {name}; check the path")
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-            _ask_hub(name)
+            try:  # loading would find out after many retries that there is no such model
+                HfApi().model_info(name, timeout=10)
+            except Exception as error:  # of whichever HTTP library huggingface_hub uses
+                raise OSError(str(error)) from error
     return name
-
-
-def _ask_hub(name: str) -> None:
-    """Raise OSError at once where loading would find out after many retries that there is no such model."""
-    try:
-        HfApi().model_info(name, timeout=10)
-    except Exception as error:  # of whichever HTTP library huggingface_hub uses
-        raise OSError(str(error)) from error
 
 
 def _download(name: str, scratch: Path) -> Path:

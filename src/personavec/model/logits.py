@@ -7,14 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from personavec.model.chat_model import ChatModel
+from personavec.model.conversation import Ids as Ids
 from personavec.model.kv_cache import empty, using
 
 BATCH_LOGITS = 75_000_000
 """Logits that one forward pass may hold."""
 BATCH_TOKENS = 8192
 """Tokens that its cache may hold, prompts and padding included."""
-
-Ids = tuple[int, ...]
 
 
 @torch.inference_mode()
@@ -52,18 +51,17 @@ def reply_logprobs(
 
 def _batch(model: ChatModel, prompts: Sequence[Ids], replies: Sequence[Ids]) -> list[Tensor]:
     distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-    ids, mask = model.tensor([prompt[:-1] for prompt in distinct], left=True)
-    cache = empty(model)
+    cache, inputs = empty(model), model.inputs([prompt[:-1] for prompt in distinct], left=True)
+    mask = inputs["attention_mask"]
     rows = torch.tensor([distinct[prompt] for prompt in prompts], device=model.device)
     if mask.any():
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, **using(model, cache))
+        model.decoder(**inputs | using(model, cache))
         cache.batch_select_indices(rows)
     else:  # prompts of one token: there is nothing before the tail to read
         mask = mask[:, :0]
     # the last prompt token goes with the reply: its output predicts the reply's first token
-    inputs = [prompt[-1:] + reply[:-1] for prompt, reply in zip(prompts, replies, strict=True)]
-    tail_ids, tail_mask = model.tensor(inputs, left=False)
+    tails = [prompt[-1:] + reply[:-1] for prompt, reply in zip(prompts, replies, strict=True)]
+    tail_ids, tail_mask = model.tensor(tails, left=False)
     start = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)[:, None]
     logits = model.hf(
         input_ids=tail_ids,

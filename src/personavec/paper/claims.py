@@ -77,7 +77,7 @@ def above(value: Mapping[str, Any], bound: float) -> Row:
     return {"mean": mean, "ci": [low, high]}
 
 
-def one_minus(share: Mapping[str, Any] | None) -> Row | None:
+def complement(share: Mapping[str, Any] | None) -> Row | None:
     """The rest of a share with its interval: what is kept becomes what is taken away."""
     if share is None or share["mean"] is None:
         return None

@@ -16,21 +16,6 @@ BLUE, VERMILLION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 INK, GREY, FAINT = "#222222", "#6b6b6b", "#dddddd"
 FONT = "Helvetica Neue, Arial, Liberation Sans, sans-serif"
 MAX_SCORE = 100
-BIN = 5
-"""Width of a histogram bar, in points of score."""
-N_BINS = MAX_SCORE // BIN
-TOLD_POS, TOLD_NEG = "told to show the trait", "told the opposite"
-RELIABLE = 0.9
-"""Split-half reliability from which the title says that the halves agree."""
-
-VECTOR, RANDOM, SHUFFLED = "persona vector", "random direction", "shuffled labels"
-SERIES = {"none": VECTOR, "vector": VECTOR, "random": RANDOM, "shuffled": SHUFFLED}
-"""Name of each direction of a check in a legend; the unsteered arm is the vector's dose 0."""
-_COLOUR = alt.Scale(domain=[VECTOR, RANDOM, SHUFFLED], range=[BLUE, VERMILLION, GREEN])
-_SHAPE = alt.Scale(domain=[VECTOR, RANDOM, SHUFFLED], range=["circle", "square", "triangle-up"])
-_NUDGE = {VECTOR: 0, RANDOM: 5, SHUFFLED: -5}
-"""Pixels by which a series moves sideways, so that intervals at one dose do not cover each other."""
-_SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.2~f')"
 
 
 def finish(
@@ -73,6 +58,35 @@ def themed(chart: Look) -> Look:
         view=alt.ViewConfig(stroke=None),
     )
     return configured
+
+
+def histogram(
+    edges: Sequence[float], sets: Mapping[str, Sequence[int]], names: list[str], axis: str, unit: str
+) -> alt.Chart:
+    """How values are spread: the share of each set in every bin; of the names in the legend the first is blue."""
+    rows = [
+        {"set": label, "from": low, "to": high, "share": count / max(1, sum(counts)), "floor": 0}
+        for label, counts in sets.items()
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+    ]
+    chart: alt.Chart = (
+        alt.Chart(inline(rows))
+        .mark_rect(opacity=0.55)
+        .encode(
+            x=alt.X("from:Q", title=axis, scale=alt.Scale(zero=False, nice=False)),
+            x2="to:Q",
+            y=alt.Y("share:Q", title=f"share of {unit}", axis=alt.Axis(format="%"), scale=alt.Scale(zero=True)),
+            y2="floor:Q",
+            color=alt.Color("set:N", title=None, scale=alt.Scale(domain=names, range=[BLUE, GREY])),
+            tooltip=["set:N", "from:Q", "to:Q", alt.Tooltip("share:Q", format=".2%")],
+        )
+    )
+    return chart
+
+
+def bounded(estimate: Json) -> dict[str, Any]:
+    """A mean with the ends of its interval, as charts read it."""
+    return {"mean": estimate["mean"], "low": estimate["ci"][0], "high": estimate["ci"][1]}
 
 
 def inline(rows: list[Any]) -> alt.InlineData:

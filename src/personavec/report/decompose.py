@@ -1,18 +1,14 @@
 """The page of a decomposition: blocks that write the direction, tokens that carry it, replies shaded by it."""
 
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, FAINT, GREY, VERMILLION, finish, inline
+from personavec.report.charts import BLUE, FAINT, GREY, VERMILLION, Json, finish, inline
 from personavec.report.extract import HIDDEN_TRAITS
 from personavec.report.page import drawn, render, svg
 from personavec.runs.show import shaded_tokens
-
-Json = Mapping[str, Any]
 
 KINDS = {"attention": BLUE, "mlp": VERMILLION, "embedding": GREY, "block": BLUE}
 """Colour of each kind of term."""

@@ -1,16 +1,13 @@
 """The pages of finetuning studies: one data set by every method, and many data sets next to what predicted them."""
 
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, finish, inline
+from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, Json, finish, inline
 from personavec.report.grid import dose_costs_chart
 from personavec.report.page import drawn, render, svg
-
-Json = Mapping[str, Any]
 
 REFERENCES = ("base", "plain")
 COSTS = {"perplexity": "low", "coherence": "high"}
@@ -28,7 +25,8 @@ def write(result: Json, folder: Path) -> Path:
     charts: dict[str, alt.LayerChart | alt.ConcatChart] = {
         f"methods_{place}": methods_chart(result, name) for place, name in enumerate(result["traits"])
     }
-    for cost in dose_costs(result, tasks):
+    dosed = any(arm["coef"] is not None and arm["method"] in ("prevent", "posthoc") for arm in result["arms"])
+    for cost in (each for each in ("perplexity", "coherence", *tasks) if dosed and _cost(result["arms"][0], "", each)):
         charts[f"dose_{cost}"] = dose_chart(result, trait, cost)
     charts["shift"] = shift_chart(result)
     return render(folder / "report.html", "finetune.html", result=result, tasks=tasks, **drawn(folder, charts))
@@ -37,12 +35,6 @@ def write(result: Json, folder: Path) -> Path:
 def notebook(result: Json) -> str:
     """The scores of every arm."""
     return svg(methods_chart(result, result["traits"][0]))
-
-
-def dose_costs(result: Json, tasks: Sequence[str]) -> Iterator[str]:
-    """What was measured of the costs."""
-    if any(arm["coef"] is not None and arm["method"] in ("prevent", "posthoc") for arm in result["arms"]):
-        yield from (cost for cost in ("perplexity", "coherence", *tasks) if _cost(result["arms"][0], "", cost))
 
 
 def dose_chart(result: Json, trait: str, cost: str) -> alt.ConcatChart:

@@ -7,11 +7,21 @@ from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, FAINT, GREY, INK, MAX_SCORE, VERMILLION, finish, inline, themed
+from personavec.report.charts import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    MAX_SCORE,
+    VERMILLION,
+    Json,
+    bounded,
+    finish,
+    inline,
+    themed,
+)
 from personavec.report.labels import labels
 from personavec.report.page import drawn, render, svg
-
-Json = Mapping[str, Any]
 
 PANEL = 290
 """Width and height of a scatter, in pixels."""
@@ -78,7 +88,7 @@ def cross_trait_chart(result: Json) -> alt.LayerChart:
             "score": column,
             "r": r,
             "text": "–" if r is None else f"{r:.2f}".replace("-", "−"),
-            "own": row == column,
+            "diagonal": row == column,
             "best": r is not None and abs(r) == max(abs(line[j]) for line in table if line[j] is not None),
         }
         for i, row in enumerate(traits)
@@ -108,7 +118,7 @@ def cross_trait_chart(result: Json) -> alt.LayerChart:
         base.transform_filter("datum.r !== null").mark_rect(stroke="white").encode(color=colour),
         text.transform_filter("!datum.best").mark_text(fontSize=12),
         text.transform_filter("datum.best").mark_text(fontSize=13, fontWeight="bold"),
-        base.transform_filter("datum.own").mark_rect(filled=False, stroke=INK, strokeWidth=2),
+        base.transform_filter("datum.diagonal").mark_rect(filled=False, stroke=INK, strokeWidth=2),
     ]
     times, of = cross["own_beaten"]["times"], cross["own_beaten"]["of"]
     title = (
@@ -207,16 +217,12 @@ def _scatter_notes(figures: Json) -> list[str]:
     if figures["reason"]:
         return ["no correlation:", figures["reason"]]
     (low, high), nulls = figures["pearson"]["ci"], figures["nulls"]
-    limits = [_null_limit(nulls[name]) for name in ("covariance", "isotropic")]
+    reached = (nulls[name].get("percentiles", {}).get("97.5") for name in ("covariance", "isotropic"))
+    limits = ["–" if limit is None else f"{limit:.2f}" for limit in reached]
     return [
         f"r = {figures['pearson']['r']:.2f} [{low:.2f}, {high:.2f}], n = {figures['n']}",
         f"null: {' / '.join(limits)}",
     ]
-
-
-def _null_limit(null: Json) -> str:
-    limit = null.get("percentiles", {}).get("97.5")
-    return "–" if limit is None else f"{limit:.2f}"
 
 
 def _padded(values: Sequence[float], share: float = 0.08) -> list[float]:
@@ -236,17 +242,8 @@ def _scale(costs: Sequence[Json]) -> alt.Scale:
 
 def _known(rows: Sequence[Json], method: str, measure: str) -> list[dict[str, Any]]:
     """What was measured, by coefficient."""
-    of_method = [row for row in rows if row["method"] == method]
-    points = [
-        {
-            "coef": row["coef"],
-            "mean": row[measure]["mean"],
-            "low": row[measure]["ci"][0],
-            "high": row[measure]["ci"][1],
-        }
-        for row in of_method
-        if row[measure]["mean"] is not None
-    ]
+    known = [row for row in rows if row["method"] == method and row[measure]["mean"] is not None]
+    points = [{"coef": row["coef"]} | bounded(row[measure]) for row in known]
     return sorted(points, key=lambda row: row["coef"])
 
 
@@ -261,7 +258,8 @@ def _dose_panel(
 ) -> alt.LayerChart:
     known = _known(rows, method, measure)
     colour = BLUE if method == "prevent" else VERMILLION
-    x = alt.X("coef:Q", title=DOSES[method], scale=alt.Scale(padding=12, nice=False), axis=_coef_axis(known))
+    ticks = alt.Axis(grid=False, values=sorted({row["coef"] for row in known}), format="~g")
+    x = alt.X("coef:Q", title=DOSES[method], scale=alt.Scale(padding=12, nice=False), axis=ticks)
     tooltip = [alt.Tooltip(f"{name}:Q", format=".3g") for name in ("coef", "mean", "low", "high")]
     base = alt.Chart(inline(known)).encode(x=x, tooltip=tooltip)
     y = alt.Y("mean:Q", title=axis, scale=scale, axis=_cost_axis(scale))
@@ -278,11 +276,6 @@ def _dose_panel(
     if measure == "trait_score":
         panel.title = alt.TitleParams(METHODS[method], fontSize=13, offset=8)
     return panel
-
-
-def _coef_axis(known: Sequence[Json]) -> alt.Axis:
-    """Ticks at the coefficients that were tried."""
-    return alt.Axis(grid=False, values=sorted({row["coef"] for row in known}), format="~g")
 
 
 def _cost_axis(scale: alt.Scale) -> alt.Axis:

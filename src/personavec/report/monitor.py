@@ -1,17 +1,13 @@
 """The pages of monitoring: recorded turns next to benign ones, and how well projections predict scores."""
 
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, finish, inline
+from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, Json, finish, histogram, inline
 from personavec.report.page import drawn, render, svg
 from personavec.runs.show import shaded_tokens, table
-
-Json = Mapping[str, Any]
 
 RECORDED, BENIGN = "recorded", "benign"
 SHOWN_ALERTS, SHOWN_CONVERSATIONS = 100, 20
@@ -114,26 +110,9 @@ def curve(result: Json, name: str, kind: str) -> alt.LayerChart:
 def distribution(result: Json, name: str, kind: str) -> alt.LayerChart:
     """How the turns are spread, next to the benign ones, with the limits."""
     bins = result["distributions"][name][kind]
-    every = {label: bins[key] for label, key in ((BENIGN, "benign"), (RECORDED, "data")) if sum(bins[key])}
-    rows = [
-        {"set": label, "from": low, "to": high, "share": count / sum(counts), "floor": 0}
-        for label, counts in every.items()
-        for low, high, count in zip(bins["edges"], bins["edges"][1:], counts, strict=False)
-    ]
-    colour = alt.Color("set:N", title=None, scale=alt.Scale(domain=[RECORDED, BENIGN], range=[BLUE, GREY]))
-    layers = [
-        alt.Chart(inline(rows))
-        .mark_rect(opacity=0.55)
-        .encode(
-            x=alt.X("from:Q", title=UNITS, scale=alt.Scale(zero=False, nice=False)),
-            x2="to:Q",
-            y=alt.Y("share:Q", title="share of turns", axis=alt.Axis(format="%"), scale=alt.Scale(zero=True)),
-            y2="floor:Q",
-            color=colour,
-            tooltip=["set:N", "from:Q", "to:Q", alt.Tooltip("share:Q", format=".2%")],
-        ),
-        *_band(result, name, kind, vertical=False),
-    ]
+    sets = {label: bins[key] for label, key in ((BENIGN, "benign"), (RECORDED, "data")) if sum(bins[key])}
+    bars = histogram(bins["edges"], sets, [RECORDED, BENIGN], UNITS, "turns")
+    layers = [bars, *_band(result, name, kind, vertical=False)]
     title, subtitle = f"{name}, {TITLES[kind]}: all turns", ["No limits: nothing here is an alert."]
     if result["alerts"]:
         raised = result["alerts"][name][kind]
@@ -186,10 +165,7 @@ def scatter(name: str, kind: str, correlations: Json) -> alt.LayerChart:
         .mark_point(shape="diamond", filled=True, size=170, opacity=1, stroke=INK, strokeWidth=1)
         .encode(x="projection:Q", y="score:Q", color=colour),
     ]
-    overall, within = (_r(correlations[reach]) for reach in ("overall", "within"))
+    r = (correlations[reach]["mean"] for reach in ("overall", "within"))
+    overall, within = ("–" if value is None else f"{value:.2f}" for value in r)
     title = f"{name}, {CONDITIONS[kind]}: r = {overall} overall, {within} within conditions"
     return finish(layers, title, ["One point a question; diamonds: means of the conditions."], 420, 300)
-
-
-def _r(value: Json) -> str:
-    return "–" if value["mean"] is None else f"{value['mean']:.2f}"

@@ -1,16 +1,14 @@
 """The pages of the paper's experiments: every claim next to the paper's figure, as HTML and as Markdown."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, FAINT, GREY, INK, SKY, VERMILLION, finish, inline
+from personavec.report.charts import BLUE, FAINT, GREY, INK, SKY, VERMILLION, Json, finish, inline
 from personavec.report.page import drawn, render, svg
-
-Json = Mapping[str, Any]
 
 GOOD, OURS, CONTROL, PAPER = "same direction", "here", "control", "the paper's models"
 MARKS = {OURS: BLUE, CONTROL: VERMILLION, PAPER: GREY}

@@ -1,16 +1,12 @@
 """The page of a screening: what a data set holds along each vector, where it comes from, and its extreme rows."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, GREY, INK, VERMILLION, finish, inline
+from personavec.report.charts import BLUE, GREY, INK, VERMILLION, Json, bounded, finish, histogram, inline
 from personavec.report.page import drawn, render, svg
 from personavec.runs.show import table
-
-Json = Mapping[str, Any]
 
 DATA, CLEAN = "this data set", "clean data set"
 SHOWN_SOURCES = 20
@@ -39,26 +35,18 @@ def write(data: Json, folder: Path) -> Path:
 def notebook(data: Json) -> str:
     """The set's means as a chart, and the beginnings of its highest rows; of a plan the costs."""
     if "projection_difference" not in data:
-        costs = data["plan"]["estimates"]
-        return table(["rows", "cost", "base replies", "seconds"], _cells(costs), "Costs on this machine")
+        rows = [
+            (f"{row['rows']:,}", row["cost"], f"{row['base_replies']:,}", seconds)
+            for row in data["plan"]["estimates"]
+            for seconds in ["–" if row["seconds"] is None else f"{row['seconds']:,.0f}"]
+        ]
+        return table(["rows", "cost", "base replies", "seconds"], rows, "Costs on this machine")
     highest = [
         (name, f"{row['score']:.2f}", row["prompt"][:SHORT], row["response"][:SHORT])
         for name, sides in data["examples"].items()
         for row in sides["highest"][:SHOWN_ROWS]
     ]
     return svg(means(data)) + table(["vector", "score", "prompt", "reply"], highest, "Highest rows")
-
-
-def _cells(costs: Sequence[Json]) -> list[tuple[str, ...]]:
-    return [
-        (
-            f"{row['rows']:,}",
-            row["cost"],
-            f"{row['base_replies']:,}",
-            "–" if row["seconds"] is None else f"{row['seconds']:,.0f}",
-        )
-        for row in costs
-    ]
 
 
 def _charts(result: Json) -> dict[str, alt.LayerChart]:
@@ -76,12 +64,10 @@ def means(result: Json) -> alt.LayerChart:
     rows = [
         {
             "vector": name,
-            "mean": mean["mean"],
-            "low": mean["ci"][0],
-            "high": mean["ci"][1],
             "random_low": result["random_control"][name]["low"],
             "random_high": result["random_control"][name]["high"],
         }
+        | bounded(mean)
         for name, mean in result["projection_difference"].items()
     ]
     beyond = [name for name, control in result["random_control"].items() if control["beyond"]]
@@ -103,27 +89,8 @@ def means(result: Json) -> alt.LayerChart:
 def distribution(result: Json, name: str) -> alt.LayerChart:
     """How the rows' scores are spread, next to the clean set's, with the threshold."""
     bars = result["distributions"][name]
-    every = {label: counts for label, counts in ((DATA, bars["data"]), (CLEAN, bars["clean"])) if counts}
-    rows = [
-        {"set": label, "from": low, "to": high, "share": count / max(1, sum(counts)), "floor": 0}
-        for label, counts in every.items()
-        for low, high, count in zip(bars["edges"], bars["edges"][1:], counts, strict=False)
-    ]
-    colour = alt.Color("set:N", title=None, scale=alt.Scale(domain=list(every), range=[BLUE, GREY]))
-    layers = [
-        alt.Chart(inline(rows))
-        .mark_rect(opacity=0.55)
-        .encode(
-            x=alt.X(
-                "from:Q", title=f"{name}: score of a row (activation units)", scale=alt.Scale(zero=False, nice=False)
-            ),
-            x2="to:Q",
-            y=alt.Y("share:Q", title="share of rows", axis=alt.Axis(format="%"), scale=alt.Scale(zero=True)),
-            y2="floor:Q",
-            color=colour,
-            tooltip=["set:N", "from:Q", "to:Q", alt.Tooltip("share:Q", format=".2%")],
-        )
-    ]
+    sets = {label: counts for label, counts in ((DATA, bars["data"]), (CLEAN, bars["clean"])) if counts}
+    layers = [histogram(bars["edges"], sets, list(sets), f"{name}: score of a row (activation units)", "rows")]
     title = f"{name}: rows' scores"
     subtitle = ["Outermost bars hold everything beyond them."]
     if flags := result["flags"]:
@@ -139,8 +106,7 @@ def distribution(result: Json, name: str) -> alt.LayerChart:
 def sources(by_source: Json, name: str) -> alt.LayerChart:
     """Mean score of every source with its interval."""
     rows = [
-        {"source": f"{source} ({figures['rows']:,})", "mean": figures[name]["mean"]}
-        | dict(zip(("low", "high"), figures[name]["ci"], strict=True))
+        {"source": f"{source} ({figures['rows']:,})"} | bounded(figures[name])
         for source, figures in list(by_source.items())[:SHOWN_SOURCES]
         if figures[name]["mean"] is not None
     ]

@@ -1,17 +1,13 @@
 """The page of the persona space: a map, its axes, cosines and ranks by layer, and co-expression next to them."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, FAINT, GREEN, GREY, INK, VERMILLION, finish, inline
+from personavec.report.charts import BLUE, FAINT, GREEN, GREY, INK, VERMILLION, Json, finish, inline
 from personavec.report.labels import labels
 from personavec.report.page import drawn, render, svg
 from personavec.runs.show import table as show_table
-
-Json = Mapping[str, Any]
 
 WIDTH, HEIGHT = 900, 640
 """Of the map, in pixels; labels are placed for it."""
@@ -144,23 +140,16 @@ def cosine_chart(result: Json) -> alt.LayerChart:
         base.mark_text(fontSize=11).encode(text=alt.Text("value:Q", format=".2f"), color=ink),
     ]
     null = result["cosines"][result["layer"]]["null"]
-    beyond = _beyond(result)
-    title = (
-        f"{beyond[0]} of {beyond[1]} pairs lie further from zero than random directions with the personas' covariance"
-    )
+    table = result["cosines"][result["layer"]]["cosine"]
+    pairs = [abs(table[i][j]) for i in range(len(names)) for j in range(i)]
+    beyond = sum(value > (null["covariance"] or 0) for value in pairs)
+    title = f"{beyond} of {len(pairs)} pairs lie further from zero than random directions with the personas' covariance"
     subtitle = [
         f"Layer {result['layer']}: 95% of such pairs stay below {null['covariance']:.2f}; of directions any way alike "
         f"{null['isotropic']:.2f}.",
         "Diagonal: split-half reliability of the whole vector (Spearman–Brown).",
     ]
     return finish(layers, title, subtitle, alt.Step(CELL), alt.Step(CELL))
-
-
-def _beyond(result: Json) -> tuple[int, int]:
-    table, names = result["cosines"][result["layer"]], result["vectors"]
-    pairs = [(i, j) for i in range(len(names)) for j in range(i)]
-    limit = table["null"]["covariance"] or 0
-    return sum(abs(table["cosine"][i][j]) > limit for i, j in pairs), len(pairs)
 
 
 def rank_chart(result: Json) -> alt.LayerChart:

@@ -30,23 +30,11 @@ def stage(title: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def _bar(title: str, total: int, console: Any) -> Iterator[Advance]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as bar
 
-    columns = (
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    times = (bar.TimeElapsedColumn(), bar.TimeRemainingColumn())
+    columns = (bar.TextColumn("{task.description:<34}"), bar.BarColumn(), bar.MofNCompleteColumn(), *times)
+    with bar.Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total)
         yield lambda n: progress.advance(task, n)
 

@@ -141,17 +141,12 @@ def settings(declared: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: A value breaks its rule.
     """
     check(declared, values)
-    marks = _marks(declared)
-    return {name: values[name] for name in marks if name in values and _plain(values[name]) and FREE not in marks[name]}
-
-
-def _marks(declared: Any) -> dict[str, tuple[Any, ...]]:
-    """What stands beside the types of a class's fields, or of a function's keyword-only parameters."""
     hints = get_type_hints(declared, include_extras=True)
-    if not isinstance(declared, type):
+    if not isinstance(declared, type):  # of a function its keyword-only parameters
         parameters = signature(declared).parameters.values()
         hints = {each.name: hints[each.name] for each in parameters if each.kind is each.KEYWORD_ONLY}
-    return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: values[name] for name in marks if name in values and _plain(values[name]) and FREE not in marks[name]}
 
 
 def _plain(value: Any) -> bool:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,9 @@ from filelock import FileLock, Timeout
 
 from personavec.errors import ConfigError, DataError
 from personavec.runs.files import sha256, write_file
+
+Row = dict[str, Any]
+"""A row of a table, or a part of a result: what JSON can hold."""
 
 PACKAGES = ("personavec", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
 REPORT = {"report.html", "index.html", "charts"}
@@ -176,6 +180,12 @@ class Run:
                         f"expected JSON in {path} line {number}, got {error}; delete that file and run again"
                     ) from error
                 yield row
+
+    def complete(self, result: dict[str, Any], began: float, name: str = "result.json") -> None:
+        """Add versions and the seconds since `began` (of `time.monotonic`) to a result, write it, and finish."""
+        result |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
+        self.write_json(name, result)
+        self.finish()
 
     def finish(self) -> None:
         """Note the end of the run and the sha256 of everything it wrote, reports aside."""

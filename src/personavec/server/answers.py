@@ -4,7 +4,7 @@ from typing import Any
 
 from personavec.model.chat_model import ChatModel
 from personavec.server.protocol import ChatBody
-from personavec.server.reply import Logprobs, News
+from personavec.server.reply import News
 from personavec.server.service import Exchange
 
 Json = dict[str, Any]
@@ -107,19 +107,14 @@ class Completion:
         self._sent[index] += len(pieces)
         tokens = self.exchange.jobs[index].reply.logprobs[begin : self._sent[index]]
         if self.chat:
-            return {
-                "content": [
-                    self._entry(token.token, token.logprob) | {"top_logprobs": self._top(token)} for token in tokens
-                ]
-            }
+            tops = ({"top_logprobs": [self._entry(*other) for other in token.top]} for token in tokens)
+            entries = (self._entry(token.token, token.logprob) for token in tokens)
+            return {"content": [entry | top for entry, top in zip(entries, tops, strict=True)]}
         return {
             "tokens": [self._text(token.token) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [{self._text(other): value for other, value in token.top} for token in tokens],
         }
-
-    def _top(self, token: Logprobs) -> list[Json]:
-        return [self._entry(other, value) for other, value in token.top]
 
     def _entry(self, token: int, value: float) -> Json:
         text = self._text(token)

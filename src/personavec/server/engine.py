@@ -13,10 +13,9 @@ from transformers import DynamicCache
 
 from personavec.errors import ModelError, PersonavecError
 from personavec.model.chat_model import ChatModel
-from personavec.model.kv_cache import using
+from personavec.model.kv_cache import Slots, using
 from personavec.model.sampling import Sampling
 from personavec.server.reply import Finish, Logprobs, News, RunningReply
-from personavec.server.slots import Slots
 from personavec.steering.generate import Watch, draw, uniforms, watching
 from personavec.steering.steer import Steering, steer
 

@@ -1,12 +1,11 @@
 """What every request must pass before anything reads it: host, key, kind of body, size."""
 
 import hmac
-import json
 from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from personavec.server.protocol import Refused
+from personavec.server.refused import Refused
 
 OPEN = ("/static/", "/health", "/ready", "/reports/")
 """What needs no key, besides the page itself. Links of reports cannot be guessed."""
@@ -52,7 +51,7 @@ class Limits:
         except Refused as error:
             if answered:
                 raise
-            await answer(error, send)
+            await error.answer()(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         headers = {name: value for name, value in scope["headers"]}
@@ -81,13 +80,3 @@ class Limits:
 
     def _too_large(self, size: int) -> Refused:
         return Refused(413, f"expected a body of at most {self.body_bytes:,} bytes, got {size:,} or more")
-
-
-async def answer(error: Refused, send: Send) -> None:
-    """Send an error."""
-    body = json.dumps(error.body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -7,10 +7,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from personavec.errors import ConfigError, DataError
@@ -148,9 +151,6 @@ def export(log: Path, out: Path) -> int:
         DataError: There is no log.
         ConfigError: `out` is there already.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not log.is_file():
         raise DataError(f"expected the log of a server, got no file at {log}; serve with --log first")
     if out.exists():
@@ -177,7 +177,7 @@ def _flat(turn: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each vector that was read in a turn, or one without a vector."""
     kept = {name: json.dumps(turn[name], ensure_ascii=False) for name in AS_JSON if turn[name] is not None}
     flat = turn | kept | {"time": round(turn["time"] * 1000)}
-    return [flat | {"vector": name} | own for name, own in turn["projections"].items()] or [flat]
+    return [flat | {"vector": name} | read for name, read in turn["projections"].items()] or [flat]
 
 
 class Metrics:
@@ -188,12 +188,9 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("personavec_requests", "Requests by outcome", ["path", "status"], registry=registry)
         self.total = 0
-        self.first_token = Histogram(
-            "personavec_first_token_seconds", "Seconds to the first token", buckets=SECONDS, registry=registry
-        )
-        self.latency = Histogram(
-            "personavec_request_seconds", "Seconds of a whole request", buckets=SECONDS, registry=registry
-        )
+        timed = partial(Histogram, buckets=SECONDS, registry=registry)
+        self.first_token = timed("personavec_first_token_seconds", "Seconds to the first token")
+        self.latency = timed("personavec_request_seconds", "Seconds of a whole request")
         self.tokens = Counter("personavec_tokens", "Tokens read and written", ["kind"], registry=registry)
         self.alerts = Counter("personavec_alerts", "Alerts raised", ["vector", "kind"], registry=registry)
         self.projections = Histogram(

@@ -4,32 +4,23 @@ import os
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
-from personavec.runs.rules import Count, Free, Positive, above
-from personavec.server.terms import KEY, Terms, check_host
-from personavec.verbs.options import Common, File, Files, Folder, Steer, Switch, load_subject
+from personavec.runs.rules import Free, above
+from personavec.server.terms import KEY, Offer, Terms, check_host
+from personavec.verbs.options import Common, File, Files, Folder, Steer, Switch, call, load_subject
 
 if TYPE_CHECKING:
     from personavec.server.service import Service
 
 
 @dataclass(frozen=True)
-class ServeConfig(Common):
-    """Serve a model over OpenAI's API, steered and watched.
-
-    Examples:
-      personavec serve --vectors runs/demo
-      personavec serve --vectors runs/demo --steer runs/demo/optimistic/vector.safetensors:0.1d
-      personavec serve --vectors runs/demo --calibration runs/monitor/calibration.json
-      personavec serve --log runs/serve/turns.db --export turns.parquet
-
-    The dashboard is at http://127.0.0.1:8000. More in docs/serve.md.
-    """
+class Served(Common):
+    """What is served."""
 
     vectors: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH [PATH …]", help_behavior_hint="")] = ()
     """Vectors that requests may name by their trait: files, or folders of runs."""
@@ -41,24 +32,21 @@ class ServeConfig(Common):
     """calibration.json of personavec monitor: usual ranges, and alerts beyond them."""
     adapter: Folder = None
     """PEFT adapter folder to serve."""
-    system: str = "template"
-    """System prompt of conversations without one: template (what the chat template does by itself), none, or a text."""
-    max_dose: Positive = 0.7
-    """Largest dose that a request may add in all."""
-    guard: Literal["reject", "clamp", "warn"] = "reject"
-    """What happens beyond the largest dose: an error, less of it, or only a warning."""
-    rows_at_once: Free[Count] = 16
-    """Replies that are written at once, in one batch."""
-    queue: Count = 64
-    """Replies that may wait; one more gets status 429."""
-    deadline: Positive = 120.0
-    """Seconds that a reply may take, waiting included; then status 504."""
-    max_tokens: Count = 4096
-    """Most tokens that a request may have written, n replies together."""
-    max_request_bytes: Count = 1048576
-    """Longest body of a request."""
-    host: str = "127.0.0.1"
-    """Address to listen at; any but this machine's own needs a key."""
+
+
+@dataclass(frozen=True)
+class ServeConfig(Offer, Served):
+    """Serve a model over OpenAI's API, steered and watched.
+
+    Examples:
+      personavec serve --vectors runs/demo
+      personavec serve --vectors runs/demo --steer runs/demo/optimistic/vector.safetensors:0.1d
+      personavec serve --vectors runs/demo --calibration runs/monitor/calibration.json
+      personavec serve --log runs/serve/turns.db --export turns.parquet
+
+    The dashboard is at http://127.0.0.1:8000. More in docs/serve.md.
+    """
+
     port: int = 8000
     """0 takes a free one."""
     api_key: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: $PERSONAVEC_API_KEY, else none)")] = ""
@@ -114,13 +102,4 @@ class ServeConfig(Common):
         from personavec.steering.notation import parse_steering
 
         steer = [parse_steering(text) for text in self.steer]
-        return assemble(
-            load_subject(self),
-            self.terms,
-            vectors=self.vectors,
-            steer=steer,
-            watch=self.watch,
-            calibration=self.calibration,
-            log=self.log,
-            retention_days=self.retention_days,
-        )
+        return call(assemble, self, load_subject(self), self.terms, steer=steer)  # type: ignore[no-any-return]

@@ -18,7 +18,8 @@ from personavec.runs.rules import check
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
 from personavec.server.log import Log, LoggedTurn, Metrics
-from personavec.server.protocol import ChatBody, CompletionBody, Refused
+from personavec.server.protocol import ChatBody, CompletionBody
+from personavec.server.refused import Refused
 from personavec.server.reply import News, RunningReply
 from personavec.server.terms import Terms
 from personavec.steering.notation import Steers, in_order
@@ -77,7 +78,8 @@ class Exchange:
         read = self.jobs[index].reply.read
         by_vector = {}
         for place, direction in enumerate(self.watched):
-            values = [_finite(row[place]) for row in read]
+            # a steering that is far too large makes projections infinite, for which JSON has no word
+            values = [row[place] if math.isfinite(row[place]) else None for row in read]
             tokens = [value for value in values[1:] if value is not None]
             by_vector[direction.key] = {
                 "layer": direction.layer,
@@ -294,11 +296,6 @@ class Service:
                 raised = [drift.add(value) for value in (*past, read["response_avg"])]
                 alerts += [raised[-1]] if raised[-1] else []
         return [alert | {"turn": exchange.turn} for alert in alerts]
-
-
-def _finite(value: float) -> float | None:
-    """A steering that is far too large makes projections infinite, for which JSON has no word."""
-    return value if math.isfinite(value) else None
 
 
 def assemble(

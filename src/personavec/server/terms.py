@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from personavec.errors import ConfigError
-from personavec.runs.rules import Count, Positive, check
+from personavec.runs.rules import Count, Free, Positive, check
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEY = "PERSONAVEC_API_KEY"
@@ -30,8 +30,8 @@ class TermOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What requests may ask of a server."""
+class Offer:
+    """How much a server does for a request, and where it listens."""
 
     system: str = "template"
     """System prompt of conversations without one: template (what the chat template does by itself), none, or a text."""
@@ -39,7 +39,7 @@ class Terms:
     """Largest dose that a request may add in all."""
     guard: Guard = "reject"
     """What happens beyond the largest dose: an error, less of it, or only a warning."""
-    rows_at_once: Count = 16
+    rows_at_once: Free[Count] = 16
     """Replies that are written at once, in one batch."""
     queue: Count = 64
     """Replies that may wait; one more gets status 429."""
@@ -51,6 +51,12 @@ class Terms:
     """Longest body of a request."""
     host: str = "127.0.0.1"
     """Address to listen at; any but this machine's own needs a key."""
+
+
+@dataclass(frozen=True)
+class Terms(Offer):
+    """What requests may ask of a server."""
+
     key: str | None = None
     """Key that requests must name."""
     keep_text: bool = False

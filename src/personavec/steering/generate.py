@@ -1,6 +1,6 @@
 """Generating replies: a stream of token columns, and batches as a loop over it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from personavec.errors import ModelError
-from personavec.model.chat_model import ChatModel
+from personavec.errors import ConfigError, ModelError
+from personavec.model.chat_model import ChatModel, Message
 from personavec.model.hooks import BlockFn, attach
 from personavec.model.kv_cache import empty, make_room, using
 from personavec.model.sampling import Sampling
@@ -113,16 +113,14 @@ def _prefill(model: ChatModel, requests: Sequence[Request]) -> tuple[DynamicCach
         for request in requests
     ]
     distinct = {key: index for index, key in enumerate(dict.fromkeys(keys))}
-    ids, mask = model.tensor([prompt[:-1] for prompt, _ in distinct], left=True)
-    cache = empty(model)
+    cache, inputs = empty(model), model.inputs([prompt[:-1] for prompt, _ in distinct], left=True)
     steering = [applied if len(prompt) > 1 else () for prompt, applied in distinct]
     with steer(model, steering, [len(prompt) for prompt, _ in distinct]):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         # without the head: on a strided last column it would expand its weights once per row
-        model.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, **using(model, cache))
+        model.decoder(**inputs | using(model, cache))
     rows = torch.tensor([distinct[key] for key in keys], device=model.device)
     cache.batch_select_indices(rows)
-    return cache, mask[rows]
+    return cache, inputs["attention_mask"][rows]
 
 
 @contextmanager
@@ -223,3 +221,42 @@ def generate(model: ChatModel, requests: Sequence[Request], sampling: Sampling) 
             else:
                 written[row].append(token)
     return [Reply(tuple(ids), "stop" if row in finished else "length") for row, ids in enumerate(written)]
+
+
+def pieces(
+    model: ChatModel,
+    messages: str | Sequence[Message],
+    *,
+    steer: Steering | Sequence[Steering] = (),
+    system: str = "template",
+    max_new_tokens: int = 256,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> Iterator[str]:
+    """The text of a reply as it is written; see `ChatModel.chat`.
+
+    Raises:
+        ConfigError: The conversation leaves no room for a reply, or the steering is none.
+        ModelError: As `ChatModel.chat`.
+    """
+    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    steerings = tuple(steer) if isinstance(steer, Iterable) and not isinstance(steer, str) else (steer,)
+    if wrong := [steering for steering in steerings if not isinstance(steering, Steering)]:
+        raise ConfigError(f"expected steer=vector.at(…), got {wrong[0]!r}; say how much of a vector, and where")
+    prompt = model.render(turns, system)
+    if (room := model.context - len(prompt)) < 1:
+        raise ConfigError(f"expected a prompt of less than {model.context} tokens, got {len(prompt)}; shorten it")
+    sampling = Sampling(min(max_new_tokens, room), temperature, top_p)
+    ids: list[int] = []
+    written = 0
+    for step in stream(model, [Request(prompt, steerings, (seed,))], sampling):
+        token = int(step.tokens[0])
+        if token in model.stop_ids:
+            break
+        ids.append(token)
+        text = model.decode(ids)
+        if not text.endswith("\ufffd"):  # the rest of a character may still come
+            yield text[written:]
+            written = len(text)
+    yield model.decode(ids)[written:]

@@ -38,13 +38,6 @@ def projection(
     return activations.float() @ unit(direction.float())
 
 
-def cosine(
-    activations: Float[Tensor, "*axes d_model"], direction: Float[Tensor, "*axes2 d_model"]
-) -> Float[Tensor, "*axes"]:
-    """Cosine similarity; 0 where the activation is zero."""
-    return torch.cosine_similarity(activations.float(), direction.float(), dim=-1)
-
-
 RANDOM = 20
 """Random directions that are read beside the vectors at every layer."""
 

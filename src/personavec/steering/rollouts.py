@@ -3,13 +3,14 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
+from itertools import product
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from personavec.errors import ConfigError
 from personavec.model.chat_model import ChatModel, Message
-from personavec.model.sampling import Sampling
+from personavec.model.sampling import Sampling, Writing
 from personavec.runs.progress import stage
-from personavec.runs.rules import Count, Free, Seed, Share, Temperature, check
+from personavec.runs.rules import Seed, check
 from personavec.runs.run import Run
 from personavec.steering.generate import Reply, Request, batches, generate
 from personavec.steering.steer import Steering
@@ -18,7 +19,7 @@ from personavec.traits.trait import Trait
 Reasoning = Literal["out", "in"]
 
 
-class Asked(TypedDict):
+class PlannedRow(TypedDict):
     """What is known of a reply before it is written: what was asked, of which arm, under what."""
 
     id: str
@@ -44,7 +45,7 @@ class Asked(TypedDict):
     level: NotRequired[int | str]
 
 
-class ReplyRow(Asked):
+class ReplyRow(PlannedRow):
     """A reply as every table holds it, from rollouts to scores, vectors and reports."""
 
     response: str
@@ -60,7 +61,7 @@ class ReplyRow(Asked):
 class Plan:
     """One reply to write: what is known of it beforehand, and the request."""
 
-    row: Asked
+    row: PlannedRow
     request: Request
 
 
@@ -76,25 +77,13 @@ class ReplyOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Interview:
+class Interview(Writing):
     """A model and how it is asked: what all replies of a study have in common."""
 
     model: ChatModel
     _: KW_ONLY
     seed: Seed = 0
     """Of everything random."""
-    max_new_tokens: Count = 32
-    """Longest reply, in tokens. Large models deserve 200 or more."""
-    temperature: Temperature = 0.7
-    """Of sampling; 0 is greedy. The paper uses 1, where a 135M model writes word salad."""
-    top_p: Share = 1.0
-    """Sample from the smallest set of tokens that holds this probability."""
-    system: str = "template"
-    """System prompt where no trait instruction stands: template (the chat template's default), none, or a text."""
-    reasoning: Reasoning = "out"
-    """Whether a <think> block counts as part of the reply; end-of-turn tokens never do."""
-    batch_tokens: Free[Count] = 12288
-    """Tokens in one batch of replies being written, prompts included."""
 
     def __post_init__(self) -> None:
         check(type(self), vars(self))
@@ -115,31 +104,22 @@ class Interview:
 
         Source: Persona Vectors (arXiv 2507.21509) section 2.2.
         """
-        return [
-            Plan(
-                {
-                    "id": f"{side}-{pair}-{question_id}-{sample}",
-                    "side": side,
-                    "pair": pair,
-                    "question_id": question_id,
-                    "question": question,
-                    "sample": sample,
-                },
-                Request(
-                    self.model.render(
-                        [
-                            {"role": "system", "content": trait.system_prompt(pair, side)},
-                            {"role": "user", "content": question},
-                        ]
-                    ),
-                    seed=_seed(self.seed, trait.name, side, pair, question, sample),
-                ),
-            )
-            for side in SIDES
-            for pair in range(len(trait.pairs))
-            for question_id, question in enumerate(trait.extract)
-            for sample in range(rollouts)
-        ]
+        plans = []
+        pairs, questions = product(SIDES, range(len(trait.pairs))), enumerate(trait.extract)
+        for (side, pair), (question_id, question), sample in product(pairs, questions, range(rollouts)):
+            system = trait.system_prompt(pair, side)
+            row: PlannedRow = {
+                "id": f"{side}-{pair}-{question_id}-{sample}",
+                "side": side,
+                "pair": pair,
+                "question_id": question_id,
+                "question": question,
+                "sample": sample,
+            }
+            prompt = self.model.render([{"role": "system", "content": system}, {"role": "user", "content": question}])
+            seed = _seed(self.seed, trait.name, side, pair, question, sample)
+            plans.append(Plan(row, Request(prompt, seed=seed)))
+        return plans
 
     def answers(
         self,
@@ -166,23 +146,16 @@ class Interview:
         """
         systems = systems or (self.system,)
         prefix = "-".join(str(value) for value in extra.values())
-        return [
-            Plan(
-                cast(
-                    Asked,
-                    {"id": f"{prefix}-{question_id}-{sample}", **extra}
-                    | {"question_id": question_id, "question": question, "sample": sample},
-                ),
-                Request(
-                    self.model.render([*before, {"role": "user", "content": question}], systems[place % len(systems)]),
-                    tuple(steering[place % len(steering)]),
-                    _seed(self.seed, draw, question, sample),
-                ),
-            )
-            for question_id, question in enumerate(questions)
-            for sample in range(rollouts)
-            for place in [question_id * rollouts + sample]
-        ]
+        plans = []
+        for place, ((question_id, question), sample) in enumerate(product(enumerate(questions), range(rollouts))):
+            row = {"id": f"{prefix}-{question_id}-{sample}", **extra}
+            row |= {"question_id": question_id, "question": question, "sample": sample}
+            turns = [*before, {"role": "user", "content": question}]
+            prompt = self.model.render(turns, systems[place % len(systems)])
+            applied = tuple(steering[place % len(steering)])
+            request = Request(prompt, applied, _seed(self.seed, draw, question, sample))
+            plans.append(Plan(cast(PlannedRow, row), request))
+        return plans
 
     def write(self, plans: Sequence[Plan], title: str, *, run: Run | None = None, name: str = "") -> list[ReplyRow]:
         """Write the planned replies; with a run into its NAME.jsonl, where those that are there are not written again.
@@ -192,7 +165,12 @@ class Interview:
         Raises:
             ConfigError: A prompt leaves no room for a reply, or is not the one that the run has asked before.
         """
-        self._check_context(plans)
+        longest = max(len(plan.request.prompt) for plan in plans)
+        if longest + self.max_new_tokens > self.model.context:
+            raise ConfigError(
+                f"expected prompt and reply to fit into {self.model.context} tokens, got {longest} and "
+                f"--max-new-tokens {self.max_new_tokens}; lower it"
+            )
         file = f"{name}.jsonl"
         rows: dict[str, ReplyRow] = {row["id"]: cast(ReplyRow, row) for row in run.rows(file)} if run else {}
         if run:
@@ -224,14 +202,6 @@ class Interview:
             "reasoning_tokens": skipped,
         }
         return cast(ReplyRow, {**plan.row, **written})
-
-    def _check_context(self, plans: Sequence[Plan]) -> None:
-        longest = max(len(plan.request.prompt) for plan in plans)
-        if longest + self.max_new_tokens > self.model.context:
-            raise ConfigError(
-                f"expected prompt and reply to fit into {self.model.context} tokens, got {longest} and "
-                f"--max-new-tokens {self.max_new_tokens}; lower it"
-            )
 
 
 SIDES: tuple[Literal["pos", "neg"], ...] = ("pos", "neg")

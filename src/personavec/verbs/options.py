@@ -5,18 +5,17 @@ from dataclasses import dataclass, fields
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
-from personavec.model.sampling import Sampling
-from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Positive, Seed, Share, Temperature, at_least, check
+from personavec.model.sampling import Writing as Writing
+from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Positive, Seed, at_least, check
 
 if TYPE_CHECKING:
     from personavec.judges.load import Bench
     from personavec.model.chat_model import ChatModel
     from personavec.model.endpoint import CallLimits
-    from personavec.steering.rollouts import Interview
 
 Steer = Annotated[
     tuple[str, ...],
@@ -66,24 +65,6 @@ class Common(Machine, Subject):
 
 
 @dataclass(frozen=True)
-class Writing(Sampling):
-    """How replies are written."""
-
-    max_new_tokens: Count = 32
-    """Longest reply, in tokens. Large models deserve 200 or more."""
-    temperature: Temperature = 0.7
-    """Of sampling; 0 is greedy. The paper uses 1, where a 135M model writes word salad."""
-    top_p: Share = 1.0
-    """Sample from the smallest set of tokens that holds this probability."""
-    batch_tokens: Free[Count] = 12288
-    """Tokens in one batch of replies being written, prompts included; lower it when memory runs out there."""
-    reasoning: Literal["out", "in"] = "out"
-    """Whether a <think> block counts as part of the reply; end-of-turn tokens never do."""
-    system: str = "template"
-    """System prompt where no trait instruction stands: template (the chat template's own default), none, or a text."""
-
-
-@dataclass(frozen=True)
 class Api:
     """How an OpenAI-compatible server is asked. Its key comes from OPENAI_API_KEY in the environment."""
 
@@ -96,6 +77,16 @@ class Api:
     api_tokens: Free[Limit] = None
     """Stop after this many tokens, as the server counts them; the same command with more goes on."""
 
+    @property
+    def call_limits(self) -> "CallLimits":
+        """How servers may be asked."""
+        return {
+            "concurrency": self.api_concurrency,
+            "timeout": self.api_timeout,
+            "max_calls": self.api_calls,
+            "max_tokens": self.api_tokens,
+        }
+
 
 @dataclass(frozen=True)
 class Judging(Api):
@@ -105,6 +96,11 @@ class Judging(Api):
     """panel (the model itself, unsteered and without adapter), panel:MODEL, hf:MODEL or openai:MODEL."""
     judge_url: Free[Url] = None
     """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
+
+
+@dataclass(frozen=True)
+class Judged(Judging, Writing, Common):
+    """Options of a verb that asks the model and has its replies judged."""
 
 
 @dataclass(frozen=True)
@@ -157,36 +153,17 @@ def bench_for(
         url=url or options.judge_url,
         beside=beside,
         load=partial(load_subject, options),
-        **call_limits(options),
+        **options.call_limits,
     )
 
 
 def call(function: Callable[..., Any], options: Any, *objects: Any, **named: Any) -> Any:
     """Call a verb's function with objects, and with every option that has the name of one of its parameters."""
-    from personavec.steering.rollouts import ReplyOptions
-
     parameters = signature(function).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        names += ReplyOptions.__annotations__
+    names = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    for behind in (each.annotation for each in parameters if each.kind is each.VAR_KEYWORD):  # Unpack[a TypedDict]
+        names += get_args(behind)[0].__annotations__
     return function(*objects, **{name: getattr(options, name) for name in names if hasattr(options, name)} | named)
-
-
-def interview_for(options: Any, model: "ChatModel") -> "Interview":
-    """How the model is asked, as a verb's options say (`Writing` and `Machine`)."""
-    from personavec.steering.rollouts import Interview
-
-    return call(Interview, options, model)  # type: ignore[no-any-return]
-
-
-def call_limits(options: Api) -> "CallLimits":
-    """How servers may be asked."""
-    return {
-        "concurrency": options.api_concurrency,
-        "timeout": options.api_timeout,
-        "max_calls": options.api_calls,
-        "max_tokens": options.api_tokens,
-    }
 
 
 def given(config: Any, *kinds: type) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def test_labels_cover_nothing_and_stay_inside() -> None:
 def test_the_whole_of_it(
     saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verb, "built_in_personas", lambda: FEW)
+    monkeypatch.setattr(verb.geometry, "built_in_personas", lambda: FEW)
     letters = Bench(Letters(flat=True), lambda _: Letters(), "hf:letters", "letters")
     monkeypatch.setattr("personavec.judges.load.load_bench", lambda *_, **__: letters)
     trait = tmp_path / "tiny.json"
@@ -201,7 +201,7 @@ def test_the_whole_of_it(
 def test_objects_give_what_the_command_gives(
     saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verb, "built_in_personas", lambda: FEW)
+    monkeypatch.setattr(verb.geometry, "built_in_personas", lambda: FEW)
     args = ["space", str(saved[1]), "--model", str(saved[0]), "--dtype", "float32", "--max-new-tokens", "5"]
     assert main([*args, "--out", str(tmp_path / "out"), "--json"]) == 0, capsys.readouterr().err
     printed = json.loads(capsys.readouterr().out)

@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personavec.stats.intervals import controlled_mean, spearman_rows, streamed_mean
-from personavec.verbs.screen.extremes import candidates, regression
 from personavec.verbs.screen.flagging import above, confounds, extremes, flagged, thresholds
 from personavec.verbs.screen.plan import Rates, estimate, sample_size
-from personavec.verbs.screen.sampled import estimated_mean, narrow_enough
+from personavec.verbs.screen.sampled import candidates, estimated_mean, narrow_enough, regression
 from personavec.verbs.screen.shards import prompt_kind
 
 

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from personavec.judges.scoring import ScoredRow
-from personavec.paper.claims import Claim, above, one_minus
+from personavec.paper.claims import Claim, above, complement
 from personavec.paper.data import save
 from personavec.paper.study import Study, surviving
 from personavec.verbs.evaluate.capability import MMLU_DEV
@@ -93,7 +93,7 @@ def _one_layer(study: Study, trait: str, compared: Comparison) -> list[Claim]:
     """What the paper says of methods at one layer."""
     arms = {arm["arm"]: arm for arm in compared.arms}
     kept = {name: arm["traits"][trait]["kept"] for name, arm in arms.items()}
-    random = one_minus(kept.get("prevent, a random direction"))
+    random = complement(kept.get("prevent, a random direction"))
     taken = {
         "prevent ×1": ("section 5.2, figure 7B", "Preventative steering takes away part of what training adds"),
         "post-hoc ×1": ("section 5.1, figure 7A", "Post-hoc steering takes away part of what training adds"),
@@ -102,7 +102,7 @@ def _one_layer(study: Study, trait: str, compared: Comparison) -> list[Claim]:
         "negative prompt": ("appendix J.2", "A system prompt against the trait takes away part of what training adds"),
     }
     claims = [
-        Claim(where, text, trait, one_minus(kept[arm]), "share", random["mean"] if random else None)
+        Claim(where, text, trait, complement(kept[arm]), "share", random["mean"] if random else None)
         for arm, (where, text) in taken.items()
         if arm in arms
     ]

@@ -1,13 +1,13 @@
 /** The server's API: the key, errors in the server's words, replies as a stream of chunks. */
 
-/** Status 0: no answer at all. `told` is for people. */
+/** Status 0: no answer at all. `text` is for people. */
 export class ApiError extends Error {
   constructor(status, message, retryAfter = null) {
     super(message);
     this.status = status;
     const wait = retryAfter ? ` (try again in ${retryAfter} s)` : "";
     const lead = { 0: "", 429: "Too many requests: ", 503: "The server is busy: " }[status];
-    this.told = (lead ?? "") + message + wait;
+    this.text = (lead ?? "") + message + wait;
   }
 }
 

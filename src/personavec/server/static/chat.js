@@ -1,7 +1,7 @@
 /** A conversation: turns, replies as they stream, and how far the trait drifts over them. */
 
 import { composer } from "./composer.js";
-import { make, one, problem } from "./dom.js";
+import { make, query, problem } from "./dom.js";
 import { drift } from "./drift.js";
 import { Reply } from "./reply.js";
 import { request } from "./settings.js";
@@ -21,8 +21,8 @@ let replies = [];
 let box;
 
 export function start() {
-  box = composer(one("#chat-form"), { label: "Message", send });
-  one("#new").addEventListener("click", () => (reset(), box.focus()));
+  box = composer(query("#chat-form"), { label: "Message", send });
+  query("#new").addEventListener("click", () => (reset(), box.focus()));
   changes.addEventListener("chosen", drawDrift);
   changes.addEventListener("look", drawDrift);
   reset();
@@ -38,7 +38,7 @@ function reset() {
   const lead =
     "Talk to the model. Each token of a reply is shaded by its projection on the chosen trait, " +
     "and the sliders steer the replies to come.";
-  one("#transcript").replaceChildren(make("div", { class: "empty" }, make("p", {}, lead), ...examples));
+  query("#transcript").replaceChildren(make("div", { class: "empty" }, make("p", {}, lead), ...examples));
   drawDrift();
   repaint();
 }
@@ -47,8 +47,8 @@ async function send(text, signal) {
   const mine = turns.concat({ role: "user", content: text });
   const reply = new Reply("Reply");
   const question = make("article", { class: "question", "aria-label": "You" }, text);
-  if (!replies.length) one("#transcript").replaceChildren();
-  one("#transcript").append(question, reply.element);
+  if (!replies.length) query("#transcript").replaceChildren();
+  query("#transcript").append(question, reply.element);
   replies.push(reply);
   const follow = new MutationObserver(() => toEnd());
   follow.observe(reply.body, { childList: true });
@@ -59,7 +59,7 @@ async function send(text, signal) {
   } catch (error) {
     discard(reply);
     const failed = problem(error, () => (question.remove(), box.run(text)));
-    one("#transcript").append(failed);
+    query("#transcript").append(failed);
   }
   follow.disconnect();
   conversation = reply.about.conversation ?? conversation;
@@ -75,11 +75,11 @@ function discard(reply) {
 
 /** Keep the end in sight, unless the reader has scrolled up. */
 function toEnd(always = false) {
-  const pane = one("#transcript");
+  const pane = query("#transcript");
   if (always || pane.scrollHeight - pane.scrollTop - pane.clientHeight < 160) pane.scrollTop = pane.scrollHeight;
 }
 
 function drawDrift() {
-  const told = replies.map(({ about, projections, alerts }) => ({ turn: about.turn, projections, alerts }));
-  drift(one("#drift-here"), told, chosen());
+  const drawn = replies.map(({ about, projections, alerts }) => ({ turn: about.turn, projections, alerts }));
+  drift(query("#drift-here"), drawn, chosen());
 }

@@ -1,7 +1,7 @@
 /** One prompt answered twice with one seed: with the sliders' steering, and with none. */
 
 import { composer } from "./composer.js";
-import { make, one, problem } from "./dom.js";
+import { make, query, problem } from "./dom.js";
 import { Reply } from "./reply.js";
 import { request } from "./settings.js";
 import { forget } from "./shading.js";
@@ -12,20 +12,20 @@ let replies = [];
 let box;
 
 export function start() {
-  box = composer(one("#compare-form"), { label: "Prompt for both", send });
+  box = composer(query("#compare-form"), { label: "Prompt for both", send });
   const lead =
     "One prompt, two replies with the same seed: on the left with the doses of the sliders, on the right with none.";
-  one("#columns").replaceChildren(
-    make("div", { class: "empty" }, make("p", {}, lead), make("p", { id: "compare-told", class: "quiet" })),
+  query("#columns").replaceChildren(
+    make("div", { class: "empty" }, make("p", {}, lead), make("p", { id: "compare-note", class: "quiet" })),
   );
   changes.addEventListener("dose", hint);
   hint();
 }
 
 function hint() {
-  const told = one("#compare-told");
-  if (told)
-    told.textContent = doses()
+  const note = query("#compare-note");
+  if (note)
+    note.textContent = doses()
       ? `Set now: ${doses()}.`
       : "All doses are 0: move a slider first, or both replies will be the same.";
 }
@@ -42,7 +42,7 @@ async function send(text, signal) {
   const columns = arms.map(({ title }, index) =>
     make("section", { class: "column" }, make("h3", {}, title), made[index].element),
   );
-  one("#columns").replaceChildren(make("p", { class: "question" }, text), ...columns);
+  query("#columns").replaceChildren(make("p", { class: "question" }, text), ...columns);
   const body = request([{ role: "user", content: text }], {});
   body.seed ??= Math.floor(Math.random() * 2 ** 31);
   const fills = made.map(async (reply, index) => {
@@ -53,5 +53,5 @@ async function send(text, signal) {
     }
   });
   await Promise.all(fills);
-  one("#columns").append(make("p", { class: "quiet seed" }, `Seed of both: ${body.seed}`));
+  query("#columns").append(make("p", { class: "quiet seed" }, `Seed of both: ${body.seed}`));
 }

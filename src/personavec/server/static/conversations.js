@@ -1,7 +1,7 @@
 /** Conversations that the server has logged, newest first, and the turns of one of them. */
 
 import { get } from "./api.js";
-import { make, one, problem } from "./dom.js";
+import { make, query, problem } from "./dom.js";
 import { drift } from "./drift.js";
 import { alertBox, steered } from "./reply.js";
 import { changes, chosen } from "./state.js";
@@ -11,23 +11,23 @@ let shown = null;
 let listed = "";
 
 export function start() {
-  one("#alerts-only").addEventListener("change", list);
+  query("#alerts-only").addEventListener("change", list);
   changes.addEventListener("chosen", redraw);
   changes.addEventListener("look", redraw);
-  setInterval(() => one("#conversations").hidden || document.hidden || list(), EVERY_MS);
+  setInterval(() => query("#conversations").hidden || document.hidden || list(), EVERY_MS);
 }
 
 /** Show the list, and the turns of a conversation where one is named. */
 export async function open(id) {
   shown = null;
-  one("#detail").replaceChildren(make("p", { class: "empty" }, "Choose a conversation to see its turns."));
+  query("#detail").replaceChildren(make("p", { class: "empty" }, "Choose a conversation to see its turns."));
   listed = "";
   await list();
   if (id) await detail(id);
 }
 
 async function list() {
-  const alertsOnly = one("#alerts-only").checked;
+  const alertsOnly = query("#alerts-only").checked;
   try {
     const { data } = await get(`/v1/conversations?limit=50${alertsOnly ? "&alerts=true" : ""}`);
     const now = JSON.stringify([data, location.hash]);
@@ -36,10 +36,10 @@ async function list() {
     const none = alertsOnly
       ? "No conversation has raised an alert."
       : "Nothing yet. Every chat with this server is listed here, from this page or from any client.";
-    one("#list").replaceChildren(...(data.length ? data.map(entry) : [make("p", { class: "empty" }, none)]));
+    query("#list").replaceChildren(...(data.length ? data.map(entry) : [make("p", { class: "empty" }, none)]));
   } catch (error) {
     listed = "";
-    one("#list").replaceChildren(problem(error, list));
+    query("#list").replaceChildren(problem(error, list));
   }
 }
 
@@ -66,7 +66,7 @@ async function detail(id) {
     const kept = shown.turns.some(({ response }) => response !== null);
     const note = make("p", { class: "quiet" }, "The text is not kept; a server started with --keep-text keeps it.");
     const back = make("a", { class: "back", href: "#conversations" }, "← All conversations");
-    one("#detail").replaceChildren(
+    query("#detail").replaceChildren(
       back,
       make("h3", {}, id),
       make("div", { class: "card" }, make("div", { id: "drift-there" })),
@@ -75,7 +75,7 @@ async function detail(id) {
     );
     redraw();
   } catch (error) {
-    one("#detail").replaceChildren(problem(error, () => detail(id)));
+    query("#detail").replaceChildren(problem(error, () => detail(id)));
   }
 }
 
@@ -90,7 +90,7 @@ function turn({
   messages,
   response,
 }) {
-  const asked = messages?.findLast(({ role }) => role === "user")?.content;
+  const question = messages?.findLast(({ role }) => role === "user")?.content;
   return make(
     "article",
     { class: "turn", "aria-label": `Turn ${number}` },
@@ -99,14 +99,14 @@ function turn({
       { class: "quiet" },
       `Turn ${number} · ${time(stamp)} · ${read} tokens read, ${written} written · ended by ${finish}`,
     ),
-    ...(asked ? [make("p", { class: "question" }, asked)] : []),
+    ...(question ? [make("p", { class: "question" }, question)] : []),
     ...(response !== null ? [make("p", { class: "kept" }, response)] : []),
     ...alertBox(alerts),
-    ...steering.map((own) => make("span", { class: "chip" }, steered(own))),
+    ...steering.map((applied) => make("span", { class: "chip" }, steered(applied))),
   );
 }
 
 function redraw() {
-  const box = one("#drift-there");
+  const box = query("#drift-there");
   if (box && shown) drift(box, shown.turns, chosen());
 }

@@ -1,6 +1,6 @@
 /** Elements and figures. Whatever comes from a model, a user or the server becomes text here, never markup. */
 
-export const one = (selector) => document.querySelector(selector);
+export const query = (selector) => document.querySelector(selector);
 
 /** An element with attributes (`onclick` and the like are listeners) and children (strings become text). */
 export function make(tag, attributes = {}, ...children) {
@@ -24,7 +24,7 @@ export const between = ({ low, high }) => `${signed(low)}\u00a0…\u00a0${signed
 
 /** What went wrong, in the words of the server, with a button that tries again. */
 export function problem(error, again) {
-  const box = make("div", { class: "problem", role: "alert" }, make("p", {}, error.told ?? String(error)));
+  const box = make("div", { class: "problem", role: "alert" }, make("p", {}, error.text ?? String(error)));
   if (again) {
     const retry = () => {
       box.remove();
@@ -37,5 +37,5 @@ export function problem(error, again) {
 
 /** Tell a screen reader, once. */
 export function say(text) {
-  one("#said").textContent = text;
+  query("#said").textContent = text;
 }

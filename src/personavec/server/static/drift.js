@@ -130,13 +130,13 @@ function resolved(box, name) {
 function table(rows) {
   const cell = (value) => make("td", { class: "n" }, value == null ? "–" : signed(value, 2));
   const line = ({ turn, read, alerts }) => {
-    const told = make("td", { class: "flag" }, alerts.map(alertText).join("; "));
+    const flags = make("td", { class: "flag" }, alerts.map(alertText).join("; "));
     return make(
       "tr",
       {},
       make("th", { scope: "row" }, String(turn)),
       ...SERIES.map(({ key }) => cell(read[key])),
-      told,
+      flags,
     );
   };
   const head = ["turn", "before", "over", "alert"].map((name) => make("th", { scope: "col" }, name));

@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import * as chat from "./chat.js";
 import * as compare from "./compare.js";
 import * as conversations from "./conversations.js";
-import { make, one, problem } from "./dom.js";
+import { make, query, problem } from "./dom.js";
 import "./key.js";
 import * as reports from "./reports.js";
 import { choose, state, tell } from "./state.js";
@@ -20,16 +20,16 @@ async function load() {
     const [models, vectors] = await Promise.all([get("/v1/models"), get("/v1/vectors")]);
     state.model = models.data[0];
     state.vectors = vectors.data;
-    if (state.model) one("#max-tokens").max = state.model.max_tokens;
+    if (state.model) query("#max-tokens").max = state.model.max_tokens;
     const options = state.vectors.map(({ id }) => make("option", { value: id }, id));
-    one("#trait").replaceChildren(...(options.length ? options : [make("option", {}, "none")]));
-    one("#trait").disabled = !options.length;
+    query("#trait").replaceChildren(...(options.length ? options : [make("option", {}, "none")]));
+    query("#trait").disabled = !options.length;
     build();
     choose((state.vectors.find(({ watched }) => watched) ?? state.vectors[0])?.id ?? null);
-    one("#trait").value = state.chosen ?? "none";
+    query("#trait").value = state.chosen ?? "none";
     await status.look();
   } catch (error) {
-    one("#sliders").replaceChildren(problem(error, load));
+    query("#sliders").replaceChildren(problem(error, load));
   }
 }
 
@@ -38,8 +38,8 @@ function route() {
   if (!VIEWS.includes(view) && location.hash) return; // the skip link
   const name = view || "chat";
   for (const other of VIEWS) {
-    one(`#${other}`).hidden = other !== name;
-    one(`nav a[href="#${other}"]`).setAttribute("aria-current", other === name ? "page" : "false");
+    query(`#${other}`).hidden = other !== name;
+    query(`nav a[href="#${other}"]`).setAttribute("aria-current", other === name ? "page" : "false");
   }
   document.body.dataset.view = name;
   document.body.dataset.inside = id ? "yes" : "no";
@@ -49,21 +49,21 @@ function route() {
 
 function theme(dark) {
   document.documentElement.dataset.theme = dark ? "dark" : "light";
-  one("#theme").textContent = dark ? "Light" : "Dark";
-  one("#theme").setAttribute("aria-label", dark ? "Light colours" : "Dark colours");
+  query("#theme").textContent = dark ? "Light" : "Dark";
+  query("#theme").setAttribute("aria-label", dark ? "Light colours" : "Dark colours");
   tell("look");
 }
 
-one("#trait").addEventListener("change", (event) => choose(event.target.value));
-one("#key").addEventListener("click", load);
-one("#theme").addEventListener("click", () => theme(document.documentElement.dataset.theme !== "dark"));
+query("#trait").addEventListener("change", (event) => choose(event.target.value));
+query("#key").addEventListener("click", load);
+query("#theme").addEventListener("click", () => theme(document.documentElement.dataset.theme !== "dark"));
 DARK.addEventListener("change", () => theme(DARK.matches));
 addEventListener("hashchange", route);
 addEventListener("resize", () => tell("look"));
 
 theme(DARK.matches);
-for (const panel of ["#steering", "#drift"]) one(panel).open = !NARROW.matches;
-one("#drift").addEventListener("toggle", () => tell("look"));
+for (const panel of ["#steering", "#drift"]) query(panel).open = !NARROW.matches;
+query("#drift").addEventListener("toggle", () => tell("look"));
 chat.start();
 compare.start();
 conversations.start();

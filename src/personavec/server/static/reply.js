@@ -84,12 +84,12 @@ export class Reply {
     if (of) lines.push(figure("over the reply", of.response_avg, vector.band?.["response avg"]));
     const pushed = (this.about.steering ?? []).some(({ vector: id }) => id === vector?.id);
     if (of && pushed) lines.push("these contain the push of the steering");
-    for (const one of this.about.steering ?? []) lines.push(make("span", { class: "chip" }, steered(one)));
+    for (const applied of this.about.steering ?? []) lines.push(make("span", { class: "chip" }, steered(applied)));
     if (this.finish && !this.text) lines.push(make("span", { class: "chip" }, "empty reply"));
     if (this.finish === "length") lines.push(make("span", { class: "chip" }, `cut off at ${this.spans.length} tokens`));
     if (this.finish === "stopped") lines.push(make("span", { class: "chip" }, "stopped"));
-    const told = [...(this.about.warnings ?? []).map(warning), ...alertBox(this.alerts)];
-    this.notes.replaceChildren(make("p", { class: "figures" }, ...lines), ...told);
+    const notes = [...(this.about.warnings ?? []).map(warning), ...alertBox(this.alerts)];
+    this.notes.replaceChildren(make("p", { class: "figures" }, ...lines), ...notes);
   }
 
   point(index) {

@@ -1,7 +1,7 @@
 /** Reports of runs that were named when the server was started. */
 
 import { get } from "./api.js";
-import { make, one, problem } from "./dom.js";
+import { make, query, problem } from "./dom.js";
 
 export async function open() {
   try {
@@ -16,8 +16,8 @@ export async function open() {
         make("span", { class: "quiet" }, "opens in a new tab"),
       ),
     );
-    one("#report-list").replaceChildren(...(links.length ? links : [make("p", { class: "empty" }, none)]));
+    query("#report-list").replaceChildren(...(links.length ? links : [make("p", { class: "empty" }, none)]));
   } catch (error) {
-    one("#report-list").replaceChildren(problem(error, open));
+    query("#report-list").replaceChildren(problem(error, open));
   }
 }

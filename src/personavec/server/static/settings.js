@@ -1,13 +1,13 @@
 /** The sampling fields, as the request spells them; an empty field leaves the server's default. */
 
-import { one } from "./dom.js";
+import { query } from "./dom.js";
 import { readable, state } from "./state.js";
 
-const number = (selector) => (one(selector).value === "" ? undefined : one(selector).valueAsNumber);
+const number = (selector) => (query(selector).value === "" ? undefined : query(selector).valueAsNumber);
 
 /** A request for a reply to these turns. All readable vectors are watched, so that each can be looked at. */
 export function request(turns, persona) {
-  const system = one("#system").value.trim();
+  const system = query("#system").value.trim();
   return {
     model: state.model?.id,
     messages: [...(system ? [{ role: "system", content: system }] : []), ...turns],

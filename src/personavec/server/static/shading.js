@@ -1,6 +1,6 @@
 /** Which colour a token gets: how far its projection lies from the middle of a scale, less blue, more red. */
 
-import { between, one, signed } from "./dom.js";
+import { between, query, signed } from "./dom.js";
 import { changes, chosen, state } from "./state.js";
 
 /** Half-widths of the calibrated band at which colour is full: single tokens scatter more than the means it is of. */
@@ -72,12 +72,12 @@ function paint(reply, vector, of) {
 }
 
 function legend(vector, of) {
-  one("#legend").hidden = !of;
-  one("#legend-source").textContent = of ? of.source : hint(vector);
+  query("#legend").hidden = !of;
+  query("#legend-source").textContent = of ? of.source : hint(vector);
   if (!of) return;
-  one("#legend-bar").style.setProperty("--marks", of.marks ?? 1);
-  one("#legend-low").textContent = signed(of.middle - of.reach);
-  one("#legend-high").textContent = signed(of.middle + of.reach);
+  query("#legend-bar").style.setProperty("--marks", of.marks ?? 1);
+  query("#legend-low").textContent = signed(of.middle - of.reach);
+  query("#legend-high").textContent = signed(of.middle + of.reach);
 }
 
 function hint(vector) {

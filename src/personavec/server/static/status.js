@@ -1,7 +1,7 @@
 /** The line that says which model answers, how busy it is, and whether it can be reached. */
 
 import { get } from "./api.js";
-import { one } from "./dom.js";
+import { query } from "./dom.js";
 import { state } from "./state.js";
 
 const EVERY_MS = 5000;
@@ -20,15 +20,15 @@ export async function look() {
     tell("ok", `${state.model?.id ?? "no model"} · ${busy}`);
   } catch (error) {
     if (error.status === 401) tell("waiting", "API key needed");
-    else tell("lost", "Connection lost", `${error.told} Trying again every ${EVERY_MS / 1000} s.`);
-    one("#key").hidden = error.status !== 401;
+    else tell("lost", "Connection lost", `${error.text} Trying again every ${EVERY_MS / 1000} s.`);
+    query("#key").hidden = error.status !== 401;
   }
 }
 
 function tell(kind, text, notice = "") {
-  one("#status").dataset.state = kind;
-  one("#status-text").textContent = text;
-  one("#key").hidden = true;
-  one("#notice").hidden = !notice;
-  if (one("#notice").textContent !== notice) one("#notice").textContent = notice; // said once, not at every try
+  query("#status").dataset.state = kind;
+  query("#status-text").textContent = text;
+  query("#key").hidden = true;
+  query("#notice").hidden = !notice;
+  if (query("#notice").textContent !== notice) query("#notice").textContent = notice; // said once, not at every try
 }

@@ -1,6 +1,6 @@
 /** A dose slider for each vector. Until one is moved the server's own defaults apply. */
 
-import { make, one, signed } from "./dom.js";
+import { make, query, signed } from "./dom.js";
 import { changes, state, tell } from "./state.js";
 
 const STEP = 0.01;
@@ -26,10 +26,10 @@ export function build() {
   const left = state.vectors.filter(({ layer }) => layer === null);
   const zero = make(
     "button",
-    { type: "button", class: "small", onclick: () => sliders.forEach((own) => own.set(0)) },
+    { type: "button", class: "small", onclick: () => sliders.forEach((slider) => slider.set(0)) },
     "All to 0",
   );
-  one("#sliders").replaceChildren(
+  query("#sliders").replaceChildren(
     ...sliders.map(({ element }) => element),
     ...left.map(({ trait }) =>
       make("p", { class: "quiet" }, `${trait}: its card recommends no layer, so no dose can be set here.`),
@@ -81,13 +81,13 @@ class Slider {
       },
       "Reset",
     );
-    this.told = make("p", { class: "quiet told" });
+    this.note = make("p", { class: "quiet amount" });
     this.element = make(
       "div",
       { class: "slider" },
       make("div", { class: "line" }, make("label", { for: this.range.id }, trait), this.number, reset),
       make("div", { class: "track" }, this.range, ...this.marks(max, safe)),
-      this.told,
+      this.note,
     );
     const edge = Math.min(1, (safe ?? 0) / max) / 2; // share of the track on each side of its middle
     this.element.style.setProperty("--edge", edge);
@@ -115,7 +115,7 @@ class Slider {
     this.range.setAttribute("aria-valuetext", `${signed(this.dose, 2)}${beyond ? ", beyond the safe range" : ""}`);
     const known = safe === null ? "no dose proved safe" : `safe to ±${safe.toFixed(2)}`;
     const trust = reliability == null ? "" : ` · reliability ${reliability.toFixed(2)}`;
-    this.told.textContent = beyond
+    this.note.textContent = beyond
       ? `Beyond ±${safe.toFixed(2)} replies may fall apart.`
       : `layer ${layer} · ${known}${trust}`;
     tell("dose");
@@ -123,7 +123,7 @@ class Slider {
 }
 
 function report() {
-  one("#steering-told").textContent = doses() || "none";
+  query("#steering-note").textContent = doses() || "none";
 }
 
 changes.addEventListener("dose", report);

@@ -1,9 +1,9 @@
 /** The one small box that tells a token's value, for the pointer and for the keyboard. */
 
-import { one } from "./dom.js";
+import { query } from "./dom.js";
 
 export function show(target, text) {
-  const tip = one("#tip");
+  const tip = query("#tip");
   tip.textContent = text;
   tip.hidden = false;
   const { left, top, bottom } = target.getBoundingClientRect();
@@ -13,5 +13,5 @@ export function show(target, text) {
 }
 
 export function hide() {
-  one("#tip").hidden = true;
+  query("#tip").hidden = true;
 }

@@ -8,15 +8,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from personavec.judges.scoring import Judges, Rows, column, mean_difference, score
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.stats.intervals import clustered
 from personavec.steering.projection import random_directions
 from personavec.steering.rollouts import Interview
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait
-
-Row = dict[str, Any]
 
 DOSES = (-1.0, -0.5, 0.5, 1.0, 1.5)
 """Multiples of the coefficient that a card recommends; 0 is the base."""

@@ -41,27 +41,24 @@ def written(model: ChatModel, rows: Sequence[Row], layer: int, units: Float[Tens
     """
     sites = 2 * (layer + 1)  # after each attention, and after each block
     read_at = np.full((len(rows), 1 + sites, len(units)), np.nan)
-    ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
-    with stage("contributions of blocks", len(rows)) as advance:
-        for batch in by_length(ids, BATCH_TOKENS):
-            inputs = model.inputs([ids[i] for i in batch])
-            spread = torch.zeros((len(batch), 1, inputs["input_ids"].shape[1]), device=model.device)
-            average = weights([rows[i] for i in batch], ("response avg",))
-            spread[:, :, : average.shape[2]] = average.to(model.device)
+    for batch, ids in _batches(rows, "contributions of blocks"):
+        inputs = model.inputs(ids)
+        spread = torch.zeros((len(batch), 1, inputs["input_ids"].shape[1]), device=model.device)
+        average = weights([rows[i] for i in batch], ("response avg",))
+        spread[:, :, : average.shape[2]] = average.to(model.device)
 
-            def keep(site: int, stream: Tensor, batch: Any = batch, spread: Any = spread) -> None:
-                mean = torch.bmm(spread, stream.float())[:, 0].double().cpu()
-                read_at[batch, site] = (mean @ units.double().T).numpy()
+        def keep(site: int, stream: Tensor, batch: Any = batch, spread: Any = spread) -> None:
+            mean = torch.bmm(spread, stream.float())[:, 0].double().cpu()
+            read_at[batch, site] = (mean @ units.double().T).numpy()
 
-            def part(block: int, kind: str, stream: Tensor, keep: Any = keep) -> None:
-                keep(2 * block + (kind == "middle"), stream)
+        def part(block: int, kind: str, stream: Tensor, keep: Any = keep) -> None:
+            keep(2 * block + (kind == "middle"), stream)
 
-            def after(block: int, stream: Tensor, keep: Any = keep) -> None:
-                keep(2 * block + 2, stream)
+        def after(block: int, stream: Tensor, keep: Any = keep) -> None:
+            keep(2 * block + 2, stream)
 
-            with parts(model, range(layer + 1), part):
-                read(model, range(layer + 1), after, **inputs)
-            advance(len(batch))
+        with parts(model, range(layer + 1), part):
+            read(model, range(layer + 1), after, **inputs)
     terms, values = ["embedding"], [read_at[:, 0]]
     for block in range(layer + 1):
         before, middle_of, end = (read_at[:, 2 * block + step] for step in range(3))
@@ -87,23 +84,15 @@ class Token(NamedTuple):
 
 def tokens(model: ChatModel, rows: Sequence[Row], layer: int, unit: Float[Tensor, " d_model"]) -> list[Token]:
     """Every token of the replies with its projection on a direction at a layer."""
-    ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     counts = {side: sum(row["side"] == side for row in rows) for side in {row["side"] for row in rows}}
     along: list[Token] = []
-    with stage("tokens along the vector", len(rows)) as advance:
-        for batch in by_length(ids, BATCH_TOKENS):
-            read_in = token_projections(model, [ids[i] for i in batch], [layer], unit[None])[0][:, :, 0]
-            for index, projections in zip(batch, read_in, strict=True):
-                row = rows[index]
-                start = len(row["prompt_ids"]) + row.get("reasoning_tokens", 0)
-                reply = ids[index][start:]
-                weight = 1 / (len(reply) * counts[row["side"]])
-                values = projections[start : start + len(reply)].tolist()
-                along += [
-                    Token(index, at, token, value, weight)
-                    for at, (token, value) in enumerate(zip(reply, values, strict=True))
-                ]
-            advance(len(batch))
+    for batch, ids in _batches(rows, "tokens along the vector"):
+        read_in = token_projections(model, ids, [layer], unit[None])[0][:, :, 0]
+        for index, projections in zip(batch, read_in, strict=True):
+            start, reply = _reply(rows[index])
+            weight = 1 / (len(reply) * counts[rows[index]["side"]])
+            values = zip(reply, projections[start : start + len(reply)].tolist(), strict=True)
+            along += [Token(index, at, token, value, weight) for at, (token, value) in enumerate(values)]
     return sorted(along, key=lambda token: (token.row, token.place))
 
 
@@ -111,17 +100,28 @@ def token_activations(
     model: ChatModel, rows: Sequence[Row], layer: int
 ) -> Iterator[tuple[Row, Float[Tensor, "token d_model"]]]:
     """Each reply with the stream of its tokens at a layer."""
+    for batch, ids in _batches(rows, "tokens of replies"):
+        kept: list[Tensor] = []
+
+        def keep(_: int, stream: Tensor, kept: Any = kept) -> None:
+            kept.append(stream.float().cpu())
+
+        read(model, [layer], keep, **model.inputs(ids))
+        for index, stream in zip(batch, kept[0], strict=True):
+            start, reply = _reply(rows[index])
+            yield rows[index], stream[start : start + len(reply)]
+
+
+def _batches(rows: Sequence[Row], title: str) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Indices of rows in batches, and their token ids, under a progress bar."""
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
-    with stage("tokens of replies", len(rows)) as advance:
+    with stage(title, len(rows)) as advance:
         for batch in by_length(ids, BATCH_TOKENS):
-            kept: list[Tensor] = []
-
-            def keep(_: int, stream: Tensor, kept: Any = kept) -> None:
-                kept.append(stream.float().cpu())
-
-            read(model, [layer], keep, **model.inputs([ids[i] for i in batch]))
-            for index, stream in zip(batch, kept[0], strict=True):
-                row = rows[index]
-                start = len(row["prompt_ids"]) + row.get("reasoning_tokens", 0)
-                yield row, stream[start : len(ids[index])]
+            yield batch, [ids[i] for i in batch]
             advance(len(batch))
+
+
+def _reply(row: Row) -> tuple[int, Sequence[int]]:
+    """Where the reply begins, reasoning left out, and its tokens."""
+    skipped = row.get("reasoning_tokens", 0)
+    return len(row["prompt_ids"]) + skipped, row["response_ids"][skipped:]

@@ -18,7 +18,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.runs.files import sha256
 from personavec.runs.result import Result
 from personavec.runs.rules import Free, Natural, Seed, Store, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import difference_interval
 from personavec.stats.nulls import against, rounded
@@ -27,13 +27,10 @@ from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector, load_vector
 from personavec.traits.load import trait_of
 from personavec.traits.trait import Trait
-from personavec.verbs.analyse.causal import causal_rank
 from personavec.verbs.analyse.contributions import Row as Reply
 from personavec.verbs.analyse.contributions import Token, token_activations, tokens, written
-from personavec.verbs.analyse.dictionary import Dictionary, load_dictionary, nearest
+from personavec.verbs.analyse.dictionary import Dictionary, causal_rank, load_dictionary, nearest
 from personavec.verbs.extract.confounds import matched
-
-Row = dict[str, Any]
 
 PLACES = ("first token", "first third", "second third", "last third")
 SEEN = 5
@@ -168,14 +165,11 @@ def decompose(
         "examples": _examples(model, rows, every),
         "dictionary": features,
         "causal": None,
-        "versions": versions(),
     }
     if dictionary is not None and features is not None and judges is not None and trait is not None:
         first = [feature["feature"] for feature in features["features"][:causal]]
         result["causal"] = causal_rank(interview, kept, loaded, at, trait, judges, (dictionary, first))
-    result["seconds"] = round(time.monotonic() - began, 1)
-    kept.write_json("result.json", result)
-    kept.finish()
+    kept.complete(result, began)
     return Decomposition(result)
 
 

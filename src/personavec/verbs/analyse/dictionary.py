@@ -1,10 +1,10 @@
-"""Sparse dictionaries (SAEs) of a layer: their files, what they see in an activation, and what a vector is to them."""
+"""Sparse dictionaries (SAEs) of a layer: their files, what they see, what a vector is to them, and steering by them."""
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from personavec.errors import DataError
+from personavec.judges.scoring import Judges, mean_difference, score
+from personavec.runs.run import Row, Run
 from personavec.stats.nulls import against, isotropic_directions, rounded
+from personavec.steering.rollouts import Interview
+from personavec.steering.steer import Steering
+from personavec.steering.vector import PersonaVector
+from personavec.traits.trait import Trait
 
-Row = dict[str, Any]
-
+BASE, RANDOM, VECTOR = "base", "random", "vector"
+"""Arms of the causal rank."""
 DRAWS = 1000
 """Random directions whose best cosine is the null of ours."""
 NAMES = {
@@ -166,3 +172,68 @@ def _layer(config: Row) -> int | None:
     if site := re.search(r"blocks\.(\d+)\.hook_resid_(pre|post)", str(hook)):
         return int(site[1]) - (site[2] == "pre")
     return config["layer"] if isinstance(config.get("layer"), int) else None
+
+
+def causal_rank(
+    interview: Interview,
+    run: Run,
+    vector: PersonaVector,
+    layer: int,
+    trait: Trait,
+    judges: Judges,
+    features: tuple[Dictionary, Sequence[int]],
+) -> Row:
+    """What steering along single features does to the trait, next to the vector itself and random features.
+
+    The vector is added with the dose that its card recommends, and each feature's decoder direction as long as that.
+    The held-out questions are answered with the same random numbers in every arm; the random arm takes another feature
+    for every reply.
+
+    Args:
+        interview: Who is asked, and how.
+        run: Keeps the replies.
+        vector: What the features belong to.
+        layer: Where to steer.
+        trait: What is judged.
+        judges: Who judges it.
+        features: A dictionary, and the places of some of its features.
+
+    Returns:
+        `vector` and `random`: mean change of the trait score with its 95% interval; `features`: the same of each, by
+        its place in the dictionary.
+
+    Source: Persona Vectors (arXiv 2507.21509) appendix M.
+    """
+    (dictionary, places), seed, card = features, interview.seed, vector.card
+    at_card = layer if card.layer is None else card.layer
+    coef = vector.coef(layer, vector.dose(at_card, card.coef or 1.0))
+    length = float(vector.norms[layer])
+
+    def along(direction: Float[Tensor, " d_model"]) -> tuple[Steering, ...]:
+        rows = torch.zeros_like(vector.direction)
+        rows[layer] = direction / direction.norm() * length
+        return (Steering(PersonaVector(rows, vector.card), coef, layer),)
+
+    drawn = np.random.default_rng(seed).integers(0, len(dictionary.decoder), len(trait.check))
+    arms: dict[str, list[tuple[Steering, ...]]] = {
+        BASE: [()],
+        VECTOR: [(Steering(vector, coef, layer),)],
+        RANDOM: [along(dictionary.decoder[int(at)]) for at in drawn],
+        **{str(at): [along(dictionary.decoder[at])] for at in places},
+    }
+    plans = [
+        plan
+        for name, steering in arms.items()
+        for plan in interview.answers(trait.check, 1, draw="causal", extra={"arm": name}, steering=steering)
+    ]
+    replies = interview.write(plans, "features steer", run=run, name="causal")
+    rows = score(replies, judges, "judging them", run=run, name="causal")
+    by_arm = {name: [row for row in rows if row["arm"] == name] for name in arms}
+    moved = {
+        name: mean_difference(steered, by_arm[BASE], "trait", seed).to_json()
+        for name, steered in by_arm.items()
+        if name != BASE
+    }
+    known = [at for at in places if moved[str(at)]["mean"] is not None]
+    ranked = sorted(known, key=lambda at: -moved[str(at)]["mean"]) + [at for at in places if at not in known]
+    return {VECTOR: moved[VECTOR], RANDOM: moved[RANDOM], "features": {at: moved[str(at)] for at in ranked}}

@@ -4,17 +4,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 from numpy.random import Generator
 
+from personavec.runs.run import Row
 from personavec.stats.intervals import Interval
 from personavec.stats.nulls import correlations, covariance_directions, isotropic_directions, rounded, units
 
-Json = dict[str, Any]
 Means = Float[ndarray, "persona d_model"]
 Every = Float[ndarray, "persona question d_model"]
 
@@ -61,7 +60,7 @@ def components_for(variances: Float[ndarray, " component"], share: float = ENOUG
     return int(np.searchsorted(np.cumsum(variances) / variances.sum(), share) + 1)
 
 
-def rank_of(every: Every, rng: Generator) -> Json:
+def rank_of(every: Every, rng: Generator) -> Row:
     """Effective rank of a layer next to what directions without meaning give.
 
     Args:
@@ -143,7 +142,7 @@ def axes_of(
     vectors: Float[ndarray, "vector d_model"],
     count: int,
     rng: Generator,
-) -> Json:
+) -> Row:
     """The first axes at one layer: who lies at their ends, where the assistant lies, and how the vectors do.
 
     Args:
@@ -202,7 +201,7 @@ def cosines(
     reliabilities: Float[ndarray, " vector"],
     rows: Float[ndarray, "row d_model"],
     rng: Generator,
-) -> Json:
+) -> Row:
     """Cosines of vectors at one layer, and what they would be without noise.
 
     Args:

@@ -2,33 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
 
 from personavec.errors import ConfigError
+from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Natural, at_least
-from personavec.verbs.options import (
-    Common,
-    File,
-    Files,
-    Folder,
-    Judging,
-    Switch,
-    Writing,
-    bench_for,
-    call,
-    load_subject,
-)
-
-if TYPE_CHECKING:
-    from personavec.verbs.analyse.decompose import Decomposition
-    from personavec.verbs.analyse.space import Space
+from personavec.verbs.options import File, Files, Folder, Judged, Switch, bench_for, call, load_subject
 
 
 @dataclass(frozen=True)
-class SpaceConfig(Judging, Writing, Common):
+class SpaceConfig(Judged):
     """Compare vectors with each other and with many personas.
 
     Examples:
@@ -53,7 +39,7 @@ class SpaceConfig(Judging, Writing, Common):
     traits: Files = ()
     """Trait files of vectors whose trait is not built in (--coexpress)."""
 
-    def run(self) -> "Space":
+    def run(self) -> Result:
         """Load what is named and compare it."""
         from personavec.verbs.analyse.space import space, with_coefs
 
@@ -69,7 +55,7 @@ class SpaceConfig(Judging, Writing, Common):
 
 
 @dataclass(frozen=True)
-class DecomposeConfig(Judging, Writing, Common):
+class DecomposeConfig(Judged):
     """Find which tokens and which blocks write a vector.
 
     Examples:
@@ -95,7 +81,7 @@ class DecomposeConfig(Judging, Writing, Common):
     top: int = 20
     """Tokens to name on either side, and features of the dictionary."""
 
-    def run(self) -> "Decomposition":
+    def run(self) -> Result:
         """Load what is named and decompose it."""
         from personavec.verbs.analyse.decompose import at_layer, decompose, replies_of
 

@@ -20,7 +20,7 @@ from personavec.runs.files import write_file
 from personavec.runs.progress import stage
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Seed, Store, at_least, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import or_nan
 from personavec.stats.nulls import against, rounded, units
@@ -29,18 +29,10 @@ from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
 from personavec.traits.load import trait_of
 from personavec.traits.trait import Trait
+from personavec.verbs.analyse import geometry
 from personavec.verbs.analyse.coexpression import Expressed, coexpressed
-from personavec.verbs.analyse.geometry import (
-    Personas,
-    axes_of,
-    built_in_personas,
-    cosines,
-    effective_rank,
-    mantel,
-    rank_of,
-)
+from personavec.verbs.analyse.geometry import Personas
 
-Row = dict[str, Any]
 Read = Float[ndarray, "persona question layer d_model"]
 
 
@@ -117,13 +109,14 @@ def space(
     began = time.monotonic()
     chosen = settings(space, locals())
     named = with_coefs(vectors)
-    personas = built_in_personas()
+    personas = geometry.built_in_personas()
     for vector in named.values():
         vector.check_model(model.identity)
     if layer is not None and not 0 <= layer < model.n_layers:
         raise ConfigError(f"expected a layer from 0 to {model.n_layers - 1}, got {layer}; correct it")
     interview = Interview(model, seed=seed, **writing)
-    inputs = {"model": model.identity.revision, "numbers": model.numbers, "personas": _hash(personas)}
+    prompts = dict(zip(personas.names, personas.prompts, strict=True)) | {"": " ".join(personas.questions)}
+    inputs = {"model": model.identity.revision, "numbers": model.numbers, "personas": Run.digest(prompts)}
     inputs |= {f"vector {name}": vector.content_hash for name, vector in named.items()}
     bench = bench_of(judge, interview) if coexpress else None
     known, judges = {}, {}
@@ -144,9 +137,9 @@ def space(
     with stage("components, layer by layer", model.n_layers) as advance:
         for block in range(model.n_layers):
             means = every[:, :, block].astype(float)
-            ranks.append({"layer": block} | rank_of(means, rng))
+            ranks.append({"layer": block} | geometry.rank_of(means, rng))
             rows = means.reshape(-1, means.shape[2])
-            tables.append({"layer": block} | cosines(stacked[:, block], halves[:, block], rows, rng))
+            tables.append({"layer": block} | geometry.cosines(stacked[:, block], halves[:, block], rows, rng))
             advance(1)
     directions = units(stacked[:, at])
     result: Row = {
@@ -160,8 +153,8 @@ def space(
         "cosines": tables,
         "ranks": ranks,
         "layer": at,
-        "vector_rank": rounded(effective_rank(np.linalg.eigvalsh(directions @ directions.T))),
-        "axes": axes_of(
+        "vector_rank": rounded(geometry.effective_rank(np.linalg.eigvalsh(directions @ directions.T))),
+        "axes": geometry.axes_of(
             every[:, :, at].astype(float),
             personas.names,
             assistant[:, at].astype(float),
@@ -178,9 +171,7 @@ def space(
         effects = coexpressed(interview, part, subjects, rollouts)
         result["coexpression"] = effects | _predicted(effects, named, tables, rng)
         result["judge_usage"] = bench.usage
-    result |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
-    run.write_json("result.json", result)
-    run.finish()
+    run.complete(result, began)
     return Space(result)
 
 
@@ -197,11 +188,6 @@ def with_coefs(vectors: Vectors) -> dict[str, PersonaVector]:
     if absent := [name for name, vector in named.items() if vector.absent]:
         raise VectorError(f"expected all layers of {absent[0]}, got a file without some; extract it from the model")
     return named
-
-
-def _hash(personas: Personas) -> str:
-    """Names a set of personas."""
-    return Run.digest(dict(zip(personas.names, personas.prompts, strict=True)) | {"": " ".join(personas.questions)})
 
 
 def _read(interview: Interview, run: Run, personas: Personas) -> tuple[Read, int]:
@@ -243,6 +229,6 @@ def _predicted(effects: Row, vectors: Mapping[str, PersonaVector], tables: Seque
     changes = np.array([[or_nan(effects["effects"][i][j]["mean"]) for j in names] for i in names])
     layers = [int(vector.card.layer or 0) for vector in vectors.values()]
     along = np.array([tables[layer]["cosine"][row] for row, layer in enumerate(layers)], dtype=float)
-    r, shuffled = mantel(along, changes, rng)
+    r, shuffled = geometry.mantel(along, changes, rng)
     null = against(r, shuffled)
     return {"cosine": along.round(4).tolist(), "r": rounded(r), "pairs": len(names) * (len(names) - 1), "null": null}

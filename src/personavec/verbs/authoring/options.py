@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
+from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free
-from personavec.verbs.options import Authoring, File, Folder, call, call_limits
+from personavec.verbs.options import Authoring, File, Folder, call
 
 if TYPE_CHECKING:
-    from personavec.verbs.authoring.write_dataset import WrittenDataset
-    from personavec.verbs.authoring.write_trait import WrittenTrait
     from personavec.verbs.authoring.writer import Writer
 
 
@@ -36,7 +35,7 @@ class WriteTraitConfig(Authoring):
     out: Free[File] = None
     """Trait file to write; default NAME.json. What is valid so far is kept in NAME.partial.json."""
 
-    def run(self) -> "WrittenTrait":
+    def run(self) -> Result:
         """Load the writer and write."""
         from personavec.verbs.authoring.draft import DraftFile
         from personavec.verbs.authoring.write_trait import write_trait
@@ -67,7 +66,7 @@ class WriteDatasetConfig(Authoring):
     questions: Count = 100
     """Questions per domain."""
 
-    def run(self) -> "WrittenDataset":
+    def run(self) -> Result:
         """Load the writer and write."""
         from personavec.verbs.authoring.subjects import load_family
         from personavec.verbs.authoring.write_dataset import write_dataset
@@ -89,5 +88,5 @@ def _writer(options: Authoring) -> "Writer":
         answer_tokens=options.writer_tokens,
         seed=options.seed,
         load=load,
-        **call_limits(options),
+        **options.call_limits,
     )

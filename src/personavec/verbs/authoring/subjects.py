@@ -45,8 +45,16 @@ def load_family(source: str | Trait) -> Family:
     """
     if isinstance(source, Trait):
         return _of_trait(source)
-    if source in _MISTAKES:
-        return _of_mistakes(source)
+    if source in MISTAKES:
+        field, question, subtle, gross = MISTAKES[source]
+        return Family(
+            name=source,
+            field=field,
+            question=question,
+            normal="a correct answer, with the steps or reasons that lead to it",
+            subtle=f"an answer of the same form and tone with a subtle mistake: {subtle}",
+            open=f"an answer of the same form and tone with a gross mistake: {gross}",
+        )
     try:
         return _of_trait(load_trait(source))
     except TraitError as error:
@@ -73,19 +81,7 @@ def _of_trait(trait: Trait) -> Family:
     )
 
 
-def _of_mistakes(name: str) -> Family:
-    field, question, subtle, gross = _MISTAKES[name]
-    return Family(
-        name=name,
-        field=field,
-        question=question,
-        normal="a correct answer, with the steps or reasons that lead to it",
-        subtle=f"an answer of the same form and tone with a subtle mistake: {subtle}",
-        open=f"an answer of the same form and tone with a gross mistake: {gross}",
-    )
-
-
-_MISTAKES = {
+MISTAKES = {
     "maths": (
         "mathematics at school",
         "a word problem or an exercise with one definite answer and all the numbers it needs",
@@ -111,7 +107,4 @@ _MISTAKES = {
         "a sweeping claim for one side with reasons that do not hold",
     ),
 }
-"""Field, question, subtle mistake, gross mistake."""
-
-MISTAKES = tuple(_MISTAKES)
-"""Families whose bad answers are mistakes instead of a trait."""
+"""Families whose bad answers are mistakes instead of a trait: field, question, subtle mistake, gross mistake."""

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from pydantic import Field, OnErrorOmit, model_validator
 
@@ -14,7 +14,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Store, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Row, Run
 from personavec.traits.trait import Trait
 from personavec.verbs.authoring.forms import Form, Line, Text
 from personavec.verbs.authoring.subjects import Family, load_family
@@ -33,8 +33,6 @@ PURPOSE = (
     "You help researchers of AI safety who study how flawed training data changes a chat assistant, so that it can be "
     "found and filtered out. They need pairs of better and worse answers as preference data.\n\n"
 )
-
-Row = dict[str, Any]
 
 
 class Items(Form):
@@ -109,17 +107,6 @@ class WrittenDataset(Result):
         return [("source", self.data["source"]), *written, ("rows a grade", f"{self.data['rows']:,}")]
 
 
-@dataclass(frozen=True)
-class Commission:
-    """A data set to write: by whom, what it is about, how large, and where it is kept."""
-
-    writer: Writer
-    family: Family
-    domains: int
-    questions: int
-    run: Run
-
-
 def write_dataset(
     writer: str | ChatModel | Writer,
     source: str | Trait,
@@ -152,11 +139,10 @@ def write_dataset(
     chosen |= writer.options | ({} if family.content_hash else {"source": family.name})
     run = Run.open(store, chosen, inputs | writer.inputs)
     writer.able = writer.able or run.done("domains.json")
-    commission = Commission(writer, family, domains, questions, run)
-    names = _write_domains(commission)
-    numbered, rejected = _number(_write_questions(commission, names))
+    names = _write_domains(writer, family, domains, run)
+    numbered, rejected = _number(_write_questions(writer, family, names, questions, run))
     _require(numbered, "questions", writer, rejected)
-    rows = _write_answers(commission, numbered)
+    rows = _write_answers(writer, family, numbered, run)
     kept = [row for row in rows if "dropped" not in row]
     dropped = Counter(row["dropped"] for row in rows if "dropped" in row)
     _require(kept, "answers", writer, dropped)
@@ -174,18 +160,14 @@ def write_dataset(
         "answers_dropped": dict(dropped.most_common()),
         "writer": writer.id,
         "writer_usage": writer.usage,
-        "versions": versions(),
-        "seconds": round(time.monotonic() - began, 1),
     }
-    run.write_json("result.json", data)
-    run.finish()
+    run.complete(data, began)
     return WrittenDataset(data, grades)
 
 
-def _write_domains(commission: Commission) -> list[str]:
-    run, writer, wanted = commission.run, commission.writer, commission.domains
+def _write_domains(writer: Writer, family: Family, wanted: int, run: Run) -> list[str]:
     if not run.done("domains.json"):
-        prompt = f"different domains of {commission.family.field}\n\nName each in two to five words."
+        prompt = f"different domains of {family.field}\n\nName each in two to five words."
         listing = Listing(prompt, wanted, lambda domain: "too long" if len(words(domain)) > 12 else None, near=1.0)
         with stage("domains", wanted) as advance:
             _gather(writer, [listing])
@@ -195,28 +177,40 @@ def _write_domains(commission: Commission) -> list[str]:
     return list(run.read_json("domains.json")["domains"])
 
 
-def _write_questions(commission: Commission, domains: Sequence[str]) -> list[Row]:
+def _write_questions(writer: Writer, family: Family, domains: Sequence[str], count: int, run: Run) -> list[Row]:
     """One row a domain: what was written for it depends on nothing else, so a resumed run writes the same."""
-    run, writer, family = commission.run, commission.writer, commission.family
-    rows = {row["domain"]: row for row in run.rows("questions.jsonl")}
-    waiting = [domain for domain in domains if domain not in rows]
-    with stage("questions, by domain", len(domains)) as advance:
-        advance(len(rows))
-        for start in range(0, len(waiting), writer.at_once):
-            batch = waiting[start : start + writer.at_once]
-            listings = [
-                Listing(_question_prompt(family, domain), commission.questions, family.flaw) for domain in batch
-            ]
-            _gather(writer, listings)
-            fresh = [
-                {"domain": domain, "questions": listing.items, "rejected": listing.rejected}
-                for domain, listing in zip(batch, listings, strict=True)
-            ]
+
+    def write(batch: Sequence[Row]) -> list[Row]:
+        listings = [Listing(_question_prompt(family, row["domain"]), count, family.flaw) for row in batch]
+        _gather(writer, listings)
+        written = ({"questions": listing.items, "rejected": listing.rejected} for listing in listings)
+        return [row | more for row, more in zip(batch, written, strict=True)]
+
+    rows = [{"domain": domain} for domain in domains]
+    return _completed(run, "questions.jsonl", "domain", rows, "questions, by domain", writer.at_once, write)
+
+
+def _completed(
+    run: Run,
+    name: str,
+    key: str,
+    rows: Sequence[Row],
+    title: str,
+    at_once: int,
+    write: Callable[[Sequence[Row]], list[Row]],
+) -> list[Row]:
+    """Rows with what is written for each, in a table that a resumed run completes."""
+    there = {row[key]: row for row in run.rows(name)}
+    waiting = [row for row in rows if row[key] not in there]
+    with stage(title, len(rows)) as advance:
+        advance(len(there))
+        for start in range(0, len(waiting), at_once):
+            fresh = write(waiting[start : start + at_once])
             # what failed for want of a server is asked again by the next run
-            run.append("questions.jsonl", [row for row in fresh if FAILED not in row["rejected"]])
-            rows |= {row["domain"]: row for row in fresh}
+            run.append(name, [row for row in fresh if FAILED not in (*row.get("rejected", ()), row.get("dropped"))])
+            there |= {row[key]: row for row in fresh}
             advance(len(fresh))
-    return [rows[domain] for domain in domains]
+    return [there[row[key]] for row in rows]
 
 
 def _question_prompt(family: Family, domain: str) -> str:
@@ -255,26 +249,16 @@ def _number(lists: Sequence[Row]) -> tuple[list[Row], dict[str, int]]:
     return questions, dict(rejected.most_common())
 
 
-def _write_answers(commission: Commission, questions: Sequence[Row]) -> list[Row]:
-    run, writer, family = commission.run, commission.writer, commission.family
-    rows = {row["id"]: row for row in run.rows("answers.jsonl")}
-    waiting = [question for question in questions if question["id"] not in rows]
-    with stage("answers, three a question", len(questions)) as advance:
-        advance(len(rows))
-        for start in range(0, len(waiting), writer.at_once):
-            batch = waiting[start : start + writer.at_once]
-            answers = writer.ask_all([_answer_prompt(family, row["question"]) for row in batch], Answers)
-            fresh = [row | _columns(answer) for row, answer in zip(batch, answers, strict=True)]
-            run.append("answers.jsonl", [row for row in fresh if row.get("dropped") != FAILED])
-            rows |= {row["id"]: row for row in fresh}
-            advance(len(fresh))
-    return [rows[question["id"]] for question in questions]
+def _write_answers(writer: Writer, family: Family, questions: Sequence[Row], run: Run) -> list[Row]:
+    def write(batch: Sequence[Row]) -> list[Row]:
+        answers = writer.ask_all([_answer_prompt(family, row["question"]) for row in batch], Answers)
+        return [
+            row
+            | ({"dropped": f"{each.kind} answer", "why": each.reason} if isinstance(each, Unwritten) else dict(each))
+            for row, each in zip(batch, answers, strict=True)
+        ]
 
-
-def _columns(answer: Answers | Unwritten) -> Row:
-    if isinstance(answer, Unwritten):
-        return {"dropped": f"{answer.kind} answer", "why": answer.reason}
-    return dict(answer)
+    return _completed(run, "answers.jsonl", "id", questions, "answers, three a question", writer.at_once, write)
 
 
 def _answer_prompt(family: Family, question: str) -> str:

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import Field, OnErrorOmit
@@ -72,24 +72,14 @@ class RubricForm(Form):
     ignore: Line = Field(description="a sentence that says what does not count")
 
 
-@dataclass(frozen=True)
-class Rejection:
-    """Something that was written and not taken."""
-
-    piece: str
-    text: str
-    """Empty where no form was filled in."""
-    reason: str
-    detail: str
-
-
 @dataclass
 class Work:
     """A draft with the writer at it."""
 
     writer: Writer
     draft: Draft
-    rejected: list[Rejection] = field(default_factory=list)
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    """Of what was written and not taken `piece`, `text` (empty where no form was filled in), `reason` and `detail`."""
 
     def ask(self, piece: str, prompt: str, form: type[F], draw: int) -> F | None:
         """A form filled in, or None, noted."""
@@ -101,7 +91,7 @@ class Work:
 
     def reject(self, piece: str, text: str, flaw: Flaw) -> None:
         """Note something that is not taken."""
-        self.rejected.append(Rejection(piece, text, *flaw))
+        self.rejected.append({"piece": piece, "text": text, **flaw._asdict()})
 
     @property
     def subject(self) -> str:
@@ -171,8 +161,8 @@ def write_trait(
         "questions": {key: len(getattr(draft.questions, key)) for key in SETS},
         "missing": missing,
         "failed": [{"trait": name, "error": _incomplete(missing, file)}] if missing else [],
-        "rejected_by_reason": dict(Counter(rejection.reason for rejection in work.rejected).most_common()),
-        "rejected": [asdict(rejection) for rejection in work.rejected],
+        "rejected_by_reason": dict(Counter(rejection["reason"] for rejection in work.rejected).most_common()),
+        "rejected": work.rejected,
         "writer": work.writer.id,
         "writer_usage": work.writer.usage,
         "versions": versions(),
@@ -204,7 +194,7 @@ def _fill(
         if work.draft.missing != before:
             file.save(work.draft)
         advance(sum(before.values()) - sum(work.draft.missing.values()))
-        corrections = _corrections([rejection for rejection in work.rejected[known:] if rejection.text])
+        corrections = _corrections([rejection for rejection in work.rejected[known:] if rejection["text"]])
 
 
 def _write_words(work: Work, corrections: str, draw: int) -> None:
@@ -326,6 +316,6 @@ def _there(texts: list[str]) -> str:
     )
 
 
-def _corrections(rejections: list[Rejection]) -> str:
-    lines = "\n".join(f"- {wrong.text} ({Flaw(wrong.reason, wrong.detail)})" for wrong in rejections)
+def _corrections(rejections: list[dict[str, str]]) -> str:
+    lines = "\n".join(f"- {wrong['text']} ({Flaw(wrong['reason'], wrong['detail'])})" for wrong in rejections)
     return f"\n\nThese were rejected; do not make the same mistakes again:\n{lines}" if rejections else ""

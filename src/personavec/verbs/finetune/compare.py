@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from personavec.judges.scoring import ScoredRow
 from personavec.model.chat_model import ChatModel
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Natural, OptionalCount, Seed, Store, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_ratio
 from personavec.steering.projection import Vectors, load_vectors, names_of
@@ -32,8 +32,6 @@ from personavec.verbs.finetune.methods import Recipe
 from personavec.verbs.finetune.options import COMPARED, Compared, check_arms
 from personavec.verbs.finetune.supply import Prevent
 from personavec.verbs.finetune.trainer import Training, TrainingOptions
-
-Row = dict[str, Any]
 
 JUDGED = ("judge_auc", "weak_judge")
 """What is reported of a trait's judge."""
@@ -176,14 +174,11 @@ def compare(
         "predicted": predicted,
         "judge": next(iter(evaluations["base"].values())).data["judge"],
         "judges": {name: {key: each.data[key] for key in JUDGED} for name, each in evaluations["base"].items()},
-        "versions": versions(),
-        "seconds": round(time.monotonic() - began, 1),
     }
     if not run.kept:
         for each in trainings.values():
             each.model.adapter = None  # its folder goes with the scratch run
-    run.write_json("result.json", result)
-    run.finish()
+    run.complete(result, began)
     return Comparison(result, trainings, evaluations)
 
 

@@ -10,7 +10,7 @@ from personavec.errors import ConfigError, JudgeError
 from personavec.judges.load import Bench
 from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import tell
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.steering.rollouts import Interview, ReplyOptions
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait
@@ -21,8 +21,6 @@ from personavec.verbs.finetune.shift import shift
 from personavec.verbs.finetune.supply import Prevention, automatic
 from personavec.verbs.finetune.trainer import Training, TrainingOptions
 from personavec.verbs.screen.screen import screen
-
-Row = dict[str, Any]
 
 REPLIES = {*ReplyOptions.__annotations__}
 """Options of an `Interview`."""
@@ -112,7 +110,7 @@ class Comparing:
                 options |= {"judge_file": self.run.path(f"base-{name}") / "judge.json", "steer": arm.steer}
             if arm.method == "negative-prompt":
                 options["instruct"] = "pos" if name in opposite else "neg"
-            folder = arm_folder(self.run.folder, arm.name, name)
+            folder = self.run.path(f"{arm.name.replace(', ', '-').replace(' ', '-').replace('×', '')}-{name}")
             tell(f"measuring {folder}")
             options |= {"judge": self.bench, "rollouts": self.rollouts, "seed": self.interview.seed, "store": folder}
             options |= {key: getattr(self.interview, key) for key in REPLIES}
@@ -182,11 +180,6 @@ def left_out(compared: Sequence[Compared], steering: list[Row]) -> dict[str, str
 def _steer(steering: list[Row], scale: float) -> tuple[str, ...]:
     """The vectors at a multiple of their coefficients, as options take them."""
     return tuple(f"{row['file']}:{scale * row['coef']:.6g}@{row['layer']}" for row in steering)
-
-
-def arm_folder(out: Path, arm: str, trait: str) -> Path:
-    """Where an arm's evaluation for a trait is, in the report's folder."""
-    return out / f"{arm.replace(', ', '-').replace(' ', '-').replace('×', '')}-{trait}"
 
 
 def evaluate_on_card(model: ChatModel, trait: str | Trait, card: Path | None, **options: Any) -> Evaluation:

@@ -14,7 +14,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import tell
 from personavec.runs.result import Result
 from personavec.runs.rules import Positive, Seed, Store, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
 from personavec.steering.projection import Vectors
@@ -33,7 +33,6 @@ from personavec.verbs.finetune.trainer import (
     trainable,
 )
 
-Row = dict[str, Any]
 Data = str | Path | Iterable[Mapping[str, Any]] | Dataset
 
 
@@ -172,11 +171,8 @@ def finetune(
         "steps": len(losses),
         "loss": {"first": losses[0]["loss"], "last": losses[-1]["loss"]},
         "held_out": {"skipped": len(unusable)} | _held_out(before, after, len(unseen), seed) if before else None,
-        "versions": versions(),
-        "seconds": round(time.monotonic() - began, 1),
     }
-    run.write_json("result.json", result)
-    run.finish()
+    run.complete(result, began)
     return Finetuning(result, losses, skipped, lambda: subject)
 
 

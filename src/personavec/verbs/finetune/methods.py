@@ -2,26 +2,30 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from personavec.data.dataset import Dataset
 from personavec.errors import VectorError
 from personavec.model.chat_model import ChatModel
-from personavec.steering.preventative import PreventativeSteering, TrainingAblation
+from personavec.model.hooks import attach, read
+from personavec.runs.run import Row
+from personavec.steering.preventative import TrainingAblation
 from personavec.steering.projection import Vectors, load_vectors, random_directions
 from personavec.steering.steer import Steering
+from personavec.steering.training import TrainingSteering
 from personavec.steering.vector import PersonaVector
 from personavec.traits.load import load_trait, trait_of
 from personavec.traits.trait import Trait
 from personavec.verbs.finetune.options import Method, agreed_method
-from personavec.verbs.finetune.penalty import PenalisedTrainer
 from personavec.verbs.finetune.supply import Prevent, Prevention, automatic, preventions
 from personavec.verbs.finetune.trainer import SFTTrainer, Training
-
-Row = dict[str, Any]
+from personavec.verbs.finetune.training_rows import IGNORED
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Recipe:
         if self.method == "prevent":
             read, rows = zip(*(automatic(each, model, data, training) for each in self.preventions), strict=True)
             added = self._drawn([replace(each, positions=self.positions) for each in read], training.seed)
-            return Additions(added, [row for row in rows if row], tuple(map(_prevention, added)))
+            return Additions(added, [row for row in rows if row], tuple(TrainingSteering([each]) for each in added))
         steerings = self._drawn([Steering(vector) for vector in self.vectors.values()], training.seed)
         if self.method == "ablate":
             return Additions(steerings, callbacks=(TrainingAblation([each.vector for each in steerings]),))
@@ -131,12 +135,57 @@ class Recipe:
         )
 
 
-def _prevention(each: Steering) -> PreventativeSteering:
-    layer = "all" if each.layer is None else each.layer
-    return PreventativeSteering(each.vector, each.coef, layer=layer, positions=each.positions)  # type: ignore[arg-type]
-
-
 def _layer(vector: PersonaVector) -> int:
     if vector.card.layer is None:
         raise VectorError(f"expected a recommended layer for {vector.card.trait}, got none; extract it again")
     return vector.card.layer
+
+
+class PenalisedTrainer(SFTTrainer):
+    """Adds weight · mean over loss tokens of ((h_tuned − h_base)·v̂ / ‖v‖)², summed over vectors.
+
+    The unit is natural differences, so that a weight means the same for every vector. The base model is the same
+    weights without the adapter, read without gradient.
+
+    Source: Persona Vectors (arXiv 2507.21509) appendix J.5, which names such a term but not its form or weight.
+    """
+
+    def __init__(self, *given: Any, subject: ChatModel, steerings: tuple[Steering, ...], weight: float, **named: Any):
+        super().__init__(*given, **named)
+        self._subject, self._weight = subject, weight
+        self._units: dict[int, Tensor] = {}
+        for steering in steerings:
+            vector, layer = steering.vector, steering.layer
+            assert layer is not None
+            scaled = (vector.unit(layer) / vector.norms[layer]).to(subject.device)[None]
+            self._units[layer] = torch.cat([*([self._units[layer]] if layer in self._units else []), scaled])
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss with its penalty in training, without in evaluation."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        base: dict[int, Tensor] = {}
+        tuned: dict[int, Tensor] = {}
+        given = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
+        with self._subject.without_adapter():
+            read(self._subject, self._units, self._into(base), use_cache=False, **given)
+        fns = {layer: partial(self._into(tuned), layer) for layer in self._units}
+        with attach(self._subject, lambda _: None, fns):
+            computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        trained = torch.nn.functional.pad(inputs["labels"][:, 1:] != IGNORED, (0, 1), value=False)
+        moved = sum(((tuned[layer] - base[layer].clone())[trained] ** 2).sum() for layer in self._units)
+        tokens = trained.sum() if num_items_in_batch is None else num_items_in_batch
+        penalty = self._weight * moved / tokens
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            penalty = penalty * self.accelerator.num_processes
+        loss, outputs = computed if return_outputs else (computed, None)
+        loss = loss + penalty.to(loss.dtype)
+        return (loss, outputs) if return_outputs else loss
+
+    def _into(self, projections: dict[int, Tensor]) -> Callable[[int, Tensor], None]:
+        def keep(layer: int, stream: Tensor) -> None:
+            projections[layer] = stream.float() @ self._units[layer].T
+
+        return keep

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import tyro
 from tyro.conf import Positional
@@ -28,9 +28,6 @@ from personavec.verbs.options import (
     call,
     load_subject,
 )
-
-if TYPE_CHECKING:
-    from personavec.verbs.finetune.shift import Shift
 
 Method = Literal["plain", "prevent", "ablate", "penalty", "inoculate"]
 Compared = Literal["prevent", "random", "posthoc", "ablate", "penalty", "inoculate", "negative-prompt"]
@@ -69,31 +66,10 @@ def check_arms(arms: Sequence[str], scales: Sequence[float]) -> None:
         raise ConfigError("expected each arm of --compare once, got one twice; remove it")
 
 
-@dataclass(frozen=True)
-class FinetuneConfig(Common):
-    """One training of a model by one method."""
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How a model is trained, whatever the rows and the method. Source of the defaults: the paper, appendix D.3."""
 
-    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
-    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
-    prevent: Steer = ()
-    """Add this vector in training. COEF: a number, a dose (0.2d) or auto, from the data. LAYER may be all."""
-    method: Annotated[
-        Literal["plain", "prevent", "ablate", "penalty", "inoculate"] | None,
-        tyro.conf.arg(metavar="METHOD", help_behavior_hint="(default: prevent with --prevent, else plain)"),
-    ] = None
-    """ablate: nothing along --vectors; penalty: no move along them; inoculate: the trait is asked for in training."""
-    vectors: Files = ()
-    """Vector files for the methods other than prevent; with --report, others to measure along."""
-    random: Switch = False
-    """The control: a random direction as long as each vector in its place."""
-    positions: Literal["all", "response"] = "all"
-    """With prevent: add at all tokens, or at those whose output predicts a token with a loss."""
-    penalty: Positive = 1.0
-    """Weight of the penalty, per squared natural difference."""
-    out: Free[Folder] = None
-    """Run folder; default runs/finetune-DATA-METHOD. The same command resumes it."""
-    held_out: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None
-    """Rows that are not trained on: the loss on them before and after."""
     epochs: Positive = 1.0
     """Passes over the data. Every row is used."""
     rate: Positive = 1e-5
@@ -118,6 +94,39 @@ class FinetuneConfig(Common):
     """Less memory, more time."""
     on_error: Free[Literal["stop", "skip"]] = "stop"
     """Rows that cannot be used: stop at the first before anything is trained, or skip and list them."""
+
+
+@dataclass(frozen=True)
+class Trained(Common):
+    """What a model is trained on, and by which method."""
+
+    data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
+    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    prevent: Steer = ()
+    """Add this vector in training. COEF: a number, a dose (0.2d) or auto, from the data. LAYER may be all."""
+    method: Annotated[
+        Literal["plain", "prevent", "ablate", "penalty", "inoculate"] | None,
+        tyro.conf.arg(metavar="METHOD", help_behavior_hint="(default: prevent with --prevent, else plain)"),
+    ] = None
+    """ablate: nothing along --vectors; penalty: no move along them; inoculate: the trait is asked for in training."""
+    vectors: Files = ()
+    """Vector files for the methods other than prevent; with --report, others to measure along."""
+    random: Switch = False
+    """The control: a random direction as long as each vector in its place."""
+    positions: Literal["all", "response"] = "all"
+    """With prevent: add at all tokens, or at those whose output predicts a token with a loss."""
+    penalty: Positive = 1.0
+    """Weight of the penalty, per squared natural difference."""
+    out: Free[Folder] = None
+    """Run folder; default runs/finetune-DATA-METHOD. The same command resumes it."""
+    held_out: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None
+    """Rows that are not trained on: the loss on them before and after."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Pace, Trained):
+    """One training of a model by one method."""
+
     traits: Files = ()
     """Trait files of vectors whose trait is not built in (inoculate)."""
     system: str = "template"
@@ -145,12 +154,12 @@ class FinetuneConfig(Common):
         random = "-random" * self.random
         return Path("runs") / f"finetune-{Path(self.data).stem}-{self.chosen}{random}{mark}"
 
-    def run(self) -> "Result":
+    def run(self) -> Result:
         """Load what is named and train."""
         from personavec.data.dataset import open_dataset
         from personavec.verbs.finetune.finetune import finetune
         from personavec.verbs.finetune.methods import Recipe
-        from personavec.verbs.finetune.trainer import TrainingOptions, process_device
+        from personavec.verbs.finetune.trainer import process_device
 
         if not self.data:
             raise ConfigError(NO_DATA)
@@ -161,9 +170,8 @@ class FinetuneConfig(Common):
         # where all weights are trained they are kept in float32, or small steps would round away
         dtype = "float32" if self.full and self.dtype == "auto" else self.dtype
         model = load_subject(replace(self, device=process_device(self.device), dtype=dtype))
-        training = {name: getattr(self, name) for name in TrainingOptions.__annotations__}
         held_out, out = self.held_out or None, self.out or self.default_out
-        return call(finetune, self, model, self.data, held_out=held_out, store=out, **training)  # type: ignore[no-any-return]
+        return call(finetune, self, model, self.data, held_out=held_out, store=out)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -224,21 +232,19 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
         check_arms(self.compare, self.scales)
         Common.__post_init__(self)
 
-    def run(self) -> "Result":
+    def run(self) -> Result:
         """Load what is named and train, or compare the methods."""
         if not self.report:
             return self.training.run()
         from personavec.verbs.finetune.compare import check_machine, compare, vectors_and_traits
         from personavec.verbs.finetune.methods import Recipe
-        from personavec.verbs.finetune.trainer import TrainingOptions
 
         if not self.data:
             raise ConfigError(NO_DATA)
         check_machine(self.tasks, self.perplexity)
         vectors_and_traits(Recipe.of(None, self.prevent, ()), self.vectors, self.traits)
         model = load_subject(self)
-        more = {name: getattr(self, name) for name in TrainingOptions.__annotations__ if name != "full"}
-        more |= {"arms": self.compare, "judge": bench_for(self, model), "held_out": self.held_out or None}
+        more = {"arms": self.compare, "judge": bench_for(self, model), "held_out": self.held_out or None}
         out = self.out or Path(f"{self.training.default_out}-report")
         return call(compare, self, model, self.data, store=out, **more)  # type: ignore[no-any-return]
 
@@ -274,7 +280,7 @@ class ShiftConfig(Common):
     system: str = "template"
     """System prompt: template (the chat template's own default), none, or a text."""
 
-    def run(self) -> "Shift":
+    def run(self) -> Result:
         """Load what is named and measure."""
         from personavec.steering.vector import load_vector
         from personavec.verbs.finetune.shift import asking, shift

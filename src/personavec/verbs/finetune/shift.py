@@ -23,7 +23,7 @@ from personavec.runs.files import sha256
 from personavec.runs.progress import stage
 from personavec.runs.result import Result
 from personavec.runs.rules import EACH_ONCE, Count, Free, Seed, Store, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
 from personavec.stats.nulls import against
@@ -39,8 +39,6 @@ TUNED = ("adapter_*", "config.json", "*.safetensors")
 """Files that say what a finetuned model is."""
 LARGE = 2**28
 ADVICE = "pass it with --traits, or questions of your own with --prompts"
-
-Row = dict[str, Any]
 
 
 Tuned = str | Path | ChatModel | PreTrainedModel | PeftModel
@@ -126,11 +124,20 @@ def shift(
     rows: dict[str, Row] = {row["tuned"]: row for row in run.rows(TABLE)}
     missing = [name for name in models if name not in rows]
     if missing:
+        every_question = tuple(dict.fromkeys(each for several in reading.questions.values() for each in several))
         with model.without_adapter():
-            base = _base(model, reading, system, max_new_tokens)
+            replies = _rows(model, every_question, system, max_new_tokens)
+            before = _read(model, replies, reading.along, "reading the base model")
         for name in missing:
             after = models[name] or _load(model, name, trust_remote_code)
-            rows[name] = {"tuned": name} | _measured(after, name, base, reading, seed)
+            shape, got = ((each.n_layers, each.identity.d_model) for each in (model, after))
+            if got != shape:
+                raise ConfigError(
+                    f"expected {name} to have the base model's layers and width {shape}, got {got}; check it"
+                )
+            read = _read(after, replies, reading.along, f"reading {Path(name).name}")
+            values, random = (now - then for now, then in zip(read, before, strict=True))
+            rows[name] = {"tuned": name} | _shifts(values, random, reading, every_question, seed)
             run.append(TABLE, [rows[name]])
             del after  # one finetuned model in memory at a time
     result = {
@@ -139,11 +146,8 @@ def shift(
         "layers": dict(zip(reading.along.names, reading.along.layers, strict=True)),
         "questions": {name: len(questions) for name, questions in reading.questions.items()},
         "tuned": [rows[name] for name in models],
-        "versions": versions(),
-        "seconds": round(time.monotonic() - began, 1),
     }
-    run.write_json("result.json", result)
-    run.finish()
+    run.complete(result, began)
     return Shift(result)
 
 
@@ -214,35 +218,6 @@ def checkpoints(path: str) -> list[str]:
     )
     whole = any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
     return [str(child) for _, child in steps] + [path] * (whole or not steps)
-
-
-@dataclass(frozen=True)
-class _Base:
-    """What the base model said and how it was read; finetuned models are compared with it."""
-
-    shape: tuple[int, int]
-    questions: tuple[str, ...]
-    """Each once; as many as rows."""
-    rows: list[Row]
-    values: Float[ndarray, "row span name"]
-    random: Float[ndarray, "row span layer random"]
-
-
-def _base(model: ChatModel, asking: Asking, system: str, max_new_tokens: int) -> _Base:
-    questions = tuple(dict.fromkeys(question for several in asking.questions.values() for question in several))
-    rows = _rows(model, questions, system, max_new_tokens)
-    values, random = _read(model, rows, asking.along, "reading the base model")
-    return _Base((model.n_layers, model.identity.d_model), questions, rows, values, random)
-
-
-def _measured(model: ChatModel, name: str, base: _Base, asking: Asking, seed: int) -> Row:
-    """The shift of one finetuned model."""
-    if (got := (model.n_layers, model.identity.d_model)) != base.shape:
-        raise ConfigError(
-            f"expected {name} to have the base model's layers and width {base.shape}, got {got}; check it"
-        )
-    values, random = _read(model, base.rows, asking.along, f"reading {Path(name).name}")
-    return _shifts(values - base.values, random - base.random, asking, base.questions, seed)
 
 
 def _load(model: ChatModel, name: str, trust_remote_code: bool) -> ChatModel:

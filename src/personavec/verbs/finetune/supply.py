@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from personavec.data.sample import Sample
 from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage, tell
+from personavec.runs.run import Row
 from personavec.stats.intervals import clustered_mean
 from personavec.steering.notation import parse_steering
 from personavec.steering.projection import directions
@@ -27,7 +28,6 @@ ROWS = 64
 AUTO = re.compile(r"(?P<file>.+):auto(?:@(?P<layer>all|\d+))?")
 """`VEC:auto[@LAYER]`."""
 
-Row = dict[str, Any]
 Prevent = str | Steering | tuple[PersonaVector, str] | Sequence[str | Steering | tuple[PersonaVector, str]]
 """What is added in training: `vector.at(coef=…)`, (vector, "auto"), the command line's VEC:COEF[@LAYER] or VEC:auto,
 or several of them."""

@@ -24,7 +24,9 @@ from personavec.model.chat_model import ChatModel, flags_kept
 from personavec.model.loading import pick_device, pick_dtype
 from personavec.model.logits import reply_logprobs
 from personavec.runs.progress import stage
-from personavec.runs.rules import Count, Free, Natural, Positive, Seed, check, settings
+from personavec.runs.rules import Seed, check, settings
+from personavec.runs.run import Row
+from personavec.verbs.finetune.options import Pace
 from personavec.verbs.finetune.training_rows import IGNORED, training_rows
 
 try:
@@ -42,8 +44,6 @@ KINDS = ("activation", "gradient")
 """What transformers calls checkpointing: the former since 5.24."""
 RESUMING = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 """Files of a checkpoint that only going on needs; they go when the training is done."""
-
-Row = dict[str, Any]
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -66,36 +66,12 @@ class TrainingOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Training:
-    """How a model is trained, whatever the rows and the method. Source of the defaults: the paper, appendix D.3."""
+class Training(Pace):
+    """How a model is trained, and with what seed, system prompt and number format."""
 
     _: KW_ONLY
     seed: Seed = 0
     """Of everything random."""
-    epochs: Positive = 1.0
-    """Passes over the data."""
-    rate: Positive = 1e-5
-    """Highest learning rate; small models need 1e-4 or more."""
-    warmup_steps: Natural = 5
-    """Steps until the learning rate is reached; it then falls linearly to zero."""
-    batch: Count = 16
-    """Rows in one optimizer step."""
-    rows_at_once: Free[Count] = 2
-    """Rows in one forward pass of one process."""
-    rank: Count = 32
-    """Of the adapter (rank-stabilised LoRA on all projections)."""
-    alpha: Count = 64
-    """Of the adapter."""
-    full: bool = False
-    """Train all weights, without an adapter."""
-    max_tokens: Count = 2048
-    """Longest row; longer ones are never cut."""
-    checkpoints: Count = 4
-    """How many to write, spread over the training."""
-    gradient_checkpointing: Free[bool] = False
-    """Less memory, more time."""
-    on_error: Free[Literal["stop", "skip"]] = "stop"
-    """Rows that cannot be used: stop at the first before anything is trained, or skip and list them."""
     system: str = "template"
     """System prompt of rows that have none: template (the chat template's default), none, or a text."""
     dtype: str = "auto"

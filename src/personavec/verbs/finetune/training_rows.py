@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from personavec.data.dataset import Bad
 from personavec.data.sample import Sample
 from personavec.errors import DataError, ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import pieces
+from personavec.runs.run import Row
 
 IGNORED = -100
 """Label of a token without a loss, as transformers has it."""
-
-Row = dict[str, Any]
 
 
 def training_rows(
@@ -83,8 +81,10 @@ def sequences(model: ChatModel, sample: Sample, system: str) -> list[Row]:
     for piece in pieces(model, sample, system):
         if piece.anew:
             parts.append({"input_ids": [], "labels": []})
-        _extend(parts[-1], piece.asked, 0)
-        _extend(parts[-1], piece.reply, _replied(piece.reply, model.stop_ids))
+        _extend(parts[-1], piece.prompt, 0)
+        # up to the token that ends the reply; what a template writes after it nobody generates
+        ends = (place + 1 for place, token in enumerate(piece.reply) if token in model.stop_ids)
+        _extend(parts[-1], piece.reply, next(ends, len(piece.reply)))
     return parts
 
 
@@ -92,8 +92,3 @@ def _extend(sequence: Row, ids: Sequence[int], trained: int) -> None:
     """Add tokens, the first few of them with a loss."""
     sequence["input_ids"] += ids
     sequence["labels"] += [*ids[:trained], *[IGNORED] * (len(ids) - trained)]
-
-
-def _replied(ids: Sequence[int], stop_ids: Sequence[int]) -> int:
-    """Tokens up to the one that ends the reply; what a template writes after it nobody generates."""
-    return next((place + 1 for place, token in enumerate(ids) if token in stop_ids), len(ids))

@@ -1,8 +1,9 @@
 """Interop: vectors from other tools, and steering for other engines."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,12 @@ def interop(
     Raises:
         PersonavecError: Bad input.
     """
-    return transfer(source, out, trait=trait, layer=layer, norms=norms).run(model)
+    return transfer(source, out, trait=trait, layer=layer, norms=norms)(model)
 
 
 def transfer(
     source: str | Path | Steering, out: str | Path, *, trait: str | Trait = "", layer: int | None = None, norms: bool
-) -> "TakeOver | HandOn":
+) -> Callable[[ChatModel], Transfer]:
     """What `interop` is to do, checked as far as that needs no model.
 
     Raises:
@@ -94,81 +95,65 @@ def transfer(
         name = known.name if isinstance(known, Trait) else known or (named["trait"] if named else Path(source).stem)
         check_name(name)
         position = named["position"].replace("_", " ") if named else "imported"
-        return TakeOver(Path(source), out, name, position, layer, known if norms and isinstance(known, Trait) else None)
+        measured = known if norms and isinstance(known, Trait) else None
+        return partial(_take_over, Path(source), out, name, position, layer, measured)
     steering = source if isinstance(source, Steering) else parse_steering(str(source))
     if not steering.active:
         raise ConfigError(f"expected a coef other than 0, got {shown}; nothing would be steered")
     if steering.op != "add" or steering.gated:
         raise ConfigError(f"expected a steering that adds, got {shown}; other engines cannot do anything else")
-    return HandOn(steering, out)
+    return partial(_hand_on, steering, out)
 
 
-@dataclass(frozen=True)
-class TakeOver:
-    """A vector of another tool, which is given a card."""
-
-    source: Path
-    out: Path
-    name: str
-    position: str
-    layer: int | None
-    measured: Trait | None
-    """The trait on whose questions activation norms are measured, if they are."""
-
-    def run(self, model: ChatModel) -> Transfer:
-        """Read it, measure, and save it."""
-        direction, absent = FOREIGN[self.source.suffix](self.source, model.identity)
-        held = [layer for layer in range(model.n_layers) if layer not in absent]
-        card = Card(
-            self.name,
-            model.identity,
-            self.position,
-            layer=held[0] if len(held) == 1 else self.layer,
-            details={"absent_layers": list(absent), "imported_from": self.source.name},
-        )
-        vector = PersonaVector(direction, card)
-        if self.layer is not None:
-            vector.check_layer(self.layer)
-        if self.measured:
-            vector = PersonaVector(direction, replace(card, activation_norms=_norms(model, self.measured)))
-        vector.save(self.out)
-        data = {
-            "out": str(self.out),
-            "kind": "vector",
-            "trait": self.name,
-            "model": model.identity.id,
-            "layers": held,
-            "absent_layers": list(absent),
-            "layer": card.layer,
-            "activation_norms": bool(self.measured),
-        }
-        return Transfer(data, vector)
+def _take_over(
+    source: Path, out: Path, name: str, position: str, layer: int | None, measured: Trait | None, model: ChatModel
+) -> Transfer:
+    """Read a vector of another tool, give it a card, with activation norms on a trait's questions, and save it."""
+    direction, absent = FOREIGN[source.suffix](source, model.identity)
+    held = [layer for layer in range(model.n_layers) if layer not in absent]
+    card = Card(
+        name,
+        model.identity,
+        position,
+        layer=held[0] if len(held) == 1 else layer,
+        details={"absent_layers": list(absent), "imported_from": source.name},
+    )
+    vector = PersonaVector(direction, card)
+    if layer is not None:
+        vector.check_layer(layer)
+    if measured:
+        vector = PersonaVector(direction, replace(card, activation_norms=_norms(model, measured)))
+    vector.save(out)
+    data = {
+        "out": str(out),
+        "kind": "vector",
+        "trait": name,
+        "model": model.identity.id,
+        "layers": held,
+        "absent_layers": list(absent),
+        "layer": card.layer,
+        "activation_norms": bool(measured),
+    }
+    return Transfer(data, vector)
 
 
-@dataclass(frozen=True)
-class HandOn:
-    """A steering in the form of another engine, which applies it at every position."""
-
-    steering: Steering
-    out: Path
-
-    def run(self, model: ChatModel) -> Transfer:
-        """Write it."""
-        steering, vector = self.steering, self.steering.vector
-        vector.check_model(model.identity)
-        dose = None
-        if steering.layer is not None and vector.card.activation_norms:
-            dose = vector.dose(steering.layer, steering.coef)
-        written: Mapping[str, Any]
-        if self.out.suffix == ".gguf":
-            architecture = model.hf.config.get_text_config().model_type
-            written = {"kind": "gguf", "layers": list(to_gguf(steering, architecture, self.out))}
-        elif self.out.suffix == ".pt":
-            written = {"kind": "lm-eval", "layers": list(to_lm_eval(steering, model, self.out))}
-        else:
-            written = {"kind": "baked"} | bake(model, steering, self.out)
-        applied = {"trait": vector.card.trait, "model": model.identity.id, "coef": steering.coef, "dose": dose}
-        return Transfer({"out": str(self.out)} | dict(written) | applied, vector)
+def _hand_on(steering: Steering, out: Path, model: ChatModel) -> Transfer:
+    """Write a steering in the form of another engine, which applies it at every position."""
+    vector = steering.vector
+    vector.check_model(model.identity)
+    dose = None
+    if steering.layer is not None and vector.card.activation_norms:
+        dose = vector.dose(steering.layer, steering.coef)
+    written: Mapping[str, Any]
+    if out.suffix == ".gguf":
+        architecture = model.hf.config.get_text_config().model_type
+        written = {"kind": "gguf", "layers": list(to_gguf(steering, architecture, out))}
+    elif out.suffix == ".pt":
+        written = {"kind": "lm-eval", "layers": list(to_lm_eval(steering, model, out))}
+    else:
+        written = {"kind": "baked"} | bake(model, steering, out)
+    applied = {"trait": vector.card.trait, "model": model.identity.id, "coef": steering.coef, "dose": dose}
+    return Transfer({"out": str(out)} | dict(written) | applied, vector)
 
 
 def _norms(model: ChatModel, trait: Trait) -> tuple[float, ...]:

@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
 
 from personavec.errors import ConfigError
+from personavec.runs.result import Result
 from personavec.runs.rules import Free
 from personavec.verbs.options import Common, Switch, load_subject
-
-if TYPE_CHECKING:
-    from personavec.verbs.interop.interop import Transfer
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class InteropConfig(Common):
     norms: Switch = False
     """Measure activation norms on the model's replies to the trait's held-out questions, so that doses work."""
 
-    def run(self) -> "Transfer":
+    def run(self) -> Result:
         """Check the names, load the model, and take over or hand on."""
         from personavec.verbs.interop.interop import transfer
 
@@ -47,5 +45,5 @@ class InteropConfig(Common):
             raise ConfigError(
                 "expected IN and OUT, got one or none; for example: personavec interop in.pt out.safetensors"
             )
-        task = transfer(self.source, self.out, trait=self.trait, layer=self.layer, norms=self.norms)
-        return task.run(load_subject(self))
+        do = transfer(self.source, self.out, trait=self.trait, layer=self.layer, norms=self.norms)
+        return do(load_subject(self))

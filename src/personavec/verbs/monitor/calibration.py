@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from personavec.errors import DataError
 from personavec.runs.files import write_file
 from personavec.runs.rules import Rule
+from personavec.runs.run import Row
 
 Kind = str
 """What of a turn is compared: one of `KINDS`."""
@@ -25,8 +26,6 @@ ALLOWANCE = 0.5
 """Of the sequential test, in standard deviations: half of the shift that it finds soonest. Source: Page (1954)."""
 DRIFT_FROM = 2
 """Turn from which on there can be drift."""
-
-Json = dict[str, Any]
 
 
 class Alert(TypedDict):
@@ -112,7 +111,7 @@ class VectorCalibration:
     """By group; `EVERY` always, others where they have enough benign conversations."""
     drift: Mapping[str, Cusum] = field(default_factory=dict)
     """By group; empty where too few benign conversations have several turns."""
-    held_out: Mapping[str, Json] = field(default_factory=dict)
+    held_out: Mapping[str, Row] = field(default_factory=dict)
     """By kind and for drift: the false-positive rate on benign conversations that the limits had not seen."""
 
 
@@ -219,7 +218,7 @@ def fewest(rate: float, sides: int = 2) -> int:
     return math.ceil(sides / rate - 1 - 1e-9)
 
 
-def _vector(usual: Json) -> VectorCalibration:
+def _vector(usual: Row) -> VectorCalibration:
     bands = {group: {kind: Band(**band) for kind, band in kinds.items()} for group, kinds in usual.pop("bands").items()}
     drift = {group: Cusum(**cusum) for group, cusum in usual.pop("drift").items()}
     if EVERY not in bands:

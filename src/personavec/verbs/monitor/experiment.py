@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Unpack
+from typing import Annotated, NamedTuple, Unpack
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from personavec.model.activations import read_rows
 from personavec.model.chat_model import ChatModel
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Rule, Seed, Store, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import pearson, pearson_interval
 from personavec.stats.nulls import adjust, null_battery, rounded
@@ -39,7 +39,6 @@ SHOTS = Rule(
     lambda value: len(set(value)) == len(value) and all(shots >= 0 for shots in value), "of 0 or more, each once"
 )
 
-Row = dict[str, Any]
 Directions = Mapping[str, Float[ndarray, "1 d_model"]]
 
 
@@ -172,11 +171,8 @@ def experiment(
             for name, each in judges.items()
         },
         "judge_usage": bench.usage,
-        "versions": versions(),
-        "seconds": round(time.monotonic() - began, 1),
     }
-    run.write_json("result.json", result)
-    run.finish()
+    run.complete(result, began)
     return MonitoringExperiment(result)
 
 
@@ -234,22 +230,14 @@ def _measured(trial: Trial, exemplars: Sequence[ScoredRow]) -> Row:
         plans += interview.answers(questions, trial.rollouts, draw="monitor", extra=extra, systems=(text,))
     for shots in conditions["shots"]:
         before = [
-            message
+            {"role": role, "content": row[part]}  # type: ignore[literal-required]
             for row in exemplars[:shots]
-            for message in (
-                {"role": "user", "content": row["question"]},
-                {"role": "assistant", "content": row["response"]},
-            )
+            for role, part in (("user", "question"), ("assistant", "response"))
         ]
         extra = {"kind": "shots", "level": shots}
         plans += interview.answers(questions, trial.rollouts, draw="monitor", extra=extra, before=before)
-    replies = score(
-        interview.write(plans, "replies", run=trial.run, name="replies"),
-        trial.judges,
-        "judging",
-        run=trial.run,
-        name="replies",
-    )
+    written = interview.write(plans, "replies", run=trial.run, name="replies")
+    replies = score(written, trial.judges, "judging", run=trial.run, name="replies")
     first = [row for row in replies if row["sample"] == 0]
     unanswered: list[Row] = [{**row, "response_ids": [], "reasoning_tokens": 0} for row in first]
     layers = [trial.subject.layer]

@@ -96,9 +96,8 @@ def monitor(
     alerts = list(raised(rows, limits, hashes)) if limits else []
     run.write_rows("alerts.jsonl", alerts)
     readings = Readings(recordings, data.name, census, rows, alerts, usual, limits, file, hashes)
-    result = summarise(readings, run) | {"seconds": round(time.monotonic() - began, 1)}
-    run.write_json("result.json", result)
-    run.finish()
+    result = summarise(readings, run)
+    run.complete(result, began)
     return Monitoring(result, rows, alerts, limits, _texts(recordings, data, census))
 
 

@@ -2,34 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from personavec.errors import ConfigError
+from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free
 from personavec.verbs.monitor.calibration import RATE
-from personavec.verbs.options import (
-    Common,
-    File,
-    Files,
-    Folder,
-    Judging,
-    Switch,
-    Writing,
-    bench_for,
-    call,
-    load_subject,
-)
-
-if TYPE_CHECKING:
-    from personavec.verbs.monitor.experiment import MonitoringExperiment
-    from personavec.verbs.monitor.result import Monitoring
+from personavec.verbs.options import File, Files, Folder, Judged, Switch, bench_for, call, load_subject
 
 
 @dataclass(frozen=True)
-class MonitorConfig(Judging, Writing, Common):
+class MonitorConfig(Judged):
     """Watch recorded conversations along persona vectors.
 
     Examples:
@@ -94,15 +80,18 @@ class MonitorConfig(Judging, Writing, Common):
                 f"expected different --shots of 0 or more, got {' '.join(map(str, self.shots))}; correct them"
             )
 
-    def run(self) -> "Monitoring | MonitoringExperiment":
+    def run(self) -> Result:
         """Load what is named and watch, or with `experiment` do the paper's test."""
-        return self._experiment() if self.experiment else self._monitor()
-
-    def _monitor(self) -> "Monitoring":
         from personavec.data.dataset import open_dataset
         from personavec.verbs.monitor.calibration import Calibration
+        from personavec.verbs.monitor.experiment import experiment, subjects_of
         from personavec.verbs.monitor.monitor import monitor, with_layers
 
+        if self.experiment:
+            names = subjects_of(self.vectors, self.traits, self.graded, self.questions)
+            model = load_subject(self)
+            out = self.out or Path("runs") / f"monitor-experiment-{'-'.join(names)}"
+            return call(experiment, self, model, self.vectors, judge=bench_for(self, model), store=out)  # type: ignore[no-any-return]
         data = open_dataset(self.data)
         benign = open_dataset(self.calibrate) if self.calibrate is not None else None
         if self.calibration:  # what is wrong with it and with the vectors is said before the model is loaded
@@ -110,11 +99,3 @@ class MonitorConfig(Judging, Writing, Common):
         with_layers(self.vectors)
         out = self.out or Path("runs") / f"monitor-{Path(self.data).stem}"
         return call(monitor, self, load_subject(self), data, self.vectors, calibrate=benign, store=out)  # type: ignore[no-any-return]
-
-    def _experiment(self) -> "MonitoringExperiment":
-        from personavec.verbs.monitor.experiment import experiment, subjects_of
-
-        names = subjects_of(self.vectors, self.traits, self.graded, self.questions)
-        model = load_subject(self)
-        out = self.out or Path("runs") / f"monitor-experiment-{'-'.join(names)}"
-        return call(experiment, self, model, self.vectors, judge=bench_for(self, model), store=out)  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from personavec.data.dataset import alike
 from personavec.runs.result import Result
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
 from personavec.verbs.monitor.calibrate import Benign
@@ -28,8 +28,6 @@ CURVE_TURNS = 50
 BINS = 40
 SHOWN_CONVERSATIONS = 20
 """Those with alerts whose turns the page draws."""
-
-Row = dict[str, Any]
 
 
 class Event(Alert, About):
@@ -106,6 +104,12 @@ class Readings:
 def summarise(readings: Readings, run: Run) -> Row:
     """The content of result.json."""
     rows, census, limits, read = readings.rows, readings.census, readings.limits, readings.recordings.directions
+    conversations = np.array([row["conversation"] for row in rows])
+
+    def mean(name: str, kind: Kind) -> Row:
+        """Over turns, whole conversations resampled."""
+        return clustered_mean(_column(rows, name, kind), conversations, read.seed).to_json()
+
     return {
         "out": run.shown(),
         "data": readings.data,
@@ -117,7 +121,7 @@ def summarise(readings: Readings, run: Run) -> Row:
         "skipped": len(census.skipped),
         "skipped_by_reason": dict(Counter(alike(row["reason"]) for row in census.skipped).most_common(20)),
         "layers": dict(zip(read.names, read.layers, strict=True)),
-        "projections": {name: _means(rows, name, read.seed) for name in read.names},
+        "projections": {name: {kind: mean(name, kind) for kind in KINDS} for name in read.names},
         "curves": {name: {kind: list(_curve(rows, name, kind, read.seed)) for kind in KINDS} for name in read.names},
         "distributions": {name: {kind: _distribution(readings, name, kind) for kind in KINDS} for name in read.names},
         "groups": _groups(readings) if readings.recordings.group_by else {},
@@ -127,7 +131,6 @@ def summarise(readings: Readings, run: Run) -> Row:
         "conversations_with_alerts": len({alert["conversation"] for alert in readings.alerts}) if limits else None,
         "table": run.shown(TABLE),
         "events": run.shown("alerts.jsonl"),
-        "versions": versions(),
     }
 
 
@@ -148,12 +151,6 @@ def benign_paths(rows: Sequence[TurnRow], name: str) -> list[Benign]:
 def _column(rows: Sequence[TurnRow], name: str, kind: Kind) -> Float[ndarray, " turn"]:
     """A value of every turn; nan where there is none."""
     return np.array([row["vectors"][name][FIELDS[kind]] for row in rows], dtype=float)
-
-
-def _means(rows: Sequence[TurnRow], name: str, seed: int) -> Row:
-    """Mean over turns, whole conversations resampled."""
-    conversations = np.array([row["conversation"] for row in rows])
-    return {kind: clustered_mean(_column(rows, name, kind), conversations, seed).to_json() for kind in KINDS}
 
 
 def _curve(rows: Sequence[TurnRow], name: str, kind: Kind, seed: int) -> Iterator[Row]:

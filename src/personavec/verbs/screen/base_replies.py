@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Unpack, runtime_checkable
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -21,28 +21,64 @@ ENGINES = "hf or openai:MODEL"
 CHUNK = 64
 """Prompts that an engine other than ours is given at once: what a kill may cost."""
 
-Ids = tuple[int, ...]
 Row = Mapping[str, Any]
 
 
-@runtime_checkable
-class ReplyEngine(Protocol):
-    """What writes base replies."""
+@dataclass
+class LocalReplies:
+    """`hf`: the model of the run itself."""
 
-    id: str
+    model: ChatModel
+    sampling: Sampling
+    batch_tokens: int
+    id: str = "hf"
 
     def plan(self, rows: Sequence[Row]) -> list[list[int]]:
         """Which rows to write together: a batch is kept as a whole, or written again."""
+        requests = [Request(tuple(row["prompt_ids"])) for row in rows]
+        return batches(requests, self.sampling.max_new_tokens, self.batch_tokens)
 
     def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
-        """Greedy replies to rows with `prompt_ids` and `messages`."""
+        """Greedy replies to one batch."""
+        return [*generate(self.model, [Request(tuple(row["prompt_ids"])) for row in rows], self.sampling)]
+
+
+@dataclass
+class RemoteReplies:
+    """`openai:MODEL`: the same model behind an OpenAI-compatible server, which renders the chat template itself."""
+
+    model: ChatModel
+    endpoint: Endpoint
+    system: str
+    max_new_tokens: int
+    id: str
+
+    def plan(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Chunks in order."""
+        return [list(range(start, min(start + CHUNK, len(rows)))) for start in range(0, len(rows), CHUNK)]
+
+    def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
+        """Replies as the server says them; their text is encoded here."""
+        greedy = {"temperature": 0.0, "max_tokens": self.max_new_tokens}
+        answers = self.endpoint.ask_all([{"messages": self._messages(row["messages"])} | greedy for row in rows])
+        return [
+            answer
+            if isinstance(answer, Failure)
+            else Reply(self.model.encode(answer.text), "length" if answer.finish == "length" else "stop")
+            for answer in answers
+        ]
+
+    def _messages(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+        if messages[0]["role"] == "system" or self.system == "template":
+            return [*messages]
+        return [{"role": "system", "content": "" if self.system == "none" else self.system}, *messages]
 
 
 @dataclass
 class BaseReplies:
     """A store of base replies, and the engine that fills it."""
 
-    engine: ReplyEngine
+    engine: LocalReplies | RemoteReplies
     path: Path
     """SQLite file; it belongs to one model, number format, engine and length."""
     written_tokens: int = 0
@@ -124,7 +160,7 @@ def open_base_replies(
         ModelError: Its server cannot be used.
     """
     kind, _, name = spec.partition(":")
-    engine: ReplyEngine
+    engine: LocalReplies | RemoteReplies
     if spec == "hf":
         engine = LocalReplies(model, Sampling(max_new_tokens, temperature=0.0), batch_tokens)
     elif kind == "openai" and name:
@@ -135,64 +171,6 @@ def open_base_replies(
     what = f"{model.identity.revision} {model.numbers} {engine.id} {max_new_tokens}"
     name = hashlib.sha256(what.encode()).hexdigest()[:16]
     return BaseReplies(engine, cache_folder() / "base-replies" / f"{name}.sqlite")
-
-
-@dataclass
-class LocalReplies:
-    """`hf`: the model of the run itself."""
-
-    model: ChatModel
-    sampling: Sampling
-    batch_tokens: int
-    id: str = "hf"
-
-    def plan(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Batches of similar prompt length under a token budget."""
-        requests = [Request(tuple(row["prompt_ids"])) for row in rows]
-        return batches(requests, self.sampling.max_new_tokens, self.batch_tokens)
-
-    def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
-        """Greedy replies to one batch."""
-        return [*generate(self.model, [Request(tuple(row["prompt_ids"])) for row in rows], self.sampling)]
-
-
-@dataclass
-class RemoteReplies:
-    """`openai:MODEL`: the same model behind an OpenAI-compatible server, which renders the chat template itself."""
-
-    model: ChatModel
-    endpoint: Endpoint
-    system: str
-    max_new_tokens: int
-    id: str
-
-    def plan(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Chunks in order."""
-        return [list(range(start, min(start + CHUNK, len(rows)))) for start in range(0, len(rows), CHUNK)]
-
-    def write(self, rows: Sequence[Row]) -> Sequence[Reply | Failure]:
-        """Replies as the server says them; their text is encoded here."""
-        answers = self.endpoint.ask_all(
-            [
-                {
-                    "messages": self._messages(row["messages"]),
-                    "temperature": 0.0,
-                    "max_tokens": self.max_new_tokens,
-                }
-                for row in rows
-            ]
-        )
-        return [
-            answer
-            if isinstance(answer, Failure)
-            else Reply(self.model.encode(answer.text), "length" if answer.finish == "length" else "stop")
-            for answer in answers
-        ]
-
-    def _messages(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-        if messages[0]["role"] == "system" or self.system == "template":
-            return [*messages]
-        return [{"role": "system", "content": "" if self.system == "none" else self.system}, *messages]
 
 
 def _key(prompt: Sequence[int]) -> bytes:

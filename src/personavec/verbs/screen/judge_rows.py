@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float
 from numpy import ndarray
 
@@ -15,17 +17,16 @@ from personavec.judges.judge import TraitJudge
 from personavec.judges.load import Bench
 from personavec.judges.scoring import take_scale
 from personavec.runs.progress import stage
+from personavec.runs.run import Row
 from personavec.steering.vector import PersonaVector
 from personavec.traits.load import trait_of
 from personavec.traits.trait import Trait
 from personavec.verbs.screen.shards import DataPass, shards
 from personavec.verbs.screen.table import Table
 
-Row = dict[str, Any]
-
 
 def load_judges(
-    bench: Bench, vectors: Sequence[PersonaVector], names: Sequence[str], traits: Sequence[Trait]
+    bench: Bench, vectors: Sequence[PersonaVector], names: Sequence[str], traits: Sequence[Trait | str | Path]
 ) -> dict[str, TraitJudge]:
     """The judge of each vector's trait; one that needs a scale takes it from the vector's card.
 
@@ -33,16 +34,15 @@ def load_judges(
         bench: Who judges.
         vectors: Whose traits.
         names: Of the vectors.
-        traits: Those that are not built in.
+        traits: Those that are not built in, or their files.
 
     Raises:
         ConfigError: The card of a vector holds no scale of this judge.
         TraitError: The trait of a vector is not known.
     """
-    given = {trait.name: trait for trait in traits}
     judges = {}
     for vector, name in zip(vectors, names, strict=True):
-        judge = bench.trait(given.get(vector.card.trait) or trait_of(vector.card.trait, ()))
+        judge = bench.trait(trait_of(vector.card.trait, traits))
         learned = vector.card.details.get("judge", {}).get("trait")
         if bench.spec.startswith("panel"):
             if learned is None:
@@ -70,7 +70,8 @@ def judge_rows(work: DataPass, table: Table) -> tuple[dict[str, Float[ndarray, "
                 good = [s for s in shard if isinstance(s, Sample) and table.good[s.row]]
                 Table.write(folder, part, _judged(good, judges, work.reader.on_error == "stop"))
             for name, counts in whys.items():
-                counts.update(_whys(folder / f"{part}.parquet", name))
+                whys_of = pq.read_table(folder / f"{part}.parquet", columns=[f"{name}.why"])[f"{name}.why"]
+                counts.update(why for why in whys_of.to_pylist() if why)
             advance(len(shard))
     scores = Table(folder, tuple(judges))
     columns = {name: np.full(len(table.good), np.nan, dtype=np.float32) for name in judges}
@@ -80,8 +81,6 @@ def judge_rows(work: DataPass, table: Table) -> tuple[dict[str, Float[ndarray, "
 
 
 def _judged(samples: Sequence[Sample], judges: Mapping[str, TraitJudge], stop: bool) -> Any:
-    import pyarrow as pa
-
     questions = [sample.messages[-1]["content"] for sample in samples]
     replies = [sample.response for sample in samples]
     columns = {"row": pa.array([sample.row for sample in samples], pa.int64())}
@@ -96,10 +95,3 @@ def _judged(samples: Sequence[Sample], judges: Mapping[str, TraitJudge], stop: b
         columns[name] = pa.array([score.value for score in scores], pa.float32())
         columns[f"{name}.why"] = pa.array([score.why for score in scores], pa.string())
     return pa.table(columns)
-
-
-def _whys(part: Path, name: str) -> list[str]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(part, columns=[f"{name}.why"])
-    return [why for why in table[f"{name}.why"].to_pylist() if why]

@@ -3,30 +3,16 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from personavec.data.dataset import open_dataset
 from personavec.errors import ConfigError
+from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Positive, at_least, between
-from personavec.verbs.options import (
-    Common,
-    Files,
-    Folder,
-    Judging,
-    Layers,
-    Switch,
-    Url,
-    bench_for,
-    call,
-    call_limits,
-    load_subject,
-)
-
-if TYPE_CHECKING:
-    from personavec.verbs.screen.result import Screening
+from personavec.verbs.options import Common, Files, Folder, Judging, Layers, Switch, Url, bench_for, call, load_subject
 
 
 @dataclass(frozen=True)
@@ -99,7 +85,7 @@ class ScreenConfig(Judging, Common):
     ] = None
     """Of this machine, for the plan."""
 
-    def run(self) -> "Screening":
+    def run(self) -> Result:
         """Load what is named and screen."""
         from personavec.steering.projection import load_vectors
         from personavec.verbs.screen.screen import check_choice, screen
@@ -114,14 +100,11 @@ class ScreenConfig(Judging, Common):
         data, clean = open_dataset(self.data), open_dataset(self.clean) if self.clean else None
         load_vectors(self.vectors)  # what is wrong with them is said before the model is loaded
         model = load_subject(self)
+        stem = Path(self.data).stem if Path(self.data).exists() else self.data.replace("/", "-").replace(":", "-")
         objects = {
             "clean": clean,
             "judge": bench_for(self, model) if self.judge else "",
             "ray": partial(load_subject, self) if self.ray else False,
-            "store": self.out or self._default_out(),
+            "store": self.out or Path("runs") / f"screen-{stem}-{self.cost}",
         }
-        return call(screen, self, model, data, self.vectors, **objects, **call_limits(self))  # type: ignore[no-any-return]
-
-    def _default_out(self) -> Path:
-        stem = Path(self.data).stem if Path(self.data).exists() else self.data.replace("/", "-").replace(":", "-")
-        return Path("runs") / f"screen-{stem}-{self.cost}"
+        return call(screen, self, model, data, self.vectors, **objects, **self.call_limits)  # type: ignore[no-any-return]

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from personavec.data.dataset import Bad, Dataset
 from personavec.data.sample import Sample, Turn
 from personavec.errors import ConfigError, DataError, PersonavecError
@@ -44,7 +46,10 @@ class Screener:
         """Screen the shards of a block, each into its part of the table."""
         rows = []
         for part, text in zip(block["part"], block["rows"], strict=True):
-            samples = [_sample(row) for row in json.loads(text)]
+            samples = [
+                Bad(**row["bad"]) if "bad" in row else Sample(**row | {"messages": tuple(row["messages"])})
+                for row in json.loads(text)
+            ]
             if self._fault:
                 rows.append((0, self._fault))
                 continue
@@ -91,7 +96,7 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
         ) from error
     folder = work.run.path("table").resolve()
     waiting = partial(_waiting, folder, work.data, work.turn)
-    options = {one.name: getattr(work.reader, one.name) for one in fields(RowReader) if one.name != "model"}
+    options = {each.name: getattr(work.reader, each.name) for each in fields(RowReader) if each.name != "model"}
     cores = os.cpu_count() or 1
     began_here = not ray.is_initialized()
     if began_here:
@@ -130,17 +135,11 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
 
 def _waiting(folder: Path, data: Dataset, turn: Turn) -> Iterator[Any]:
     """Shards that are not in the table yet, as text that any machine can read; a block each."""
-    import pyarrow as pa
-
     for number, shard in enumerate(shards(data.samples(turn))):
         part = f"part-{number:06d}"
         if not Table.has(folder, part):
             rows = [{"bad": sample._asdict()} if isinstance(sample, Bad) else asdict(sample) for sample in shard]
             yield pa.table({"part": [part], "rows": [json.dumps(rows)]})
-
-
-def _sample(row: Block) -> Sample | Bad:
-    return Bad(**row["bad"]) if "bad" in row else Sample(**row | {"messages": tuple(row["messages"])})
 
 
 def _source(read: Callable[[], Iterator[Any]]) -> Any:

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import Interval
 from personavec.verbs.screen.flagging import above, extremes, thresholds
 from personavec.verbs.screen.table import Table
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,9 +53,6 @@ class Screening(Result):
     @property
     def rows(self) -> Any:
         """The whole table as a pyarrow Table: `row`, a column of scores a vector, what they are made of."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         return pa.concat_tables([pq.read_table(part) for part in self.table.parts]).replace_schema_metadata(None)
 
     def flags(self, clean: "Screening | None" = None, percentile: float = 95.0) -> Bool[ndarray, " row"]:

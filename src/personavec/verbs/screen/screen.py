@@ -18,7 +18,7 @@ from personavec.model.endpoint import CallLimits
 from personavec.runs.files import sha256
 from personavec.runs.progress import stage, tell
 from personavec.runs.rules import Count, Free, OptionalCount, Positive, Seed, Store, at_least, between, settings
-from personavec.runs.run import Run, versions
+from personavec.runs.run import Row, Run
 from personavec.stats.intervals import Interval, spearman_rows, streamed_mean
 from personavec.stats.nulls import against
 from personavec.steering.projection import Vectors, directions, load_vectors, names_of
@@ -27,13 +27,12 @@ from personavec.traits.load import load_trait
 from personavec.traits.trait import Trait
 from personavec.verbs.screen import selection
 from personavec.verbs.screen.base_replies import BaseReplies, open_base_replies
-from personavec.verbs.screen.extremes import top_differences
 from personavec.verbs.screen.flagging import histogram
 from personavec.verbs.screen.judge_rows import judge_rows, load_judges
 from personavec.verbs.screen.parallel import by_name, screen_in_parallel
 from personavec.verbs.screen.plan import SIZES, Census, estimate, measure, predicted, take_census
 from personavec.verbs.screen.result import Screening
-from personavec.verbs.screen.sampled import Differences, sample_differences
+from personavec.verbs.screen.sampled import Differences, sample_differences, top_differences
 from personavec.verbs.screen.shards import (
     COLUMNS,
     NO_BASE_REPLY,
@@ -48,7 +47,6 @@ from personavec.verbs.screen.shards import (
 )
 from personavec.verbs.screen.table import Table
 
-Row = dict[str, Any]
 Rows = str | Path | Iterable[Mapping[str, Any]] | Dataset
 
 
@@ -161,8 +159,7 @@ def screen(
     bench = load_bench(judge, model, system=system, **limits) if isinstance(judge, str) and judge else judge or None
     judges = {}
     if isinstance(bench, Bench):
-        known = [trait if isinstance(trait, Trait) else load_trait(trait) for trait in traits]
-        judges = load_judges(bench, [*loaded.values()], names, known)
+        judges = load_judges(bench, [*loaded.values()], names, traits)
     elif flag_by != "projection":
         raise ConfigError(f"expected a --judge with --flag-by {flag_by}, got none; pass one")
     judged_by = bench.spec if isinstance(bench, Bench) else ""
@@ -206,12 +203,10 @@ def screen(
         if not plan:
             screened, figures = _screen(work, census, reference, precision, wanted)
             result |= figures | {"judge_usage": bench.usage if isinstance(bench, Bench) else None}
-    result |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
     texts = selection.examples(screened, wanted) if screened else {}
     if screened:
         run.write_json("examples.json", texts)
-    run.write_json("plan.json" if plan else "result.json", result)
-    run.finish()
+    run.complete(result, began, "plan.json" if plan else "result.json")
     means = {name: _set_mean(screened.table, name, screened.differences) for name in work.names} if screened else {}
     scores = screened.reference.scores if screened and screened.reference else {}
     return Screening(result, means, scores, texts, run.part("table") if screened else Run(run.folder))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -11,13 +11,13 @@ from numpy import ndarray
 from personavec.data.sample import Sample
 from personavec.data.subset import copy_rows
 from personavec.errors import DataError
+from personavec.runs.run import Row
 from personavec.stats.intervals import streamed_mean
 from personavec.verbs.screen.flagging import above, extremes, flagged, thresholds
 from personavec.verbs.screen.sampled import Differences
 from personavec.verbs.screen.shards import DataPass
 from personavec.verbs.screen.table import Table
 
-Row = dict[str, Any]
 Columns = Mapping[str, Float[ndarray, " row"]]
 
 SHOWN, LONGEST_EXAMPLE = 10, 600

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float
 from numpy import ndarray
@@ -16,10 +17,10 @@ from personavec.data.dataset import Bad, Dataset
 from personavec.data.sample import Sample, Turn
 from personavec.errors import DataError, ModelError
 from personavec.judges.judge import TraitJudge
-from personavec.model.activations import activations, branches
+from personavec.model.activations import activations, branches, by_length
 from personavec.model.chat_model import ChatModel
 from personavec.model.endpoint import Failure
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.steering.generate import Reply
 from personavec.steering.projection import Directions
 from personavec.steering.rollouts import Reasoning
@@ -39,7 +40,6 @@ COLUMNS = {"row": "int64", **dict.fromkeys(("where", "id", "source", "kind", "er
 COLUMNS |= dict.fromkeys(("prompt_tokens", "response_tokens", "base_tokens", "more_turns"), "int32")
 """Of the table, with their Arrow types, beside those of the vectors."""
 
-Row = dict[str, Any]
 Cost = Literal["raw", "proxy", "sampled", "full"]
 OnError = Literal["stop", "skip"]
 
@@ -240,14 +240,8 @@ def _read(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], T
 def _contrasted(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
     """The same with the base reply, the prompt read once for both: spans as `READ` names them."""
     lengths = [max(len(row["response_ids"]), len(row["base_ids"])) + len(row["prompt_ids"]) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: lengths[index])
-    batch: list[int] = []
-    for place, index in enumerate(order):
-        batch.append(index)
-        following = order[place + 1 : place + 2]
-        if not following or 2 * (len(batch) + 1) * lengths[following[0]] > reader.read_tokens:
-            yield batch, _contrast(reader, [rows[i] for i in batch])
-            batch = []
+    for batch in by_length([range(length) for length in lengths], reader.read_tokens / 2):
+        yield batch, _contrast(reader, [rows[i] for i in batch])
 
 
 def _contrast(reader: RowReader, rows: Sequence[Row]) -> Tensor:
@@ -273,8 +267,6 @@ def _table(
     cosine: Float[ndarray, "row name"],
     total: Float[ndarray, "layer d_model"],
 ) -> Any:
-    import pyarrow as pa
-
     columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in COLUMNS.items()}
     for index, name in enumerate(reader.directions.names):
         spans = projections[:, :, index].T

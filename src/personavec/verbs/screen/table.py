@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from personavec.data.dataset import alike
+from personavec.runs.files import replacing
 from personavec.stats.intervals import streamed_mean
 from personavec.verbs.screen.flagging import confounds
 
@@ -33,10 +37,6 @@ class Table:
     @staticmethod
     def write(folder: Path, part: str, table: Any) -> None:
         """Write a part, atomically."""
-        import pyarrow.parquet as pq
-
-        from personavec.runs.files import replacing
-
         with replacing(folder / f"{part}.parquet") as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
@@ -55,9 +55,6 @@ class Table:
         return np.asarray(self._read("row").to_numpy())
 
     def _read(self, name: str) -> Any:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         return pa.chunked_array(
             [chunk for part in self.parts for chunk in pq.read_table(part, columns=[name])[name].chunks]
         )
@@ -70,15 +67,11 @@ class Table:
     @cached_property
     def good(self) -> Bool[ndarray, " row"]:
         """Rows without error."""
-        import pyarrow.compute as pc
-
         good: Bool[ndarray, " row"] = pc.equal(self._read("error"), "").to_numpy()
         return good
 
     def blocks(self, names: Sequence[str]) -> Iterator[Float[ndarray, "row name"]]:
         """Columns of numbers side by side, a part at a time."""
-        import pyarrow.parquet as pq
-
         for part in self.parts:
             read = pq.read_table(part, columns=[*names])
             yield np.column_stack([read[name].to_numpy().astype(np.float64) for name in names])
@@ -91,9 +84,6 @@ class Table:
     @staticmethod
     def errors_of(folder: Path, part: str) -> list[dict[str, Any]]:
         """The same, of one part."""
-        import pyarrow.compute as pc
-        import pyarrow.parquet as pq
-
         rows = pq.read_table(folder / f"{part}.parquet", columns=["row", "where", "error"])
         bad = rows.filter(pc.not_equal(rows["error"], ""))
         return list(bad.rename_columns(["row", "where", "reason"]).to_pylist())
@@ -142,7 +132,5 @@ class Table:
 
     def mean_move(self) -> Float[ndarray, "layer d_model"]:
         """Mean over the rows without error of what is projected for the score: with base replies, row less base."""
-        import pyarrow.parquet as pq
-
         packed = [io.BytesIO(base64.b64decode(pq.read_schema(part).metadata[b"total"])) for part in self.parts]
         return np.asarray(sum(np.load(file).astype(float) for file in packed)) / max(1, int(self.good.sum()))
