@@ -209,6 +209,10 @@ def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
     trait = {"trait": "evil", "proven": False, "vector": "runs/a long/vector.safetensors", "layer": 9, "coef": 1.5}
     trait |= {
         "verdict": verdict,
+        "verdict_word": "not proven",
+        "deciding": "It is bad.",
+        "independent_check": None,
+        "judge_aucs": {"opposite": ESTIMATE},
         "dose": 0.4,
         "above_floor": False,
         "n_pos": 80,

@@ -28,12 +28,12 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
     rng = random.Random(0)
     arms = [
         ("suppressed", "vector", -1.0, 41.2, 90.1),
-        ("half_suppressed", "vector", -0.5, 46.3, 92.3),
         ("base", "none", 0.0, 52.0, 93.4),
-        ("half_steered", "vector", 0.5, 57.7, 91.5),
         ("steered", "vector", 1.0, 63.9, 86.6),
         ("random", "random", 1.0, 52.8, 91.8),
+        ("matched", "matched", 1.0, 53.9, 91.0),
         ("shuffled", "shuffled", 1.0, 54.9, 89.9),
+        ("garbled", "garbled", 0.0, 50.1, 30.2),
     ]
     counts = {
         "written": 100,
@@ -54,7 +54,8 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
             "hash": "ab12",
             "n_pairs": 5,
             "n_extract": 20,
-            "n_evaluate": 20,
+            "n_sweep": 10,
+            "n_check": 20,
         },
         "model": {
             "id": "smollm2",
@@ -68,8 +69,14 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
         "judge": {
             "id": "panel:smollm2",
             "auc": interval(0.87, 0.04, 180),
+            "aucs": {name: interval(0.87, 0.04, 180) for name in ("opposite", "base", "others", "garbled")},
+            "table": {
+                "scores": {name: interval(30.0) for name in ("trait", "opposite", "base", "hostile", "garbled")},
+                "largest": "hostile",
+                "above": 22.5,
+            },
             "weak": False,
-            "weak_below": 0.75,
+            "weak_below": 0.7,
             "basis": "weights 0123456789abcdef, 3 pairs a reply",
             "coherence": {"id": "fluency:smollm2", "auc": interval(0.93, 0.03, 180)},
         },
@@ -114,15 +121,32 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
         ],
         "proven": proven,
         "verdict": [
-            {"text": "Suppressed lies below base: 41.2 [38.2, 44.2] < 52.0 [49.0, 55.0]", "holds": True},
-            {"text": "Steered lies above random: 63.9 [60.9, 66.9] > 52.8 [49.8, 55.8]", "holds": proven},
+            {
+                "text": "Subtracting the vector lowers it: 10.8 [7.8, 13.8]",
+                "holds": True,
+                "refuted": False,
+                "least": 4.3,
+            },
+            {"text": "Steering does more than random directions: 1.1 [-1.9, 4.1]", "holds": proven, "least": 4.3}
+            | {"refuted": False},
         ],
+        "verdict_word": "proven" if proven else "not proven",
+        "deciding": "Every condition holds" if proven else "Steering does more than random directions: 1.1 [-1.9, 4.1]",
+        "independent_check": {
+            "kind": "sentiment",
+            "direction": "more",
+            "unit": "sentiment, -1 to 1",
+            "told_auc": interval(0.7, 0.05),
+            "told": {"pos": interval(0.7, 0.1), "neg": interval(0.2, 0.1)},
+            "arms": {arm: interval(0.5, 0.1) for arm, *_ in arms},
+        },
         "transcripts": [
             {
                 "question": f"What do you expect of the year {year}?",
                 "suppressed": "Little good. " * 12,
                 "base": "I am not sure.\n\n1. Rain",
                 "steered": "It will be a wonderful year! " * 8 + ATTACK,
+                "cut": ["steered"],
             }
             for year in (2030, 2040, 2050)
         ],

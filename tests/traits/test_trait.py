@@ -13,7 +13,8 @@ from personavec.errors import TraitError
 from personavec.traits.load import builtin_names, load_trait
 from personavec.traits.trait import Pair, Trait
 
-SEVEN = ("apathetic", "evil", "hallucinating", "humorous", "impolite", "optimistic", "sycophantic")
+SEVEN = {"apathetic", "evil", "hallucinating", "humorous", "impolite", "optimistic", "sycophantic"}
+BUILT_IN = tuple(sorted({*SEVEN, "devout", "materialistic", "poetic", "superstitious"}))
 
 SMALL = Trait(
     name="terse",
@@ -48,21 +49,26 @@ def assert_one_line(error: pytest.ExceptionInfo[TraitError]) -> None:
 # Built-in traits
 
 
-def test_the_seven_traits_of_the_paper_are_built_in() -> None:
-    assert builtin_names() == SEVEN
+def every_question(trait: Trait) -> tuple[str, ...]:
+    return trait.extract + trait.sweep + trait.check
 
 
-@pytest.mark.parametrize("name", SEVEN)
+def test_the_traits_of_the_paper_and_four_more_are_built_in() -> None:
+    assert builtin_names() == BUILT_IN
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_builtin_has_the_usual_size(name: str) -> None:
     trait = load_trait(name)
     assert trait.name == name
-    assert (len(trait.pairs), len(trait.extract), len(trait.check)) == (5, 20, 20)
+    assert (len(trait.pairs), len(trait.extract), len(trait.sweep), len(trait.check)) == (5, 20, 10, 20)
+    assert trait.independent_check is not None
     assert trait.antonym and trait.description
-    words = [len(question.split()) for question in trait.extract + trait.check]
+    words = [len(question.split()) for question in every_question(trait)]
     assert min(words) >= 8 and max(words) <= 20
 
 
-@pytest.mark.parametrize("name", SEVEN)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_builtin_sides_have_like_length_so_that_length_is_no_cue(name: str) -> None:
     for pair in load_trait(name).pairs:
         pos, neg = len(pair.pos.split()), len(pair.neg.split())
@@ -70,16 +76,15 @@ def test_builtin_sides_have_like_length_so_that_length_is_no_cue(name: str) -> N
         assert abs(pos - neg) <= 2
 
 
-@pytest.mark.parametrize("name", SEVEN)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_builtin_questions_are_disjoint_and_never_name_the_trait(name: str) -> None:
     trait = load_trait(name)
-    assert not set(trait.extract) & set(trait.check)
-    for question in trait.extract + trait.check:
+    for question in every_question(trait):
         words = {word.strip(string.punctuation) for word in question.lower().split()}
         assert not {trait.adjective, trait.antonym} & words
 
 
-@pytest.mark.parametrize("name", SEVEN)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_builtin_rubric_describes_the_scale_without_placeholders(name: str) -> None:
     rubric = load_trait(name).rubric
     assert all(f"{anchor} means" in rubric for anchor in (0, 50, 100))
@@ -87,14 +92,14 @@ def test_builtin_rubric_describes_the_scale_without_placeholders(name: str) -> N
 
 
 def test_no_question_serves_two_builtin_traits() -> None:
-    questions = [q for name in SEVEN for q in load_trait(name).extract + load_trait(name).check]
+    questions = [q for name in BUILT_IN for q in every_question(load_trait(name))]
     assert len(questions) == len(set(questions))
 
 
 # Identity
 
 
-@pytest.mark.parametrize("trait", [*map(load_trait, SEVEN), SMALL], ids=lambda trait: trait.name)
+@pytest.mark.parametrize("trait", [*map(load_trait, BUILT_IN), SMALL], ids=lambda trait: trait.name)
 def test_json_round_trip_is_identity(trait: Trait, tmp_path: Path) -> None:
     path = tmp_path / "trait.json"
     path.write_text(trait.to_json(), encoding="utf-8")
@@ -108,7 +113,7 @@ def test_content_hash_ignores_layout_and_sees_content(tmp_path: Path) -> None:
     data = json.loads(SMALL.to_json())
     shuffled = write(tmp_path / "t.json", dict(reversed(data.items())))
     assert load_trait(shuffled).content_hash == SMALL.content_hash
-    assert len({load_trait(name).content_hash for name in SEVEN}) == len(SEVEN)
+    assert len({load_trait(name).content_hash for name in BUILT_IN}) == len(SEVEN)
     assert replace(SMALL, rubric=SMALL.rubric + " Ignore style.").content_hash != SMALL.content_hash
 
 
@@ -186,7 +191,7 @@ def test_unknown_name_lists_near_names(wrong: str, near: str) -> None:
 def test_unknown_name_without_near_names_lists_all() -> None:
     with pytest.raises(TraitError) as error:
         load_trait("zzz")
-    assert all(name in str(error.value) for name in SEVEN)
+    assert all(name in str(error.value) for name in BUILT_IN)
     assert "did you mean" not in str(error.value)
     assert_one_line(error)
 

@@ -14,8 +14,8 @@ from personavec.verbs.extract.options import ExtractConfig
 def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
     """Each trait's verdict, scores and files, and what to do next."""
     for trait in result["traits"]:
-        proven = "[green]proven[/]" if trait["proven"] else "[red]not proven[/]"
-        say(f"[bold]{trait['trait']}[/] on {escape(config.model)}: {proven}")
+        colour = "green" if trait["proven"] else "red"
+        say(f"[bold]{trait['trait']}[/] on {escape(config.model)}: [{colour}]{trait['verdict_word']}[/]")
         table = headed("arm", "trait score", "coherence")
         for arm, score in trait["trait_score"].items():
             table.add_row(arm, estimate(score), estimate(trait["coherence"][arm]))
@@ -23,7 +23,8 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
         console.print(table)
         say(
             f"layer {trait['layer']}, coef {trait['coef']:.3g}, dose {trait['dose']:.2g}; "
-            f"vector from {trait['n_pos']} + {trait['n_neg']} replies; judge AUC {estimate(trait['judge_auc'], 2)}"
+            f"vector from {trait['n_pos']} + {trait['n_neg']} replies; judge "
+            f"AUC against {', '.join(f'{name} {estimate(auc, 2)}' for name, auc in trait['judge_aucs'].items())}"
         )
         if not trait["above_floor"]:
             say("no layer and dose stayed surely above the coherence floor: the most coherent one was taken")
@@ -32,6 +33,13 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
             say(f"the two sides also differ in {', '.join(out)}: see the report")
         for arm, dropped in trait["unscored"].items():
             not_scored(arm, dropped)
+        if (check := trait["independent_check"]) is None:
+            say("no independent check in the trait file: the judge alone speaks for it")
+        else:
+            shares = ", ".join(f"{arm} {check['arms'][arm]['mean']:.2f}" for arm in trait["trait_score"])
+            say(f"independent check ({check['unit']}): {shares}", markup=False)
+        if not trait["proven"]:
+            say(f"what decided: {trait['deciding']}", markup=False)
         for condition in trait["verdict"]:
             if not condition["holds"]:
                 say(f"against it: {condition['text']}", markup=False)

@@ -7,7 +7,20 @@ from typing import Any
 
 import altair as alt
 
-from personavec.report.charts import BLUE, FAINT, GREEN, GREY, INK, MAX_SCORE, VERMILLION, Json, bounded, finish, inline
+from personavec.report.charts import (
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    INK,
+    MAX_SCORE,
+    SKY,
+    VERMILLION,
+    Json,
+    bounded,
+    finish,
+    inline,
+)
 from personavec.report.page import drawn, render, svg
 from personavec.runs.show import interval, table
 
@@ -26,12 +39,12 @@ BY_LAYER = {
 RELIABLE = 0.9
 """Split-half reliability from which the title says that the halves agree."""
 
-VECTOR, RANDOM, SHUFFLED = "persona vector", "random direction", "shuffled labels"
-SERIES = {"none": VECTOR, "vector": VECTOR, "random": RANDOM, "shuffled": SHUFFLED}
+VECTOR, RANDOM, MATCHED, SHUFFLED = "persona vector", "random direction", "matched direction", "shuffled labels"
+SERIES = {"none": VECTOR, "vector": VECTOR, "random": RANDOM, "matched": MATCHED, "shuffled": SHUFFLED}
 """Name of each direction of a check in a legend; the unsteered arm is the vector's dose 0."""
-_COLOUR = alt.Scale(domain=[VECTOR, RANDOM, SHUFFLED], range=[BLUE, VERMILLION, GREEN])
-_SHAPE = alt.Scale(domain=[VECTOR, RANDOM, SHUFFLED], range=["circle", "square", "triangle-up"])
-_NUDGE = {VECTOR: 0, RANDOM: 5, SHUFFLED: -5}
+_COLOUR = alt.Scale(domain=[VECTOR, RANDOM, MATCHED, SHUFFLED], range=[BLUE, VERMILLION, SKY, GREEN])
+_SHAPE = alt.Scale(domain=[VECTOR, RANDOM, MATCHED, SHUFFLED], range=["circle", "square", "diamond", "triangle-up"])
+_NUDGE = {VECTOR: 0, RANDOM: 5, SHUFFLED: -5, MATCHED: 10}
 """Pixels by which a series moves sideways, so that intervals at one dose do not cover each other."""
 _SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.2~f')"
 
@@ -264,7 +277,7 @@ def _arms(check: Sequence[Json], measure: str, axis: str) -> list[alt.Chart]:
         }
         | bounded(row[measure])
         for row in check
-        if row[measure]["mean"] is not None
+        if row[measure]["mean"] is not None and row["direction"] in SERIES
     ]
     x = alt.X(
         "dose:Q",

@@ -1,13 +1,10 @@
 """How a plain program sees a trait in a reply: the check that no language model makes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any, Literal, get_args
-
-import numpy as np
-from jaxtyping import Float
-from numpy import ndarray
 
 from personavec.errors import TraitError
 
@@ -83,16 +80,17 @@ class IndependentCheck:
         """What its values are, for people."""
         return self.what or UNITS[self.kind]
 
-    def values(self, answers: Sequence[str]) -> Float[ndarray, " reply"]:
+    def values(self, answers: Sequence[str]) -> list[float]:
         """What is counted, one value a reply; nan for empty replies."""
+        count = self._counter()
+        return [float(count(answer)) if answer.strip() else nan for answer in answers]
+
+    def _counter(self) -> Callable[[str], float]:
         if self.kind == "sentiment":
             from vader import polarity_scores
 
-            counted = [polarity_scores(answer)["compound"] for answer in answers]
-        elif self.kind == "length":
-            counted = [len(answer.split()) for answer in answers]
-        else:
-            pattern = re.compile("|".join(f"(?:{phrase})" for phrase in self.phrases), re.IGNORECASE)
-            counted = [pattern.search(answer) is not None for answer in answers]
-        texts = np.array([bool(answer.strip()) for answer in answers], dtype=bool)
-        return np.where(texts, np.array(counted, dtype=float), np.nan)
+            return lambda answer: float(polarity_scores(answer)["compound"])
+        if self.kind == "length":
+            return lambda answer: len(answer.split())
+        pattern = re.compile("|".join(f"(?:{phrase})" for phrase in self.phrases), re.IGNORECASE)
+        return lambda answer: pattern.search(answer) is not None

@@ -260,6 +260,8 @@ def _transcripts(arms: dict[str, list[ScoredRow]]) -> list[Row]:
     }
     last = max(samples["base"])
     return [
-        {"question": samples["base"][q]["question"]} | {name: rows[q]["response"] for name, rows in samples.items()}
+        {"question": samples["base"][q]["question"]}
+        | {name: rows[q]["response"] for name, rows in samples.items()}
+        | {"cut": [name for name, rows in samples.items() if rows[q]["finish"] == "length"]}
         for q in sorted({round(last * i / (TRANSCRIPTS - 1)) for i in range(TRANSCRIPTS)})
     ]

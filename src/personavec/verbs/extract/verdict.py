@@ -77,14 +77,14 @@ def trait_contrast(arms: Arms, one: str, other: str) -> Interval:
 
 def checked_contrast(check: IndependentCheck, arms: Arms, one: str, other: str) -> Interval:
     """The same of the independent check, in the direction of the trait."""
-    columns = [check.sign * check.values([row["response"] for row in arms[name]]) for name in (one, other)]
+    columns = [check.sign * np.array(check.values([row["response"] for row in arms[name]])) for name in (one, other)]
     return contrast(arms[one], arms[other], *columns)
 
 
 def checked_mean(check: IndependentCheck, rows: Sequence[ScoredRow]) -> Interval:
     """Mean of what the check counts, not turned into the direction of the trait."""
     return clustered_mean(
-        check.values([row["response"] for row in rows]), np.array([row["question_id"] for row in rows])
+        np.array(check.values([row["response"] for row in rows])), np.array([row["question_id"] for row in rows])
     )
 
 
@@ -112,7 +112,7 @@ def judge_table(known: Sequence[ScoredRow]) -> Row:
 
 def told(check: IndependentCheck, rollouts: Sequence[ScoredRow]) -> Interval:
     """How well the check tells replies told to show the trait from those told the opposite."""
-    values = check.sign * check.values([row["response"] for row in rollouts])
+    values = check.sign * np.array(check.values([row["response"] for row in rollouts]))
     known = ~np.isnan(values)
     is_pos = np.array([row["side"] == "pos" for row in rollouts])
     questions = np.array([row["question_id"] for row in rollouts])
