@@ -65,14 +65,14 @@ def test_builtin_has_the_usual_size(name: str) -> None:
     assert trait.independent_check is not None
     assert trait.antonym and trait.description
     words = [len(question.split()) for question in every_question(trait)]
-    assert min(words) >= 8 and max(words) <= 20
+    assert min(words) >= 4 and max(words) <= 25
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_builtin_sides_have_like_length_so_that_length_is_no_cue(name: str) -> None:
     for pair in load_trait(name).pairs:
         pos, neg = len(pair.pos.split()), len(pair.neg.split())
-        assert 15 <= min(pos, neg) and max(pos, neg) <= 35
+        assert 12 <= min(pos, neg) and max(pos, neg) <= 35
         assert abs(pos - neg) <= 2
 
 
@@ -113,7 +113,7 @@ def test_content_hash_ignores_layout_and_sees_content(tmp_path: Path) -> None:
     data = json.loads(SMALL.to_json())
     shuffled = write(tmp_path / "t.json", dict(reversed(data.items())))
     assert load_trait(shuffled).content_hash == SMALL.content_hash
-    assert len({load_trait(name).content_hash for name in BUILT_IN}) == len(SEVEN)
+    assert len({load_trait(name).content_hash for name in BUILT_IN}) == len(BUILT_IN)
     assert replace(SMALL, rubric=SMALL.rubric + " Ignore style.").content_hash != SMALL.content_hash
 
 
@@ -221,16 +221,22 @@ def test_all_missing_keys_are_named_at_once(tmp_path: Path) -> None:
 
 
 MALFORMED: dict[str, tuple[Edit, str]] = {
-    "missing evaluate": (lambda d: d["questions"].pop("evaluate"), "key 'evaluate'"),
+    "missing check": (lambda d: d["questions"].pop("check"), "key 'check'"),
+    "two sets of old": (
+        lambda d: d.update(questions={"extract": ["a?", "b?"], "evaluate": ["c?", "d?"]}),
+        "expected sweep and check in 'questions', got evaluate; divide its questions",
+    ),
+    "check is text": (lambda d: d.update(independent_check="words"), "in independent_check, got 'words'"),
     "missing neg": (lambda d: d["pairs"][1].pop("neg"), r"key 'pairs\[1\].neg'"),
     "one pair": (lambda d: d["pairs"].pop(), "at least 2 instruction pairs"),
     "no pairs": (lambda d: d["pairs"].clear(), "at least 2 instruction pairs"),
     "duplicate pair": (lambda d: d["pairs"].append(dict(d["pairs"][0])), "pairs once"),
     "equal sides": (lambda d: d["pairs"][0].update(neg="use  three WORDS."), r"opposite .* pairs\[0\]"),
-    "overlap": (lambda d: d["questions"]["evaluate"].append("what is  RAIN?"), "both sets, got 1 shared"),
+    "overlap": (lambda d: d["questions"]["check"].append("what is  RAIN?"), "two sets, got 1 of extract in check"),
+    "overlap of sweep": (lambda d: d["questions"]["sweep"].append("What is snow?"), "got 1 of sweep in check"),
     "duplicate question": (lambda d: d["questions"]["extract"].append("How are you?"), "extract once"),
     "no questions": (lambda d: d["questions"]["extract"].clear(), "questions in questions.extract"),
-    "one question": (lambda d: d["questions"]["evaluate"].pop(), "at least 2 questions in questions.evaluate"),
+    "one question": (lambda d: d["questions"]["sweep"].pop(), "at least 2 questions in questions.sweep"),
     "empty question": (lambda d: d["questions"]["extract"].append(" "), r"questions.extract\[2\]"),
     "empty instruction": (lambda d: d["pairs"][1].update(pos=""), r"pairs\[1\].pos"),
     "empty adjective": (lambda d: d.update(adjective=""), "adjective"),
@@ -239,7 +245,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "name is empty": (lambda d: d.update(name=""), "a name of letters"),
     "rubric is a number": (lambda d: d.update(rubric=5), "text in 'rubric', got a number"),
     "question is null": (lambda d: d["questions"]["extract"].append(None), "got null"),
-    "questions are a list": (lambda d: d.update(questions=["How?"]), "extract and evaluate"),
+    "questions are a list": (lambda d: d.update(questions=["How?"]), "extract, sweep, check in"),
     "pairs are text": (lambda d: d.update(pairs="be terse"), "a list in 'pairs', got text"),
     "pair is text": (lambda d: d["pairs"].append("be terse"), r"pos and neg in 'pairs\[2\]', got text"),
 }
@@ -275,8 +281,8 @@ def test_bad_json_says_where(content: bytes, message: str, tmp_path: Path) -> No
 
 
 def test_a_trait_made_in_code_is_checked_too() -> None:
-    with pytest.raises(TraitError, match="both sets"):
-        replace(SMALL, evaluate=SMALL.extract)
+    with pytest.raises(TraitError, match="two sets"):
+        replace(SMALL, check=SMALL.extract)
 
 
 # The reference's two-file form
@@ -299,10 +305,11 @@ def half(*questions: str) -> dict[str, object]:
 )
 def test_two_file_form(extract: str, evaluate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / extract, half(*SMALL.extract))
-    write(tmp_path / evaluate, half(*SMALL.check))
+    write(tmp_path / evaluate, half(*SMALL.sweep, *SMALL.check))
     trait = load_trait(path)
     assert (trait.name, trait.adjective, trait.antonym) == ("terse", "terse", "")
-    assert (trait.pairs, trait.extract, trait.check) == (SMALL.pairs, SMALL.extract, SMALL.check)
+    sets = (trait.extract, trait.sweep, trait.check)
+    assert (trait.pairs, *sets) == (SMALL.pairs, SMALL.extract, SMALL.sweep, SMALL.check)
     assert trait.rubric == half()["eval_prompt"]
     assert trait.system_prompt(0, "neg") == "You are a helpful assistant. Use thirty words."
 
@@ -324,14 +331,15 @@ def test_two_file_form_needs_its_other_half(name: str, tmp_path: Path) -> None:
 
 def test_two_file_form_with_shared_questions_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "x_extract" / "terse.json", half(*SMALL.extract))
-    write(tmp_path / "x_eval" / "terse.json", half(*SMALL.extract))
-    with pytest.raises(TraitError, match="both sets"):
+    write(tmp_path / "x_eval" / "terse.json", half(*SMALL.extract, *SMALL.sweep))
+    with pytest.raises(TraitError, match="two sets"):
         load_trait(path)
 
 
 def test_a_trait_from_lists_of_texts(unchecked: None) -> None:
     pairs = [("Be brief.", "Be wordy."), Pair("Few words.", "Many words.")]
-    whole = {"pairs": pairs, "extract": ["How are you?", "What is rain?"], "evaluate": iter(["Who?", "Why?"])}
+    whole = {"pairs": pairs, "extract": ["How are you?", "What is rain?"]}
+    whole |= {"sweep": ["When?", "Where?"], "check": iter(["Who?", "Why?"])}
     trait = Trait.of("terse", **whole)
     assert trait.system_prompt(0, "pos") == "You are a terse assistant. Be brief."
     assert trait.pairs[1] == pairs[1] and trait.check == ("Who?", "Why?") and "as terse as can be" in trait.rubric
@@ -341,8 +349,8 @@ def test_a_trait_from_lists_of_texts(unchecked: None) -> None:
         ({"pairs": ["ab", "cd"]}, "expected pairs of two instructions, got 'ab'"),
         ({"pairs": [("Be brief.", 3), ("a", "b")]}, r"expected text in 'pairs\[0\].neg', got a number"),
         ({"extract": ["Who?", None]}, r"expected text in 'extract\[1\]', got null"),
-        ({"evaluate": ["How are you?", "Why?"]}, "expected no question in both sets"),
+        ({"check": ["How are you?", "Why?"]}, "expected no question in two sets"),
         ({"extract": ["Who is it?"]}, "expected at least 2 questions in questions.extract"),
     ):
         with pytest.raises(TraitError, match=told):
-            Trait.of("terse", **whole | {"evaluate": ["Who?", "Why?"]} | bad)
+            Trait.of("terse", **whole | {"check": ["Who?", "Why?"]} | bad)

@@ -250,6 +250,7 @@ def parse_halves(data: Mapping[str, object], evaluation: Mapping[str, object], n
         TraitError: One of them is malformed.
     """
     questions = _texts(evaluation, "questions")
+    third = max(MIN_QUESTIONS, len(questions) // 3)
     return Trait(
         name=name,
         adjective=name,
@@ -257,8 +258,8 @@ def parse_halves(data: Mapping[str, object], evaluation: Mapping[str, object], n
         description="",
         pairs=_pairs(data, "instruction"),
         extract=_texts(data, "questions"),
-        sweep=questions[: len(questions) // 3],
-        check=questions[len(questions) // 3 :],
+        sweep=questions[:third],
+        check=questions[third:],
         rubric=_text(data, "eval_prompt"),
     )
 

@@ -163,7 +163,7 @@ def summarise(
         name: {kind: mean_score(rows, kind, seed) for kind in ("trait", "coherence")} for name, rows in arms.items()
     }
     reliabilities = vector.card.reliability or [None] * len(vector.norms)
-    listed = conditions(arms, judges, checked_by, floor)
+    listed = conditions(known, arms, judges, checked_by, floor)
     shown = told(checked_by, rollouts) if checked_by else None
     word, deciding = verdict(listed, shown)
     return {

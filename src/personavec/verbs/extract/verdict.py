@@ -9,8 +9,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from personavec.judges.lessons import GROUPS
-from personavec.judges.panel import OPPOSITE, TRAIT, WORST
-from personavec.judges.plain import NONE
+from personavec.judges.panel import OPPOSITE, TRAIT
+from personavec.judges.scale import calibrate
 from personavec.judges.scoring import WEAK_AUC, Judges, ScoredRow
 from personavec.stats.intervals import Interval, auc_interval, clustered_mean
 from personavec.traits.independent_check import IndependentCheck
@@ -24,6 +24,8 @@ FEWEST_QUESTIONS = 8
 """Below it an interval over questions says little."""
 EQUIVALENT = 1 / 3
 """Share of the steered effect that random directions may bring."""
+RELEVANT = {"score": 5.0, "check": 0.05}
+"""Effects below it are no effects: an interval that stays under it refutes, a wider one leaves the question open."""
 SHOWN_AUC = 0.55
 """How well the independent check must tell replies told to show the trait from those told the opposite, at least."""
 SIDES = {"pos": TRAIT, "neg": OPPOSITE}
@@ -95,8 +97,7 @@ def judge_table(known: Sequence[ScoredRow]) -> Row:
     """
     groups: dict[str, list[ScoredRow]] = {}
     for row in known:
-        side = row.get("side")
-        groups.setdefault(row.get("writer", row.get("arm", "")) if side is None else SIDES[side], []).append(row)
+        groups.setdefault(_writer(row), []).append(row)
     means = {
         name: clustered_mean(
             np.array([row["trait"] for row in rows], dtype=float),
@@ -119,26 +120,49 @@ def told(check: IndependentCheck, rollouts: Sequence[ScoredRow]) -> Interval:
     return auc_interval(values[known], is_pos[known], questions[known])
 
 
-def specificity(arms: Arms) -> tuple[str, Interval] | None:
-    """What steering makes likelier: the trait's instructions less the other persona's that gain most, in nats a token.
+def specificity(known: Sequence[ScoredRow], arms: Arms) -> tuple[str, Interval] | None:
+    """How much more steering raises the trait's score than that of the other persona whose score it raises most.
 
-    None where the judge reads under no other personas.
+    Every persona gets a judge like the trait's, fitted to tell its replies from all others that are known, from the
+    same readings. None where the trait's judge makes no such readings.
+
+    Args:
+        known: Replies of which it is known who wrote them.
+        arms: Replies of the check.
     """
-    personas = [name for name in (arms["base"][0]["evidence"] or {}) if name not in (TRAIT, OPPOSITE, NONE, WORST)]
-    if TRAIT not in arms["base"][0]["evidence"] or not personas:
+    read = [row for row in known if TRAIT in row["evidence"]]
+    writers = np.array([_writer(row) for row in read])
+    personas = sorted({row["writer"] for row in read if "writer" in row})
+    if not personas or not {TRAIT, "base"} <= {*writers.tolist()}:
         return None
-    gains = {}
+    features = tuple(read[0]["evidence"])
+
+    def evidence(rows: Sequence[ScoredRow]) -> Float[ndarray, "row feature"]:
+        return np.array([[row["evidence"].get(name, np.nan) for name in features] for row in rows])
+
+    questions = np.unique([row["question"] for row in read], return_inverse=True)[1]
+    lessons, steered, base = evidence(read), evidence(arms["steered"]), evidence(arms["base"])
+    raised: dict[str, Interval] = {}
     for persona in personas:
-        columns = [
-            np.array([row["evidence"].get(TRAIT, np.nan) - row["evidence"].get(persona, np.nan) for row in arms[name]])
-            for name in ("steered", "base")
+        scale, _ = calibrate(lessons, writers == persona, questions, groups=writers.tolist())
+        over = [
+            np.array([row["trait"] for row in arms[name]], dtype=float) - 100 * scale.predict(values)
+            for name, values in (("steered", steered), ("base", base))
         ]
-        gains[persona] = contrast(arms["steered"], arms["base"], *columns)
-    name = min(gains, key=lambda persona: gains[persona].mean)
-    return name, gains[name]
+        raised[persona] = contrast(arms["steered"], arms["base"], *over)
+    closest = min(raised, key=lambda persona: raised[persona].mean)
+    return closest, raised[closest]
 
 
-def conditions(arms: Arms, judges: Judges, check: IndependentCheck | None, floor: float) -> list[Condition]:
+def _writer(row: ScoredRow) -> str:
+    """Who wrote a reply that judges learn from."""
+    side = row.get("side")
+    return row.get("writer", row.get("arm", "")) if side is None else SIDES[side]
+
+
+def conditions(
+    known: Sequence[ScoredRow], arms: Arms, judges: Judges, check: IndependentCheck | None, floor: float
+) -> list[Condition]:
     """Everything that a proof asks for."""
     effect = trait_contrast(arms, "steered", "base")
     suppression = trait_contrast(arms, "base", "suppressed")
@@ -157,14 +181,12 @@ def conditions(arms: Arms, judges: Judges, check: IndependentCheck | None, floor
         ),
         _more_than_damage(arms, check),
     ]
-    if (specific := specificity(arms)) is not None:
+    if (specific := specificity(known, arms)) is not None:
         persona, gain = specific
-        listed.append(
-            _above("specific", f"It brings out the trait more than any other persona (next: {persona})", gain, 3)
-        )
+        listed.append(_above("specific", f"It raises the trait more than any other persona (next: {persona})", gain))
     if check is not None:
         moved = checked_contrast(check, arms, "steered", "suppressed")
-        listed.append(_above("independent", f"The independent check moves the same way ({check.unit})", moved, 2))
+        listed.append(_above("independent", f"The independent check moves the same way ({check.unit})", moved, "check"))
     questions = len({row["question_id"] for row in arms["base"]})
     enough = questions >= FEWEST_QUESTIONS
     return [
@@ -194,8 +216,10 @@ def verdict(listed: Sequence[Condition], shown: Interval | None) -> tuple[Word, 
     return "proven", "Every condition holds"
 
 
-def _above(name: str, text: str, effect: Interval, digits: int = 1) -> Condition:
-    return Condition(name, f"{text}: {_ci(effect, digits)}", effect.low > 0, not effect.mean > 0, effect)
+def _above(name: str, text: str, effect: Interval, of: Literal["score", "check"] = "score") -> Condition:
+    digits = 1 if of == "score" else 2
+    refuted = effect.high < RELEVANT[of] and not effect.low > 0
+    return Condition(name, f"{text}: {_ci(effect, digits)}", effect.low > 0, refuted, effect)
 
 
 def _alike(away: Interval, margin: float) -> Condition:
@@ -209,12 +233,11 @@ def _alike(away: Interval, margin: float) -> Condition:
 def _more_than_damage(arms: Arms, check: IndependentCheck | None) -> Condition:
     """A lower score is no suppression where damaged words have it as well; then the independent check decides."""
     below = trait_contrast(arms, "garbled", "suppressed")
-    text = f"Subtracting does more than damage: garbled − suppressed {_ci(below)}"
     if below.low > 0 or check is None:
-        return Condition("beyond damage", text, below.low > 0, check is None and not below.mean > 0, below)
+        return _above("beyond damage", "Subtracting does more than damage, garbled − suppressed", below)
     moved = checked_contrast(check, arms, "base", "suppressed")
-    text += f"; to the independent check base − suppressed {_ci(moved, 2)}"
-    return Condition("beyond damage", text, moved.low > 0, not (moved.mean > 0 or below.mean > 0), below)
+    text = f"Subtracting does more than damage: garbled − suppressed {_ci(below)}, or base − suppressed to the check"
+    return _above("beyond damage", text, moved, "check")
 
 
 def _coherent(arms: Arms, floor: float) -> Condition:
