@@ -1,7 +1,4 @@
-"""The choice of layer and coefficient, and what a proof takes."""
-
-from types import SimpleNamespace
-from typing import Any
+"""The choice of layer and coefficient."""
 
 import pytest
 import torch
@@ -11,7 +8,6 @@ from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
 from personavec.stats.intervals import Interval
 from personavec.steering.projection import random_directions
-from personavec.verbs.extract.check import verdict
 from personavec.verbs.extract.sweep import Cell, knee, swept_layers
 
 BASE = Interval(40.0, 35.0, 45.0, 20)
@@ -81,34 +77,3 @@ def test_swept_layers() -> None:
     assert swept_layers((), 1) == (0,)
     with pytest.raises(ConfigError, match="from 0 to 3, got 4"):
         swept_layers((1, 4), 4)
-
-
-def arms(**changed: Interval) -> dict[str, Any]:
-    trait = {
-        "suppressed": interval(20),
-        "base": interval(50),
-        "steered": interval(80),
-        "random": interval(51),
-    } | changed
-    return {name: {"trait": value, "coherence": interval(90)} for name, value in trait.items()}
-
-
-def holds(found: dict[str, Any], weak: bool = False) -> list[bool]:
-    judges: Any = SimpleNamespace(weak=weak, trait=SimpleNamespace(auc=interval(0.9, 0.05)))
-    return [condition["holds"] for condition in verdict(found, judges, 75.0)]
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_every_condition_of_a_proof_can_fail() -> None:
-    assert holds(arms()) == [True] * 5
-    assert holds(arms(suppressed=interval(46))) == [False, True, True, True, True]
-    assert holds(arms(steered=interval(54))) == [True, False, True, True, True]
-    assert holds(arms(random=interval(60))) == [True, True, False, True, True]
-    for arm in ("steered", "suppressed"):
-        broken = arms()
-        broken[arm]["coherence"] = interval(70)
-        assert holds(broken) == [True, True, True, False, True]
-    silent = arms()
-    silent["suppressed"]["coherence"] = Interval(float("nan"), float("nan"), float("nan"), 0)
-    assert holds(silent) == [True, True, True, False, True]
-    assert holds(arms(), weak=True) == [True, True, True, True, False]
