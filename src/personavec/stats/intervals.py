@@ -1,7 +1,7 @@
 """Means, separations and correlations, with intervals that take whole questions, or each row by itself, as drawn.
 
 Those of clusters are Student's t with the delete-one-cluster jackknife's standard error and clusters − 1 degrees of
-freedom; shares and AUCs on the logit scale, correlations on Fisher's. `benchmarks/validity.py` simulates what they
+freedom; AUCs on the logit scale, correlations on Fisher's. `benchmarks/validity.py` simulates what they
 cover.
 Source: Tukey (1958); Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 11.
 """
@@ -77,8 +77,8 @@ def jackknife(
 ) -> Interval:
     """A statistic with its 95% interval, from what it is without each cluster in turn.
 
-    No interval (nan) where there are fewer than two clusters, or where one of them holds all that there is to see. A
-    share or AUC of 0 or 1 says nothing of its own spread: its far bound is Clopper and Pearson's for that many clusters
+    No interval (nan) where there are fewer than two clusters, or where one of them holds all that there is to see. An
+    AUC of 0 or 1 says nothing of its own spread: its far bound is Clopper and Pearson's for that many clusters
     that are all alike.
 
     Args:
