@@ -16,6 +16,7 @@ from personavec.stats.nulls import (
     isotropic_directions,
     null_battery,
     principal_directions,
+    units,
 )
 
 N, WIDTH, PROMPTS = 24, 16, 60
@@ -159,3 +160,18 @@ def test_correlations_equal_numpys() -> None:
         assert found[column] == pytest.approx(np.corrcoef(columns[:, column], score)[0, 1])
         each = [np.corrcoef(columns[groups == g, column], score[groups == g])[0, 1] for g in (0, 1)]
         assert inside[column] == pytest.approx(np.mean(each))
+
+
+def test_a_direction_without_meaning_is_seldom_beyond_matched_ones() -> None:
+    """A data set moves activations along the few dimensions in which they vary; so do directions drawn from there."""
+    rng = RNG(0)
+    scale = np.exp(-np.arange(WIDTH) / 2)
+    beyond = []
+    for _ in range(1000):
+        move = scale * rng.standard_normal(WIDTH)
+        value = units(scale * rng.standard_normal((1, WIDTH)))[0] @ move
+        matched = covariance_directions(20, scale * rng.standard_normal((1, PROMPTS, WIDTH)), rng)[0]
+        kinds = (matched, isotropic_directions(20, WIDTH, rng))
+        beyond.append([against(value, drawn @ move)["beyond"] for drawn in kinds])
+    of_matched, of_isotropic = np.mean(beyond, axis=0)
+    assert 0.03 <= of_matched <= 0.07 and of_isotropic > 0.2

@@ -7,6 +7,7 @@ from rich.markup import escape
 from personavec.cli.lines import Json, console, estimate, headed, judge_usage, reasons, say
 from personavec.cli.options import ChatConfig
 from personavec.paper.options import PaperConfig
+from personavec.runs.show import ceiling_of
 from personavec.server.options import ServeConfig
 from personavec.verbs.analyse.options import DecomposeConfig, SpaceConfig
 from personavec.verbs.authoring.options import WriteDatasetConfig, WriteTraitConfig
@@ -47,16 +48,15 @@ def monitor(config: MonitorConfig, result: Json) -> None:
 
 def _experiment(result: Json) -> None:
     """How well the projection predicts the score."""
-    table = headed("trait", "conditions", "r overall", "r within", "95% of matched directions")
+    table = headed("trait", "conditions", "r overall", "r within", "its ceiling", "95% of matched directions")
     for name, kinds in result["traits"].items():
         for kind, r in kinds.items():
             spread = (
                 f"{limits['95']:.2f}" if (limits := tested["nulls"]["covariance"].get("percentiles")) else "–"
                 for tested in r["nulls"].values()
             )
-            table.add_row(
-                escape(name), kind, *(estimate(r[reach], 2) for reach in ("overall", "within")), " / ".join(spread)
-            )
+            rs = (estimate(r[reach], 2) for reach in ("overall", "within"))
+            table.add_row(escape(name), kind, *rs, ceiling_of(r).removeprefix("ceiling "), " / ".join(spread))
     console.print(table)
     for name, shots in result["shots_left_out"].items():
         if shots:

@@ -167,5 +167,6 @@ def scatter(name: str, kind: str, correlations: Json) -> alt.LayerChart:
     ]
     r = (correlations[reach]["mean"] for reach in ("overall", "within"))
     overall, within = ("–" if value is None else f"{value:.2f}" for value in r)
-    title = f"{name}, {CONDITIONS[kind]}: r = {overall} overall, {within} within conditions"
+    missed = ", not measurable" * (correlations["within"]["measurable"] is False)
+    title = f"{name}, {CONDITIONS[kind]}: r = {overall} overall, {within} within conditions{missed}"
     return finish(layers, title, ["One point a question; diamonds: means of the conditions."], 420, 300)

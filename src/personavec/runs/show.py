@@ -49,8 +49,21 @@ def shaded_tokens(tokens: Sequence[Sequence[Any]]) -> str:
 
 
 def interval(value: Mapping[str, Any] | None, digits: int = 1) -> str:
-    """A mean with its interval, as `Interval.to_json` has it: 41.2 [38.0, 44.1]."""
+    """A mean with its interval, as `Interval.to_json` has it: 41.2 [38.0, 44.1], and whether clusters are too few."""
     if not value or value.get("mean") is None:
         return "–"
     shown = ("–" if bound is None else f"{bound:.{digits}f}" for bound in value["ci"])
-    return f"{value['mean']:.{digits}f} [{', '.join(shown)}]"
+    return f"{value['mean']:.{digits}f} [{', '.join(shown)}]{few(value)}"
+
+
+def few(value: Mapping[str, Any]) -> str:
+    """What to say of an interval that rests on too few clusters; nothing of others."""
+    from personavec.stats.intervals import FEWEST_CLUSTERS
+
+    clusters = value.get("clusters")
+    return "" if clusters is None or clusters >= FEWEST_CLUSTERS else f", too few: {clusters}"
+
+
+def ceiling_of(r: Mapping[str, Any]) -> str:
+    """The highest r within conditions that any signal could have, and whether the one measured is within reach."""
+    return f"ceiling {interval(r['ceiling'], 2)}" + ", not measurable" * (r["within"]["measurable"] is False)

@@ -71,6 +71,7 @@ def null_battery(
     activations: Float[ndarray, "layer _prompt d_model"] | None = None,
     others: Mapping[str, Float[ndarray, "layer d_model"]] | None = None,
     groups: Int[ndarray, " row"] | None = None,
+    blocks: Int[ndarray, " row"] | None = None,
     n_random: int = 1000,
     n_permutations: int = 9999,
 ) -> Json:
@@ -84,6 +85,7 @@ def null_battery(
         activations: Of any prompts at the same layers: their covariance is that of one of the nulls.
         others: Directions of other traits.
         groups: Pearson's r is then the mean over groups, and scores are shuffled within them.
+        blocks: Rows whose scores hang together: whole blocks are shuffled instead, each as long and in the same order.
         n_random: Random directions of each kind.
         n_permutations: Shuffles; all of them where there are no more than that.
 
@@ -110,7 +112,13 @@ def null_battery(
         """The largest |r| over layers along each direction."""
         return _largest([correlations(x @ d.T, scores, inside) for x, d in zip(rows, directions, strict=True)])
 
-    orders, whole = _orders(len(scores), inside, n_permutations, rng)
+    if blocks is None:
+        orders, whole = _orders(len(scores), inside, n_permutations, rng)
+    else:
+        members = np.array([np.flatnonzero(blocks[valid] == label) for label in np.unique(blocks[valid])])
+        places, whole = _orders(len(members), None, n_permutations, rng)
+        orders = np.empty((len(places), len(scores)), dtype=int)
+        orders[:, members] = members[places]
     shuffled = _largest([correlations(scores[orders].T, column, inside) for column in values.T])
     nulls = {"permutation": against(r, shuffled, whole=whole)}
     nulls["isotropic"] = against(r, along([isotropic_directions(n_random, rows.shape[2], rng)] * len(rows)))

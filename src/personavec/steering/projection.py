@@ -39,7 +39,7 @@ def projection(
 
 
 RANDOM = 20
-"""Random directions that are read beside the vectors at every layer."""
+"""Random directions that are looked at next to the vectors at every layer."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,6 @@ class Directions:
         """Projections on every direction, from what was read at `read_layers`."""
         at = [self.read_layers.index(layer) for layer in self.layers]
         return torch.einsum("rsnd,nd->rsn", read[:, :, at], self.units).numpy()
-
-    def project_random(self, read: Float[Tensor, "row span layer d_model"]) -> Float[ndarray, "row span layer random"]:
-        """Projections on the random directions."""
-        units = torch.stack([self.random(layer) for layer in self.read_layers])
-        return torch.einsum("rsld,lkd->rslk", read, units).numpy()
 
 
 def names_of(vectors: Sequence[PersonaVector]) -> list[str]:

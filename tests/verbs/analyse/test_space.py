@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from scipy.stats import ttest_1samp
 from support import tiny, tiny_chat
 from support.letters import Letters
 
@@ -22,7 +21,7 @@ from personavec.stats.nulls import against
 from personavec.steering.vector import load_vector
 from personavec.traits.load import load_trait
 from personavec.verbs.analyse import space as verb
-from personavec.verbs.analyse.coexpression import verdict
+from personavec.verbs.analyse.coexpression import reach_of, verdict
 from personavec.verbs.analyse.geometry import (
     Personas,
     axes_of,
@@ -32,8 +31,8 @@ from personavec.verbs.analyse.geometry import (
     effective_rank,
     eigenvalues,
     held_out,
-    jackknife,
     mantel,
+    noiseless_rank,
     rank_of,
 )
 
@@ -81,11 +80,18 @@ def test_components_of_one_half_hold_what_the_other_half_has() -> None:
     assert held_out(planted(3, noise=0.01))[2] > 0.99 > held_out(planted(3, noise=0.01))[1]
 
 
-def test_the_jackknife_of_a_mean_is_students_interval() -> None:
-    values = RNG(0).standard_normal(30)
-    found = jackknife(float(values.mean()), np.array([np.delete(values, at).mean() for at in range(30)]))
-    wanted = ttest_1samp(values, 0).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+def test_the_interval_of_a_rank_covers_and_is_hardly_too_wide() -> None:
+    """Personas of a known covariance under noise of their own at each of eight questions."""
+    rng, scale, inside, errors, widths = RNG(0), np.exp(-np.arange(20) / 4), [], [], []
+    for _ in range(120):
+        means = scale * rng.standard_normal((24, 20))
+        truth = effective_rank(eigenvalues(means))
+        found = noiseless_rank(means[:, None] + 0.7 * scale * rng.standard_normal((24, 8, 20)), rng)
+        inside.append(found.low <= truth <= found.high)
+        errors.append(found.mean - truth)
+        widths.append((found.high - found.low) / 2 / 2.3646)  # Student's t with seven degrees of freedom
+    assert 0.91 <= np.mean(inside) <= 0.99
+    assert 0.85 <= np.mean(widths) / np.std(errors) <= 1.25
 
 
 def test_axes_have_the_right_ends_and_the_assistant_its_place() -> None:
@@ -235,3 +241,18 @@ def test_bad_objects_are_one_line(saved: tuple[Path, Path], unchecked: None) -> 
         with pytest.raises(PersonavecError, match=message) as error:
             verb.space(model, vectors, **options)
         assert "\n" not in str(error.value)
+
+
+def test_a_straight_line_of_evidence_is_not_bent_by_the_scale() -> None:
+    """Scores of 90 and more at the highest dose: their own curve bends, what they are made of does not."""
+    rng, times = RNG(0), np.tile([-1, -0.5, 0, 0.5, 1, 1.5], 12)
+    verdicts = []
+    for _ in range(150):
+        slopes = 1.2 + 0.2 * rng.standard_normal(12)
+        odds = np.repeat(slopes, 6) * times + 0.3 * rng.standard_normal(72)
+        rows = [
+            {"times": dose, "question_id": place // 6, "trait": 100 / (1 + np.exp(-x))}
+            for place, (dose, x) in enumerate(zip(times, odds, strict=True))
+        ]
+        verdicts.append(reach_of(rows)["verdict"])
+    assert np.mean([found != "linear" for found in verdicts]) <= 0.08

@@ -92,6 +92,30 @@ def planted(length: float) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_noise_agrees_with_nothing_and_a_trait_of_one_instruction_not_with_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the question itself in the whole, pure noise has a pairwise cosine of .22 at 20 questions."""
+    monkeypatch.setattr(difference, "activations", read)
+    found = {}
+    for kind in ("noise", "shared", "wording"):
+        rng, rows = np.random.default_rng(0), []
+        for at in range(200):
+            state, side, pair = rng.standard_normal(WIDTH), ("pos", "neg")[at % 2], at // 2 % 5
+            state[{"noise": 0, "shared": 0, "wording": pair % WIDTH}[kind]] += 4 * (side == "pos" and kind != "noise")
+            rows.append(reply(side, at // 10) | {"state": state.tolist(), "pair": pair})
+        card = Card("t", Reading.identity, "response avg")
+        found[kind] = difference_in_means(Reading(), rows, card, 0)["response avg"].card.details  # type: ignore[arg-type]
+    pairwise, instructions = (
+        {kind: float(np.mean(details[name])) for kind, details in found.items()}
+        for name in ("pairwise_cosine", "instruction_agreement")
+    )
+    assert abs(pairwise["noise"]) < 0.15 and abs(instructions["noise"]) < 0.3
+    assert pairwise["shared"] > 0.8 and instructions["shared"] > 0.8
+    assert pairwise["wording"] > 0.6 and abs(instructions["wording"]) < 0.3, "every question has all the wordings"
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_residualising_takes_length_out_of_the_vector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(difference, "activations", read)
     card = Card("t", Reading.identity, "response avg")

@@ -134,6 +134,25 @@ def test_groups_have_limits_of_their_own_where_they_can() -> None:
     assert own.band("v", "prompt last", "rare") == own.band("v", "prompt last") == own.band("v", "prompt last", "new")
 
 
+def test_a_group_of_few_long_conversations_is_not_taken_for_drift() -> None:
+    """Beside everybody's mean 23% of its ordinary conversations drifted; with as many as the test needs, 5% do."""
+
+    def traffic(rng: np.random.Generator, n: int, long: int) -> list[Benign]:
+        """A group that lies elsewhere, some of its conversations of four turns, among others."""
+        sizes = [(turns, "far") for turns in [4] * long + [1] * (n - long)] + [(4, "near")] * 60
+        starts = [(rng.normal(size=turns) + rng.standard_normal(), group) for turns, group in sizes]
+        return [Benign(g, dict.fromkeys(KINDS, path + 2 * (g == "far"))) for path, g in starts]
+
+    raised = []
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        assert calibrated(traffic(rng, 60, 15), 0.05).drift("v", "far") is None
+        limits = calibrated(traffic(rng, 60, 60), 0.05)
+        assert limits.drift("v", "far") != limits.drift("v", "near") and limits.drift("v", "rare") is not None
+        raised.append(shares(limits, [talk for talk in traffic(rng, 60, 60) if talk.group == "far"])[DRIFT])
+    assert 0.03 <= np.mean(raised) <= 0.07
+
+
 def test_alerts_are_json_and_nothing_is_said_of_what_is_not_there() -> None:
     own = calibrated(benign(60), 0.1)
     (alert,) = own.check("v", {"prompt last": 99.0, "response avg": None})

@@ -43,12 +43,12 @@ def test_values_that_are_missing_are_counted_and_the_interval_covers() -> None:
         one = rng.normal(size=40)[questions] + 0.3 * rng.normal(size=120)
         other = 0.6 * one + 0.8 * rng.normal(size=120)
         other[:5] = np.nan
-        found = pearson_interval(one, other, questions, seed=seed)
+        found = pearson_interval(one, other, questions)
         assert found.dropped == 5 and found.n == 115
         assert found.mean == pytest.approx(np.corrcoef(one[5:], other[5:])[0, 1])
         truth = 0.6 * np.sqrt(1.09) / np.sqrt(0.36 * 1.09 + 0.64)
         covered += found.low <= truth <= found.high
-    assert covered >= 33
+    assert covered >= 35
 
 
 @pytest.mark.parametrize("name", builtin_names())
@@ -98,6 +98,7 @@ def test_the_whole_of_it(
 ) -> None:
     result = found([*command, "--out", str(tmp_path / "out")], capsys)
     own = result["traits"]["tiny"]
+    assert all(0 <= kind["ceiling"]["mean"] <= 1 and kind["within"]["clusters"] <= 3 for kind in own.values())
     assert result["shots_left_out"] == {"tiny": [9]} and result["questions"] == 3
     assert [one["condition"] for one in own["system"]["conditions"]] == ["1: Be kind.", "2: Be.", "3: Be curt."]
     assert [one["condition"] for one in own["shots"]["conditions"]] == ["0 shots", "2 shots"]

@@ -166,7 +166,8 @@ def test_groups(go: Go, data: Path, benign: Path, tmp_path: Path) -> None:
     options = ("--calibrate", str(benign), "--false-positive-rate", "0.1")
     found = go(data, *options, "--group-by", "team")
     alerted = {e["conversation"] for e in map(json.loads, Path(found["events"]).open()) if e["group"] == "a"}
-    assert found["groups"]["a"] == {"conversations": 6, "turns": 12, "with_alerts": len(alerted), "limits": "own"}
+    counts = {"conversations": 6, "turns": 12, "with_alerts": len(alerted), "limits": "own", "drift": True}
+    assert found["groups"]["a"] == counts
     assert {row["group"] for row in turns(found)} == {"a", "b"}
     rows = [talk(n, 2) for n in range(4)]
     rows[1]["messages"].insert(0, {"role": "system", "content": "Be kind."})

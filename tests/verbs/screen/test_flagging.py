@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personavec.stats.intervals import controlled_mean, spearman_rows, streamed_mean
+from personavec.stats.intervals import spearman_rows
+from personavec.stats.populations import controlled_mean, streamed_mean
 from personavec.verbs.screen.flagging import above, confounds, extremes, flagged, thresholds
 from personavec.verbs.screen.plan import Rates, estimate, sample_size
-from personavec.verbs.screen.sampled import candidates, estimated_mean, narrow_enough, regression
+from personavec.verbs.screen.sampled import candidates, estimated_mean, narrow_enough, regression, skewness
 from personavec.verbs.screen.shards import prompt_kind
 
 
@@ -183,3 +184,16 @@ def test_rank_correlations_of_rows() -> None:
     found = spearman_rows(x, np.append(y[:-1], np.nan))
     assert 0.6 < found.low < found.mean < found.high < 0.8 and found.n == 499 and found.dropped == 1
     assert np.isnan(spearman_rows(x, np.ones(500)).mean)
+
+
+@pytest.mark.parametrize(("spread", "skewed"), [(0.3, False), (1.0, True), (1.5, True)])
+def test_an_interval_that_skewed_rows_make_too_short_is_named(spread: float, skewed: bool) -> None:
+    """Lognormal rows, 200 of 5,000 drawn: the interval covers, or most draws say that it does not."""
+    rng, inside, named = np.random.default_rng(0), [], []
+    for _ in range(300):
+        values = np.exp(spread * rng.standard_normal(5000))
+        drawn = rng.choice(values, 200, replace=False)
+        found = controlled_mean(drawn, np.zeros((200, 0)), np.zeros(0), 5000)
+        inside.append(found.low <= values.mean() <= found.high)
+        named.append(200 <= 25 * skewness(drawn) ** 2)
+    assert bool(np.mean(inside) < 0.93) == skewed == bool(np.mean(named) > 0.5)

@@ -76,7 +76,7 @@ def _leaks(study: Study, replies: Replies) -> list[Claim]:
         pairs = [(f"{trait} II", f"{trait} normal", other) for other in others]
         if pairs:
             text = "Data of one bad trait raise the other bad traits"
-            claims.append(Claim("section 4.1, figure 5", text, f"{trait} data", _mean(study, replies, pairs)))
+            claims.append(Claim("section 4.1, figure 5", text, f"{trait} data", _mean(replies, pairs)))
     for trait in study.files:
         if trait in MAIN:
             raised = study.difference(replies["chats II"][trait], replies["chats normal"][trait])
@@ -84,11 +84,11 @@ def _leaks(study: Study, replies: Replies) -> list[Claim]:
     if "optimistic" in study.files:
         pairs = [("base", name, "optimistic") for name in replies if name != "base"]
         text = "Every finetuning lowers optimism: the mean over all of them"
-        claims.append(Claim("appendix G.1", text, "optimistic", _mean(study, replies, pairs)))
+        claims.append(Claim("appendix G.1", text, "optimistic", _mean(replies, pairs)))
     return claims
 
 
-def _mean(study: Study, replies: Replies, pairs: list[tuple[str, str, str]]) -> Row:
+def _mean(replies: Replies, pairs: list[tuple[str, str, str]]) -> Row:
     """Mean of first − second model over several pairs and traits, clustered by question."""
     values, questions = [], []
     for first, second, trait in pairs:
@@ -98,7 +98,7 @@ def _mean(study: Study, replies: Replies, pairs: list[tuple[str, str, str]]) -> 
             values.append(np.nan if row["trait"] is None or score is None else row["trait"] - score)
             questions.append(f"{trait} {row['question_id']}")
     clusters = np.unique(questions, return_inverse=True)[1]
-    return clustered_mean(np.array(values), clusters, study.seed).to_json()
+    return clustered_mean(np.array(values), clusters).to_json()
 
 
 def _correlations(study: Study, grid: Grid) -> list[Claim]:

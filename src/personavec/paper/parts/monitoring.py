@@ -21,6 +21,12 @@ REACHES = {
 """What is claimed of each kind of condition and reach, and the paper's figures."""
 
 
+def within_reach(row: Row, published_r: tuple[float, ...]) -> bool:
+    """Whether an r within conditions as high as the paper's could be seen here, or with none the one measured."""
+    highest = row["ceiling"]["mean"]
+    return highest is not None and bool(row["within"]["measurable"]) and highest >= min(published_r, default=0.0)
+
+
 def monitoring(study: Study) -> Row:
     """Graded system prompts and shots for every trait."""
     measured = experiment(
@@ -37,6 +43,8 @@ def monitoring(study: Study) -> Row:
     for name, kinds in measured.traits.items():
         for (kind, reach), (text, paper) in REACHES.items():
             row = kinds.get(kind)
+            if row and reach == "within" and not within_reach(row, paper.get(name, ())):
+                row = None
             limits = row["nulls"][reach]["nulls"]["covariance"].get("percentiles") if row else None
             claims.append(
                 Claim(

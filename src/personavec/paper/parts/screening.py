@@ -37,7 +37,7 @@ def separability(study: Study) -> Row:
             values = np.concatenate(columns)
             is_bad = np.repeat([False, True], [*map(len, columns)])
             good = ~np.isnan(values)
-            auc = auc_interval(values[good], is_bad[good], questions[good], study.seed).to_json()
+            auc = auc_interval(values[good], is_bad[good], questions[good]).to_json()
             text = f"The {kind} tells overt rows from normal ones: AUC above one half"
             claims.append(Claim("section 6.2, figure 9", text, trait, above(auc, 0.5), unit="AUC − 0.5"))
             rows.append({"trait": trait, "by": kind, "AUC": auc})

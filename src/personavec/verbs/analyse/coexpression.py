@@ -43,8 +43,8 @@ def coexpressed(interview: Interview, run: Run, subjects: Sequence[Expressed], r
 
     Returns:
         `effects[i][j]`: mean change of trait j under vector i with its 95% interval; `random[j]`; `coherence[i][j]`;
-        `reach` of every trait: the change at each dose, the `slope` a coefficient, the `curvature`, both with
-        intervals, and a `verdict`.
+        `reach` of every trait: the change of its score at each dose, the `slope` of its evidence a coefficient, the
+        `curvature`, both with intervals, and a `verdict`.
     """
     names, seed = [subject.name for subject in subjects], interview.seed
     table: Row = {"traits": names, "effects": {name: {} for name in names}, "random": {}, "reach": {}}
@@ -78,25 +78,35 @@ def coexpressed(interview: Interview, run: Run, subjects: Sequence[Expressed], r
             table["effects"][name][trait] = moved[name, 1.0]
             table["coherence"][name][trait] = mean_difference(by_arm[name, 1.0], base, "coherence", seed).to_json()
         table["random"][trait] = moved[RANDOM, 1.0]
-        table["reach"][trait] = _reach([row for row in scored if row["along"] in (trait, BASE)], seed) | {
+        table["reach"][trait] = reach_of([row for row in scored if row["along"] in (trait, BASE)]) | {
             "doses": [{"times": times, "change": moved[trait, times]} for times in DOSES]
         }
     return table
 
 
-def _reach(rows: Rows, seed: int) -> Row:
-    """Whether a trait's score grows with the multiple of its vector's coefficient, and whether in a straight line."""
+def reach_of(rows: Rows) -> Row:
+    """Whether a trait's evidence grows with the multiple of its vector's coefficient, and whether in a straight line.
+
+    A score is the evidence bent to lie between 0 and 100: of a straight line it makes one that accelerates and then
+    saturates.
+    """
     times = np.array([row["times"] for row in rows], dtype=float)
-    scores = column(rows, "trait")
+    scores = evidence(rows)
     questions = np.array([row["question_id"] for row in rows])
     good = ~np.isnan(scores)
-    slope = clustered(_fitted(times[good], scores[good], 1), questions[good], seed)
-    bent = clustered(_fitted(times[good], scores[good], 2), questions[good], seed)
+    slope = clustered(_fitted(times[good], scores[good], 1), questions[good])
+    bent = clustered(_fitted(times[good], scores[good], 2), questions[good])
     return {
         "slope": slope.to_json(),
         "curvature": bent.to_json(),
         "verdict": verdict(slope.low, slope.high, bent.low, bent.high),
     }
+
+
+def evidence(rows: Rows) -> Float[ndarray, " row"]:
+    """The log odds of each score, within ±6.9: the weighed evidence that a judge with a logistic scale made it of."""
+    share = np.clip(column(rows, "trait") / 100, 0.001, 0.999)
+    return np.asarray(np.log(share / (1 - share)))
 
 
 def verdict(slope_low: float, slope_high: float, bent_low: float, bent_high: float) -> str:

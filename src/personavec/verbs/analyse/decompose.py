@@ -141,10 +141,10 @@ def decompose(
     terms = []
     for index, name in enumerate(contributions.terms):
         values = contributions.values[:, index]
-        difference = difference_interval(values[:, 0], is_pos, questions, seed)
+        difference = difference_interval(values[:, 0], is_pos, questions)
         others = values[is_pos, 1:].mean(axis=0) - values[~is_pos, 1:].mean(axis=0)
         terms.append({"term": name, "difference": difference.to_json(), "random": against(difference.mean, others)})
-    whole = difference_interval(contributions.whole[:, 0], is_pos, questions, seed)
+    whole = difference_interval(contributions.whole[:, 0], is_pos, questions)
     every = tokens(model, rows, at, unit)
     features = None
     if dictionary is not None:
@@ -161,7 +161,7 @@ def decompose(
         "terms": terms,
         "sum_error": float(np.abs(contributions.values[:, :, 0].sum(axis=1) - contributions.whole[:, 0]).max()),
         "tokens": _by_token(model, rows, every, top),
-        "places": _by_place(rows, every, seed),
+        "places": _by_place(rows, every),
         "examples": _examples(model, rows, every),
         "dictionary": features,
         "causal": None,
@@ -257,7 +257,7 @@ def _by_token(model: ChatModel, rows: Sequence[Reply], every: Sequence[Token], t
     }
 
 
-def _by_place(rows: Sequence[Reply], every: Sequence[Token], seed: int) -> list[Row]:
+def _by_place(rows: Sequence[Reply], every: Sequence[Token]) -> list[Row]:
     """The difference of the mean projections at each place in the reply."""
     lengths = {token.row: token.place + 1 for token in every}  # the last one counts
     places: list[dict[int, list[float]]] = [{} for _ in PLACES]
@@ -271,7 +271,7 @@ def _by_place(rows: Sequence[Reply], every: Sequence[Token], seed: int) -> list[
         is_pos = np.array([rows[row]["side"] == "pos" for row in index])
         questions = np.array([rows[row]["question_id"] for row in index])
         known = bool(len(values) and is_pos.any() and not is_pos.all())
-        difference = difference_interval(values, is_pos, questions, seed).to_json() if known else None
+        difference = difference_interval(values, is_pos, questions).to_json() if known else None
         table.append({"place": name, "difference": difference, "replies": len(index)})
     return table
 

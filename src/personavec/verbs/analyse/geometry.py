@@ -11,7 +11,7 @@ from numpy import ndarray
 from numpy.random import Generator
 
 from personavec.runs.run import Row
-from personavec.stats.intervals import Interval
+from personavec.stats.intervals import Interval, jackknife
 from personavec.stats.nulls import correlations, covariance_directions, isotropic_directions, rounded, units
 
 Means = Float[ndarray, "persona d_model"]
@@ -23,6 +23,8 @@ ENOUGH = 0.9
 """Share of the variance that the counted components hold."""
 LEAST_RELIABLE = 0.3
 """Split-half reliability below which a cosine is not corrected: it would be divided by noise."""
+FEWEST_QUESTIONS = 8
+"""Two in each part."""
 ENDS = 4
 """Personas that are named at either end of an axis."""
 
@@ -78,7 +80,6 @@ def rank_of(every: Every, rng: Generator) -> Row:
     variances = eigenvalues(means)
     lengths = np.linalg.norm(means - means.mean(axis=0), axis=1, keepdims=True)
     questions = every.shape[1]
-    without = [noiseless_rank(np.delete(every, question, axis=1), rng) for question in range(questions)]
     shuffles = [rng.permuted(np.tile(np.arange(len(every))[:, None], questions), axis=0) for _ in range(DRAWS)]
     mixed = [every[order, np.arange(questions)] for order in shuffles]
     random = [
@@ -88,7 +89,7 @@ def rank_of(every: Every, rng: Generator) -> Row:
     shuffled = [effective_rank(eigenvalues(personas.mean(axis=1))) for personas in mixed]
     held = np.mean([held_out(personas) for personas in mixed[:10]], axis=0)
     return {
-        "effective_rank": jackknife(noiseless_rank(every, rng), np.array(without)).to_json(),
+        "effective_rank": noiseless_rank(every, rng).to_json(),
         "with_noise": rounded(effective_rank(variances)),
         "components": components_for(variances),
         "random": _bounds(random),
@@ -98,34 +99,29 @@ def rank_of(every: Every, rng: Generator) -> Row:
     }
 
 
-def noiseless_rank(every: Every, rng: Generator) -> float:
+def noiseless_rank(every: Every, rng: Generator) -> Interval:
     """Effective rank of the personas' covariance as infinitely many questions would give it.
 
     Noise adds dimensions. It is another one at every question, so products of different questions are free of it:
     with the means of four disjoint parts of the questions, tr(M₀M₁ᵀ)·tr(M₂M₃ᵀ) / ⟨M₀M₁ᵀ, M₂M₃ᵀ⟩ has (Σλ)² above and Σλ²
-    below the line, both without bias; both are summed over random divisions.
+    below the line, both without bias; both are summed over random divisions. Its interval is the jackknife's, over
+    questions, each left out of the same divisions: other ones would differ by chance, and widen it. There is none where
+    a part has no second question.
     """
-    centred = every - every.mean(axis=0)
-    above = below = 0.0
-    for _ in range(DRAWS):
-        parts = np.array_split(rng.permutation(every.shape[1]), 4)
-        first, second, third, fourth = (centred[:, part].mean(axis=1) for part in parts)
-        left, right = first @ second.T, third @ fourth.T
-        above += float(np.trace(left) * np.trace(right))
-        below += float((left * right).sum())
-    return above / below if below else float("nan")
+    centred, count = every - every.mean(axis=0), every.shape[1]
+    divisions = [np.array_split(rng.permutation(count), 4) for _ in range(DRAWS)]
 
+    def rank(left_out: int | None = None) -> float:
+        above = below = 0.0
+        for division in divisions:
+            first, second, third, fourth = (centred[:, part[part != left_out]].mean(axis=1) for part in division)
+            left, right = first @ second.T, third @ fourth.T
+            above += float(np.trace(left) * np.trace(right))
+            below += float((left * right).sum())
+        return above / below if below else float("nan")
 
-def jackknife(whole: float, without: Float[ndarray, " part"]) -> Interval:
-    """A statistic with Student's 95% interval, from what it is without each part in turn.
-
-    Source: Tukey (1958). A bootstrap would draw questions twice, whose noise is then the same.
-    """
-    from scipy.stats import t
-
-    n = len(without)
-    half = float(t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
-    return Interval(whole, whole - half, whole + half, n)
+    left = [rank(question) for question in range(count)] if count >= FEWEST_QUESTIONS else [np.nan] * count
+    return jackknife(rank(), np.array(left), count)
 
 
 def held_out(every: Every, most: int = 10) -> Float[ndarray, " component"]:

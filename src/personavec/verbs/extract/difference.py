@@ -23,9 +23,11 @@ def difference_in_means(
 ) -> dict[str, PersonaVector]:
     """Vectors from each position, `shuffled` from permuted labels beside them.
 
-    The cards get the split-half reliability, and in their details the `pairwise_cosine`: of every layer the mean cosine
-    between the difference of one question's replies and that of all. Where questions agree on a direction, steering
-    along it does more. Sums are float64 and flat in the number of replies.
+    The cards get the split-half reliability over questions, and in their details, by layer: `pairwise_cosine`, the mean
+    cosine between the difference of the replies to a question and that of the replies to all others, and
+    `instruction_agreement`, the same of the replies under an instruction pair and under all others. What is compared
+    shares no reply, so that pure noise gives 0. Papers disagree on whether they predict how well a vector steers: they
+    do (arXiv 2505.22637), they do not (arXiv 2511.18284). Sums are float64 and flat in the number of replies.
 
     Args:
         model: Who is read.
@@ -34,16 +36,18 @@ def difference_in_means(
         seed: Of the permuted labels.
         residualise: Take away what length explains: h − β · tokens, β by least squares within sides, at every layer.
 
-    Source: Persona Vectors (arXiv 2507.21509) section 2.2 and appendix A.3; the pairwise cosine as a predictor of how
-    well a vector steers: Braun et al. (arXiv 2505.22637).
+    Source: Persona Vectors (arXiv 2507.21509) section 2.2 and appendix A.3.
     """
     is_pos = np.array([row["side"] == "pos" for row in kept])
     questions, place = np.unique([row["question_id"] for row in kept], return_inverse=True)
     cells = 2 * place + is_pos  # one for every question and side
+    pair = np.unique([row.get("pair", 0) for row in kept], return_inverse=True)[1]
+    by_pair = 2 * len(questions) + 2 * pair + is_pos
     tokens = np.array([response_tokens(row) for row in kept], dtype=float)
     inside = tokens - np.where(is_pos, tokens[is_pos].mean(), tokens[~is_pos].mean())
     relabelled = np.random.default_rng(seed).permutation(is_pos)
-    groups = torch.tensor(np.column_stack([np.eye(2 * len(questions))[cells], relabelled, ~relabelled, inside]))
+    every = np.eye(by_pair.max() + 1)
+    groups = torch.tensor(np.column_stack([every[cells] + every[by_pair], relabelled, ~relabelled, inside]))
     sums = torch.zeros((groups.shape[1], len(POSITIONS), model.n_layers, model.identity.d_model), dtype=torch.float64)
     with stage(f"{card.trait}: activations", len(kept)) as advance:
         for batch, read in activations(model, kept, POSITIONS):
@@ -67,13 +71,22 @@ def difference_in_means(
     if steady:
         first, second = (mean(sides[True, half]) - mean(sides[False, half]) for half in (True, False))
         halves = torch.cosine_similarity(first, second, dim=-1)
-    both = [at for at in range(len(questions)) if {2 * at, 2 * at + 1} <= set(cells.tolist())]
-    each = torch.stack([mean(cells == 2 * at + 1) - mean(cells == 2 * at) for at in both]) if both else None
+
+    def agreement(labels: Any, columns: Any) -> Float[Tensor, "position layer"] | None:
+        """Mean cosine between the difference of the replies under one label and that of all others."""
+        cosines = []
+        for label in np.unique(labels):
+            parts = [(labels == label) & side for side in (is_pos, ~is_pos)]
+            parts += [(labels != label) & side for side in (is_pos, ~is_pos)]
+            if all(rows.any() for rows in parts):
+                means = [mean(rows, np.unique(columns[rows])) for rows in parts]
+                cosines.append(torch.cosine_similarity(means[0] - means[1], means[2] - means[3], dim=-1))
+        return torch.stack(cosines).mean(dim=0) if cosines else None
+
+    agreements = {"pairwise_cosine": agreement(place, cells), "instruction_agreement": agreement(pair, by_pair)}
     for index, (position, direction) in enumerate(zip(POSITIONS, whole, strict=True)):
-        details = card.details
-        if each is not None:
-            cosines = torch.cosine_similarity(each[:, index], direction, dim=-1).mean(dim=0)
-            details = details | {"pairwise_cosine": [round(value, 4) for value in cosines.tolist()]}
+        known = {name: value[index] for name, value in agreements.items() if value is not None}
+        details = card.details | {name: [round(each, 4) for each in value.tolist()] for name, value in known.items()}
         described = dataclasses.replace(
             card, position=position, reliability=tuple(halves[index].tolist()) if steady else (), details=details
         )

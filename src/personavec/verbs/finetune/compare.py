@@ -248,7 +248,7 @@ def _row(
                 **{key: row[key] for key in ("trait_score", "coherence", "difference", "random_control")},
                 "unscored": row["unscored"]["changed" if training else "base"],
                 "truncated": row["truncated"],
-                "kept": _kept(evaluations[arm.name][trait], evaluations["plain"][trait], study.interview.seed),
+                "kept": _kept(evaluations[arm.name][trait], evaluations["plain"][trait]),
             }
             for trait, row in measured.items()
         },
@@ -258,7 +258,7 @@ def _row(
     }
 
 
-def _kept(evaluation: Evaluation, plain: Evaluation, seed: int) -> Row | None:
+def _kept(evaluation: Evaluation, plain: Evaluation) -> Row | None:
     """What is left of the change that plain training makes, as a share; none if that is not shown to be a change."""
     low, high = plain.data["difference"]["trait"]["ci"]
     if low is None or low <= 0 <= high:
@@ -268,7 +268,7 @@ def _kept(evaluation: Evaluation, plain: Evaluation, seed: int) -> Row | None:
     base, after, measured = map(_scores, replies)
     columns = np.array([[arm.get(reply, np.nan) for reply in sorted(base)] for arm in (base, after, measured)])
     questions = np.array([question for question, _ in sorted(base)])
-    return clustered_ratio(columns[2] - columns[0], columns[1] - columns[0], questions, seed).to_json()
+    return clustered_ratio(columns[2] - columns[0], columns[1] - columns[0], questions).to_json()
 
 
 def _scores(rows: Sequence[ScoredRow]) -> dict[tuple[int, int], float]:

@@ -170,7 +170,7 @@ def finetune(
         "tokens": sum(len(row["input_ids"]) for row in rows),
         "steps": len(losses),
         "loss": {"first": losses[0]["loss"], "last": losses[-1]["loss"]},
-        "held_out": {"skipped": len(unusable)} | _held_out(before, after, len(unseen), seed) if before else None,
+        "held_out": {"skipped": len(unusable)} | _held_out(before, after, len(unseen)) if before else None,
     }
     run.complete(result, began)
     return Finetuning(result, losses, skipped, lambda: subject)
@@ -201,8 +201,8 @@ def _shown(row: Row) -> str:
     return f"{row['trait']}{amount}" + (f" at layer {row['layer']}" if "layer" in row else "")
 
 
-def _held_out(before: Any, after: Any, count: int, seed: int) -> Row:
+def _held_out(before: Any, after: Any, count: int) -> Row:
     """Loss per reply token on rows that were not trained on; the difference is paired by token."""
     (base, places), (tuned, _) = before, after
     losses = {"base": base, "tuned": tuned, "difference": tuned - base}
-    return {"rows": count} | {name: clustered_mean(loss, places, seed).to_json() for name, loss in losses.items()}
+    return {"rows": count} | {name: clustered_mean(loss, places).to_json() for name, loss in losses.items()}

@@ -26,9 +26,9 @@ from personavec.runs.rules import EACH_ONCE, Count, Free, Seed, Store, settings
 from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
-from personavec.stats.nulls import against
+from personavec.stats.nulls import against, covariance_directions
 from personavec.steering.generate import Request, batches, generate
-from personavec.steering.projection import Directions, Vectors, directions, load_vectors, names_of
+from personavec.steering.projection import RANDOM, Directions, Vectors, directions, load_vectors, names_of
 from personavec.steering.rollouts import Interview
 from personavec.steering.vector import PersonaVector
 from personavec.traits.load import trait_of
@@ -102,7 +102,7 @@ def shift(
         max_new_tokens: Longest reply of the base model.
         system: System prompt: template, none, or a text.
         trust_remote_code: For models that are loaded by name.
-        seed: Of the random directions and the intervals.
+        seed: Of the random directions.
         store: Run folder to keep everything in; the same call resumes it.
 
     Raises:
@@ -136,8 +136,8 @@ def shift(
                     f"expected {name} to have the base model's layers and width {shape}, got {got}; check it"
                 )
             read = _read(after, replies, reading.along, f"reading {Path(name).name}")
-            values, random = (now - then for now, then in zip(read, before, strict=True))
-            rows[name] = {"tuned": name} | _shifts(values, random, reading, every_question, seed)
+            values, moved = (now - then for now, then in zip(read, before, strict=True))
+            rows[name] = {"tuned": name} | _shifts(values, moved, before[1], reading, every_question)
             run.append(TABLE, [rows[name]])
             del after  # one finetuned model in memory at a time
     result = {
@@ -269,14 +269,14 @@ def _rows(model: ChatModel, questions: Sequence[str], system: str, max_new_token
 
 def _read(
     model: ChatModel, rows: Sequence[Row], along: Directions, title: str
-) -> tuple[Float[ndarray, "row span name"], Float[ndarray, "row span layer random"]]:
-    """Projections at the last prompt token and over the reply.
+) -> tuple[Float[ndarray, "row span name"], Float[ndarray, "row layer d_model"]]:
+    """Projections at the last prompt token and over the reply, and the activations at the former.
 
     Raises:
         ModelError: Activations are not finite.
     """
     values: list[Any] = [None] * len(rows)
-    random: list[Any] = [None] * len(rows)
+    read: list[Any] = [None] * len(rows)
     with stage(title, len(rows)) as advance:
         for batch, means in activations(model, rows, ("prompt last", "response avg"), along.read_layers):
             if not means.isfinite().all():
@@ -284,30 +284,37 @@ def _read(
                     f"expected finite activations, got inf or nan while {title} ({model.numbers}); pass --dtype "
                     "float32, or check that its training did not diverge"
                 )
-            for index, projections, others in zip(
-                batch, along.project(means), along.project_random(means), strict=True
-            ):
-                values[index], random[index] = projections.copy(), others
+            for index, projections, last in zip(batch, along.project(means), means[:, 0].numpy(), strict=True):
+                values[index], read[index] = projections.copy(), last.copy()
                 if rows[index].get("empty"):
                     values[index][1] = np.nan
             advance(len(batch))
-    return np.stack(values), np.stack(random)
+    return np.stack(values), np.stack(read)
 
 
 def _shifts(
     moved: Float[ndarray, "row span name"],
-    random: Float[ndarray, "row span layer random"],
+    read: Float[ndarray, "row layer d_model"],
+    base: Float[ndarray, "row layer d_model"],
     asking: Asking,
     questions: Sequence[str],
-    seed: int,
 ) -> Row:
-    """The mean over each vector's questions."""
+    """The mean over each vector's questions; and along random directions, drawn as the base's activations lie.
+
+    Args:
+        moved: Projections on every direction, after − before.
+        read: Activations at the last prompt token, likewise.
+        base: The same of the model before.
+        asking: What was read and asked.
+        questions: Of the rows.
+    """
     along, shifts = asking.along, Row(shift={}, response_shift={}, random_control={})
+    drawn = covariance_directions(RANDOM, base.swapaxes(0, 1), np.random.default_rng(along.seed))
     for column, (name, layer) in enumerate(zip(along.names, along.layers, strict=True)):
         places = np.array([questions.index(question) for question in asking.questions[name]])
         spans = moved[places, :, column].astype(float)
-        last_prompt, reply = (clustered_mean(spans[:, span], places, seed) for span in (0, 1))
+        last_prompt, reply = (clustered_mean(spans[:, span], places) for span in (0, 1))
         shifts["shift"][name], shifts["response_shift"][name] = last_prompt.to_json(), reply.to_json()
-        means = random[places, 0, along.read_layers.index(layer)].mean(axis=0)
-        shifts["random_control"][name] = against(last_prompt.mean, means)
+        at = along.read_layers.index(layer)
+        shifts["random_control"][name] = against(last_prompt.mean, drawn[at] @ read[places, at].mean(axis=0))
     return shifts

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from personavec.data.dataset import Dataset
 from personavec.data.sample import Sample
@@ -13,7 +15,7 @@ from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage, tell
 from personavec.runs.run import Row
-from personavec.stats.intervals import clustered_mean
+from personavec.stats.populations import streamed_mean
 from personavec.steering.notation import parse_steering
 from personavec.steering.projection import directions
 from personavec.steering.steer import Steering
@@ -96,10 +98,7 @@ def _name(vector: PersonaVector) -> str:
 def supplied(
     model: ChatModel, data: Dataset, vector: PersonaVector, layers: Sequence[int], training: Training
 ) -> list[Row]:
-    """What the data supplies at some layers, in natural differences: mean projection difference / ‖v‖ over a sample.
-
-    Returns:
-        For every layer `coef` with its 95% interval, and its `effect`: the mean in standard deviations of the rows.
+    """What the data supplies at some layers, see `moves`: projection differences / ‖v‖ over a sample.
 
     Raises:
         DataError: No row can be read.
@@ -112,18 +111,38 @@ def supplied(
     reader = RowReader(model, along, cost="full", on_error="skip", system=training.system)
     with stage("what the data supplies", 2 * len(samples)) as advance:
         table = screen_shard(reader, samples, open_base_replies(model, system=training.system), advance)
-    by_layer = []
-    for name, layer in zip(along.names, along.layers, strict=True):
-        moved = np.array(table[name].to_pylist(), dtype=float) / float(vector.norms[layer])
-        mean = clustered_mean(moved, np.arange(len(moved)), training.seed)
-        if not mean.n:
-            raise DataError(
-                f"expected rows to find the dose from, got none of {len(moved)} that can be read; check them"
-            )
-        spread = float(np.nanstd(moved))
-        effect = round(mean.mean / spread, 3) if spread else 0.0
-        by_layer.append({"layer": layer, "coef": mean.to_json(), "effect": effect})
+    columns = [
+        np.array(table[name].to_pylist(), dtype=float) / float(vector.norms[layer])
+        for name, layer in zip(along.names, along.layers, strict=True)
+    ]
+    moved = np.stack(columns, axis=1)
+    known = ~np.isnan(moved).any(axis=1)
+    if known.sum() < min(2, len(columns)):
+        raise DataError(f"expected rows to find the dose from, got {known.sum()} that can be read; check them")
+    by_layer = moves(moved[known], along.layers, training.seed)
+    for row in by_layer:
+        row["coef"]["dropped"] = int((~known).sum())
     return by_layer
+
+
+def moves(moved: Float[ndarray, "row layer"], layers: Sequence[int], seed: int) -> list[Row]:
+    """How far rows move along a vector at some layers, in natural differences.
+
+    With several layers one half of the rows, drawn at random, is there to choose from them and the other half to
+    measure: the best of many means lies above 0 even if every true one is 0.
+
+    Returns:
+        For every layer `coef` with its 95% interval, over the rows that measure, and its `effect` on those that choose:
+        the mean in standard deviations of the rows.
+    """
+    order = np.random.default_rng(seed).permutation(len(moved))
+    choosing, measuring = np.array_split(order, 2) if len(layers) > 1 else (order, order)
+    spread = moved[choosing].std(axis=0)
+    effects = np.divide(moved[choosing].mean(axis=0), spread, out=np.zeros(len(layers)), where=spread > 0)
+    return [
+        {"layer": layer, "coef": streamed_mean(moved[measuring, at]).to_json(), "effect": round(float(effects[at]), 3)}
+        for at, layer in enumerate(layers)
+    ]
 
 
 def automatic(
@@ -132,7 +151,8 @@ def automatic(
     """What is added, with the coefficient that the data supplies where none was given, and how that was found.
 
     Without a layer it is the one where the data's move is largest against its spread, among those that a sweep
-    looks at and the one that the card recommends. Data that moves away from the trait supplies none: coef 0.
+    looks at and the one that the card recommends. Coef 0 unless the interval of the move, measured on rows that did not
+    choose the layer, lies above 0.
     """
     if prevention.steering is not None:
         return prevention.steering, None
@@ -141,11 +161,22 @@ def automatic(
     card = () if vector.card.layer is None else (vector.card.layer,)
     layers = [named] if isinstance(named, int) else sorted({*swept_layers((), model.n_layers), *card})
     by_layer = supplied(model, data, vector, layers, training)
-    best = max(by_layer, key=lambda row: row["effect"])
-    coef = round(max(0.0, best["coef"]["mean"]), 4)
+    best = best_of(by_layer)
+    coef = dose_of(best)
     layer = None if named == "all" else best["layer"]
     if not coef:
-        tell(f"{data.name} supplies nothing along {prevention.name}: nothing is added along it in training")
+        tell(f"{data.name} is not shown to supply {prevention.name}: nothing is added along it in training")
     row = {"vector": prevention.name, "layer": named if layer is None else layer}
-    row |= {"coef": max(0.0, best["coef"]["mean"]), "by_layer": by_layer}
+    row |= {"coef": coef, "by_layer": by_layer}
     return Steering(vector, coef, layer), row
+
+
+def best_of(by_layer: Sequence[Row]) -> Row:
+    """The layer where the move is largest against the rows' spread."""
+    return max(by_layer, key=lambda row: float(row["effect"]))
+
+
+def dose_of(best: Row) -> float:
+    """What is supplied at the chosen layer; 0 unless it is shown to be more than nothing."""
+    low = best["coef"]["ci"][0]
+    return round(float(best["coef"]["mean"]), 4) if low is not None and low > 0 else 0.0

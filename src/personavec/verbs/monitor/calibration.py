@@ -207,9 +207,13 @@ class Calibration:
         ]
 
     def drift(self, vector_hash: str, group: str = EVERY) -> Drift | None:
-        """A sequential test for one conversation; None where none could be calibrated."""
+        """A sequential test for one conversation; None where none could be calibrated.
+
+        A group with bands of its own and too few long conversations has none: beside the mean of all groups every one
+        of its conversations would seem to drift.
+        """
         usual = self.vectors[vector_hash]
-        cusum = usual.drift.get(group, usual.drift.get(EVERY))
+        cusum = usual.drift.get(group if group in usual.bands else EVERY)
         return Drift(usual.trait, cusum) if cusum else None
 
 

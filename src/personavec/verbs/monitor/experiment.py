@@ -18,8 +18,8 @@ from personavec.model.chat_model import ChatModel
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Rule, Seed, Store, settings
 from personavec.runs.run import Row, Run
-from personavec.runs.show import interval
-from personavec.stats.intervals import pearson, pearson_interval
+from personavec.runs.show import ceiling_of, interval
+from personavec.stats.intervals import ceiling, pearson, pearson_interval
 from personavec.stats.nulls import adjust, null_battery, rounded
 from personavec.steering.projection import Vectors, vector_inputs
 from personavec.steering.rollouts import Interview, ReplyOptions
@@ -56,7 +56,10 @@ class MonitoringExperiment(Result):
     def lines(self) -> list[tuple[str, str]]:
         """R of every trait and kind of condition."""
         return [
-            (f"{name}, {kind}", f"r {interval(r['overall'], 2)} overall, {interval(r['within'], 2)} within conditions")
+            (
+                f"{name}, {kind}",
+                f"r {interval(r['overall'], 2)} overall, {interval(r['within'], 2)} within conditions, {ceiling_of(r)}",
+            )
             for name, kinds in self.traits.items()
             for kind, r in kinds.items()
         ]
@@ -96,7 +99,7 @@ def experiment(
     *,
     judge: Free[str | Bench] = "panel",
     questions: Count = 20,
-    rollouts: Count = 3,
+    rollouts: Count = 10,
     shots: Annotated[Sequence[int], SHOTS] = (0, 5, 10, 15, 20),
     traits: Free[Sequence[str | Path | Trait]] = (),
     graded: Free[Sequence[str] | str | Path | None] = None,
@@ -115,7 +118,8 @@ def experiment(
         vectors: Persona vectors of the model, or their files.
         judge: Who scores replies: a spec as for `--judge`, or what `load_bench` made.
         questions: Held-out questions that every condition is tried on.
-        rollouts: Replies per question; the paper writes 10.
+        rollouts: Replies per question, 10 as in the paper: with few of them noise between replies hides every r
+            within a condition, and with one its ceiling is not known.
         shots: How many replies that show the trait come before the question.
         traits: Traits of vectors whose trait is not built in, or their files.
         graded: System prompts, most of the trait first, or a JSON file of them; built-in traits have some.
@@ -256,6 +260,10 @@ def _correlated(
 ) -> Row:
     """How projection and score correlate, over all conditions of a kind and within them.
 
+    Intervals take questions and conditions as drawn. Shuffled are the conditions' scores as a whole, and within
+    conditions the questions' alike in each, as a question keeps its character from one to the next; a question without
+    a score in some condition is left out of that. An r within conditions above its `ceiling` is not measurable.
+
     Args:
         trial: What is tried.
         levels: Name of each condition.
@@ -275,19 +283,30 @@ def _correlated(
     varied = np.array(spread)[condition] >= LEAST_SD
     correlations: Row = {"nulls": {}}
     rng = np.random.default_rng(seed)
-    for reach, rows, groups in (("overall", np.ones_like(varied), None), ("within", varied, condition[varied])):
-        r = pearson_interval(along[rows], means[rows], questions[rows], groups, seed)
+    known = ~np.isnan(means.reshape(len(levels), -1))
+    scored = np.asarray(known.any(axis=1))
+    complete = (scored[:, None] & known[scored].all(axis=0)).ravel()
+    for reach, rows, groups, blocks in (
+        ("overall", np.ones_like(varied), None, condition),
+        ("within", varied, condition[varied], questions),
+    ):
+        r = pearson_interval(along[rows], means[rows], questions[rows], groups, condition[rows])
         correlations[reach] = r.to_json()
         correlations["nulls"][reach] = null_battery(
             read[None, rows],
-            means[rows],
+            np.where(complete, means, np.nan)[rows],
             unit[None],
             rng,
             activations=read[None],
             others=trial.others,
             groups=groups,
+            blocks=blocks[rows],
         )
+    highest = ceiling(scores[varied], condition[varied])
+    unknown = np.isnan(highest.mean) or np.isnan(r.mean)
+    correlations["within"]["measurable"] = None if unknown else bool(highest.mean >= abs(r.mean) and highest.mean > 0)
     return correlations | {
+        "ceiling": highest.to_json(),
         "flat_conditions": sum(sd < LEAST_SD for sd in spread),
         "conditions": [
             {

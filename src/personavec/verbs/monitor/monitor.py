@@ -57,7 +57,7 @@ def monitor(
         read_tokens: Tokens in one forward pass.
         reasoning: Whether a <think> block counts as part of the reply.
         system: System prompt of rows without one, see `ChatModel.render`.
-        seed: Of intervals and of halving the benign conversations.
+        seed: Of halving the benign conversations.
         store: Run folder to keep everything in; the same call resumes it.
 
     Raises:

@@ -53,8 +53,8 @@ class MonitorConfig(Judged):
     """In place of FILE, the paper's test: graded system prompts and shots, projection against trait score."""
     questions: Count = 20
     """With --experiment: held-out questions that every system prompt and number of shots is tried on."""
-    rollouts: Count = 3
-    """With --experiment: replies per question; the paper writes 10."""
+    rollouts: Count = 10
+    """With --experiment: replies per question, 10 as in the paper."""
     shots: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N …]")] = (0, 5, 10, 15, 20)
     """With --experiment: how many replies that show the trait come before the question."""
     traits: Files = ()

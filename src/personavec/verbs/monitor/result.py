@@ -15,7 +15,7 @@ from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_mean
 from personavec.verbs.monitor.calibrate import Benign
-from personavec.verbs.monitor.calibration import DRIFT, EVERY, KINDS, Alert, Calibration, Kind
+from personavec.verbs.monitor.calibration import DRIFT, DRIFT_FROM, EVERY, KINDS, Alert, Calibration, Kind
 from personavec.verbs.monitor.turns import TABLE, About, Recordings, TurnCensus, TurnRow
 
 FIELDS: dict[Kind, Literal["prompt_last", "response_avg"]] = {
@@ -107,8 +107,8 @@ def summarise(readings: Readings, run: Run) -> Row:
     conversations = np.array([row["conversation"] for row in rows])
 
     def mean(name: str, kind: Kind) -> Row:
-        """Over turns, whole conversations resampled."""
-        return clustered_mean(_column(rows, name, kind), conversations, read.seed).to_json()
+        """Over turns, whole conversations taken as drawn."""
+        return clustered_mean(_column(rows, name, kind), conversations).to_json()
 
     return {
         "out": run.shown(),
@@ -122,7 +122,7 @@ def summarise(readings: Readings, run: Run) -> Row:
         "skipped_by_reason": dict(Counter(alike(row["reason"]) for row in census.skipped).most_common(20)),
         "layers": dict(zip(read.names, read.layers, strict=True)),
         "projections": {name: {kind: mean(name, kind) for kind in KINDS} for name in read.names},
-        "curves": {name: {kind: list(_curve(rows, name, kind, read.seed)) for kind in KINDS} for name in read.names},
+        "curves": {name: {kind: list(_curve(rows, name, kind)) for kind in KINDS} for name in read.names},
         "distributions": {name: {kind: _distribution(readings, name, kind) for kind in KINDS} for name in read.names},
         "groups": _groups(readings) if readings.recordings.group_by else {},
         "calibration": _limits(readings, limits) if limits else None,
@@ -153,14 +153,14 @@ def _column(rows: Sequence[TurnRow], name: str, kind: Kind) -> Float[ndarray, " 
     return np.array([row["vectors"][name][FIELDS[kind]] for row in rows], dtype=float)
 
 
-def _curve(rows: Sequence[TurnRow], name: str, kind: Kind, seed: int) -> Iterator[Row]:
+def _curve(rows: Sequence[TurnRow], name: str, kind: Kind) -> Iterator[Row]:
     """Mean over the conversations that have a turn, turn by turn."""
     by_turn: dict[int, list[TurnRow]] = {}
     for row in rows:
         by_turn.setdefault(row["turn"], []).append(row)
     for turn in sorted(by_turn)[:CURVE_TURNS]:
         values = _column(by_turn[turn], name, kind)
-        yield {"turn": turn, **clustered_mean(values, np.arange(len(values)), seed).to_json()}
+        yield {"turn": turn, **clustered_mean(values, np.arange(len(values))).to_json()}
 
 
 def _distribution(readings: Readings, name: str, kind: Kind) -> Row:
@@ -173,7 +173,7 @@ def _distribution(readings: Readings, name: str, kind: Kind) -> Row:
 
 
 def _groups(readings: Readings) -> Row:
-    """What each group holds, and whether it is compared with limits of its own or with those of all."""
+    """What each group holds, whether it is compared with limits of its own or with those of all, and if for drift."""
     turns = Counter(row["group"] for row in readings.rows)
     conversations = Counter(row["group"] for row in readings.rows if row["turn"] == 1)
     groups: Row = {group: {"conversations": conversations[group], "turns": n} for group, n in turns.most_common()}
@@ -184,6 +184,7 @@ def _groups(readings: Readings) -> Row:
         for group, counts in groups.items():
             known = group != EVERY and all(group in of_vector for of_vector in bands)
             counts |= {"with_alerts": alerted[group], "limits": "own" if known else EVERY}
+            counts["drift"] = all(readings.limits.drift(vector, group) for vector in readings.hashes.values())
     return groups
 
 
@@ -217,7 +218,7 @@ def _limits(readings: Readings, limits: Calibration) -> Row:
 
 def _counts(readings: Readings, limits: Calibration) -> Row:
     """By vector and kind, how many alerts there are, and how many turns or conversations could have raised one."""
-    several = len({row["conversation"] for row in readings.rows if row["turn"] > 1})
+    several = Counter(row["group"] for row in readings.rows if row["turn"] == DRIFT_FROM)
     counts: Row = {}
     for name, vector in readings.hashes.items():
         alerts = [alert for alert in readings.alerts if alert["vector"] == name]
@@ -229,6 +230,6 @@ def _counts(readings: Readings, limits: Calibration) -> Row:
         counts[name][DRIFT] = {
             "alerts": by_kind[DRIFT],
             "conversations": len({alert["conversation"] for alert in alerts if alert["kind"] == DRIFT}),
-            "of_conversations": several if limits.vectors[vector].drift else 0,
+            "of_conversations": sum(n for group, n in several.items() if limits.drift(vector, group)),
         }
     return counts

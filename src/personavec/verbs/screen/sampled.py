@@ -13,7 +13,8 @@ from numpy import ndarray
 from personavec.data.sample import Sample
 from personavec.runs.progress import stage
 from personavec.runs.run import Row, Run
-from personavec.stats.intervals import Interval, controlled_mean
+from personavec.stats.intervals import Interval
+from personavec.stats.populations import controlled_mean
 from personavec.verbs.screen.plan import sample_size
 from personavec.verbs.screen.shards import DataPass, screen_shard
 from personavec.verbs.screen.table import Table
@@ -39,6 +40,8 @@ class Differences:
     """Of the rows drawn at random."""
     uncontrolled: dict[str, Interval]
     """Means of the rows drawn, without control variates."""
+    skewness: dict[str, float]
+    """Of the rows drawn at random."""
     drawn: int
     """Rows drawn at random that have a base reply."""
     tokens: int
@@ -60,6 +63,14 @@ class Differences:
         """What extremes are taken from: differences where they were searched for, else the proxy."""
         return self.values[name] if self.top else table.column(name)
 
+    @property
+    def skewed(self) -> list[str]:
+        """Vectors whose rows are too skewed for as few as were drawn: the interval covers less than it says.
+
+        Source: Cochran, Sampling Techniques (1977), section 2.15: n > 25 · skewness².
+        """
+        return [name for name, value in self.skewness.items() if self.drawn <= 25 * value**2]
+
     def to_json(self) -> Row:
         """For result.json."""
 
@@ -74,6 +85,8 @@ class Differences:
             "half_width_in_sd": {
                 name: rounded(half_width(mean) / (self.sd[name] or np.nan)) for name, mean in self.means.items()
             },
+            "skewness": {name: rounded(value) for name, value in self.skewness.items()},
+            "skewed": self.skewed,
             "without_control_variates": {name: mean.to_json() for name, mean in self.uncontrolled.items()},
             "top_k": self.top or None,
         }
@@ -164,6 +177,7 @@ def sample_differences(work: DataPass, table: Table, precision: float) -> Differ
             )
             for name, column in columns.items()
         },
+        skewness={name: skewness(column) for name, column in columns.items()},
         drawn=int(answered.sum()),
         tokens=sampled.tokens["base"],
         move=sampled.mean_move(),
@@ -190,6 +204,13 @@ def _sd(values: Float[ndarray, " n"]) -> float:
     """Standard deviation of the known values; nan below two."""
     known = values[~np.isnan(values)]
     return float(known.std(ddof=1)) if len(known) > 1 else np.nan
+
+
+def skewness(values: Float[ndarray, " n"]) -> float:
+    """Third standardised moment of the known values; 0 where they do not vary."""
+    known = values[~np.isnan(values)].astype(float)
+    spread = known.std() if len(known) else 0
+    return float((((known - known.mean()) / spread) ** 3).mean()) if spread else 0.0
 
 
 def estimated_mean(

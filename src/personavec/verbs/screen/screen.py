@@ -13,15 +13,17 @@ from personavec.data.dataset import Dataset, dataset_of
 from personavec.data.sample import Turn
 from personavec.errors import ConfigError, DataError
 from personavec.judges.load import Bench, load_bench
+from personavec.model.activations import read_rows
 from personavec.model.chat_model import ChatModel
 from personavec.model.endpoint import CallLimits
 from personavec.runs.files import sha256
 from personavec.runs.progress import stage, tell
 from personavec.runs.rules import Count, Free, OptionalCount, Positive, Seed, Store, at_least, between, settings
 from personavec.runs.run import Row, Run
-from personavec.stats.intervals import Interval, spearman_rows, streamed_mean
-from personavec.stats.nulls import against
-from personavec.steering.projection import Vectors, directions, load_vectors, names_of
+from personavec.stats.intervals import Interval, spearman_rows
+from personavec.stats.nulls import against, covariance_directions
+from personavec.stats.populations import streamed_mean
+from personavec.steering.projection import RANDOM, Vectors, directions, load_vectors, names_of
 from personavec.steering.rollouts import Reasoning
 from personavec.traits.load import load_trait
 from personavec.traits.trait import Trait
@@ -42,12 +44,16 @@ from personavec.verbs.screen.shards import (
     DataPass,
     OnError,
     RowReader,
+    encode,
     screen_shard,
     shards,
 )
 from personavec.verbs.screen.table import Table
 
 Rows = str | Path | Iterable[Mapping[str, Any]] | Dataset
+FEW_SKEWED = "its interval covers less than 95%, so pass a smaller --precision"
+COVARIANCE_ROWS = 200
+"""Random rows that are read again for the covariance of replies."""
 
 
 def check_choice(cost: str, top_k: int | None, export_k: int | None) -> None:
@@ -232,6 +238,8 @@ def _screen(
         differences = sample_differences(work, table, precision)
         if wanted.top_k:
             top_differences(work, table, differences, wanted.top_k)
+        for name in differences.skewed:
+            tell(f"{name}: few rows hold much of the mean (skewness {differences.skewness[name]:.1f}); {FEW_SKEWED}")
     work.run.write_rows("skipped.jsonl", [*table.errors(), *(differences.missing if differences else ())])
     result: Row = {
         "estimate": {"raw": "raw projection", "proxy": "proxy of the projection difference"}.get(
@@ -322,12 +330,22 @@ def _set_mean(table: Table, name: str, differences: Differences | None) -> Inter
 
 
 def _random_control(work: DataPass, table: Table, differences: Differences | None) -> Row:
-    """The same mean along directions without meaning: what the data set does to any direction."""
-    read = work.reader.directions
-    moves = dict(zip(read.read_layers, table.mean_move() if differences is None else differences.move, strict=True))
+    """The same mean along random directions with the covariance of the replies: what the set does to any of them.
+
+    Activations vary along few dimensions, and those are where any data set moves them: next to directions drawn every
+    way alike most that mean nothing would stand out.
+    """
+    read, rng = work.reader.directions, np.random.default_rng(work.seed)
+    move = table.mean_move() if differences is None else differences.move
+    good = np.flatnonzero(table.good)
+    chosen = set(rng.permutation(good)[:COVARIANCE_ROWS].tolist())
+    rows = [encode(work.reader, sample) for sample in work.samples() if sample.row in chosen]
+    activations = read_rows(work.reader.model, rows, "response avg", read.read_layers, "how replies vary")
+    drawn = covariance_directions(RANDOM, activations.swapaxes(0, 1), rng)
+    at = [read.read_layers.index(layer) for layer in read.layers]
     return {
-        name: against(_set_mean(table, name, differences).mean, read.random(layer).numpy() @ moves[layer])
-        for name, layer in zip(read.names, read.layers, strict=True)
+        name: against(_set_mean(table, name, differences).mean, drawn[place] @ move[place])
+        for name, place in zip(read.names, at, strict=True)
     }
 
 

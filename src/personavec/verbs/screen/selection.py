@@ -12,7 +12,7 @@ from personavec.data.sample import Sample
 from personavec.data.subset import copy_rows
 from personavec.errors import DataError
 from personavec.runs.run import Row
-from personavec.stats.intervals import streamed_mean
+from personavec.stats.populations import streamed_mean
 from personavec.verbs.screen.flagging import above, extremes, flagged, thresholds
 from personavec.verbs.screen.sampled import Differences
 from personavec.verbs.screen.shards import DataPass

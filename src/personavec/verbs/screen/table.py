@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from personavec.data.dataset import alike
 from personavec.runs.files import replacing
-from personavec.stats.intervals import streamed_mean
+from personavec.stats.populations import streamed_mean
 from personavec.verbs.screen.flagging import confounds
 
 MOST_SOURCES = 50
