@@ -12,7 +12,7 @@ from personavec.judges.lessons import GROUPS
 from personavec.judges.panel import OPPOSITE, TRAIT
 from personavec.judges.scale import calibrate
 from personavec.judges.scoring import WEAK_AUC, Judges, ScoredRow
-from personavec.stats.intervals import Interval, auc_interval, clustered_mean
+from personavec.stats.intervals import FEWEST_CLUSTERS, Interval, auc_interval, clustered_mean, equivalent
 from personavec.traits.independent_check import IndependentCheck
 
 Row = dict[str, Any]
@@ -20,8 +20,6 @@ Arms = Mapping[str, Sequence[ScoredRow]]
 Word = Literal["proven", "not proven", "inconclusive", "not shown by this model"]
 
 SHOWN: Word = "not shown by this model"
-FEWEST_QUESTIONS = 8
-"""Below it an interval over questions says little."""
 EQUIVALENT = 1 / 3
 """Share of the steered effect that random directions may bring."""
 RELEVANT = {"score": 5.0, "check": 0.05}
@@ -188,12 +186,12 @@ def conditions(
         moved = checked_contrast(check, arms, "steered", "suppressed")
         listed.append(_above("independent", f"The independent check moves the same way ({check.unit})", moved, "check"))
     questions = len({row["question_id"] for row in arms["base"]})
-    enough = questions >= FEWEST_QUESTIONS
+    enough = questions >= FEWEST_CLUSTERS
     return [
         *listed,
         _coherent(arms, floor),
         _separates(judges),
-        Condition("questions", f"At least {FEWEST_QUESTIONS} questions were asked: {questions}", enough),
+        Condition("questions", f"At least {FEWEST_CLUSTERS} questions were asked: {questions}", enough),
     ]
 
 
@@ -224,7 +222,7 @@ def _above(name: str, text: str, effect: Interval, of: Literal["score", "check"]
 
 def _alike(away: Interval, margin: float) -> Condition:
     """Random directions leave the score where it is: within a margin, by the whole interval."""
-    holds = -margin < away.low and away.high < margin
+    holds = equivalent(away, margin)
     refuted = away.low > margin or away.high < -margin
     text = f"Random directions hardly move it: {_ci(away)}, at most {max(margin, 0):.1f} either way"
     return Condition("random alike", text, holds, refuted, away)
