@@ -91,11 +91,17 @@ class Judges:
         Raises:
             JudgeError: They were learned by another judge or for another trait.
         """
+        learned = scales.get("trait")
+        if isinstance(learned, Mapping) and str(learned.get("id", "")).startswith("likelihood"):
+            raise JudgeError(
+                f"expected the scale of {self.trait.id} in {source}, got one of the likelihood judge, which could not "
+                "tell traits apart and is gone; extract the vector again"
+            )
         if scales.get("trait_hash") != self.trait_hash:
             raise JudgeError(
                 f"expected the judge of this trait in {source}, got one of another trait; pass its own file"
             )
-        take_scale(self.trait, scales.get("trait"), source)
+        take_scale(self.trait, learned, source)
         take_scale(self.coherence, scales.get("coherence"), source)
 
 
@@ -134,11 +140,6 @@ def take_scale(judge: Judge, learned: Any, source: str) -> None:
     Raises:
         JudgeError: It is not the scale of this judge.
     """
-    if isinstance(learned, Mapping) and str(learned.get("id", "")).startswith("likelihood"):
-        raise JudgeError(
-            f"expected the scale of {judge.id} in {source}, got one of the likelihood judge, which could not tell "
-            "traits apart and is gone; extract the vector again"
-        )
     try:
         basis = learned["basis"]
         calibration = None

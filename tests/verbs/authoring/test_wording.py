@@ -17,7 +17,7 @@ def test_the_built_in_traits_pass_every_check(name: str) -> None:
         candidate = PairDraft(pos=one.pos, neg=one.neg)
         assert draft.flaw_of_pair(candidate) is None
         draft.pairs.append(candidate)
-    for one in trait.extract + trait.check:
+    for one in trait.extract + trait.sweep + trait.check:
         assert draft.flaw_of_question(one) is None, one
         draft.add_question(one)
     assert set(draft.missing) == {"rubric"}

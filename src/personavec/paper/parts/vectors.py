@@ -60,7 +60,7 @@ def vectors(study: Study) -> Row:
                 "kept pos": details["counts"]["pos"]["kept"],
                 "kept neg": details["counts"]["neg"]["kept"],
                 **{of: scores[of] for of in ("suppressed", "base", "steered", "random")},
-                "proven": details["proven"],
+                "verdict": details["verdict_word"],
             }
         )
     return {
@@ -72,9 +72,9 @@ def vectors(study: Study) -> Row:
 
 
 def _base(study: Study, trait: str) -> list[ScoredRow]:
-    """The base replies that were scored for a trait; all traits share the table."""
+    """The base replies of a trait's final check; all traits share the table of replies."""
     run = study.run.part("vectors")
-    scores = list(run.part(trait).rows("base.scores.jsonl"))
+    scores = list(run.part(trait).rows("check.scores.jsonl"))
     known = {row["id"] for row in scores}
     return joined([row for row in run.rows("base.jsonl") if row["id"] in known], scores)  # type: ignore[misc,arg-type]
 

@@ -39,9 +39,9 @@ class ExtractConfig(Judging, Writing, Common):
     doses: Doses = (0.1, 0.2, 0.3)
     """Doses the sweep tries at every layer, as shares of the activation norm."""
     sweep_questions: Annotated[int, at_least(2)] = 10
-    """Held-out questions that the sweep asks at every layer and dose; the final check asks all."""
+    """Of the trait's questions for the sweep, how many it asks at every layer and dose."""
     check_rollouts: Count = 4
-    """Replies per held-out question in the final check; the arms that decide nothing get half as many."""
+    """Replies per held-out question in every arm of the final check."""
     confounds: Literal["report", "match", "residualise"] = "report"
     """Length of replies: only report it, match it between the two sides, or take away what it explains."""
     coherence_floor: Percent = 75.0
