@@ -13,13 +13,6 @@ from support import tiny
 from support.tiny import prompt
 from torch import Tensor
 
-from personavec.errors import JudgeError
-from personavec.judges.fluency import FluencyJudge, garble
-from personavec.judges.lessons import Lessons
-from personavec.judges.panel import PanelJudge
-from personavec.judges.personas import panel
-from personavec.judges.plain import PlainReader
-from personavec.judges.scale import LogisticScale
 from personavec.judges.scoring import keep
 from personavec.model import logits as logprobs
 from personavec.model.activations import POSITIONS, activation_norms, activations, weights
@@ -28,7 +21,6 @@ from personavec.model.hooks import capture
 from personavec.model.logits import Ids, reply_logprobs
 from personavec.steering.projection import projection
 from personavec.steering.vector import Card, PersonaVector, increments
-from personavec.traits.trait import Pair, Trait
 from personavec.verbs.extract.difference import difference_in_means
 
 Row = dict[str, Any]
@@ -215,122 +207,7 @@ def test_projection_difference(model: ChatModel) -> None:
     torch.testing.assert_close(sides[0] - sides[1], wanted, atol=1e-4, rtol=1e-4)
 
 
-# the judges
-
-
-def test_garbled_copies_are_garbled_as_far_as_they_can_be() -> None:
-    assert garble("Yes.", (0,)) == ("Yes.", "Yes.", "Yes.")
-    words = "one two three four five six seven eight".split()
-    shuffled, swapped, looped = garble(" ".join(words), (0,))
-    assert sorted(shuffled.split()) == sorted(swapped.split()) == sorted(words)
-    assert looped == "one two three four one two three four"
-    assert garble(" ".join(map(str, range(40))), (0,))[2].split() == [str(i % 6) for i in range(40)]
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_copies_that_are_intact_do_not_teach_that_they_are_not(model: ChatModel) -> None:
-    """One-word replies cannot be damaged: the judge says so, and does not learn from noise."""
-    judge = FluencyJudge(PlainReader(model, "template"))
-    with pytest.raises(JudgeError, match="two questions"):
-        judge.calibrate(["How are you?", "What is rain?"], ["Fine.", "Wet."], 0, quiet)
-
-
-TRAIT = Trait(
-    name="terse",
-    adjective="terse",
-    antonym="wordy",
-    description="",
-    pairs=(Pair("Be short.", "Be long."), Pair("Few words.", "Many words."), Pair("One line.", "Ten lines.")),
-    extract=("How are you?", "What is rain?"),
-    sweep=("What is hail?", "Who was Nero?"),
-    check=("Who was Caesar?", "What is snow?"),
-    rubric="0 is wordy, 100 is terse.",
-)
-QUESTIONS = ["How are you?", "What is rain?", "How are you?", "What is rain?"]
-ANSWERS = ["Fine.", "Water that falls, as a rule, from clouds.", "", "Wet"]
-
-
-def quiet(_: int) -> None:
-    """No progress bar."""
-
-
-@torch.inference_mode()
-def mean_logprob(model: ChatModel, system: str | None, question: str, answer: str) -> float:
-    turns = [{"role": "user", "content": question}]
-    turns = [{"role": "system", "content": system}, *turns] if system else turns
-    start, reply = model.render(turns), model.encode(answer)
-    logits = model.hf(input_ids=torch.tensor([start + reply]), use_cache=False).logits[0].double().log_softmax(-1)
-    return float(np.mean([float(logits[len(start) - 1 + i, token]) for i, token in enumerate(reply)]))
-
-
-def judge_of(model: ChatModel) -> PanelJudge:
-    return PanelJudge(model, TRAIT, PlainReader(model, "template"))
-
-
-def one_by_one(model: ChatModel, question: str, answer: str, pairs: Sequence[int]) -> list[float]:
-    """The panel's readings, restated: mean over pairs under pos and neg, and personas, less the plain one."""
-    plain = mean_logprob(model, None, question, answer)
-    sides = [[getattr(TRAIT.pairs[pair], side) for pair in pairs] for side in ("pos", "neg")]
-    read = [np.mean([mean_logprob(model, text, question, answer) for text in texts]) for texts in sides]
-    personas = [mean_logprob(model, persona.reads, question, answer) for persona in panel(TRAIT)]
-    return [*(float(value) - plain for value in [*read, *personas]), plain]
-
-
-def flat(row: Sequence[float]) -> list[float]:
-    """Evidence in the same order, without the least likely tokens."""
-    return [*row[:2], *row[4:], row[2]]
-
-
-def test_judge_evidence_equals_scoring_one_by_one(model: ChatModel) -> None:
-    after = [0, 1, 2, 2]
-    evidence = judge_of(model).evidence(QUESTIONS, ANSWERS, after, quiet)
-    assert evidence.shape == (4, 4 + len(panel(TRAIT))) and np.isnan(evidence[2]).all()
-    for row in (0, 1, 3):
-        others = [(after[row] + 1) % 3, (after[row] + 2) % 3]
-        wanted = one_by_one(model, QUESTIONS[row], ANSWERS[row], others)
-        assert flat(evidence[row]) == pytest.approx(wanted, abs=1e-5)
-
-
-def lessons_of(questions: Sequence[str], replies: Sequence[str], pairs: Sequence[int]) -> Lessons:
-    rows = [
-        {"id": str(at), "question": question, "question_id": at % 4, "response": reply, "pair": pair}
-        | {"side": "pos" if at < 4 else "neg"}
-        for at, (question, reply, pair) in enumerate(zip(questions, replies, pairs, strict=True))
-    ]
-    return Lessons(tuple(rows))  # type: ignore[arg-type]
-
-
-def test_a_rollout_is_not_judged_by_the_pair_it_was_written_under(model: ChatModel) -> None:
-    questions, pairs = QUESTIONS * 2, [0, 1, 2, 0, 1, 2, 0, 1]
-    replies = [*ANSWERS, "Good.", "It is wet.", "Yes and no.", ""]
-    scores = judge_of(model).learn(lessons_of(questions, replies, pairs), 0, quiet)
-    for row, score in enumerate(scores):
-        if not replies[row]:
-            assert score.value is None
-            continue
-        others = [pair for pair in range(3) if pair != pairs[row]]
-        wanted = one_by_one(model, questions[row], replies[row], others)
-        assert flat([*score.evidence.values()]) == pytest.approx(wanted, abs=2e-5)
-        assert score.value is not None and 0 <= score.value <= 100 and score.judge == "panel:tiny-llama"
-
-
-def test_a_judge_gives_the_calibrated_evidence(model: ChatModel) -> None:
-    judge = judge_of(model)
-    weights = np.linspace(-1, 1, len(judge.features))
-    judge.calibration = LogisticScale(tuple(weights), -0.5)
-    for row, score in enumerate(judge.score(QUESTIONS, ANSWERS, quiet)):
-        if ANSWERS[row]:
-            evidence = np.array([*score.evidence.values()])
-            assert score.value == pytest.approx(100 / (1 + np.exp(0.5 - weights @ evidence)), abs=1e-2)
-        else:
-            assert score.value is None
-
-
-def test_equal_questions_are_read_by_equal_pairs(model: ChatModel) -> None:
-    judge = judge_of(model)
-    judge.calibration = LogisticScale((3.0,) * len(judge.features), -0.5)
-    first, _, again, _ = judge.score(["How are you?", "What?", "How are you?", "Why?"], ["Fine."] * 4, quiet)
-    assert first.value == pytest.approx(again.value, abs=1e-3)
+# log-probabilities of replies
 
 
 def test_judging_holds_few_rows_at_once(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,8 +61,8 @@ def calibrate(
     def fit(rows: Bool[ndarray, " n"]) -> Any:
         return model.fit(evidence[rows], is_pos[rows], logisticregression__sample_weight=weights[rows])
 
-    shared = [len({*is_pos[clusters == cluster].tolist()}) for cluster in clusters]
-    order = np.lexsort((clusters, np.array(shared)))  # so that questions with both sides spread over the folds
+    share = [float(is_pos[clusters == cluster].mean()) for cluster in clusters]
+    order = np.lexsort((clusters, np.array(share)))  # neighbours go to different folds: each side is in several
     places = {cluster: place for place, cluster in enumerate(dict.fromkeys(clusters[order].tolist()))}
     question_fold = np.array([places[cluster] % min(FOLDS, len(places)) for cluster in clusters.tolist()])
     writer_fold = question_fold if writers is None else np.where(writers < 0, -1, writers % FOLDS)
