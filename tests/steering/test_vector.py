@@ -18,7 +18,7 @@ from personavec.model.identity import ModelIdentity
 from personavec.steering.notation import parse_steering
 from personavec.steering.projection import projection, unit
 from personavec.steering.steer import Steering
-from personavec.steering.vector import Card, PersonaVector, load_vector
+from personavec.steering.vector import Card, PersonaVector, load_vector, packaged_vectors
 
 IDENTITY = ModelIdentity("tiny", "0" * 64, 3, 5)
 CARD = Card(
@@ -283,3 +283,22 @@ def test_identity_is_that_of_the_weights(model: ChatModel) -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         same = ChatModel(rounded.to(dtype), tiny.tokenizer(), "tiny-llama")
         assert same.identity == model.identity, "nor does the number format"
+
+
+def test_the_vectors_that_come_along_are_proven_and_small() -> None:
+    assert packaged_vectors()
+    for name, path in packaged_vectors().items():
+        vector = load_vector(name)
+        assert (vector.card.trait, vector.card.model.id) == (name, "smollm2")
+        assert vector.card.details["proof"]["verdict"] == "proven" and vector.card.layer is not None
+        assert path.stat().st_size < 100_000
+        assert parse_steering(f"{name}:0.1d").vector == vector
+
+
+def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = next(iter(packaged_vectors()))
+    made().save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert load_vector(name) == made()
+    with pytest.raises(VectorError, match=f"a persona vector file or one of {name}"):
+        load_vector("nowhere")

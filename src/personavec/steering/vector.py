@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -309,14 +310,19 @@ class PersonaVector:
 
 
 def load_vector(path: str | Path) -> PersonaVector:
-    """Read a vector written by `PersonaVector.save`.
+    """Read a vector written by `PersonaVector.save`, or one that came with the package, by its trait's name.
 
     Raises:
         VectorError: No such file, not a persona vector, or its numbers were changed.
     """
-    path = Path(path)
+    path, packaged = Path(path), packaged_vectors()
     if not path.is_file():
-        raise VectorError(f"expected a persona vector file, got no file at {path}; run `personavec extract` first")
+        if str(path) not in packaged:
+            raise VectorError(
+                f"expected a persona vector file or one of {', '.join(packaged)} (vectors of smollm2), got no file at "
+                f"{path}; run `personavec extract` first"
+            )
+        path = packaged[str(path)]
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -333,6 +339,13 @@ def load_vector(path: str | Path) -> PersonaVector:
     if content_hash != vector.content_hash:
         raise VectorError(f"expected content hash {content_hash}, got {vector.content_hash} in {path}; copy it again")
     return vector
+
+
+@cache
+def packaged_vectors() -> dict[str, Path]:
+    """Vectors of the default model that come with the package, by trait: those that were proven on it."""
+    folder = Path(__file__).parent / "vectors"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
 def increments(direction: Float[Tensor, "layer d_model"]) -> Float[Tensor, "layer d_model"]:

@@ -219,12 +219,16 @@ def _extract_one(
     rows = interview.write(plans, f"{trait.name}: final check", run=run, name="check")
     arms = [*asked["check"], *rows, *garbled(asked["check"], seed)]
     checked = score(arms, judges, f"{trait.name}: judging the check", run=run, name="check")
-    vector.save(run.path(f"{FILES['response avg']}.safetensors"))
     evidence = Evidence(known, swept, chosen, checked)
     result = summarise(interview, trait, judges, vector, study.coherence_floor, evidence) | {
         "vectors": {position: f"{name}.safetensors" for position, name in FILES.items()},
         "seconds": round(time.monotonic() - began, 1),
     }
+    proof = {"verdict": result["verdict_word"], "deciding": result["deciding"]}
+    proof |= {arm["arm"]: arm["trait"] for arm in result["check"]}
+    details = vector.card.details | {"proof": proof}
+    vector = PersonaVector(vector.direction, dataclasses.replace(vector.card, details=details))
+    vector.save(run.path(f"{FILES['response avg']}.safetensors"))
     run.write_json("result.json", result)
     return Extraction.of(result, vector, run)
 

@@ -19,9 +19,9 @@ class InteropConfig(Common):
 
     Examples:
       personavec interop evil_response_avg_diff.pt evil.safetensors --model Qwen/Qwen2.5-7B-Instruct --layer 19
-      personavec interop runs/demo/optimistic/vector.safetensors:0.2d optimistic.gguf
-      personavec interop runs/demo/optimistic/vector.safetensors:0.2d steered.pt
-      personavec interop runs/demo/optimistic/vector.safetensors:0.2d baked
+      personavec interop superstitious:0.1d superstitious.gguf
+      personavec interop superstitious:0.1d steered.pt
+      personavec interop superstitious:0.1d baked
 
     More in docs/interop.md.
     """
