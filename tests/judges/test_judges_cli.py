@@ -98,7 +98,8 @@ def test_extract_with_a_server(
     page = Path(found["report"]).read_text()
     assert "openai:judge (judge at http://127.0.0.1" in page and "unjudged" in page
     judge = json.loads((tmp_path / "run/warm/judge.json").read_text())
-    assert judge["trait"]["auc"]["n"] > 0 and "weights" not in judge["trait"] and judge["coherence"]["auc"] is None
+    assert judge["trait"]["aucs"]["opposite"]["n"] > 0 and "weights" not in judge["trait"]
+    assert judge["coherence"]["aucs"] == {}
 
 
 def test_evaluate_with_a_local_rubric_judge(

@@ -144,7 +144,7 @@ def write_trait(_config: WriteTraitConfig, result: Json) -> None:
     ends = f" ({result['adjective']}, {result['antonym']})" if result["adjective"] else ""
     sets = result["questions"]
     say(
-        f"{result['trait']}{ends}: {result['pairs']} pairs, {sets['extract']} + {sets['evaluate']} questions, "
+        f"{result['trait']}{ends}: {result['pairs']} pairs, {' + '.join(map(str, sets.values()))} questions, "
         f"{'no ' * ('rubric' in result['missing'])}rubric, by {result['writer']}",
         markup=False,
     )

@@ -271,10 +271,10 @@ def mean_difference(rows: Rows, base: Rows, name: str, seed: int) -> Interval:
     """Mean of row − base where question and sample are the same; its interval is clustered by question."""
     other = {(row["question_id"], row["sample"]): row[name] for row in base}
     paired = np.array([other[row["question_id"], row["sample"]] for row in rows], dtype=float)
-    questions = np.array([row["question_id"] for row in rows])
+    questions = np.array([row["question_id"] for row in rows], dtype=int)
     return clustered_mean(column(rows, name) - paired, questions, seed)
 
 
 def mean_score(rows: Rows, name: str, seed: int) -> Interval:
     """Mean of a score with its interval, clustered by question."""
-    return clustered_mean(column(rows, name), np.array([row["question_id"] for row in rows]), seed)
+    return clustered_mean(column(rows, name), np.array([row["question_id"] for row in rows], dtype=int), seed)

@@ -13,6 +13,7 @@ from personavec.errors import ConfigError, TraitError
 from personavec.model import endpoint
 from personavec.model.chat_model import ChatModel
 from personavec.traits.load import load_trait
+from personavec.traits.trait import SETS
 from personavec.verbs.authoring import writer as writing
 from personavec.verbs.authoring.write_trait import ROUNDS, write_trait
 
@@ -51,7 +52,7 @@ def test_a_trait_is_written(serve: Serve, capsys: pytest.CaptureFixture[str], tm
     found = result(capsys)
     trait = load_trait(tmp_path / "formal.json")
     assert (trait.name, trait.adjective, trait.antonym, trait.description) == ("formal", "formal", "casual", ABOUT)
-    assert (len(trait.pairs), len(trait.extract), len(trait.check)) == (5, 20, 20)
+    assert (len(trait.pairs), len(trait.extract), len(trait.sweep), len(trait.check)) == (5, 20, 10, 20)
     assert trait.rubric.startswith(
         "Rate how formal the reply is: how far it keeps to the forms of an official letter. 0"
     )
@@ -59,7 +60,7 @@ def test_a_trait_is_written(serve: Serve, capsys: pytest.CaptureFixture[str], tm
     assert (found["file"], found["missing"], found["failed"], found["rejected"]) == ("formal.json", {}, [], [])
     assert [path.name for path in tmp_path.iterdir()] == ["formal.json"]
     usage = found["writer_usage"]
-    assert (usage["asked"], usage["valid"], usage["server"]["calls"]) == (6, 6, 6)
+    assert (usage["asked"], usage["valid"], usage["server"]["calls"]) == (7, 7, 7)
     assert {kind for kind in server.formats} == {"json_schema"}
     for schema in server.schemas:
         assert schema["strict"] and schema["schema"]["additionalProperties"] is False
@@ -116,7 +117,7 @@ def test_every_planted_flaw_is_found_and_mended(
     assert found["writer_usage"]["items_dropped"] == 1
     assert {row["piece"] for row in found["rejected"]} == {"adjective", "pairs", "questions", "rubric"}
     trait = load_trait(tmp_path / "formal.json")
-    assert (len(trait.pairs), len(trait.extract), len(trait.check)) == (5, 20, 20)
+    assert (len(trait.pairs), len(trait.extract), len(trait.sweep), len(trait.check)) == (5, 20, 10, 20)
     assert [trait.pairs[0].pos, trait.pairs[1].pos] == [pair(0)["pos"], pair(1)["pos"]], "what was valid is kept"
     assert server.brain.asked["verdicts"] == 2  # type: ignore[attr-defined]
 
@@ -124,7 +125,7 @@ def test_every_planted_flaw_is_found_and_mended(
 def test_the_summary_says_what_was_not_taken(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(serve(planted))) == 0
     said = capsys.readouterr().out
-    assert "formal (formal, casual): 5 pairs, 20 + 20 questions, rubric, by openai:planted" in said
+    assert "formal (formal, casual): 5 pairs, 20 + 10 + 20 questions, rubric, by openai:planted" in said
     assert "not taken: 3 repeats another" in said and "next: read it, then personavec extract formal.json" in said
 
 
@@ -142,13 +143,13 @@ def test_what_is_valid_is_kept_and_completed_later(
 ) -> None:
     assert main(command(serve(no_more_than_ten), "--json")) == 2
     found = result(capsys)
-    assert found["missing"] == {"questions.extract": 15, "questions.evaluate": 15, "rubric": 1}
+    assert found["missing"] == {"questions.extract": 16, "questions.sweep": 8, "questions.check": 16, "rubric": 1}
     assert found["rejected_by_reason"]["refused answer"] == ROUNDS
     assert "complete formal.partial.json and rename it formal.json" in found["failed"][0]["error"]
     assert not (tmp_path / "formal.json").exists()
     partial = json.loads((tmp_path / "formal.partial.json").read_text())
-    assert list(partial) == list(json.loads(load_trait("evil").to_json()))
-    assert [len(partial["questions"][side]) for side in ("extract", "evaluate")] == [5, 5]
+    assert list(partial) == [key for key in json.loads(load_trait("evil").to_json()) if key != "independent_check"]
+    assert [len(partial["questions"][side]) for side in SETS] == [4, 2, 4]
 
     server = serve()
     assert main(command(server, "--json")) == 0
@@ -164,8 +165,8 @@ def test_a_person_completes_it(serve: Serve, capsys: pytest.CaptureFixture[str],
     capsys.readouterr()
     partial = tmp_path / "formal.partial.json"
     draft = json.loads(partial.read_text())
-    for side in ("extract", "evaluate"):
-        draft["questions"][side] += [question(side, index) for index in range(15)]
+    for side, count in {"extract": 16, "sweep": 8, "check": 16}.items():
+        draft["questions"][side] += [question(side, index) for index in range(count)]
     draft["rubric"] = "Mine, at last."
     partial.write_text(json.dumps(draft))
     assert load_trait(partial).rubric == "Mine, at last."
@@ -204,7 +205,7 @@ def test_a_spent_budget_loses_nothing(serve: Serve, capsys: pytest.CaptureFixtur
     assert "expected at most 3 calls" in told and "run the same command again" in told
     assert len(json.loads((tmp_path / "formal.partial.json").read_text())["pairs"]) == 5
     assert main(command(server, "--json")) == 0
-    assert result(capsys)["writer_usage"]["server"]["calls"] == 3
+    assert result(capsys)["writer_usage"]["server"]["calls"] == 4
 
 
 # Forms
@@ -219,7 +220,7 @@ def test_a_server_without_response_formats(
 ) -> None:
     server = serve(unknown_formats=frozenset(unknown))
     assert main(command(server, "--json")) == 0
-    assert server.formats[used] == 6 and sum(server.formats.values()) == 6 + once, "found out once"
+    assert server.formats[used] == 7 and sum(server.formats.values()) == 7 + once, "found out once"
 
 
 def test_json_among_prose_is_read(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +261,7 @@ def test_an_answer_that_breaks_off_keeps_its_whole_items(serve: Serve, capsys: p
         return '{"questions": ["Where is the blue door?", "How old is' if form == "questions" else None
 
     assert main(command(serve(torn), "--json")) == 2
-    assert result(capsys)["questions"] == {"extract": 1, "evaluate": 0}
+    assert result(capsys)["questions"] == {"extract": 1, "sweep": 0, "check": 0}
 
 
 def test_prose_alone_is_one_line(serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -340,7 +341,7 @@ def test_a_call_goes_on_with_what_another_left(serve: Serve, tmp_path: Path) -> 
         pair.pos for pair in first.draft.pairs
     ]
     nowhere = write_trait(writer, "formal", ABOUT)
-    assert nowhere.trait is None and "lacks 15 questions.extract" in nowhere.data["failed"][0]["error"]
+    assert nowhere.trait is None and "lacks 16 questions.extract" in nowhere.data["failed"][0]["error"]
 
 
 def test_bad_objects_are_one_line(model: ChatModel, serve: Serve, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from personavec.judges.lessons import GROUPS
@@ -60,13 +60,17 @@ def contrast(
     one: Sequence[ScoredRow],
     other: Sequence[ScoredRow],
     values: Float[ndarray, " row"],
-    against: Float[ndarray, " row"],
+    against: Float[ndarray, " other"],
 ) -> Interval:
     """Mean of one arm minus another, paired by question; t over questions."""
     pairs = {(row["question_id"], row["sample"]): value for row, value in zip(other, against, strict=True)}
-    questions = np.array([row["question_id"] for row in one])
-    paired = np.array([pairs.get((row["question_id"], row["sample"]), np.nan) for row in one])
+    questions = _questions(one)
+    paired = np.array([pairs.get((row["question_id"], row["sample"]), np.nan) for row in one], dtype=float)
     return clustered_mean(values - paired, questions)
+
+
+def _questions(rows: Sequence[ScoredRow]) -> Int[ndarray, " row"]:
+    return np.array([row["question_id"] for row in rows], dtype=int)
 
 
 def trait_contrast(arms: Arms, one: str, other: str) -> Interval:
@@ -77,15 +81,17 @@ def trait_contrast(arms: Arms, one: str, other: str) -> Interval:
 
 def checked_contrast(check: IndependentCheck, arms: Arms, one: str, other: str) -> Interval:
     """The same of the independent check, in the direction of the trait."""
-    columns = [check.sign * np.array(check.values([row["response"] for row in arms[name]])) for name in (one, other)]
-    return contrast(arms[one], arms[other], *columns)
+    return contrast(arms[one], arms[other], _counted(check, arms[one]), _counted(check, arms[other]))
+
+
+def _counted(check: IndependentCheck, rows: Sequence[ScoredRow]) -> Float[ndarray, " row"]:
+    """What the check counts, more of it meaning more of the trait."""
+    return check.sign * np.array(check.values([row["response"] for row in rows]), dtype=float)
 
 
 def checked_mean(check: IndependentCheck, rows: Sequence[ScoredRow]) -> Interval:
     """Mean of what the check counts, not turned into the direction of the trait."""
-    return clustered_mean(
-        np.array(check.values([row["response"] for row in rows])), np.array([row["question_id"] for row in rows])
-    )
+    return clustered_mean(check.sign * _counted(check, rows), _questions(rows))
 
 
 def judge_table(known: Sequence[ScoredRow]) -> Row:
@@ -111,10 +117,10 @@ def judge_table(known: Sequence[ScoredRow]) -> Row:
 
 def told(check: IndependentCheck, rollouts: Sequence[ScoredRow]) -> Interval:
     """How well the check tells replies told to show the trait from those told the opposite."""
-    values = check.sign * np.array(check.values([row["response"] for row in rollouts]))
+    values = _counted(check, rollouts)
     known = ~np.isnan(values)
     is_pos = np.array([row["side"] == "pos" for row in rollouts])
-    questions = np.array([row["question_id"] for row in rollouts])
+    questions = _questions(rollouts)
     return auc_interval(values[known], is_pos[known], questions[known])
 
 
@@ -242,7 +248,7 @@ def _coherent(arms: Arms, floor: float) -> Condition:
     up, down = (
         clustered_mean(
             np.array([row["coherence"] for row in arms[name]], dtype=float),
-            np.array([row["question_id"] for row in arms[name]]),
+            _questions(arms[name]),
         )
         for name in ("steered", "suppressed")
     )
