@@ -29,8 +29,8 @@ OPTIONS = "--layers 18 --doses 0.2 0.4 --sweep-questions 4 --check-rollouts 1 --
 
 @pytest.fixture(scope="session")
 def trait_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The optimistic trait with fewer pairs and questions."""
-    trait = json.loads(load_trait("optimistic").to_json())
+    """The trait devout with fewer pairs and questions."""
+    trait = json.loads(load_trait("devout").to_json())
     trait |= {"name": "small", "pairs": trait["pairs"][:3]}
     trait["questions"] = {kind: questions[:6] for kind, questions in trait["questions"].items()}
     path = tmp_path_factory.mktemp("trait") / "small.json"
@@ -64,7 +64,11 @@ def test_extract_finds_a_direction_that_moves_the_trait(extracted: dict[str, Any
     score = {arm: found["mean"] for arm, found in extracted["trait_score"].items()}
     assert score["suppressed"] < score["base"] < score["steered"]
     assert score["steered"] - score["suppressed"] > 20
-    assert extracted["judge_auc"]["mean"] > 0.75
+    assert {"opposite", "base", "others", "garbled"} == {*extracted["judge_aucs"]}
+    assert all(auc["mean"] > 0.6 for auc in extracted["judge_aucs"].values())
+    sides = extracted["independent_check"]["told"]
+    assert sides["pos"]["mean"] > sides["neg"]["mean"] + 0.1, "a word list sees the instruction as well"
+    assert extracted["verdict_word"] != "proven", "six questions prove nothing"
     assert extracted["layer"] == 18 and extracted["n_pos"] > 9 and extracted["n_neg"] > 9  # of 18 each
     assert Path(extracted["report"]).stat().st_size > 100_000
     vector = load_vector(Path(extracted["vector"]))
@@ -101,13 +105,13 @@ def test_a_killed_run_resumes_to_the_same_vector(extracted: dict[str, Any], trai
 
 
 def test_evaluate_takes_the_vector_and_its_scale(extracted: dict[str, Any], trait_file: Path, tmp_path: Path) -> None:
-    steer = f"{extracted['vector']}:{-extracted['coef']}"
+    steer = f"{extracted['vector']}:{extracted['coef']}"
     found = run(
         "evaluate", trait_file, "--steer", steer, "--rollouts", 1, "--max-new-tokens", 24, "--out", tmp_path / "e"
     )
-    assert found["trait_score"]["mean"] < found["base"]["trait"]["mean"]
-    assert found["difference"]["trait"]["ci"][1] < 0
-    assert found["random_control"]["mean"] > found["trait_score"]["ci"][1], "random directions do not suppress it"
+    assert found["trait_score"]["mean"] > found["base"]["trait"]["mean"]
+    assert found["difference"]["trait"]["mean"] > 10
+    assert found["random_control"]["mean"] < found["trait_score"]["mean"], "random directions do less"
     # the same judge, seeds and questions as in the final check, in batches of another make-up
     assert found["base"]["trait"]["mean"] == pytest.approx(extracted["trait_score"]["base"]["mean"], abs=8)
     assert not (tmp_path / "e" / "rollouts.jsonl").exists()
@@ -156,7 +160,7 @@ def test_no_coef_no_change(smollm2: ChatModel, extracted: dict[str, Any]) -> Non
         ("extract optimist", "optimistic"),
         ("extract optimistic --layers 15 30", "from 0 to 29, got 30"),
         ("extract optimistic --model smolm2", "smollm2"),
-        ("extract optimistic --judge gpt", "likelihood"),
+        ("extract optimistic --judge gpt", "panel"),
         pytest.param("extract optimistic --model gemma3-270m", "chat template", marks=pytest.mark.slow),
         ("extract optimistic --doses 1e38", "at most 10"),
         ("evaluate optimistic --steer nowhere.safetensors:1", "no file"),
