@@ -69,7 +69,7 @@ def test_extract_finds_a_direction_that_moves_the_trait(extracted: dict[str, Any
     sides = extracted["independent_check"]["told"]
     assert sides["pos"]["mean"] > sides["neg"]["mean"] + 0.1, "a word list sees the instruction as well"
     assert extracted["verdict_word"] != "proven", "six questions prove nothing"
-    assert extracted["layer"] == 18 and extracted["n_pos"] > 9 and extracted["n_neg"] > 9  # of 18 each
+    assert extracted["layer"] == 18 and extracted["n_pos"] > 5 and extracted["n_neg"] > 5  # of 18 each
     assert Path(extracted["report"]).stat().st_size > 100_000
     vector = load_vector(Path(extracted["vector"]))
     assert vector.card.layer == 18 and vector.card.coef == extracted["coef"]
