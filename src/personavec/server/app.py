@@ -25,6 +25,7 @@ from personavec.server.refused import Refused
 from personavec.server.reply import News
 from personavec.server.service import Exchange, Service
 from personavec.server.terms import LOOPBACK
+from personavec.steering.dose import largest_dose
 from personavec.steering.steer import Steering
 
 POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
@@ -227,7 +228,7 @@ def _vector(service: Service, name: str) -> dict[str, Any]:
     """What a client may know of a vector, its safe doses among it."""
     vector = service.catalogue.vectors[name]
     card = vector.card
-    unit_dose = Steering(vector, 1.0, card.layer).largest_dose if card.layer is not None else None
+    unit_dose = largest_dose(Steering(vector, 1.0, card.layer)) if card.layer is not None else None
     proven = None if unit_dose is None or card.coef is None else unit_dose * card.coef
     return {
         "id": name,
@@ -242,7 +243,9 @@ def _vector(service: Service, name: str) -> dict[str, Any]:
         "reliability": card.reliability[card.layer] if card.reliability and card.layer is not None else None,
         "hash": vector.content_hash,
         "watched": any(watched.vector == name for watched in service.watched),
-        "default_dose": sum(added.largest_dose or 0.0 for added in service.steering if added.vector.card.trait == name),
+        "default_dose": sum(
+            largest_dose(added) or 0.0 for added in service.steering if added.vector.card.trait == name
+        ),
         "band": service.band(name),
     }
 

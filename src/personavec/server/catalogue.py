@@ -10,6 +10,7 @@ from personavec.model.identity import ModelIdentity
 from personavec.server.protocol import SteeringSpec, WatchSpec
 from personavec.server.refused import Refused
 from personavec.server.terms import Guard
+from personavec.steering.dose import largest_dose
 from personavec.steering.generate import Watch
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector, load_vector
@@ -81,7 +82,7 @@ class Catalogue:
             Refused: An unknown vector or layer, too large a dose, or fields that contradict each other.
         """
         steering = [self._steering(number, spec) for number, spec in enumerate(specs)]
-        doses = [added.largest_dose for added in steering]
+        doses = [largest_dose(added) for added in steering]
         known = sum(abs(amount) for amount in doses if amount is not None)
         warnings, scale = [], 1.0
         unknown = [added.vector.card.trait for added, amount in zip(steering, doses, strict=True) if amount is None]
@@ -195,6 +196,6 @@ def describe(steering: Steering, clamped: bool = False) -> dict[str, Any]:
         "positions": steering.positions,
     }
     if steering.op == "add":
-        description |= {"coef": steering.coef, "dose": steering.largest_dose, "clamped": clamped}
+        description |= {"coef": steering.coef, "dose": largest_dose(steering), "clamped": clamped}
     bounds = {name: getattr(steering, name) for name in ("floor", "ceiling", "above", "below")}
     return description | {name: value for name, value in bounds.items() if abs(value) != float("inf")}

@@ -115,15 +115,6 @@ class Steering:
         """False when this changes nothing: adding with coef 0."""
         return self.op != "add" or self.coef != 0
 
-    @property
-    def largest_dose(self) -> float | None:
-        """The dose, the largest of any layer's; 0 for what adds nothing, None if the card does not say."""
-        if self.op != "add" or self.coef == 0:
-            return 0.0
-        norms = self.vector.card.activation_norms
-        layers = range(len(norms)) if self.layer is None else [self.layer]
-        return max((self.vector.dose(layer, self.coef) for layer in layers), key=abs) if norms else None
-
     def deltas(self) -> dict[int, Float[Tensor, " d_model"]]:
         """What op "add" adds at each layer it touches."""
         if self.layer is not None:

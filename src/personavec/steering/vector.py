@@ -21,6 +21,7 @@ from personavec.errors import ConfigError, VectorError
 from personavec.model.identity import PARTIAL, ModelIdentity
 from personavec.runs.files import write_file
 from personavec.runs.show import table
+from personavec.steering.dose import coef_of, dose_of
 
 if TYPE_CHECKING:
     from personavec.steering.steer import Positions, Steered, Steering
@@ -119,17 +120,13 @@ class PersonaVector:
         return self.direction[layer] / norm
 
     def dose(self, layer: int, coef: float) -> float:
-        """Size of the added vector relative to the stream: coef·‖v‖ / ‖h‖, signed like coef.
-
-        ‖h‖ is the mean norm of response-token activations at that layer, which the card keeps. A dose of 0.2 adds a
-        fifth of the activation's length, whatever the vector, layer and model.
-        """
-        return coef * float(self.norms[layer]) / self._activation_norm(layer)
+        """Size of the added vector relative to the stream, signed like coef; see `steering/dose.py`."""
+        return dose_of(coef, float(self.norms[layer]), self._activation_norm(layer))
 
     def coef(self, layer: int, dose: float) -> float:
         """The coefficient that supplies a (signed) dose at a layer."""
         self.unit(layer)
-        return dose * self._activation_norm(layer) / float(self.norms[layer])
+        return coef_of(dose, float(self.norms[layer]), self._activation_norm(layer))
 
     def at(
         self,
