@@ -29,12 +29,12 @@ def test_knee_takes_the_gentlest_of_the_strong() -> None:
         cell(12, 0.4, 98, 85),
         cell(9, 0.4, 99, 50),
     ]
-    assert knee(cells, BASE, 75) is cells[2]  # half of 40 → 98 is 69; the cell at 99 is not coherent
+    assert knee(cells, BASE, 75) is cells[2]  # three quarters of 40 → 98 is 83.5; the cell at 99 is not coherent
 
 
-def test_knee_is_half_way_where_nothing_saturates() -> None:
+def test_knee_is_three_quarters_where_nothing_saturates() -> None:
     cells = [cell(9, dose, 40 + 100 * dose, 95) for dose in (0.1, 0.2, 0.3, 0.4)]
-    assert knee(cells, BASE, 75) is cells[1]
+    assert knee(cells, BASE, 75) is cells[2]
 
 
 def test_knee_wants_the_whole_interval_of_coherence() -> None:

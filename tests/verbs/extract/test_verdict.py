@@ -98,6 +98,8 @@ def test_damage_is_no_suppression_unless_the_check_says_so() -> None:
 
 def test_a_score_that_the_check_does_not_follow_is_no_proof() -> None:
     assert failing(arms(shares=dict.fromkeys(SHARES, 0.3))) == {"independent"}
+    below = {"suppressed": 0.0, "base": 0.8, "steered": 0.8}
+    assert failing(arms(shares=below)) == {"independent"}, "suppression alone does not make the model more of it"
     assert failing(arms(shares={"suppressed": 0.8, "base": 0.3, "steered": 0.0})) == {"independent"}
 
 

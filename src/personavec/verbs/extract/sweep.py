@@ -15,8 +15,8 @@ from personavec.steering.vector import PersonaVector
 SWEPT_DEPTH = (0.3, 0.7)
 """Share of the depth where the sweep looks. Source: replications find the best layer at 45-65%."""
 SWEPT_LAYERS = 5
-KNEE = 0.5
-"""Share of the strongest change in the trait that the chosen cell must bring: the half-maximal effective dose."""
+KNEE = 0.75
+"""Share of the strongest change in the trait that the chosen cell must bring."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ def cells(rows: Sequence[ScoredRow], seed: int) -> list[Cell]:
 
 
 def knee(swept: Sequence[Cell], base: Interval, floor: float) -> Cell:
-    """The gentlest cell that brings half of the strongest cell's change, among those that surely stay coherent.
+    """The gentlest cell that brings most of the strongest cell's change, among those that surely stay coherent.
 
-    Surely: the interval of coherence lies above the floor. Half: past it more dose buys less and less, and damage of
-    which random directions do as much. Where no cell is coherent, the most coherent one:
-    the final check then says that the floor was missed.
+    Surely: the interval of coherence lies above the floor. Most: `KNEE`; past it more dose buys little but damage, and
+    at half of it blind readers hardly saw the trait in a small model's replies. Where no cell is coherent, the most
+    coherent one: the final check then says that the floor was missed.
 
     Args:
         swept: The cells of the sweep.

@@ -189,8 +189,8 @@ def conditions(
         persona, gain = specific
         listed.append(_above("specific", f"It raises the trait more than any other persona (next: {persona})", gain))
     if check is not None:
-        moved = checked_contrast(check, arms, "steered", "suppressed")
-        listed.append(_above("independent", f"The independent check moves the same way ({check.unit})", moved, "check"))
+        moved = checked_contrast(check, arms, "steered", "base")
+        listed.append(_above("independent", f"The independent check rises as well ({check.unit})", moved, "check"))
     questions = len({row["question_id"] for row in arms["base"]})
     enough = questions >= FEWEST_CLUSTERS
     return [
