@@ -233,7 +233,7 @@ def alternate(*sides: Callable[[], None], runs: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    VECTOR = sys.argv[2] if len(sys.argv) > 2 else "superstitious"
+    VECTOR = sys.argv[2] if len(sys.argv) > 2 else "devout"
     MODEL = sys.argv[3] if len(sys.argv) > 3 else "smollm2"
     if sys.argv[1] == "rungs":
         rungs(sys.argv[2])

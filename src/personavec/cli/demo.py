@@ -20,7 +20,7 @@ class DemoConfig(Common):
     More in docs/demo.md.
     """
 
-    trait: str = "superstitious"
+    trait: str = "devout"
     """Built-in trait name or path to a trait file."""
     out: Free[Path] = Path("runs/demo")
     """Run folder."""

@@ -40,7 +40,7 @@ class ServeConfig(Offer, Served):
 
     Examples:
       personavec serve --vectors runs/demo
-      personavec serve --vectors runs/demo --steer superstitious:0.1d
+      personavec serve --vectors runs/demo --steer devout:0.2d
       personavec serve --vectors runs/demo --calibration runs/monitor/calibration.json
       personavec serve --log runs/serve/turns.db --export turns.parquet
 

@@ -19,9 +19,9 @@ class InteropConfig(Common):
 
     Examples:
       personavec interop evil_response_avg_diff.pt evil.safetensors --model Qwen/Qwen2.5-7B-Instruct --layer 19
-      personavec interop superstitious:0.1d superstitious.gguf
-      personavec interop superstitious:0.1d steered.pt
-      personavec interop superstitious:0.1d baked
+      personavec interop devout:0.2d devout.gguf
+      personavec interop devout:0.2d steered.pt
+      personavec interop devout:0.2d baked
 
     More in docs/interop.md.
     """

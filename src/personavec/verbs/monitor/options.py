@@ -19,10 +19,10 @@ class MonitorConfig(Judged):
     """Watch recorded conversations along persona vectors.
 
     Examples:
-      personavec monitor chats.jsonl --vectors superstitious
+      personavec monitor chats.jsonl --vectors devout
       personavec monitor chats.jsonl --vectors evil.safetensors --calibrate benign.jsonl --out runs/watched
       personavec monitor more.jsonl --vectors evil.safetensors --calibration runs/watched/calibration.json
-      personavec monitor --experiment --vectors superstitious
+      personavec monitor --experiment --vectors devout
 
     The judge and how replies are written are those of --experiment.
 
@@ -73,7 +73,7 @@ class MonitorConfig(Judged):
         if not self.experiment and not self.data:
             raise ConfigError(
                 "expected recorded conversations, got none; for example: personavec monitor chats.jsonl --vectors "
-                "superstitious"
+                "devout"
             )
         if len(set(self.shots)) < len(self.shots) or not all(shots >= 0 for shots in self.shots):
             raise ConfigError(

@@ -20,7 +20,7 @@ class ScreenConfig(Judging, Common):
     """Find which traits a data set would train, by which rows.
 
     Examples:
-      personavec screen chats.jsonl --vectors superstitious
+      personavec screen chats.jsonl --vectors devout
       personavec screen chats.jsonl --vectors evil.safetensors --clean benign.jsonl --keep-below 95
       personavec screen chats.parquet --vectors evil.safetensors sycophantic.safetensors --cost sampled --json
       personavec screen org/dataset:train --vectors evil.safetensors --plan
@@ -94,7 +94,7 @@ class ScreenConfig(Judging, Common):
             raise ConfigError(
                 "expected a data set and --vectors, got "
                 f"{'no data set' if not self.data else 'no vectors'}; for example: personavec screen chats.jsonl "
-                "--vectors superstitious"
+                "--vectors devout"
             )
         check_choice(self.cost, self.top_k, self.export_k)
         data, clean = open_dataset(self.data), open_dataset(self.clean) if self.clean else None
