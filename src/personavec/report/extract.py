@@ -286,7 +286,9 @@ def _arms(check: Sequence[Json], measure: str, axis: str) -> list[alt.Chart]:
         axis=alt.Axis(values=sorted({row["dose"] for row in rows}), labelExpr=_SIGNED, grid=False),
     )
     y = alt.Y("mean:Q", title=axis, scale=alt.Scale(domain=[0, MAX_SCORE]))
-    color, shape = alt.Color("series:N", title=None, scale=_COLOUR), alt.Shape("series:N", title=None, scale=_SHAPE)
+    two_rows = alt.Legend(columns=2)
+    color = alt.Color("series:N", title=None, scale=_COLOUR, legend=two_rows)
+    shape = alt.Shape("series:N", title=None, scale=_SHAPE, legend=two_rows)
     tooltip = ["arm:N", "dose:Q", "coef:Q", "mean:Q", "low:Q", "high:Q", "n:Q"]
     vector = [row for row in rows if row["series"] == VECTOR]
     charts = [
