@@ -26,7 +26,7 @@ class LocalReader:
         labels = [*self.scale.values, REFUSED]
         forms = {label: [model.encode(form) for form in (label, f" {label}")] for label in labels}
         # some tokenizers make one token of both forms
-        self._labels = {ids[0]: label for label, found in forms.items() for ids in found if len(ids) == 1}
+        self._labels = {ids[0]: label for label, tokens in forms.items() for ids in tokens if len(ids) == 1}
         missing = [label for label in labels if label not in self._labels.values()]
         if missing:
             raise JudgeError(

@@ -65,14 +65,14 @@ class Lessons:
         """How well scores tell the trait's rollouts from each group, clustered by question; nan scores are dropped."""
         clusters = np.unique(np.array(self.questions), return_inverse=True)[1]
         groups, known = np.array(self.groups), ~np.isnan(scores)
-        found = {}
+        measured = {}
         for name in GROUPS:
             among = (groups == POS) | (groups == name)
             rows = among & known
             if len({*groups[rows].tolist()}) == 2:
                 auc = auc_interval(scores[rows], groups[rows] == POS, clusters[rows], seed)
-                found[name] = auc._replace(dropped=int((among & ~known).sum()))
-        return found
+                measured[name] = auc._replace(dropped=int((among & ~known).sum()))
+        return measured
 
 
 def _group(row: ReplyRow) -> str:

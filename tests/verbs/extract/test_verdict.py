@@ -9,7 +9,7 @@ import pytest
 from personavec.judges.scoring import ScoredRow
 from personavec.stats.intervals import Interval
 from personavec.traits.independent_check import IndependentCheck
-from personavec.verbs.extract.verdict import SHOWN, Condition, conditions, judge_table, specificity, told, verdict
+from personavec.verbs.extract.verdict import SHOWN, Condition, conditions, elicited, judge_table, specificity, verdict
 
 PRAISE = IndependentCheck("phrases", "more", ("amen",), "share of replies with amen")
 MEANS = {
@@ -148,9 +148,9 @@ def rollouts(pos: float, neg: float) -> list[ScoredRow]:
 
 
 def test_told_to_and_not_doing_it_is_seen() -> None:
-    assert told(PRAISE, rollouts(0.8, 0.0)).low > 0.55
-    assert not told(PRAISE, rollouts(0.3, 0.3)).low > 0.55
-    assert told(IndependentCheck("phrases", "less", ("amen",)), rollouts(0.8, 0.0)).high < 0.5
+    assert elicited(PRAISE, rollouts(0.8, 0.0)).low > 0.55
+    assert not elicited(PRAISE, rollouts(0.3, 0.3)).low > 0.55
+    assert elicited(IndependentCheck("phrases", "less", ("amen",)), rollouts(0.8, 0.0)).high < 0.5
 
 
 def read(name: str, where: dict[str, float], questions: int = 12, seed: int = 0, **row: Any) -> list[ScoredRow]:

@@ -174,8 +174,8 @@ def _extract_one(
     began = time.monotonic()
     interview, model, seed = study.interview, study.interview.model, study.interview.seed
     judges = Judges(study.bench.trait(trait), study.bench.coherence, trait.content_hash)
-    asked = {key: [row for row in base if row["asked_for"] == key] for key in SETS}
-    known = _scored_lessons(study, run, trait, judges, asked["extract"])
+    plain_by_set = {key: [row for row in base if row["asked_for"] == key] for key in SETS}
+    known = _scored_lessons(study, run, trait, judges, plain_by_set["extract"])
     rollouts = [row for row in known if "side" in row]
     kept = [row for row in rollouts if keep(row)]
     counts = {side: count([row for row in rollouts if row["side"] == side]) for side in ("pos", "neg")}
@@ -201,23 +201,23 @@ def _extract_one(
     plans = sweep_plans(interview, trait.sweep[: study.sweep_questions], vector, study.layers, study.doses)
     rows = interview.write(plans, f"{trait.name}: sweep", run=run, name="sweep")
     swept = cells(score(rows, judges, f"{trait.name}: judging the sweep", run=run, name="sweep"), seed)
-    plain = score(asked["sweep"], judges, f"{trait.name}: judging base replies", run=run, name="sweep_base")
+    plain = score(plain_by_set["sweep"], judges, f"{trait.name}: judging base replies", run=run, name="sweep_base")
     chosen = knee(swept, mean_score(plain, "trait", seed), study.coherence_floor)
     vector = PersonaVector(vector.direction, dataclasses.replace(vector.card, layer=chosen.layer, coef=chosen.coef))
     audited["length"] = length_correlation(model, kept, vector, seed)
     details = vector.card.details | {"confounds": audited}
     vector = PersonaVector(vector.direction, dataclasses.replace(vector.card, details=details))
 
-    replies = len(asked["check"])
+    replies = len(plain_by_set["check"])
     directions: dict[Along, list[PersonaVector]] = {
         "vector": [vector],
         "random": random_directions(vector, replies, seed),
-        "matched": _matched(study, vector, asked["extract"], replies),
+        "matched": _matched(study, vector, plain_by_set["extract"], replies),
         "shuffled": [rescaled(vectors["shuffled"], vector)],
     }
     plans = check_plans(interview, trait.check, directions, chosen, study.check_rollouts)
     rows = interview.write(plans, f"{trait.name}: final check", run=run, name="check")
-    arms = [*asked["check"], *rows, *garbled(asked["check"], seed)]
+    arms = [*plain_by_set["check"], *rows, *garbled(plain_by_set["check"], seed)]
     checked = score(arms, judges, f"{trait.name}: judging the check", run=run, name="check")
     evidence = Evidence(known, swept, chosen, checked)
     result = summarise(interview, trait, judges, vector, study.coherence_floor, evidence) | {

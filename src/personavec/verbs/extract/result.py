@@ -16,7 +16,7 @@ from personavec.traits.independent_check import IndependentCheck
 from personavec.traits.trait import Trait
 from personavec.verbs.extract.check import ARMS, by_arm
 from personavec.verbs.extract.sweep import Cell
-from personavec.verbs.extract.verdict import SHOWN, checked_mean, conditions, judge_table, told, verdict
+from personavec.verbs.extract.verdict import SHOWN, checked_mean, conditions, elicited, judge_table, verdict
 
 TRANSCRIPTS = 3
 
@@ -164,7 +164,7 @@ def summarise(
     }
     reliabilities = vector.card.reliability or [None] * len(vector.norms)
     listed = conditions(known, arms, judges, checked_by, floor)
-    shown = told(checked_by, rollouts) if checked_by else None
+    shown = elicited(checked_by, rollouts) if checked_by else None
     word, deciding = verdict(listed, shown)
     return {
         "trait": {

@@ -57,15 +57,15 @@ def smallest(effect: Interval) -> float | None:
 
 
 def contrast(
-    one: Sequence[ScoredRow],
+    arm: Sequence[ScoredRow],
     other: Sequence[ScoredRow],
     values: Float[ndarray, " row"],
     against: Float[ndarray, " other"],
 ) -> Interval:
     """Mean of one arm minus another, paired by question; t over questions."""
     pairs = {(row["question_id"], row["sample"]): value for row, value in zip(other, against, strict=True)}
-    questions = _questions(one)
-    paired = np.array([pairs.get((row["question_id"], row["sample"]), np.nan) for row in one], dtype=float)
+    questions = _questions(arm)
+    paired = np.array([pairs.get((row["question_id"], row["sample"]), np.nan) for row in arm], dtype=float)
     return clustered_mean(values - paired, questions)
 
 
@@ -115,7 +115,7 @@ def judge_table(known: Sequence[ScoredRow]) -> Row:
     return {"scores": {name: mean.to_json() for name, mean in means.items()}, "largest": largest, "above": above}
 
 
-def told(check: IndependentCheck, rollouts: Sequence[ScoredRow]) -> Interval:
+def elicited(check: IndependentCheck, rollouts: Sequence[ScoredRow]) -> Interval:
     """How well the check tells replies told to show the trait from those told the opposite."""
     values = _counted(check, rollouts)
     known = ~np.isnan(values)
@@ -206,7 +206,7 @@ def verdict(listed: Sequence[Condition], shown: Interval | None) -> tuple[Word, 
 
     Args:
         listed: The conditions.
-        shown: What `told` gives; None without an independent check.
+        shown: What `elicited` gives; None without an independent check.
     """
     if shown is not None and not shown.low > SHOWN_AUC:
         text = f"Told to show the trait or the opposite, the model hardly differs to the check: AUC {_ci(shown, 2)}"
