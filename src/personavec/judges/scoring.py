@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NotRequired, TypedDict, cast, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from personavec.errors import ConfigError, JudgeError
@@ -267,14 +267,25 @@ def column(rows: Rows, name: str) -> Float[ndarray, " row"]:
     return np.array([row[name] for row in rows], dtype=float)
 
 
-def mean_difference(rows: Rows, base: Rows, name: str, seed: int) -> Interval:
+def question_ids(rows: Rows) -> Int[ndarray, " row"]:
+    """The question that each row answers: the clusters of its intervals."""
+    return np.array([row["question_id"] for row in rows], dtype=int)
+
+
+def mean_difference(rows: Rows, base: Rows, name: str, seed: int = 0) -> Interval:  # noqa: ARG001
     """Mean of row − base where question and sample are the same; its interval is clustered by question."""
-    other = {(row["question_id"], row["sample"]): row[name] for row in base}
-    paired = np.array([other[row["question_id"], row["sample"]] for row in rows], dtype=float)
-    questions = np.array([row["question_id"] for row in rows], dtype=int)
-    return clustered_mean(column(rows, name) - paired, questions, seed)
+    return paired_difference(rows, base, column(rows, name), column(base, name))
 
 
-def mean_score(rows: Rows, name: str, seed: int) -> Interval:
+def paired_difference(
+    rows: Rows, base: Rows, values: Float[ndarray, " row"], against: Float[ndarray, " other"]
+) -> Interval:
+    """The same of any values of the rows; a row without its twin is dropped and counted."""
+    twins = {(row["question_id"], row["sample"]): value for row, value in zip(base, against, strict=True)}
+    paired = np.array([twins.get((row["question_id"], row["sample"]), np.nan) for row in rows], dtype=float)
+    return clustered_mean(values - paired, question_ids(rows))
+
+
+def mean_score(rows: Rows, name: str, seed: int = 0) -> Interval:
     """Mean of a score with its interval, clustered by question."""
-    return clustered_mean(column(rows, name), np.array([row["question_id"] for row in rows], dtype=int), seed)
+    return clustered_mean(column(rows, name), question_ids(rows), seed)

@@ -5,13 +5,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy import ndarray
 
 from personavec.judges.lessons import GROUPS
 from personavec.judges.panel import OPPOSITE, TRAIT
 from personavec.judges.scale import calibrate
-from personavec.judges.scoring import WEAK_AUC, Judges, ScoredRow
+from personavec.judges.scoring import (
+    WEAK_AUC,
+    Judges,
+    ScoredRow,
+    column,
+    mean_difference,
+    mean_score,
+    paired_difference,
+    question_ids,
+)
 from personavec.stats.intervals import FEWEST_CLUSTERS, Interval, auc_interval, clustered_mean, equivalent
 from personavec.traits.independent_check import IndependentCheck
 
@@ -56,32 +65,14 @@ def smallest(effect: Interval) -> float | None:
     return None if np.isnan(width) else round(width, 2)
 
 
-def contrast(
-    arm: Sequence[ScoredRow],
-    other: Sequence[ScoredRow],
-    values: Float[ndarray, " row"],
-    against: Float[ndarray, " other"],
-) -> Interval:
-    """Mean of one arm minus another, paired by question; t over questions."""
-    pairs = {(row["question_id"], row["sample"]): value for row, value in zip(other, against, strict=True)}
-    questions = _questions(arm)
-    paired = np.array([pairs.get((row["question_id"], row["sample"]), np.nan) for row in arm], dtype=float)
-    return clustered_mean(values - paired, questions)
+def trait_contrast(arms: Arms, first: str, second: str) -> Interval:
+    """Mean trait score of one arm minus another's, by their names; paired by question, t over questions."""
+    return mean_difference(arms[first], arms[second], "trait")
 
 
-def _questions(rows: Sequence[ScoredRow]) -> Int[ndarray, " row"]:
-    return np.array([row["question_id"] for row in rows], dtype=int)
-
-
-def trait_contrast(arms: Arms, one: str, other: str) -> Interval:
-    """The same of trait scores, by the names of the arms."""
-    columns = [np.array([row["trait"] for row in arms[name]], dtype=float) for name in (one, other)]
-    return contrast(arms[one], arms[other], *columns)
-
-
-def checked_contrast(check: IndependentCheck, arms: Arms, one: str, other: str) -> Interval:
+def checked_contrast(check: IndependentCheck, arms: Arms, first: str, second: str) -> Interval:
     """The same of the independent check, in the direction of the trait."""
-    return contrast(arms[one], arms[other], _counted(check, arms[one]), _counted(check, arms[other]))
+    return paired_difference(arms[first], arms[second], _counted(check, arms[first]), _counted(check, arms[second]))
 
 
 def _counted(check: IndependentCheck, rows: Sequence[ScoredRow]) -> Float[ndarray, " row"]:
@@ -91,7 +82,7 @@ def _counted(check: IndependentCheck, rows: Sequence[ScoredRow]) -> Float[ndarra
 
 def checked_mean(check: IndependentCheck, rows: Sequence[ScoredRow]) -> Interval:
     """Mean of what the check counts, not turned into the direction of the trait."""
-    return clustered_mean(check.sign * _counted(check, rows), _questions(rows))
+    return clustered_mean(check.sign * _counted(check, rows), question_ids(rows))
 
 
 def judge_table(known: Sequence[ScoredRow]) -> Row:
@@ -104,7 +95,7 @@ def judge_table(known: Sequence[ScoredRow]) -> Row:
         groups.setdefault(_writer(row), []).append(row)
     means = {
         name: clustered_mean(
-            np.array([row["trait"] for row in rows], dtype=float),
+            column(rows, "trait"),
             np.unique([row["question"] for row in rows], return_inverse=True)[1],
         )
         for name, rows in groups.items()
@@ -120,7 +111,7 @@ def elicited(check: IndependentCheck, rollouts: Sequence[ScoredRow]) -> Interval
     values = _counted(check, rollouts)
     known = ~np.isnan(values)
     is_pos = np.array([row["side"] == "pos" for row in rollouts])
-    questions = _questions(rollouts)
+    questions = question_ids(rollouts)
     return auc_interval(values[known], is_pos[known], questions[known])
 
 
@@ -150,10 +141,10 @@ def specificity(known: Sequence[ScoredRow], arms: Arms) -> tuple[str, Interval] 
     for persona in personas:
         scale, _ = calibrate(lessons, writers == persona, questions, groups=writers.tolist())
         over = [
-            np.array([row["trait"] for row in arms[name]], dtype=float) - 100 * scale.predict(values)
+            column(arms[name], "trait") - 100 * scale.predict(values)
             for name, values in (("steered", steered), ("base", base))
         ]
-        raised[persona] = contrast(arms["steered"], arms["base"], *over)
+        raised[persona] = paired_difference(arms["steered"], arms["base"], *over)
     closest = min(raised, key=lambda persona: raised[persona].mean)
     return closest, raised[closest]
 
@@ -245,13 +236,7 @@ def _more_than_damage(arms: Arms, check: IndependentCheck | None) -> Condition:
 
 
 def _coherent(arms: Arms, floor: float) -> Condition:
-    up, down = (
-        clustered_mean(
-            np.array([row["coherence"] for row in arms[name]], dtype=float),
-            _questions(arms[name]),
-        )
-        for name in ("steered", "suppressed")
-    )
+    up, down = (mean_score(arms[name], "coherence") for name in ("steered", "suppressed"))
     holds = up.mean >= floor and down.mean >= floor
     text = f"Replies stay coherent: {_ci(up)} steered, {_ci(down)} suppressed, floor {floor:g}"
     return Condition("coherent", text, holds, not holds)
