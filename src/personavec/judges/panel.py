@@ -23,6 +23,8 @@ from personavec.traits.trait import Side, Trait
 
 READERS: dict[Side, int] = {"pos": 2, "neg": 1}
 """Instructions of the trait that read a reply: further ones cost time and hardly separate better."""
+OTHER_READERS = 3
+"""Personas that read a reply, of those that can: with five, judges told traits apart no better."""
 TRAIT, OPPOSITE, WORST = "trait", "opposite", "worst"
 """Features of a reply besides those of the personas."""
 
@@ -37,7 +39,7 @@ class PanelJudge:
 
     def __init__(self, model: ChatModel, trait: Trait, plain: PlainReader) -> None:
         self._model, self._trait, self._plain = model, trait, plain
-        self._panel = tuple(persona for persona in panel(trait) if persona.reads)
+        self._panel = tuple(persona for persona in panel(trait) if persona.reads)[:OTHER_READERS]
         self._readers = {side: min(count, len(trait.pairs) - 1) for side, count in READERS.items()}
         self.id = f"panel:{model.identity.id}"
         self.steps = sum(self._readers.values()) + len(self._panel)

@@ -86,7 +86,7 @@ def extract(
     layers: Annotated[Sequence[int], EACH_ONCE] = (),
     doses: Annotated[Sequence[float], DOSES] = (0.1, 0.2, 0.3),
     sweep_questions: Annotated[int, at_least(2)] = 10,
-    check_rollouts: Count = 4,
+    check_rollouts: Count = 3,
     confounds: Handling = "report",
     coherence_floor: Percent = 75.0,
     seed: Seed = 0,

@@ -40,7 +40,7 @@ class ExtractConfig(Judging, Writing, Common):
     """Doses the sweep tries at every layer, as shares of the activation norm."""
     sweep_questions: Annotated[int, at_least(2)] = 10
     """Of the trait's questions for the sweep, how many it asks at every layer and dose."""
-    check_rollouts: Count = 4
+    check_rollouts: Count = 3
     """Replies per held-out question in every arm of the final check."""
     confounds: Literal["report", "match", "residualise"] = "report"
     """Length of replies: only report it, match it between the two sides, or take away what it explains."""
