@@ -12,7 +12,7 @@ from personavec.judges.fluency import FluencyJudge
 from personavec.judges.garble import garble
 from personavec.judges.lessons import Lessons, lessons
 from personavec.judges.load import load_bench
-from personavec.judges.panel import PanelJudge
+from personavec.judges.panel import OTHER_READERS, PanelJudge
 from personavec.judges.personas import every_persona, panel
 from personavec.judges.plain import PlainReader
 from personavec.judges.scale import LogisticScale
@@ -78,7 +78,8 @@ def one_by_one(model: ChatModel, question: str, answer: str, after: int) -> list
     first, second = (TRAIT.pairs[(after + step) % 3] for step in (1, 2))
     sides = [[first.pos, second.pos], [first.neg]]
     read = [np.mean([mean_logprob(model, text, question, answer) for text in texts]) for texts in sides]
-    personas = [mean_logprob(model, persona.reads, question, answer) for persona in panel(TRAIT) if persona.reads]
+    reading = [persona.reads for persona in panel(TRAIT) if persona.reads][:OTHER_READERS]
+    personas = [mean_logprob(model, text, question, answer) for text in reading]
     return [*(float(value) - plain for value in [*read, *personas]), plain]
 
 
@@ -90,9 +91,7 @@ def flat(row: Sequence[float]) -> list[float]:
 def test_judge_evidence_equals_scoring_one_by_one(model: ChatModel) -> None:
     after = [0, 1, 2, 2]
     evidence = judge_of(model).evidence(QUESTIONS, ANSWERS, after, quiet)
-    assert (
-        evidence.shape == (4, 4 + sum(bool(persona.reads) for persona in panel(TRAIT))) and np.isnan(evidence[2]).all()
-    )
+    assert evidence.shape == (4, 4 + OTHER_READERS) and np.isnan(evidence[2]).all()
     for row in (0, 1, 3):
         wanted = one_by_one(model, QUESTIONS[row], ANSWERS[row], after[row])
         assert flat(evidence[row]) == pytest.approx(wanted, abs=1e-5)
@@ -141,7 +140,7 @@ def test_equal_questions_are_read_by_equal_pairs(model: ChatModel) -> None:
 
 def test_a_judge_with_two_pairs_leaves_out_the_writer(model: ChatModel) -> None:
     few = replace(TRAIT, pairs=TRAIT.pairs[:2])
-    assert PanelJudge(model, few, PlainReader(model, "template")).steps == 2 + sum(bool(p.reads) for p in panel(few))
+    assert PanelJudge(model, few, PlainReader(model, "template")).steps == 2 + OTHER_READERS
 
 
 # personas
@@ -151,6 +150,7 @@ def test_no_persona_sits_on_the_panel_of_a_trait_it_resembles() -> None:
     for name in builtin_names():
         seated = {persona.name for persona in panel(load_trait(name))}
         assert len(seated) >= 8
+        assert sum(bool(persona.reads) for persona in panel(load_trait(name))) >= OTHER_READERS
         assert not seated & {persona.name for persona in every_persona() if name in persona.near}
     assert {name for persona in every_persona() for name in persona.near} <= {*builtin_names()}
 

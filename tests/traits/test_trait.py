@@ -14,7 +14,8 @@ from personavec.traits.load import builtin_names, load_trait
 from personavec.traits.trait import Pair, Trait
 
 SEVEN = {"apathetic", "evil", "hallucinating", "humorous", "impolite", "optimistic", "sycophantic"}
-BUILT_IN = tuple(sorted({*SEVEN, "devout", "materialistic", "poetic", "superstitious"}))
+OURS = {"devout", "environmentalist", "fearful", "materialistic", "nostalgic", "poetic", "superstitious"}
+BUILT_IN = tuple(sorted(OURS.union(SEVEN)))
 
 SMALL = Trait(
     name="terse",
@@ -53,7 +54,7 @@ def every_question(trait: Trait) -> tuple[str, ...]:
     return trait.extract + trait.sweep + trait.check
 
 
-def test_the_traits_of_the_paper_and_four_more_are_built_in() -> None:
+def test_the_traits_of_the_paper_and_seven_of_our_own_are_built_in() -> None:
     assert builtin_names() == BUILT_IN
 
 
