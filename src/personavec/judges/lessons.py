@@ -13,7 +13,7 @@ from personavec.judges.garble import garble
 from personavec.judges.personas import panel
 from personavec.runs.run import Run
 from personavec.stats.intervals import Interval, auc_interval
-from personavec.steering.rollouts import Interview, ReplyRow
+from personavec.steering.rollouts import Interview, Plan, ReplyRow
 from personavec.traits.trait import Trait
 
 POS = "pos"
@@ -92,10 +92,15 @@ def lessons(
         base: Replies to the same questions without an instruction.
         run: Keeps the other personas' replies in others.jsonl.
     """
-    seated = panel(trait)
-    plans = [
+    others = interview.write(persona_plans(interview, trait), f"{trait.name}: other personas", run=run, name="others")
+    return Lessons((*rollouts, *base, *others, *garbled(base, interview.seed)))
+
+
+def persona_plans(interview: Interview, trait: Trait) -> list[Plan]:
+    """What the other personas are asked: some of the trait's extraction questions."""
+    return [
         plan
-        for place, persona in enumerate(seated)
+        for place, persona in enumerate(panel(trait))
         for plan in interview.answers(
             trait.extract[place % 2 :: 2][:QUESTIONS_PER_PERSONA],
             1,
@@ -104,8 +109,6 @@ def lessons(
             systems=(persona.writes,),
         )
     ]
-    others = interview.write(plans, f"{trait.name}: other personas", run=run, name="others")
-    return Lessons((*rollouts, *base, *others, *garbled(base, interview.seed)))
 
 
 def garbled(rows: Sequence[ReplyRow], seed: int) -> list[ReplyRow]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack, overload
 
 from personavec.errors import DataError, JudgeError, ModelError
-from personavec.judges.lessons import BASE_ROLLOUTS, garbled, lessons
+from personavec.judges.fluency import FluencyJudge
+from personavec.judges.lessons import BASE_ROLLOUTS, garbled, lessons, persona_plans
 from personavec.judges.load import Bench, bench_of
 from personavec.judges.scoring import (
     Judges,
@@ -31,9 +32,10 @@ from personavec.steering.rollouts import Interview, ReplyOptions, ReplyRow
 from personavec.steering.vector import Card, PersonaVector, load_vector
 from personavec.traits.load import load_traits
 from personavec.traits.trait import SETS, Trait
-from personavec.verbs.extract.check import Along, check_plans
+from personavec.verbs.extract.check import ARMS, Along, check_plans
 from personavec.verbs.extract.confounds import audit, length_correlation, matched
 from personavec.verbs.extract.difference import difference_in_means
+from personavec.verbs.extract.outlook import Outlook, Work
 from personavec.verbs.extract.result import Evidence, Extraction, Extractions, summarise
 from personavec.verbs.extract.sweep import cells, knee, sweep_plans, swept_layers
 
@@ -136,6 +138,7 @@ def extract(
     inputs |= {"model": model.identity.revision, "judge": bench.fingerprint, "numbers": model.numbers}
     run = Run.open(store, chosen | interview.options, inputs)
 
+    ahead = _outlook(study, run, loaded)
     base = _base_replies(study, run, loaded)
     lesson = [row for row in base if row["asked_for"] == "extract"]
     if not run.done("coherence.json"):
@@ -145,13 +148,15 @@ def extract(
     if not run.done("norms.json"):
         run.write_json("norms.json", activation_norms(model, [row for row in lesson if row["response"]]))
     norms = tuple(run.read_json("norms.json"))
+    for trait in loaded:
+        ahead.done(f"{trait.name}: base replies")
 
     done: list[Extraction] = []
     failed: list[dict[str, str]] = []
     for trait in loaded:
         replies = [row for row in base if row["trait_name"] == trait.name]
         try:
-            done.append(_extract_one(study, run.part(trait.name), trait, replies, norms))
+            done.append(_extract_one(study, run.part(trait.name), trait, replies, norms, ahead))
         except (DataError, JudgeError, ModelError) as error:  # of this trait alone: the others go on
             if single:
                 raise
@@ -166,7 +171,7 @@ def extract(
 
 
 def _extract_one(
-    study: Extracting, run: Run, trait: Trait, base: Sequence[ReplyRow], norms: tuple[float, ...]
+    study: Extracting, run: Run, trait: Trait, base: Sequence[ReplyRow], norms: tuple[float, ...], ahead: Outlook
 ) -> Extraction:
     """One trait: rollouts, scores, vectors, sweep, check, result."""
     if run.done("result.json"):
@@ -176,6 +181,7 @@ def _extract_one(
     judges = Judges(study.bench.trait(trait), study.bench.coherence, trait.content_hash)
     plain_by_set = {key: [row for row in base if row["asked_for"] == key] for key in SETS}
     known = _scored_lessons(study, run, trait, judges, plain_by_set["extract"])
+    ahead.done(f"{trait.name}: rollouts")
     rollouts = [row for row in known if "side" in row]
     kept = [row for row in rollouts if keep(row)]
     counts = {side: count([row for row in rollouts if row["side"] == side]) for side in ("pos", "neg")}
@@ -197,11 +203,13 @@ def _extract_one(
             )
     vectors = _vectors(study, run, trait, judges, kept, counts, norms)
     vector = vectors["response avg"]
+    ahead.done(f"{trait.name}: vector")
 
     plans = sweep_plans(interview, trait.sweep[: study.sweep_questions], vector, study.layers, study.doses)
     rows = interview.write(plans, f"{trait.name}: sweep", run=run, name="sweep")
     swept = cells(score(rows, judges, f"{trait.name}: judging the sweep", run=run, name="sweep"), seed)
     plain = score(plain_by_set["sweep"], judges, f"{trait.name}: judging base replies", run=run, name="sweep_base")
+    ahead.done(f"{trait.name}: sweep")
     chosen = knee(swept, mean_score(plain, "trait", seed), study.coherence_floor)
     vector = PersonaVector(vector.direction, dataclasses.replace(vector.card, layer=chosen.layer, coef=chosen.coef))
     audited["length"] = length_correlation(model, kept, vector, seed)
@@ -231,6 +239,29 @@ def _extract_one(
     vector.save(run.path(f"{FILES['response avg']}.safetensors"))
     run.write_json("result.json", result)
     return Extraction.of(result, vector, run)
+
+
+def _outlook(study: Extracting, run: Run, traits: Sequence[Trait]) -> Outlook:
+    """What is left to do, part by part, and how long it takes here; a judge that is asked elsewhere is not counted."""
+    parts: dict[str, Work] = {}
+    for trait in traits:
+        part = run.part(trait.name)
+        if part.done("result.json"):
+            continue
+        reads = study.bench.trait(trait).steps + study.bench.coherence.steps if study.bench.spec == "panel" else 0
+        base, swept = len(trait.extract) * BASE_ROLLOUTS, len(trait.sweep[: study.sweep_questions])
+        told = len(study.interview.contrastive(trait, study.rollouts)) + len(persona_plans(study.interview, trait))
+        cells, checked = len(study.layers) * len(study.doses) * swept, len(trait.check) * study.check_rollouts
+        if not run.done("norms.json"):
+            parts[f"{trait.name}: base replies"] = Work(base + swept + checked, (FluencyJudge.copies + 1) * base)
+        if not part.done("judge.json"):
+            parts[f"{trait.name}: rollouts"] = Work(told, reads * (told + 2 * base))
+        if not part.done(f"{FILES['response avg']}.safetensors"):
+            parts[f"{trait.name}: vector"] = Work(0, told)
+        steered = sum(arm.share != 0 for arm in ARMS)
+        parts[f"{trait.name}: sweep"] = Work(cells, reads * (cells + swept))
+        parts[f"{trait.name}: check"] = Work(checked * steered, reads * checked * len(ARMS))
+    return Outlook(parts, study.interview, traits[0].extract)
 
 
 def _scored_lessons(

@@ -199,10 +199,13 @@ def verdict(listed: Sequence[Condition], shown: Interval | None) -> tuple[Word, 
         listed: The conditions.
         shown: What `elicited` gives; None without an independent check.
     """
+    failing = [condition for condition in listed if not condition.holds]
+    too_few = [condition for condition in failing if condition.name == "questions"]
+    if too_few:  # neither a proof nor a refutation
+        return "inconclusive", too_few[0].text
     if shown is not None and not shown.low > SHOWN_AUC:
         text = f"Told to show the trait or the opposite, the model hardly differs to the check: AUC {_ci(shown, 2)}"
         return SHOWN, text
-    failing = [condition for condition in listed if not condition.holds]
     refuted = [condition for condition in failing if condition.refuted]
     if refuted:
         return "not proven", refuted[0].text
