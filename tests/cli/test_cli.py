@@ -228,12 +228,14 @@ def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
     summary.extract(
         ExtractConfig(model="a/b"),
         {"traits": [trait], "failed": [{"trait": "odd", "error": "no replies"}], "report": "r.html", "seconds": 61.2}
+        | {"judge_by_trait": {"above": {"evil": {"largest": "impolite", "difference": ESTIMATE}}}}
         | {"judge_usage": {"calls": 1200, "retries": 3, "failed": 1, "cached": 7, "tokens": 5000}},
     )
     text = said(console)
     assert "half steered: no trait score for 2 refused" in text
     assert "1,200 calls (3 of them retries, 1 failed), 5,000 tokens; 7 answers from the cache" in text
     assert "against it: It is bad." in text and "good" not in text
+    assert "judge of evil: its own replies score 50.0 [40.0, 60.0] above those of impolite" in text
     assert "not proven" in text and "50.0 [40.0, 60.0]" in text and "–" in text and "80 + 90 replies" in text
     assert "--model a/b --steer 'runs/a long/vector.safetensors:1.5@9'" in text and "61 seconds" in text
 

@@ -290,6 +290,23 @@ def test_index_lists_all_traits(tmp_path: Path) -> None:
     assert "1 of 2 persona vectors proven" in index and "http" not in index.replace("http-equiv", "")
 
 
+def test_index_shows_which_judge_knows_its_own_trait(tmp_path: Path) -> None:
+    mean = {"mean": 80.0, "ci": [75.0, 85.0], "n": 20, "dropped": 0, "clusters": 20}
+    low = mean | {"mean": 2.0, "ci": [-3.0, 7.0]}
+    among = {
+        "scores": {"optimistic": {"optimistic": mean, "evil": low}, "evil": {"optimistic": mean, "evil": mean}},
+        "above": {
+            "optimistic": {"largest": "evil", "difference": mean},
+            "evil": {"largest": "optimistic", "difference": low},
+        },
+    }
+    each = [make_result(name) for name in ("optimistic", "evil")]
+    index = write_index(tmp_path, each, (), among).read_text(encoding="utf-8")
+    assert '<td class="n yes">80.0 [75.0, 85.0] (evil)</td>' in index
+    assert '<td class="n no">2.0 [-3.0, 7.0] (optimistic)</td>' in index
+    assert "know its own" not in write_index(tmp_path, each).read_text(encoding="utf-8")
+
+
 def test_a_notebook_sees_the_dose_response_and_nothing_of_a_reply_as_a_tag() -> None:
     result = make_result(proven=True)
     result["transcripts"][0]["steered"] = "<script>alert(1)</script>"

@@ -47,6 +47,9 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
         say(f"vector: {trait['vector']}\nreport: {trait['report']}", markup=False)
         say(f"next: personavec chat --model {shlex.quote(config.model)} --steer {steering}", markup=False)
     if len(result["traits"]) + len(result["failed"]) > 1:
+        for name, above in ((result["judge_by_trait"] or {}).get("above") or {}).items():
+            difference = estimate(above["difference"])
+            say(f"judge of {name}: its own replies score {difference} above those of {above['largest']}")
         say(f"all traits: {result['report']}", markup=False)
     judge_usage(result)
     say(f"{result['seconds']:.0f} seconds")

@@ -66,16 +66,19 @@ def write(details: Json, folder: Path) -> Path:
     )
 
 
-def write_index(folder: Path, each: Sequence[Json], failed: Sequence[Mapping[str, str]] = ()) -> Path:
+def write_index(
+    folder: Path, each: Sequence[Json], failed: Sequence[Mapping[str, str]] = (), among: Json | None = None
+) -> Path:
     """Write index.html, one row a trait; returns its path.
 
     Args:
         folder: The run; each trait's page lies in a folder of its name.
         each: Content of each trait's result.json.
         failed: `trait` and `error` of those that came to no result.
+        among: What `judge_by_trait` found; None of a single trait.
     """
     rows = [(details, {row["arm"]: row["trait"] for row in details["check"]}) for details in each]
-    return render(folder / "index.html", "index.html", rows=rows, failed=failed)
+    return render(folder / "index.html", "index.html", rows=rows, failed=failed, among=among)
 
 
 def notebook(details: Json) -> str:

@@ -32,6 +32,7 @@ from personavec.steering.rollouts import Interview, ReplyOptions, ReplyRow
 from personavec.steering.vector import Card, PersonaVector, load_vector
 from personavec.traits.load import load_traits
 from personavec.traits.trait import SETS, Trait
+from personavec.verbs.extract.across import judge_by_trait
 from personavec.verbs.extract.check import ARMS, Along, check_plans
 from personavec.verbs.extract.confounds import audit, length_correlation, matched
 from personavec.verbs.extract.difference import difference_in_means
@@ -163,10 +164,17 @@ def extract(
             failed.append({"trait": trait.name, "error": str(error)})
     if not done:
         raise DataError(" – ".join(failure["error"] for failure in failed))
+    came_out = {extraction.data["trait"] for extraction in done}
+    among = judge_by_trait(bench, run, [trait for trait in loaded if trait.name in came_out])
     run.finish()
     if single:
         return done[0]
-    shared = {"out": run.shown(), "judge_usage": bench.usage, "seconds": round(time.monotonic() - began, 1)}
+    shared = {
+        "judge_by_trait": among,
+        "out": run.shown(),
+        "judge_usage": bench.usage,
+        "seconds": round(time.monotonic() - began, 1),
+    }
     return Extractions({"traits": [each.to_dict() for each in done], "failed": failed, **shared}, tuple(done))
 
 

@@ -127,7 +127,9 @@ class Extractions(Result):
         shown = reports[0]
         if len(traits) + len(self.data["failed"]) > 1:
             details = [extraction.details for extraction in self.each]
-            shown = self.drawing.write_index(self.place(path), details, self.data["failed"])
+            shown = self.drawing.write_index(
+                self.place(path), details, self.data["failed"], self.data["judge_by_trait"]
+            )
         return self.to_dict() | {"traits": traits, "report": str(shown)}
 
     def lines(self) -> list[tuple[str, str]]:
