@@ -113,14 +113,23 @@ def scaled(judges: Judges, judge: str, card: Card, name: str) -> Judges:
         JudgeError: It is of another judge.
     """
     if judge.startswith("panel"):
-        learned = card.details.get("judge")
-        if learned is None:
-            raise ConfigError(
-                f"expected the scale of a judge in the card of {name}, got none; choose --judge openai:MODEL or "
-                "hf:MODEL, which need none"
-            )
-        judges.restore(learned, f"the card of {name}")
+        judges.restore(learned_scales(card, name), f"the card of {name}")
     return judges
+
+
+def learned_scales(card: Card, name: str) -> Row:
+    """The scales of both judges in a vector's card.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    learned: Row | None = card.details.get("judge")
+    if learned is None:
+        raise ConfigError(
+            f"expected the scale of a judge in the card of {name}, got none; choose --judge openai:MODEL or "
+            "hf:MODEL, which need none"
+        )
+    return learned
 
 
 def scale(judge: Judge) -> Row:

@@ -10,6 +10,8 @@ from personavec.errors import TraitError
 
 Kind = Literal["sentiment", "phrases", "length"]
 Direction = Literal["more", "less"]
+RELEVANT: dict[str, float] = {"sentiment": 0.05, "phrases": 0.05, "length": 2.0}
+"""Differences below these are none, in units of each kind: a twentieth of the scale, and two words."""
 UNITS: dict[str, str] = {"sentiment": "sentiment, -1 to 1", "phrases": "share of replies", "length": "words"}
 
 

@@ -200,7 +200,7 @@ def summarise(
             )
         ],
         "confounds": vector.card.details["confounds"],
-        "pairwise_cosine": vector.card.details.get("pairwise_cosine"),
+        **{name: vector.card.details.get(name) for name in ("pairwise_cosine", "instruction_agreement")},
         "sweep": {
             "floor": floor,
             "cells": [

@@ -22,7 +22,7 @@ from personavec.judges.scoring import (
     question_ids,
 )
 from personavec.stats.intervals import FEWEST_CLUSTERS, Interval, auc_interval, clustered_mean, equivalent
-from personavec.traits.independent_check import IndependentCheck
+from personavec.traits.independent_check import RELEVANT, IndependentCheck
 
 Row = dict[str, Any]
 Arms = Mapping[str, Sequence[ScoredRow]]
@@ -31,8 +31,9 @@ Word = Literal["proven", "not proven", "inconclusive", "not shown by this model"
 SHOWN: Word = "not shown by this model"
 EQUIVALENT = 1 / 3
 """Share of the steered effect that random directions may bring."""
-RELEVANT = {"score": 5.0, "check": 0.05}
-"""Effects below it are no effects: an interval that stays under it refutes, a wider one leaves the question open."""
+RELEVANT_SCORE = 5.0
+"""Effects below it, or below the check's `RELEVANT`, are none: an interval that stays under it refutes, a wider one
+leaves the question open."""
 SHOWN_AUC = 0.55
 """How well the independent check must tell replies told to show the trait from those told the opposite, at least."""
 SIDES = {"pos": TRAIT, "neg": OPPOSITE}
@@ -181,7 +182,7 @@ def conditions(
         listed.append(_above("specific", f"It raises the trait more than any other persona (next: {persona})", gain))
     if check is not None:
         moved = checked_contrast(check, arms, "steered", "base")
-        listed.append(_above("independent", f"The independent check rises as well ({check.unit})", moved, "check"))
+        listed.append(_above("independent", f"The independent check rises as well ({check.unit})", moved, check))
     questions = len({row["question_id"] for row in arms["base"]})
     enough = questions >= FEWEST_CLUSTERS
     return [
@@ -214,9 +215,9 @@ def verdict(listed: Sequence[Condition], shown: Interval | None) -> tuple[Word, 
     return "proven", "Every condition holds"
 
 
-def _above(name: str, text: str, effect: Interval, of: Literal["score", "check"] = "score") -> Condition:
-    digits = 1 if of == "score" else 2
-    refuted = effect.high < RELEVANT[of] and not effect.low > 0
+def _above(name: str, text: str, effect: Interval, check: IndependentCheck | None = None) -> Condition:
+    relevant, digits = (RELEVANT_SCORE, 1) if check is None else (RELEVANT[check.kind], 2)
+    refuted = effect.high < relevant and not effect.low > 0
     return Condition(name, f"{text}: {_ci(effect, digits)}", effect.low > 0, refuted, effect)
 
 
@@ -235,7 +236,7 @@ def _more_than_damage(arms: Arms, check: IndependentCheck | None) -> Condition:
         return _above("beyond damage", "Subtracting does more than damage, garbled − suppressed", below)
     moved = checked_contrast(check, arms, "base", "suppressed")
     text = f"Subtracting does more than damage: garbled − suppressed {_ci(below)}, or base − suppressed to the check"
-    return _above("beyond damage", text, moved, "check")
+    return _above("beyond damage", text, moved, check)
 
 
 def _coherent(arms: Arms, floor: float) -> Condition:

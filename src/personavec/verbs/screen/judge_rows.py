@@ -12,10 +12,10 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from personavec.data.sample import Sample
-from personavec.errors import ConfigError, JudgeError
+from personavec.errors import JudgeError
 from personavec.judges.judge import TraitJudge
 from personavec.judges.load import Bench
-from personavec.judges.scoring import take_scale
+from personavec.judges.scoring import learned_scales, take_scale
 from personavec.runs.progress import stage
 from personavec.runs.run import Row
 from personavec.steering.vector import PersonaVector
@@ -43,14 +43,8 @@ def load_judges(
     judges = {}
     for vector, name in zip(vectors, names, strict=True):
         judge = bench.trait(trait_of(vector.card.trait, traits))
-        learned = vector.card.details.get("judge", {}).get("trait")
         if bench.spec.startswith("panel"):
-            if learned is None:
-                raise ConfigError(
-                    f"expected the scale of a judge in the card of {name}, got none; choose --judge openai:MODEL or "
-                    "hf:MODEL, which need none"
-                )
-            take_scale(judge, learned, f"the card of {name}")
+            take_scale(judge, learned_scales(vector.card, name).get("trait"), f"the card of {name}")
         judges[name] = judge
     return judges
 
