@@ -46,6 +46,8 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
                 say(f"against it: {condition['text']}", markup=False)
         steering = shlex.quote(f"{trait['vector']}:{trait['coef']:.3g}@{trait['layer']}")
         say(f"vector: {trait['vector']}\nreport: {trait['report']}", markup=False)
+        if trait["sheet"]:
+            say(f"for blind readers: {trait['sheet']}", markup=False)
         say(f"next: personavec chat --model {shlex.quote(config.model)} --steer {steering}", markup=False)
     if len(result["traits"]) + len(result["failed"]) > 1:
         say(f"all traits: {result['report']}", markup=False)

@@ -74,7 +74,8 @@ def write_twins(path: Path, steered: Rows, base: Rows, adjective: str, seed: int
         seed: Of the choice and the order.
 
     Returns:
-        `pairs` as the sheet shows them, and how many were left out because their texts are `equal` or one is `empty`.
+        `pairs` as the sheet shows them, its `column` for answers, and how many pairs were left out because their texts
+        are `equal` or one is `empty`.
     """
     plain = {(row["question_id"], row["sample"]): row for row in base}
     twins = [(row, plain[at]) for row in steered if (at := (row["question_id"], row["sample"])) in plain]
@@ -83,7 +84,7 @@ def write_twins(path: Path, steered: Rows, base: Rows, adjective: str, seed: int
     equal = [first == second and bool(first) for first, second in texts]
     pairs = [pair for pair, *left_out in zip(twins, empty, equal, strict=True) if not any(left_out)]
     shown = _write(path, pairs, TWINS, adjective, np.random.default_rng(seed), "steered")
-    return {"pairs": shown, "equal": sum(equal), "empty": sum(empty)}
+    return {"column": _column(adjective), "pairs": shown, "equal": sum(equal), "empty": sum(empty)}
 
 
 def sheet_files(path: Path) -> dict[str, str]:
@@ -179,8 +180,12 @@ def _write(
         key.append({"pair": number, "text": _digest(row)} | where | scores | {"judge": pair[0]["judge"]})
     if not path.exists():  # else somebody may have filled it in
         write_file(_key(path), _csv(key))
-        write_file(path, _csv([{**row, f"{ASKED} {adjective} (1 or 2)": ""} for row in shown]))
+        write_file(path, _csv([{**row, _column(adjective): ""} for row in shown]))
     return shown
+
+
+def _column(adjective: str) -> str:
+    return f"{ASKED} {adjective} (1 or 2)"
 
 
 def _digest(row: Mapping[str, Any]) -> str:
