@@ -26,7 +26,7 @@ def made(folder: Path, seed: int = 0, swapped: bool = False, pairs: int = 5) -> 
         for text, score in (("Sure", 71.25), ("Well", 23.5))
     ]
     sheet = write_twins(folder / "sheet.csv", *(arms[::-1] if swapped else arms), "warm", seed)
-    return render(folder / "sheet.html", "sheet.html", trait=TRAIT, sheet=sheet)
+    return render(folder / "sheet.html", "sheet.html", trait=TRAIT, sheet=sheet, harmful=False)
 
 
 def places(folder: Path) -> list[str]:

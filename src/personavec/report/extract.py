@@ -56,16 +56,16 @@ def write(details: Json, folder: Path) -> Path:
         details: Content of the trait's result.json, and of sheet.json as `sheet`.
         folder: Where they go.
     """
-    sheet = details.get("sheet")
+    sheet, harmful = details.get("sheet"), details["trait"]["name"] in HIDDEN_TRAITS
     if sheet and sheet["pairs"]:
-        render(folder / "sheet.html", "sheet.html", trait=details["trait"], sheet=sheet)
+        render(folder / "sheet.html", "sheet.html", trait=details["trait"], sheet=sheet, harmful=harmful)
     return render(
         folder / "report.html",
         "extract.html",
         result=details,
         pairs=len(sheet["pairs"]) if sheet else 0,
         arms={row["arm"]: row for row in details["check"]},
-        hide_transcripts=details["trait"]["name"] in HIDDEN_TRAITS,
+        hide_transcripts=harmful,
         **drawn(folder, _charts(details)),
     )
 
