@@ -221,7 +221,7 @@ def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
         "coherence": arms,
         "unscored": {"half_steered": {"trait": {"empty": 0, "refused": 2}, "coherence": {"empty": 0}}},
     }
-    trait |= {"random_control": ESTIMATE | {"mean": None}, "judge_auc": ESTIMATE, "report": "r.html"}
+    trait |= {"random_control": ESTIMATE | {"mean": None}, "judge_auc": ESTIMATE, "report": "r.html", "sheet": "s.html"}
     console = rich.console.Console(file=io.StringIO(), width=60, highlight=False)
     for module in (lines, summary):
         monkeypatch.setattr(module, "console", console)
@@ -232,7 +232,7 @@ def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
         | {"judge_usage": {"calls": 1200, "retries": 3, "failed": 1, "cached": 7, "tokens": 5000}},
     )
     text = said(console)
-    assert "half steered: no trait score for 2 refused" in text
+    assert "half steered: no trait score for 2 refused" in text and "for blind readers: s.html" in text
     assert "1,200 calls (3 of them retries, 1 failed), 5,000 tokens; 7 answers from the cache" in text
     assert "against it: It is bad." in text and "good" not in text
     assert "judge of evil: its own replies score 50.0 [40.0, 60.0] above those of impolite" in text

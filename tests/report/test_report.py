@@ -225,6 +225,14 @@ def test_evil_replies_wait_for_a_click(evil_page: str, page: str) -> None:
     assert other and "<details>" not in other[0]
 
 
+def test_the_page_names_the_sheet_for_blind_readers(page: str, tmp_path: Path) -> None:
+    pairs = [{"pair": 1, "question": "Why?", "reply_1": "So.", "reply_2": ATTACK}]
+    linked = write(tmp_path, make_result() | {"sheet": {"column": "more optimistic (1 or 2)", "pairs": pairs}})
+    assert linked.count('href="sheet.html"') == 1 and (tmp_path / "sheet.html").exists()
+    assert 'href="sheet.html"' not in page
+    assert 'href="sheet.html"' not in write(tmp_path, make_result() | {"sheet": {"column": "", "pairs": []}})
+
+
 def test_charts_are_images(folder: Path, page: str) -> None:
     for name in specs_of(page):
         png = (folder / "charts" / f"{name}.png").read_bytes()

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from personavec.cli.demo import DemoConfig
 from personavec.cli.lines import Json, console, estimate, headed, judge_usage, not_scored, say
+from personavec.runs.show import interval
 from personavec.verbs.evaluate.options import EvaluateConfig, VerifyConfig
 from personavec.verbs.extract.options import ExtractConfig
 
@@ -45,6 +46,8 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
                 say(f"against it: {condition['text']}", markup=False)
         steering = shlex.quote(f"{trait['vector']}:{trait['coef']:.3g}@{trait['layer']}")
         say(f"vector: {trait['vector']}\nreport: {trait['report']}", markup=False)
+        if trait["sheet"]:
+            say(f"for blind readers: {trait['sheet']}", markup=False)
         say(f"next: personavec chat --model {shlex.quote(config.model)} --steer {steering}", markup=False)
     if len(result["traits"]) + len(result["failed"]) > 1:
         for name, above in ((result["judge_by_trait"] or {}).get("above") or {}).items():
@@ -60,8 +63,8 @@ demo = extract
 
 def evaluate(config: EvaluateConfig, result: Json) -> None:
     """Trait score and coherence, beside the plain model's where something was changed."""
-    if config.sheet is not None:
-        _sheet(result)
+    if config.sheet:
+        _sheets(result)
         return
     changes = ", ".join([*([f"adapter {config.adapter}"] if config.adapter else []), *config.steer])
     say(f"{result['trait']} on {config.model}{changes and f' with {changes}'}", markup=False)
@@ -94,18 +97,29 @@ def evaluate(config: EvaluateConfig, result: Json) -> None:
     say(f"{result['seconds']:.0f} seconds")
 
 
-def _sheet(result: Json) -> None:
-    """How often people said what the judge had said."""
-    agreed = result["agreement"]
-    share, low, high = (f"{100 * value:.1f}" for value in (agreed["mean"], *agreed["ci"]))
-    left = [f"{agreed['dropped']} left blank"] * bool(agreed["dropped"])
-    left += [f"{result['missing']} rows missing"] * bool(result["missing"])
-    note = f" ({', '.join(left)})" if left else ""
-    say(f"people agree with the judge on {share}% [{low}, {high}] of {agreed['n']} pairs{note}")
+def _sheets(result: Json) -> None:
+    """What each reader chose, and how far readers and judge agree."""
+    for reader in result["readers"]:
+        name = f"reader {reader['reader']}"
+        if reader["steered_chosen"]:
+            say(f"{name} chose the steered reply in {_share(reader['steered_chosen'])}", markup=False)
+        say(f"{name} agrees with the judge ({result['judge']}) in {_share(reader['judge_agreement'])}", markup=False)
+        for what in ("cannot_tell", "missing"):
+            if reader[what]:
+                say(f"{name}, {what.replace('_', ' ')}: {reader[what]} of {result['pairs']} pairs", markup=False)
+    for pair in result["between"]:
+        kappa = estimate(pair["kappa"] | {"dropped": 0}, 2)
+        say(f"readers {' and '.join(pair['readers'])} agree in {_share(pair['equal'])}, kappa {kappa}", markup=False)
+
+
+def _share(share: Json) -> str:
+    """A share of pairs with its interval, in percent."""
+    scaled = {"mean": share["mean"] and 100 * share["mean"], "ci": [end and 100 * end for end in share["ci"]]}
+    return f"{interval(scaled)} of {share['n']} pairs".replace(" [", "% [", 1)
 
 
 def _agreement(result: Json) -> None:
-    """Two judges of the same replies, and the sheet for people."""
+    """Two judges of the same replies, and the sheet for readers."""
     compared, sheet = result["agreement"], result["sheet"]
     trait, above = compared["trait"], compared["trait"]["above_50"]
     table = headed("two judges", "AUC")
@@ -124,7 +138,7 @@ def _agreement(result: Json) -> None:
         f"{above['second_only']}, to neither {above['neither']}: kappa {kappa}"
     )
     note = (
-        f"{sheet['pairs']} pairs of replies for people: {sheet['sheet']}" if sheet["pairs"] else "no pairs for people"
+        f"{sheet['pairs']} pairs of replies for readers: {sheet['sheet']}" if sheet["pairs"] else "no pairs for readers"
     )
     say(f"{note} ({sheet['questions_without_pair']} questions had none above 80 beside one below 20)", markup=False)
 

@@ -1,1 +1,1 @@
-"""Data sets as conversations, without torch: samples, file readers, subsets."""
+"""Data sets as conversations, and sheets of reply pairs, without torch: samples, file readers, subsets."""

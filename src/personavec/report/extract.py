@@ -50,18 +50,22 @@ _SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.2~f')"
 
 
 def write(details: Json, folder: Path) -> Path:
-    """Write a trait's report.html and charts/*.png and *.svg; returns the page's path.
+    """Write a trait's report.html, charts/*.png and *.svg, and sheet.html if there are pairs; returns the page's path.
 
     Args:
-        details: Content of the trait's result.json.
+        details: Content of the trait's result.json, and of sheet.json as `sheet`.
         folder: Where they go.
     """
+    sheet, harmful = details.get("sheet"), details["trait"]["name"] in HIDDEN_TRAITS
+    if sheet and sheet["pairs"]:
+        render(folder / "sheet.html", "sheet.html", trait=details["trait"], sheet=sheet, harmful=harmful)
     return render(
         folder / "report.html",
         "extract.html",
         result=details,
+        pairs=len(sheet["pairs"]) if sheet else 0,
         arms={row["arm"]: row for row in details["check"]},
-        hide_transcripts=details["trait"]["name"] in HIDDEN_TRAITS,
+        hide_transcripts=harmful,
         **drawn(folder, _charts(details)),
     )
 

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 """A row of a table, or a part of a result: what JSON can hold."""
 
 PACKAGES = ("personavec", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
-REPORT = {"report.html", "index.html", "charts"}
+REPORT = {"report.html", "index.html", "sheet.html", "charts"}
 """Made from the results by whoever shows them, and so not among a run's outputs."""
 
 MOST_SHOWN = 4

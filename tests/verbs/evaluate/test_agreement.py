@@ -1,6 +1,5 @@
-"""Two judges on the same replies, sheets for people, and signals that are no scores."""
+"""Two judges on the same replies, and signals that are no scores."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from support import tiny_chat
 from support.served import Manners, Planted, Server
 
 from personavec.cli.main import main
-from personavec.errors import ConfigError, DataError
+from personavec.errors import ConfigError
 from personavec.verbs.evaluate import signals
 from personavec.verbs.evaluate.agreement import agreement, signal_agreement
-from personavec.verbs.evaluate.human_sheet import HIGH, LOW, PAIRS, score_sheet, write_sheet
 
 Row = dict[str, Any]
 
@@ -88,96 +86,6 @@ def test_signals_are_compared_with_the_score_of_their_kind() -> None:
     found = signal_agreement(values, rows, {"up": "trait", "down": "coherence"}, 0)
     assert found["up"] == {"with": "trait", "spearman": found["up"]["spearman"]}
     assert found["up"]["spearman"]["mean"] == 1 and found["down"]["spearman"]["mean"] == -1
-
-
-def scored_rows(questions: int = 6) -> list[Row]:
-    rng = np.random.default_rng(1)
-    rows = []
-    for question in range(questions):
-        for kind, value in (("high", 81.0), ("low", 19.0), ("middle", 50.0), ("none", None)):
-            for number in range(3 if kind == "high" else 2):
-                drawn = None if value is None else value + (rng.random() if kind == "high" else -rng.random())
-                rows.append(row(f"q{question}", drawn, response=f"{kind}, {question}.{number}\n“two lines”"))
-    return rows
-
-
-def filled(path: Path, say: Any) -> None:
-    """Fill the last column in as a person would, by what the pair looks like."""
-    rows = list(csv.reader(path.open(encoding="utf-8-sig", newline="")))
-    for number, one in enumerate(rows[1:]):
-        one[-1] = say(number, one)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, delimiter=";").writerows(rows)  # as spreadsheet programs of many countries save it
-
-
-def test_a_sheet_that_people_fill_in_right_agrees(tmp_path: Path) -> None:
-    rows = [*scored_rows(), row("alone", 95.0, response="high, no other")]
-    told = write_sheet(tmp_path / "sheet.csv", rows, "warm", seed=3)
-    assert told["pairs"] == 12 and told["questions_without_pair"] == 1
-    sheet = list(csv.DictReader((tmp_path / "sheet.csv").open(encoding="utf-8-sig", newline="")))
-    key = list(csv.DictReader((tmp_path / "sheet.key.csv").open(encoding="utf-8-sig", newline="")))
-    shown = [one[f"reply_{n}"] for one in sheet for n in (1, 2)]
-    assert len(set(shown)) == len(shown), "no reply stands in two pairs"
-    assert list(sheet[0]) == ["pair", "question", "reply_1", "reply_2", "more warm (1 or 2)"]
-    assert not any("high" in name or "score" in name for name in sheet[0]), "the sheet does not give the key away"
-    assert {one["more"] for one in key} == {"1", "2"}, "the order is random"
-    for one, answer in zip(sheet, key, strict=True):
-        higher, lower = answer["more"], {"1": "2", "2": "1"}[answer["more"]]
-        assert one[f"reply_{higher}"].startswith("high") and one[f"reply_{lower}"].startswith("low")
-        assert float(answer[f"score_{higher}"]) > HIGH and float(answer[f"score_{lower}"]) < LOW
-    filled(tmp_path / "sheet.csv", lambda number, one: "" if number == 0 else "1" if one[2].startswith("high") else "2")
-    found = score_sheet(tmp_path / "sheet.csv")
-    assert found["agreement"]["mean"] == 1 and found["agreement"]["n"] == 11 and found["agreement"]["dropped"] == 1
-    write_sheet(tmp_path / "sheet.csv", rows, "warm", seed=3)
-    filled(tmp_path / "sheet.csv", lambda _, one: "1" if one[2].startswith("low") else "2")
-    assert score_sheet(tmp_path / "sheet.csv")["agreement"]["mean"] == 0
-
-
-def test_a_sheet_has_at_most_fifty_pairs_and_depends_on_the_seed(tmp_path: Path) -> None:
-    rows = scored_rows(40)
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        assert write_sheet(tmp_path / f"{name}.csv", rows, "warm", seed)["pairs"] == PAIRS
-    text = {name: (tmp_path / f"{name}.csv").read_text() for name in "abc"}
-    assert text["a"] == text["b"] != text["c"]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (lambda path: path.with_name("sheet.key.csv").unlink(), "with its key beside it"),
-        (lambda path: path.unlink(), "sheet that evaluate --agreement wrote"),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "CSV in UTF-8"),
-        (lambda path: path.write_text("pair,question\n1,q\n"), "the columns of a sheet or its key"),
-        (
-            lambda path: path.with_name("sheet.key.csv").write_bytes(path.read_bytes()),
-            "the columns of a sheet or its key",
-        ),
-        (lambda path: path.write_text(""), "the columns of a sheet or its key"),
-        (lambda path: filled(path, lambda *_: ""), "got none; write 1 or 2"),
-        (lambda path: filled(path, lambda *_: "left"), "got 'left' in row 2"),
-        (lambda path: path.write_text("pair,more warm (1 or 2)\n1,1\n1,2\n"), "each once, in"),
-        (lambda path: path.write_text("pair,more warm (1 or 2)\n99,1\n"), "got 99 in row 2"),
-    ],
-)
-def test_bad_sheets_are_told_in_one_line(
-    spoil: Any, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "sheet.csv"
-    write_sheet(path, scored_rows(), "warm", 0)
-    spoil(path)
-    with pytest.raises(DataError, match=told.split(",")[0]):
-        score_sheet(path)
-    assert main(["evaluate", "--sheet", str(path)]) == 2
-    said = capsys.readouterr().err.strip()
-    assert told in said and "\n" not in said
-
-
-def test_scoring_a_sheet_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "sheet.csv"
-    write_sheet(path, scored_rows(), "warm", 0)
-    filled(path, lambda _, one: "1" if one[2].startswith("high") else "2")
-    assert main(["evaluate", "--sheet", str(path)]) == 0
-    assert "people agree with the judge on 100.0% [73.5, 100.0] of 12 pairs" in capsys.readouterr().out
 
 
 def test_vader_knows_kind_words_from_unkind_ones() -> None:

@@ -78,6 +78,21 @@ def test_extract_finds_a_direction_that_moves_the_trait(extracted: dict[str, Any
         assert vector.card.reliability[18] > 0.1
 
 
+def test_a_sheet_that_a_reader_filled_in_stays(extracted: dict[str, Any], trait_file: Path) -> None:
+    sheet, key, page = (Path(extracted["sheet"]).with_name(f"sheet.{end}") for end in ("csv", "key.csv", "html"))
+    before = [path.read_bytes() for path in (sheet, key, page)]
+    filled = before[0].replace(b",\r\n", b",1\r\n")
+    assert filled != before[0] and b"steered" in before[1] and b"steered" not in before[0] + before[2]
+    sheet.write_bytes(filled)
+    for lost in ((), (sheet.with_name("sheet.json"), page)):  # those of a run from before there were sheets
+        for path in lost:
+            path.unlink()
+        run("extract", trait_file, "--out", sheet.parents[1], *OPTIONS.split())
+        assert [path.read_bytes() for path in (sheet, key, page)] == [filled, *before[1:]]
+    scored = run("evaluate", "--sheet", sheet)
+    assert scored["readers"][0]["steered_chosen"]["mean"] == 0.5 and scored["pairs"] == 6
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_vector(extracted: dict[str, Any], trait_file: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"

@@ -11,6 +11,7 @@ from typing import Any, Literal, Unpack
 
 import numpy as np
 
+from personavec.data.sheet import sheet_files, write_extremes
 from personavec.errors import JudgeError
 from personavec.judges.lessons import BASE_ROLLOUTS, Lessons, lessons
 from personavec.judges.load import Bench, bench_of
@@ -44,7 +45,6 @@ from personavec.verbs.evaluate.agreement import agreement as agree
 from personavec.verbs.evaluate.agreement import first_scores, second_scores, signal_agreement
 from personavec.verbs.evaluate.capability import capability, check_eval, neutral_texts
 from personavec.verbs.evaluate.capability import perplexity as perplexity_of
-from personavec.verbs.evaluate.human_sheet import sheet_files, write_sheet
 from personavec.verbs.evaluate.signals import SIGNALS, check_signals
 
 Json = dict[str, Any]
@@ -271,7 +271,7 @@ def _randomised(steering: Sequence[Steering], count: int, seed: int) -> list[tup
 def _agree(
     study: Evaluating, second: Bench, replies: dict[str, list[ReplyRow]], scored: dict[str, list[ScoredRow]]
 ) -> Json:
-    """Both judges on the same replies and rollouts, and a sheet of them for people."""
+    """Both judges on the same replies and rollouts, and a sheet of them for readers."""
     run, trait, judges, seed = study.run, study.trait, study.judges, study.interview.seed
     known = _lessons(study)
     first = [row for row in joined(known.rows, first_scores(run, known, judges, seed)) if "side" in row]
@@ -282,8 +282,8 @@ def _agree(
     same = (judges.coherence.id, judges.coherence.basis) == (other.coherence.id, other.coherence.basis)
     ids = judges.trait.id, other.trait.id
     agreed: Json = {"agreement": agree(ids, first, scores, seed, same_coherence=same)}
-    if not run.done("sheet.json"):  # else people may have filled it in
-        run.write_json("sheet.json", write_sheet(run.path("sheet.csv"), first, trait.adjective, seed))
+    if not run.done("sheet.json"):
+        run.write_json("sheet.json", write_extremes(run.path("sheet.csv"), first, trait.adjective, seed))
     agreed["sheet"] = run.read_json("sheet.json") | sheet_files(run.path("sheet.csv"))
     part.write_json("agreement.json", agreed)
     return agreed

@@ -15,6 +15,7 @@ from personavec.traits.load import load_trait
 from personavec.verbs.options import (
     Common,
     File,
+    Files,
     Folder,
     Judging,
     Limit,
@@ -35,7 +36,7 @@ class EvaluateConfig(Judging, Writing, Common):
       personavec evaluate optimistic
       personavec evaluate optimistic --steer runs/extract-optimistic/optimistic/vector.safetensors:0.2d
       personavec evaluate optimistic --agreement openai:gpt-4.1-mini
-      personavec evaluate --sheet runs/evaluate-optimistic/sheet.csv
+      personavec evaluate --sheet anna.csv ben.csv --key runs/demo/devout/sheet.key.csv
 
     More in docs/evaluate.md.
     """
@@ -57,7 +58,7 @@ class EvaluateConfig(Judging, Writing, Common):
     rollouts: Count = 3
     """Replies per held-out question."""
     agreement: Free[Annotated[str, tyro.conf.arg(metavar="JUDGE", help_behavior_hint="")]] = ""
-    """A second judge, as --judge takes it: how far both agree on the same replies; with a sheet of pairs for people."""
+    """A second judge, as --judge takes it: how far both agree on the same replies; with a sheet of pairs to read."""
     agreement_url: Free[Url] = None
     """Server of a second judge openai:MODEL; default that of --judge-url."""
     signals: Free[Annotated[tuple[Literal["vader", "relevance"], ...], tyro.conf.arg(help_behavior_hint="")]] = ()
@@ -68,19 +69,21 @@ class EvaluateConfig(Judging, Writing, Common):
     """Also the accuracy on tasks of lm-eval (extra eval); mmlu_dev needs no connection."""
     task_limit: Free[Limit] = None
     """Stop each task after so many questions."""
-    sheet: Free[File] = None
-    """Score the sheet that people filled in, against the key beside it; nothing else is done."""
+    sheet: Free[Files] = ()
+    """Score sheets that readers filled in, one each; nothing else is done."""
+    key: Free[File] = None
+    """Key of these sheets; default NAME.key.csv or sheet.key.csv beside the first."""
 
     def run(self) -> Result:
-        """Load what is named and evaluate, or score a sheet."""
+        """Load what is named and evaluate, or score sheets."""
+        from personavec.data.sheet import score_sheets
         from personavec.steering.notation import parse_steering
         from personavec.verbs.evaluate.capability import check_eval
         from personavec.verbs.evaluate.evaluate import evaluate
-        from personavec.verbs.evaluate.human_sheet import score_sheet
         from personavec.verbs.evaluate.signals import check_signals
 
-        if self.sheet is not None:
-            return Result(score_sheet(self.sheet))
+        if self.sheet:
+            return Result(score_sheets(self.sheet, self.key))
         if not self.trait:
             raise ConfigError("expected a trait, got none; for example: personavec evaluate optimistic")
         trait = load_trait(self.trait)

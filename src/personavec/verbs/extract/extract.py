@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack, overload
 
+from personavec.data.sheet import write_twins
 from personavec.errors import DataError, JudgeError, ModelError
 from personavec.judges.fluency import FluencyJudge
 from personavec.judges.lessons import BASE_ROLLOUTS, garbled, lessons, persona_plans
@@ -33,7 +34,7 @@ from personavec.steering.vector import Card, PersonaVector, load_vector
 from personavec.traits.load import load_traits
 from personavec.traits.trait import SETS, Trait
 from personavec.verbs.extract.across import judge_by_trait
-from personavec.verbs.extract.check import ARMS, Along, check_plans
+from personavec.verbs.extract.check import ARMS, Along, by_arm, check_plans
 from personavec.verbs.extract.confounds import audit, length_correlation, matched
 from personavec.verbs.extract.difference import difference_in_means
 from personavec.verbs.extract.outlook import Outlook, Work
@@ -183,7 +184,8 @@ def _extract_one(
 ) -> Extraction:
     """One trait: rollouts, scores, vectors, sweep, check, result."""
     if run.done("result.json"):
-        return Extraction.of(run.read_json("result.json"), load_vector(run.path("vector.safetensors")), run)
+        sheet = _sheet(run, trait, base, study.interview.seed)
+        return Extraction.of(run.read_json("result.json"), load_vector(run.path("vector.safetensors")), run, sheet)
     began = time.monotonic()
     interview, model, seed = study.interview, study.interview.model, study.interview.seed
     judges = Judges(study.bench.trait(trait), study.bench.coherence, trait.content_hash)
@@ -246,7 +248,18 @@ def _extract_one(
     vector = PersonaVector(vector.direction, dataclasses.replace(vector.card, details=details))
     vector.save(run.path(f"{FILES['response avg']}.safetensors"))
     run.write_json("result.json", result)
-    return Extraction.of(result, vector, run)
+    return Extraction.of(result, vector, run, _sheet(run, trait, base, seed))
+
+
+def _sheet(run: Run, trait: Trait, base: Sequence[ReplyRow], seed: int) -> dict[str, Any]:
+    """Pairs of the final check's steered replies and their twins for blind readers, written once."""
+    if not run.done("sheet.json"):
+        replies: Any = [*run.rows("check.jsonl"), *(row for row in base if row["asked_for"] == "check")]
+        scores: Any = list(run.rows("check.scores.jsonl"))
+        arms = by_arm(joined(replies, scores))
+        sheet = write_twins(run.path("sheet.csv"), arms["steered"], arms["base"], trait.adjective, seed)
+        run.write_json("sheet.json", sheet)
+    return dict(run.read_json("sheet.json"))
 
 
 def _outlook(study: Extracting, run: Run, traits: Sequence[Trait]) -> Outlook:

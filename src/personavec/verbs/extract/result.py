@@ -33,12 +33,14 @@ class Extraction(Result):
     vector: PersonaVector
     details: Row
     """Content of result.json: counts, layers, sweep, arms of the check, transcripts."""
+    sheet: Row
+    """Content of sheet.json: pairs of replies for blind readers."""
 
     page = "extract"
 
     @classmethod
-    def of(cls, details: Row, vector: PersonaVector, run: Run) -> "Extraction":
-        """From the content of result.json, and where it is kept."""
+    def of(cls, details: Row, vector: PersonaVector, run: Run, sheet: Row) -> "Extraction":
+        """From the content of result.json and sheet.json, and where they are kept."""
         arms = {arm["arm"]: arm for arm in details["check"]}
         shown = ("base", "steered", "suppressed")
         data = {
@@ -61,10 +63,11 @@ class Extraction(Result):
             "judge_auc": details["judge"]["auc"],
             "judge_aucs": details["judge"]["aucs"],
             "judge_table": details["judge"]["table"],
+            "sheet": run.shown("sheet.html") if sheet["pairs"] else None,
             "result": run.shown("result.json"),
             "seconds": details["seconds"],
         }
-        return cls(data, vector, details)
+        return cls(data, vector, details, sheet)
 
     @property
     def proven(self) -> bool:
@@ -79,7 +82,7 @@ class Extraction(Result):
     @property
     def drawn(self) -> Row:
         """What the page is made of."""
-        return self.details
+        return self.details | {"sheet": self.sheet}
 
     @property
     def folder(self) -> Path | None:
