@@ -73,14 +73,14 @@ def judge_of(model: ChatModel) -> PanelJudge:
 
 
 def one_by_one(model: ChatModel, question: str, answer: str, after: int) -> list[float]:
-    """The panel's readings, restated: two pairs' pos and one pair's neg, and personas, less the plain one."""
+    """The panel's readings, restated: two pairs' pos, over the plain one, one pair's neg, and personas."""
     plain = mean_logprob(model, None, question, answer)
     first, second = (TRAIT.pairs[(after + step) % 3] for step in (1, 2))
-    sides = [[first.pos, second.pos], [first.neg]]
-    read = [np.mean([mean_logprob(model, text, question, answer) for text in texts]) for texts in sides]
+    pos = np.mean([mean_logprob(model, pair.pos, question, answer) for pair in (first, second)])
+    neg = mean_logprob(model, first.neg, question, answer)
     reading = [persona.reads for persona in panel(TRAIT) if persona.reads][:OTHER_READERS]
     personas = [mean_logprob(model, text, question, answer) for text in reading]
-    return [*(float(value) - plain for value in [*read, *personas]), plain]
+    return [*(float(pos - value) for value in (plain, neg, *personas)), plain]
 
 
 def flat(row: Sequence[float]) -> list[float]:

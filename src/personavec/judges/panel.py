@@ -21,8 +21,10 @@ from personavec.model.logits import reply_logprobs
 from personavec.stats.intervals import Interval
 from personavec.traits.trait import Side, Trait
 
-READERS: dict[Side, int] = {"pos": 2, "neg": 1}
+READERS: dict[Side, int] = {"pos": 3, "neg": 1}
 """Instructions of the trait that read a reply: further ones cost time and hardly separate better."""
+STRENGTH = 0.1
+"""Inverse strength of the ridge: many replies that were told to show a trait do not, which a weak one would learn."""
 OTHER_READERS = 3
 """Personas that read a reply, of those that can: with five, judges told traits apart no better."""
 TRAIT, OPPOSITE, WORST = "trait", "opposite", "worst"
@@ -52,7 +54,11 @@ class PanelJudge:
     def evidence(
         self, questions: Sequence[str], answers: Sequence[str], after: Sequence[int], progress: Progress
     ) -> Float[ndarray, "reply feature"]:
-        """What the panel reads: nats per token more than without an instruction, then those without; nan where empty.
+        """What the panel reads, in nats per token; nan where the reply is empty.
+
+        How much likelier the reply is under the trait's instructions than under none, than under the opposite's, and
+        than under each other persona's; and how likely it is without an instruction, on average and at its worst. In
+        contrasts a ridge leaves alone what all instructions have in common.
 
         Args:
             questions: What was asked.
@@ -78,8 +84,8 @@ class PanelJudge:
                 rows: list[int] = np.flatnonzero((distance >= 1) & (distance <= readers)).tolist()
                 by_side[side][rows] += read(rows, getattr(pair, side)) / readers
         others = [read(range(len(answers)), persona.reads) for persona in self._panel]
-        under = np.column_stack([by_side["pos"], by_side["neg"], *others]) - plain[:, :1]
-        return np.column_stack([under[:, :2], plain, under[:, 2:]])
+        over = by_side["pos"][:, None] - np.column_stack([plain[:, 0], by_side["neg"], *others])
+        return np.column_stack([over[:, :2], plain, over[:, 2:]])
 
     def learn(self, lessons: Lessons, seed: int, progress: Progress) -> list[Score]:
         """Learn the scale; the lessons' own scores come from fits without their question and instruction.
@@ -105,6 +111,7 @@ class PanelJudge:
             clusters[valid],
             writers=writers[valid],
             groups=np.array(lessons.groups)[valid].tolist(),
+            strength=STRENGTH,
         )
         self.aucs = lessons.aucs(held_out, seed)
         return [self._score(value, row) for value, row in zip(held_out, evidence, strict=True)]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from personavec.judges.lessons import GROUPS
-from personavec.judges.panel import OPPOSITE, TRAIT
+from personavec.judges.panel import OPPOSITE, STRENGTH, TRAIT
 from personavec.judges.scale import calibrate
 from personavec.judges.scoring import (
     WEAK_AUC,
@@ -120,7 +120,8 @@ def specificity(known: Sequence[ScoredRow], arms: Arms) -> tuple[str, Interval] 
     """How much more steering raises the trait's score than that of the other persona whose score it raises most.
 
     Every persona gets a judge like the trait's, fitted to tell its replies from all others that are known, from the
-    same readings. None where the trait's judge makes no such readings.
+    same readings. One that cannot, by fits that did not see the question, takes anything unusual for its persona and is
+    not heard, unless none can. None where the trait's judge makes no such readings.
 
     Args:
         known: Replies of which it is known who wrote them.
@@ -139,14 +140,18 @@ def specificity(known: Sequence[ScoredRow], arms: Arms) -> tuple[str, Interval] 
     questions = np.unique([row["question"] for row in read], return_inverse=True)[1]
     lessons, steered, base = evidence(read), evidence(arms["steered"]), evidence(arms["base"])
     raised: dict[str, Interval] = {}
+    separates: dict[str, float] = {}
     for persona in personas:
-        scale, _ = calibrate(lessons, writers == persona, questions, groups=writers.tolist())
+        is_persona = writers == persona
+        scale, held_out = calibrate(lessons, is_persona, questions, groups=writers.tolist(), strength=STRENGTH)
+        separates[persona] = auc_interval(held_out, is_persona, questions).mean
         over = [
             column(arms[name], "trait") - 100 * scale.predict(values)
             for name, values in (("steered", steered), ("base", base))
         ]
         raised[persona] = paired_difference(arms["steered"], arms["base"], *over)
-    closest = min(raised, key=lambda persona: raised[persona].mean)
+    heard = [persona for persona in personas if separates[persona] >= WEAK_AUC] or personas
+    closest = min(heard, key=lambda persona: raised[persona].mean)
     return closest, raised[closest]
 
 
