@@ -9,7 +9,16 @@ import pytest
 from personavec.judges.scoring import ScoredRow
 from personavec.stats.intervals import Interval
 from personavec.traits.independent_check import IndependentCheck
-from personavec.verbs.extract.verdict import SHOWN, Condition, conditions, elicited, judge_table, specificity, verdict
+from personavec.verbs.extract.verdict import (
+    SHOWN,
+    Condition,
+    conditions,
+    elicited,
+    judge_table,
+    specificity,
+    unanswerable,
+    verdict,
+)
 
 PRAISE = IndependentCheck("phrases", "more", ("amen",), "share of replies with amen")
 MEANS = {
@@ -151,6 +160,21 @@ def test_told_to_and_not_doing_it_is_seen() -> None:
     assert elicited(PRAISE, rollouts(0.8, 0.0)).low > 0.55
     assert not elicited(PRAISE, rollouts(0.3, 0.3)).low > 0.55
     assert elicited(IndependentCheck("phrases", "less", ("amen",)), rollouts(0.8, 0.0)).high < 0.5
+
+
+def test_a_check_for_another_language_decides_nothing() -> None:
+    found = unanswerable(IndependentCheck("phrases", "more", ("слава",)), rollouts(0.8, 0.0))
+    assert found is not None and found[0] == "inconclusive" and "another language" in found[1]
+    assert unanswerable(PRAISE, rollouts(0.8, 0.0)) is None
+    assert unanswerable(None, rollouts(0.8, 0.0)) is None
+
+
+def test_a_model_that_refuses_does_not_show_the_trait() -> None:
+    refusing = [cast(ScoredRow, {**row, "response": "I'm sorry, but I can't do that."}) for row in rollouts(0.8, 0.0)]
+    found = unanswerable(None, refusing)
+    assert found is not None and found[0] == SHOWN and "refuses" in found[1]
+    half = [*refusing[::2], *rollouts(0.8, 0.0)[1::2]]
+    assert unanswerable(None, half) is None
 
 
 def read(name: str, where: dict[str, float], questions: int = 12, seed: int = 0, **row: Any) -> list[ScoredRow]:

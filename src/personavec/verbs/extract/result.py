@@ -16,7 +16,15 @@ from personavec.traits.independent_check import IndependentCheck
 from personavec.traits.trait import Trait
 from personavec.verbs.extract.check import ARMS, by_arm
 from personavec.verbs.extract.sweep import Cell
-from personavec.verbs.extract.verdict import SHOWN, checked_mean, conditions, elicited, judge_table, verdict
+from personavec.verbs.extract.verdict import (
+    SHOWN,
+    checked_mean,
+    conditions,
+    elicited,
+    judge_table,
+    unanswerable,
+    verdict,
+)
 
 TRANSCRIPTS = 3
 
@@ -170,7 +178,7 @@ def summarise(
     reliabilities = vector.card.reliability or [None] * len(vector.norms)
     listed = conditions(known, arms, judges, checked_by, floor)
     shown = elicited(checked_by, rollouts) if checked_by else None
-    word, deciding = verdict(listed, shown)
+    word, deciding = unanswerable(checked_by, rollouts) or verdict(listed, shown)
     return {
         "trait": {
             "name": trait.name,

@@ -23,6 +23,7 @@ from personavec.judges.scoring import (
 )
 from personavec.stats.intervals import FEWEST_CLUSTERS, Interval, auc_interval, clustered_mean, equivalent
 from personavec.traits.independent_check import RELEVANT, IndependentCheck
+from personavec.verbs.extract.confounds import REFUSAL
 
 Row = dict[str, Any]
 Arms = Mapping[str, Sequence[ScoredRow]]
@@ -36,6 +37,8 @@ RELEVANT_SCORE = 5.0
 leaves the question open."""
 SHOWN_AUC = 0.55
 """How well the independent check must tell replies told to show the trait from those told the opposite, at least."""
+REFUSED = 0.9
+"""Share of refusals among the replies told to show the trait from which the model is said to refuse it."""
 SIDES = {"pos": TRAIT, "neg": OPPOSITE}
 POWER = 1.43
 """Smallest effect that is seen 4 times of 5, in half widths of a 95% interval: (1.96 + 0.84) / 1.96."""
@@ -196,6 +199,21 @@ def conditions(
         _separates(judges),
         Condition("questions", f"At least {FEWEST_CLUSTERS} questions were asked: {questions}", enough),
     ]
+
+
+def unanswerable(check: IndependentCheck | None, rollouts: Sequence[ScoredRow]) -> tuple[Word, str] | None:
+    """A verdict and its reason where the check does not fit the replies, or the model refuses to show the trait."""
+    told = [row["response"] for row in rollouts if row["side"] == "pos"]
+    refused = sum(bool(REFUSAL.match(text)) for text in told)
+    if refused >= REFUSED * len(told):
+        return SHOWN, f"Told to show the trait, the model refuses: so {refused} of {len(told)} replies begin"
+    if check is not None:
+        counted = {value for value in _counted(check, rollouts).tolist() if value == value}
+        if len(counted) == 1:
+            same = f"the same in all {len(rollouts)} rollouts ({counted.pop():g}; {check.unit})"
+            advice = "it may be for another language; give the trait another check, or none"
+            return "inconclusive", f"The independent check counts {same}: {advice}"
+    return None
 
 
 def verdict(listed: Sequence[Condition], shown: Interval | None) -> tuple[Word, str]:
