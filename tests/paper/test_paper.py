@@ -9,7 +9,7 @@ from support import letters
 from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
 from personavec.paper import paper as study
-from personavec.paper.claims import VERDICTS, Claim, above, complement, tally
+from personavec.paper.claims import Claim, Control, judged
 from personavec.paper.options import PaperConfig
 from personavec.paper.study import surviving
 from personavec.report.paper import grouped
@@ -18,41 +18,6 @@ from personavec.runs.run import Run
 
 def interval(mean: float | None, low: float | None, high: float | None) -> dict[str, Any]:
     return {"mean": mean, "ci": [low, high]}
-
-
-@pytest.mark.parametrize(
-    ("ours", "control", "published", "verdict"),
-    [
-        (interval(5, 2, 8), None, (), "same direction"),
-        (interval(5, 2, 8), 4.9, (), "same direction"),
-        (interval(5, 2, 8), 5.0, (), "absent"),
-        (interval(5, -0.1, 8), None, (), "absent"),
-        (interval(-5, -8, -2), None, (), "contradicted"),
-        (interval(0.5, 0.4, 0.6), None, (0.7, 0.9), "weaker"),
-        (interval(0.5, 0.4, 0.71), None, (0.7, 0.9), "same direction"),
-        (interval(0.5, 0.4, 0.6), 0.55, (0.9,), "absent"),
-        (interval(0.5, None, None), None, (), "not measured"),
-        (interval(None, None, None), None, (), "not measured"),
-        (None, None, (), "not measured"),
-    ],
-)
-def test_verdicts(ours: Any, control: float | None, published: tuple[float, ...], verdict: str) -> None:
-    assert Claim("section 1", "it rises", "evil", ours, control=control, published=published).verdict == verdict
-
-
-def test_every_verdict_is_counted() -> None:
-    claims = [Claim("1", "it rises", "evil", ours).to_json() for ours in (None, interval(1, 0.5, 2), None)]
-    assert tally(claims) == dict.fromkeys(VERDICTS, 0) | {"same direction": 1, "not measured": 2}
-
-
-def test_the_rest_of_a_share() -> None:
-    assert complement(interval(0.25, 0.125, 0.5)) == interval(0.75, 0.5, 0.875)
-    assert complement(interval(None, None, None)) is None and complement(None) is None
-
-
-def test_how_far_a_figure_lies_above_a_bound() -> None:
-    assert above(interval(80, 0, 90), 80) == interval(0, -80, 10)
-    assert above(interval(None, None, None), 80) == interval(None, None, None)
 
 
 def test_a_trait_that_fails_is_told_and_the_others_go_on() -> None:
@@ -65,7 +30,7 @@ def test_a_trait_that_fails_is_told_and_the_others_go_on() -> None:
 
 
 def test_claims_of_one_text_share_a_chart() -> None:
-    claims = [Claim("1", text, name, None).to_json() for text, name in (("a", "x"), ("b", "x"), ("a", "y"))]
+    claims = judged([Claim("1", text, name, None) for text, name in (("a", "x"), ("b", "x"), ("a", "y"))], "panel")
     assert [[claim["subject"] for claim in group] for group in grouped(claims)] == [["x", "y"], ["x"]]
 
 
@@ -78,7 +43,7 @@ def test_parts_that_fail_are_told_and_tried_again(
     def good(_: Any) -> dict[str, Any]:
         calls.append("good")
         claims = [
-            Claim("section 3.2, figure 3", "It rises", name, interval(*ours), control=0.1, published=(0.9,))
+            Claim("section 3.2", "It rises", name, interval(*ours), "r", (Control("random ones", 0.1),), (0.9,))
             for name, ours in (("evil", (0.5, 0.3, 0.7)), ("hallucinating", (-0.5, -0.7, -0.3)))
         ]
         table = [{"trait": "evil", "score": interval(0.5, 0.3, 0.7), "proven": True}, {"trait": "without a score"}]
@@ -104,7 +69,9 @@ def test_parts_that_fail_are_told_and_tried_again(
     assert "0 of 2 claims hold here, 1 are contradicted" in page and "expected replies, got none" in page
     assert "Good &amp; sound" in page
     table = (tmp_path / "paper" / "paper.md").read_text("utf-8")
-    assert "| evil | 0.50 [0.30, 0.70] | 0.10 | 0.9 | weaker |" in table and "## Good & sound" in table
+    assert "| evil | 0.50 [0.30, 0.70] | random ones 0.10 | 0.9 | judge: letters | weaker |" in table
+    assert "## Good & sound" in table and "0 of 2 claims are closed in themselves" in table
+    assert "- appendix B.3, agreement with external benchmarks" in table and "appendix B.3" in page
     assert "## No figures\n\nNothing here was compared with the paper." in table
     again = study.paper(model, **options).published()
     assert calls == ["good", "bad", "bad"]
