@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from personavec.judges.scoring import ScoredRow
+from personavec.judges.scoring import ScoredRow, scored_rows
 from personavec.paper.claims import CHATS, FACTS, Claim, Control, above
 from personavec.paper.parts.facts import facts_known, invented
 from personavec.paper.study import Study, surviving
@@ -61,9 +61,11 @@ def harmless(study: Study) -> Row:
             arms = _few("prevent", "posthoc", "random")
             options: Row = {"data": facts.train, "held_out": facts.held_out, "epochs": 3.0, **arms}
             compared = _compared(study, "facts", trait, f"{EVERY_LAYER}@all", **options)
-            learned = study.difference(_replies(compared, "plain", trait), _replies(compared, "base", trait))
-            text = "Learning new facts raises hallucination"
-            claims.append(Claim("appendix J.7", text, trait, learned, data=FACTS))
+            plain, base = (_replies(compared, name, trait) for name in ("plain", "base"))
+            chats = scored_rows(study.run.part("finetunings").part(f"chats normal-{trait}"), "changed")
+            control = (Control("training on real chats", over=study.difference(plain, chats)),)
+            text, raised = "Learning new facts raises hallucination", study.difference(plain, base)
+            claims.append(Claim("appendix J.7", text, trait, raised, controls=control, data=FACTS))
             text = "Prevention lowers it while they are learned"
             claims.append(Claim("appendix J.7", text, trait, *_less(study, compared, trait), data=FACTS))
             known, shares = facts_known(study, compared, facts)
