@@ -12,7 +12,7 @@ from personavec.paper import paper as study
 from personavec.paper.claims import Claim, Control, judged
 from personavec.paper.options import PaperConfig
 from personavec.paper.study import surviving
-from personavec.report.paper import grouped
+from personavec.report.paper import grouped, worded
 from personavec.runs.run import Run
 
 
@@ -32,6 +32,20 @@ def test_a_trait_that_fails_is_told_and_the_others_go_on() -> None:
 def test_claims_of_one_text_share_a_chart() -> None:
     claims = judged([Claim("1", text, name, None) for text, name in (("a", "x"), ("b", "x"), ("a", "y"))], "panel")
     assert [[claim["subject"] for claim in group] for group in grouped(claims)] == [["x", "y"], ["x"]]
+
+
+def test_a_row_says_its_controls_its_ceiling_and_what_would_have_been_shown() -> None:
+    beaten, taken = Control("random rows", over=interval(4, -1, 9)), Control("the other arm")
+    claims = [
+        Claim("1", "a", "x", interval(5, 2, 8), controls=(beaten, taken)),
+        Claim("1", "b", "x", interval(0.5, 0.3, 0.7), "r", ceiling=0.2, measurable=False, data="real chats"),
+    ]
+    first, second = map(worded, judged(claims, "panel"))
+    assert first["said"] == "not shown: not beyond random rows; 8.15 would have been"
+    assert (first["control"], first["origin"]) == ("random rows 1.00, the other arm", "closed")
+    assert (second["control"], second["origin"]) == ("no control", "data: real chats")
+    assert second["here"] == "0.50 [0.30, 0.70], ceiling 0.20"
+    assert second["said"] == "not measurable: the ceiling lies under it"
 
 
 def test_parts_that_fail_are_told_and_tried_again(
@@ -110,3 +124,17 @@ def test_a_folder_that_an_older_version_began_resumes(
     assert study.paper(model, **options).data["minutes"] == 1.0
     with pytest.raises(ConfigError, match=r"rate: 0\.0002 there, 0\.1 here"):
         study.paper(model, rate=0.1, **options)
+
+
+def test_verdicts_by_an_older_rule_are_not_shown(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such a part is measured again, from the replies that it kept."""
+    claims = [Claim("section 1", "It rises", "evil", interval(5, 2, 8))]
+    part = study.Experiment("One", lambda _: {"claims": claims, "table": []}, 1, 1)
+    monkeypatch.setattr(study, "PARTS", {"part": part})
+    options: Any = {"quick": True, "judge": letters.bench(), "store": tmp_path}
+    study.paper(model, **options)
+    old = {"where": "section 1", "claim": "It rises", "subject": "evil", "verdict": "absent"}
+    Run(tmp_path).write_json("part.json", {"claims": [old], "table": [], "seconds": 60.0})
+    assert study.paper(model, **options).claims[0]["verdict"] == "same direction"

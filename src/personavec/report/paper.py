@@ -61,7 +61,7 @@ def worded(claim: Json) -> dict[str, str]:
     ]
     verdict = ": ".join(filter(None, (claim["verdict"], claim["why"])))
     if claim["verdict"] == "not shown" and claim["least"] is not None:
-        verdict += f"; {claim['least']:.2g} would have been"
+        verdict += f"; {claim['least']:.3g} would have been"
     return {
         "here": here,
         "control": ", ".join(controls) or "no control",
@@ -144,7 +144,7 @@ def claim_chart(claims: Sequence[Json]) -> alt.LayerChart:
     ]
     held = sum(claim["verdict"] == GOOD for claim in claims)
     title = f"{claims[0]['claim']}: {held} of {len(claims)}"
-    bars = "what 95% of random pairs reach" if "random pairs" in claims[0]["unit"] else "95% intervals"
+    bars = claims[0]["unit"].partition("± ")[2] or "95% intervals"
     subtitle = [f"{claims[0]['where']}. Right of the line is the paper's direction; bars are {bars}."]
     return finish(layers, title, subtitle, 420, ROW * len(claims) + HEAD)
 

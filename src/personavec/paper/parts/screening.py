@@ -113,7 +113,7 @@ def rungs(study: Study) -> Row:
         text = "Without base replies, the projection less that of the last prompt token finds the highest rows"
         ours, unit = (
             recall(raw - prompt, raw, base, k, study.seed),
-            f"{share}; zero and interval: shuffled base replies",
+            f"{share}, ± what 95% of shuffles reach",
         )
         control = (Control("shuffled base replies, taken off"),)
         claims.append(Claim("appendix I", text, trait, ours, unit, control, data=CHATS, judge=None))

@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 from personavec.errors import VectorError
-from personavec.judges.lessons import garbled
 from personavec.judges.load import load_bench
 from personavec.judges.scoring import ScoredRow, joined, scored_rows
 from personavec.model.activations import POSITIONS
@@ -85,12 +84,16 @@ def vectors(study: Study) -> Row:
 
 
 def _unsteered(study: Study, trait: str) -> list[ScoredRow]:
-    """The base replies of a trait's final check and their garbled copies; all traits share the table of replies."""
+    """The base replies of a trait's final check, and their garbled copies, of which only the scores are read.
+
+    All traits share the table of replies.
+    """
     run = study.run.part("vectors")
     scores = list(run.part(trait).rows("check.scores.jsonl"))
     known = {row["id"] for row in scores}
     base: list[Any] = [row for row in run.rows("base.jsonl") if row["id"] in known]
-    return joined([*base, *garbled(base, study.seed)], scores)  # type: ignore[arg-type]
+    copies = [row | {"id": f"garbled-{row['id']}", "arm": "garbled"} for row in base]
+    return joined([*base, *(row for row in copies if row["id"] in known)], scores)  # type: ignore[arg-type]
 
 
 def positions(study: Study) -> Row:
