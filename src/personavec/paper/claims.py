@@ -219,9 +219,13 @@ def _p(figure: Figure, bar: float, unit: str) -> float:
 
 
 def _least(figure: Figure, bar: float, unit: str) -> float:
-    """The smallest effect that such an interval shows to lie above a bar, and above zero, four times of five."""
+    """The smallest effect that such an interval shows to lie above a bar, and above zero, four times of five.
+
+    Infinite where the unit has none that large.
+    """
     span, _, half = _scaled(figure, unit)
     bar = max(0.0, bar)
     if np.isinf(span) or bar >= span:
-        return bar + POWER * half
+        least = bar + POWER * half
+        return least if least < SPANS.get(unit, np.inf) else np.inf
     return float(span * np.tanh(np.arctanh(bar / span) + POWER * half))

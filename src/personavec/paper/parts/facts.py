@@ -53,14 +53,14 @@ def invented(folder: Run) -> Facts:
     return Facts(str(paths[0]), str(paths[1]), [learned[0] for learned, _ in rows], keys)
 
 
-def facts_known(study: Study, compared: Comparison, facts: Facts) -> tuple[list[Claim], list[Row]]:
+def facts_known(study: Study, compared: Comparison, trait: str, facts: Facts) -> tuple[list[Claim], list[Row]]:
     """Ask the untrained model and those trained plainly, with prevention and with post-hoc steering.
 
     Known is a fact whose key word is in the reply. Control: the key words of the other facts, which a model says as
     often that has learned how such an answer sounds and nothing else.
     """
     run, hits = study.run.part("mitigation").part("facts-known"), {}
-    steer = compared.evaluations["post-hoc ×1"]["hallucinating"].data["steer"]
+    steer = compared.evaluations["post-hoc ×1"][trait].data["steer"]
     for name, training in ARMS.items():
         model = compared.trainings[training].model if training else study.model
         steering = in_order(steer, model.identity) if name.startswith("post-hoc") else ()

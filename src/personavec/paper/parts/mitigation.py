@@ -68,7 +68,7 @@ def harmless(study: Study) -> Row:
             claims.append(Claim("appendix J.7", text, trait, raised, controls=control, data=FACTS))
             text = "Prevention lowers it while they are learned"
             claims.append(Claim("appendix J.7", text, trait, *_less(study, compared, trait), data=FACTS))
-            known, shares = facts_known(study, compared, facts)
+            known, shares = facts_known(study, compared, trait, facts)
             claims += known
             table += _arms("invented facts, all layers", compared, trait) + shares
             reports.append(study.page(compared))
