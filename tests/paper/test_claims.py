@@ -107,6 +107,7 @@ def test_what_is_not_shown_says_what_would_have_been() -> None:
     assert row(interval(1, 0.5, 1.5), over)["least"] == pytest.approx(2 + 1.43)
     assert row(None)["least"] is None
     assert row(interval(0.2, -1, 1), unit="r")["least"] is None  # none that large
+    assert row(interval(0, 0, 0))["least"] is None  # all replies alike
 
 
 def test_above_its_ceiling_nothing_is_measured() -> None:

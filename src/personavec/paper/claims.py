@@ -164,7 +164,7 @@ def tally(claims: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def above(value: Figure, bound: float) -> Row:
     """How far a mean lies above a bound, with its interval."""
-    mean, low, high = (None if x is None else x - bound for x in (value["mean"], *value["ci"]))
+    mean, low, high = (None if x is None else round(x - bound, 4) for x in (value["mean"], *value["ci"]))
     return {**value, "mean": mean, "ci": [low, high]}
 
 
@@ -221,10 +221,12 @@ def _p(figure: Figure, bar: float, unit: str) -> float:
 def _least(figure: Figure, bar: float, unit: str) -> float:
     """The smallest effect that such an interval shows to lie above a bar, and above zero, four times of five.
 
-    Infinite where the unit has none that large.
+    Infinite where the unit has none that large, or the interval no width to tell.
     """
     span, _, half = _scaled(figure, unit)
     bar = max(0.0, bar)
+    if half == 0:
+        return np.inf
     if np.isinf(span) or bar >= span:
         least = bar + POWER * half
         return least if least < SPANS.get(unit, np.inf) else np.inf
