@@ -108,6 +108,8 @@ def test_what_is_not_shown_says_what_would_have_been() -> None:
     assert row(None)["least"] is None
     assert row(interval(0.2, -1, 1), unit="r")["least"] is None  # none that large
     assert row(interval(0, 0, 0))["least"] is None  # all replies alike
+    assert row(interval(9, -61, 79))["least"] is None and row(interval(9, -61, 79), unit="share")["least"] > 100
+    assert row(interval(0.2, -0.8, 1.2), unit="share of the facts")["least"] is None
 
 
 def test_above_its_ceiling_nothing_is_measured() -> None:

@@ -16,6 +16,8 @@ COSINE = "cosine × the paper's sign, ± what 95% of random pairs reach"
 """Unit of claims whose figure has no interval."""
 SPANS = {"r": 1.0, "rank correlation": 1.0, "AUC − 0.5": 0.5}
 """Units whose intervals are symmetric on Fisher's scale, which is half the logit of an AUC, and their largest value."""
+LARGEST = SPANS | {"points": 100.0, "share of": 1.0}
+"""The largest effects that there are, by the beginning of their unit."""
 OWN, GRADED, CHATS, FACTS = "the model's own replies", "other instructions", "real chats", "invented facts"
 """Where the data of a claim come from; all but the first are from elsewhere than the vector."""
 
@@ -115,6 +117,7 @@ class Claim:
         """As it stands in the result."""
         verdict, why = self.judged(q, among)
         least = max((least for *_, least in self.tests), default=np.inf)
+        largest = LARGEST.get(self.unit.partition(" the ")[0], np.inf)
         scored_by = judge if self.judge == "" else self.judge
         elsewhere = [f"data: {self.data}"] * (self.data != OWN)
         return {
@@ -127,7 +130,7 @@ class Claim:
             "controls": [asdict(control) | {"reach": _reached(control, self.ours)} for control in self.controls],
             "p": round(max(p for _, p, _ in self.tests), 6) if self.tests else None,
             "q": None if q is None else round(q, 6),
-            "least": round(float(least), 4) if np.isfinite(least) else None,
+            "least": round(float(least), 4) if least < largest else None,
             "ceiling": self.ceiling,
             "published": list(self.published),
             "elsewhere": elsewhere + [f"judge: {scored_by}"] * (scored_by not in (None, "panel")),
@@ -221,13 +224,12 @@ def _p(figure: Figure, bar: float, unit: str) -> float:
 def _least(figure: Figure, bar: float, unit: str) -> float:
     """The smallest effect that such an interval shows to lie above a bar, and above zero, four times of five.
 
-    Infinite where the unit has none that large, or the interval no width to tell.
+    Infinite where the interval has no width to tell.
     """
     span, _, half = _scaled(figure, unit)
     bar = max(0.0, bar)
     if half == 0:
         return np.inf
     if np.isinf(span) or bar >= span:
-        least = bar + POWER * half
-        return least if least < SPANS.get(unit, np.inf) else np.inf
+        return bar + POWER * half
     return float(span * np.tanh(np.arctanh(bar / span) + POWER * half))

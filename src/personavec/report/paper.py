@@ -60,8 +60,9 @@ def worded(claim: Json) -> dict[str, str]:
         for control in claim["controls"]
     ]
     verdict = ": ".join(filter(None, (claim["verdict"], claim["why"])))
-    if claim["verdict"] == "not shown" and claim["least"] is not None:
-        verdict += f"; {claim['least']:.3g} would have been"
+    if claim["verdict"] == "not shown":
+        least = "no effect" if claim["least"] is None else f"{claim['least']:.3g}"
+        verdict += f"; {least} would have been"
     return {
         "here": here,
         "control": ", ".join(controls) or "no control",
