@@ -9,50 +9,15 @@ from support import letters
 from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
 from personavec.paper import paper as study
-from personavec.paper.claims import VERDICTS, Claim, above, complement, tally
+from personavec.paper.claims import Claim, Control, judged
 from personavec.paper.options import PaperConfig
 from personavec.paper.study import surviving
-from personavec.report.paper import grouped
+from personavec.report.paper import grouped, worded
 from personavec.runs.run import Run
 
 
 def interval(mean: float | None, low: float | None, high: float | None) -> dict[str, Any]:
     return {"mean": mean, "ci": [low, high]}
-
-
-@pytest.mark.parametrize(
-    ("ours", "control", "published", "verdict"),
-    [
-        (interval(5, 2, 8), None, (), "same direction"),
-        (interval(5, 2, 8), 4.9, (), "same direction"),
-        (interval(5, 2, 8), 5.0, (), "absent"),
-        (interval(5, -0.1, 8), None, (), "absent"),
-        (interval(-5, -8, -2), None, (), "contradicted"),
-        (interval(0.5, 0.4, 0.6), None, (0.7, 0.9), "weaker"),
-        (interval(0.5, 0.4, 0.71), None, (0.7, 0.9), "same direction"),
-        (interval(0.5, 0.4, 0.6), 0.55, (0.9,), "absent"),
-        (interval(0.5, None, None), None, (), "not measured"),
-        (interval(None, None, None), None, (), "not measured"),
-        (None, None, (), "not measured"),
-    ],
-)
-def test_verdicts(ours: Any, control: float | None, published: tuple[float, ...], verdict: str) -> None:
-    assert Claim("section 1", "it rises", "evil", ours, control=control, published=published).verdict == verdict
-
-
-def test_every_verdict_is_counted() -> None:
-    claims = [Claim("1", "it rises", "evil", ours).to_json() for ours in (None, interval(1, 0.5, 2), None)]
-    assert tally(claims) == dict.fromkeys(VERDICTS, 0) | {"same direction": 1, "not measured": 2}
-
-
-def test_the_rest_of_a_share() -> None:
-    assert complement(interval(0.25, 0.125, 0.5)) == interval(0.75, 0.5, 0.875)
-    assert complement(interval(None, None, None)) is None and complement(None) is None
-
-
-def test_how_far_a_figure_lies_above_a_bound() -> None:
-    assert above(interval(80, 0, 90), 80) == interval(0, -80, 10)
-    assert above(interval(None, None, None), 80) == interval(None, None, None)
 
 
 def test_a_trait_that_fails_is_told_and_the_others_go_on() -> None:
@@ -65,8 +30,22 @@ def test_a_trait_that_fails_is_told_and_the_others_go_on() -> None:
 
 
 def test_claims_of_one_text_share_a_chart() -> None:
-    claims = [Claim("1", text, name, None).to_json() for text, name in (("a", "x"), ("b", "x"), ("a", "y"))]
+    claims = judged([Claim("1", text, name, None) for text, name in (("a", "x"), ("b", "x"), ("a", "y"))], "panel")
     assert [[claim["subject"] for claim in group] for group in grouped(claims)] == [["x", "y"], ["x"]]
+
+
+def test_a_row_says_its_controls_its_ceiling_and_what_would_have_been_shown() -> None:
+    beaten, taken = Control("random rows", over=interval(4, -1, 9)), Control("the other arm")
+    claims = [
+        Claim("1", "a", "x", interval(5, 2, 8), controls=(beaten, taken)),
+        Claim("1", "b", "x", interval(0.5, 0.3, 0.7), "r", ceiling=0.2, measurable=False, data="real chats"),
+    ]
+    first, second = map(worded, judged(claims, "panel"))
+    assert first["said"] == "not shown: not beyond random rows; 8.15 would have been"
+    assert (first["control"], first["origin"]) == ("random rows 1.00, the other arm", "closed")
+    assert (second["control"], second["origin"]) == ("no control", "data: real chats")
+    assert second["here"] == "0.50 [0.30, 0.70], ceiling 0.20"
+    assert second["said"] == "not measurable: the ceiling lies under it"
 
 
 def test_parts_that_fail_are_told_and_tried_again(
@@ -78,7 +57,7 @@ def test_parts_that_fail_are_told_and_tried_again(
     def good(_: Any) -> dict[str, Any]:
         calls.append("good")
         claims = [
-            Claim("section 3.2, figure 3", "It rises", name, interval(*ours), control=0.1, published=(0.9,))
+            Claim("section 3.2", "It rises", name, interval(*ours), "r", (Control("random ones", 0.1),), (0.9,))
             for name, ours in (("evil", (0.5, 0.3, 0.7)), ("hallucinating", (-0.5, -0.7, -0.3)))
         ]
         table = [{"trait": "evil", "score": interval(0.5, 0.3, 0.7), "proven": True}, {"trait": "without a score"}]
@@ -104,7 +83,9 @@ def test_parts_that_fail_are_told_and_tried_again(
     assert "0 of 2 claims hold here, 1 are contradicted" in page and "expected replies, got none" in page
     assert "Good &amp; sound" in page
     table = (tmp_path / "paper" / "paper.md").read_text("utf-8")
-    assert "| evil | 0.50 [0.30, 0.70] | 0.10 | 0.9 | weaker |" in table and "## Good & sound" in table
+    assert "| evil | 0.50 [0.30, 0.70] | random ones 0.10 | 0.9 | judge: letters | weaker |" in table
+    assert "## Good & sound" in table and "0 of 2 claims are closed in themselves" in table
+    assert "- appendix B.3, agreement with external benchmarks" in table and "appendix B.3" in page
     assert "## No figures\n\nNothing here was compared with the paper." in table
     again = study.paper(model, **options).published()
     assert calls == ["good", "bad", "bad"]
@@ -143,3 +124,17 @@ def test_a_folder_that_an_older_version_began_resumes(
     assert study.paper(model, **options).data["minutes"] == 1.0
     with pytest.raises(ConfigError, match=r"rate: 0\.0002 there, 0\.1 here"):
         study.paper(model, rate=0.1, **options)
+
+
+def test_verdicts_by_an_older_rule_are_not_shown(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such a part is measured again, from the replies that it kept."""
+    claims = [Claim("section 1", "It rises", "evil", interval(5, 2, 8))]
+    part = study.Experiment("One", lambda _: {"claims": claims, "table": []}, 1, 1)
+    monkeypatch.setattr(study, "PARTS", {"part": part})
+    options: Any = {"quick": True, "judge": letters.bench(), "store": tmp_path}
+    study.paper(model, **options)
+    old = {"where": "section 1", "claim": "It rises", "subject": "evil", "verdict": "absent"}
+    Run(tmp_path).write_json("part.json", {"claims": [old], "table": [], "seconds": 60.0})
+    assert study.paper(model, **options).claims[0]["verdict"] == "same direction"

@@ -93,7 +93,7 @@ def paper(config: PaperConfig, result: Json) -> None:
     """How often each verdict was reached, and what was left out."""
     if config.plan:
         return say(f"in all about {sum(result['plan'].values()):.0f} minutes from nothing")
-    table = headed("part", "same direction", "weaker", "absent", "contradicted", "not measured")
+    table = headed("part", *result["tally"])
     for part in result["parts"].values():
         verdicts = [claim["verdict"] for claim in part["claims"]]
         table.add_row(part["title"], *(str(verdicts.count(verdict)) for verdict in result["tally"]))

@@ -10,13 +10,14 @@ from personavec.data.dataset import dataset_of
 from personavec.errors import PersonavecError
 from personavec.judges.load import Bench, bench_of
 from personavec.model.chat_model import ChatModel
-from personavec.paper.claims import tally
+from personavec.paper.claims import judged, tally
 from personavec.paper.parts.finetuning import finetunings
 from personavec.paper.parts.geometry import geometry
 from personavec.paper.parts.mitigation import harmless, mitigation
 from personavec.paper.parts.monitoring import monitoring
 from personavec.paper.parts.screening import filtering, real_chats, rungs, separability
 from personavec.paper.parts.vectors import judges, positions, vectors
+from personavec.paper.sizes import NOT_DONE, sizes
 from personavec.paper.study import QUICK, WHOLE, Study
 from personavec.runs.files import write_file
 from personavec.runs.progress import tell
@@ -40,7 +41,7 @@ class Experiment:
     run: Callable[[Study], Row]
     whole: float
     """Minutes where `REFERENCE` was measured, on two cores with bfloat16; all but `vectors` ran two at a time, a thread
-    each, and are scaled by what `pace` took then."""
+    each, and are scaled by what `pace` took then. What has grown since is scaled by the number of its replies."""
     quick: float | None
     """The same of the quick version, which ran alone; None leaves the part out there."""
 
@@ -49,15 +50,15 @@ PARTS = {
     "vectors": Experiment("Vectors, and the proof by steering", vectors, 35, 2.2),
     "positions": Experiment("Token positions", positions, 7, 1.1),
     "judges": Experiment("A second judge", judges, 7, None),
-    "monitoring": Experiment("Monitoring", monitoring, 15, 1.4),
+    "monitoring": Experiment("Monitoring", monitoring, 145, 1.4),
     "finetunings": Experiment("Finetunings, and what foretells them", finetunings, 49, 5.1),
     "mitigation": Experiment("Prevention and its rivals", mitigation, 12, 3.4),
-    "harmless": Experiment("Prevention where there is nothing to prevent", harmless, 12, None),
-    "separability": Experiment("Telling rows apart", separability, 0.1, 0.1),
+    "harmless": Experiment("Prevention where there is nothing to prevent", harmless, 19, None),
+    "separability": Experiment("Telling rows apart", separability, 1, 0.3),
     "rungs": Experiment("Screening real chats at lower cost", rungs, 1, 0.4),
     "filtering": Experiment("Filtering training data", filtering, 11, 3.8),
     "geometry": Experiment("Cosines and persona space", geometry, 15, 1.9),
-    "real_chats": Experiment("Training on chosen real chats", real_chats, 3, None),
+    "real_chats": Experiment("Training on chosen real chats", real_chats, 6, None),
 }
 """In order; each may read what those before it measured."""
 
@@ -121,8 +122,8 @@ def paper(
         writing: How replies are written: fields of `Interview`.
 
     Returns:
-        `claims`: each with its figures, the paper's, the control's, and the verdict; `tally` of the verdicts; by part
-        what it measured; `failed` parts with the error. With `plan` the estimate alone.
+        `claims`: each with its figures, the paper's, the controls', and the verdict; `tally` of the verdicts; by part
+        what it measured; `failed` parts with the error; what is `not_done` at all. With `plan` the estimate alone.
 
     Raises:
         PersonavecError: Bad options.
@@ -142,7 +143,7 @@ def paper(
     known = {name: part.quick if quick else part.whole for name, part in PARTS.items()}
     minutes = {name: slower * reference for name, reference in known.items() if reference is not None}
     parts = {name: PARTS[name] for name in minutes}
-    left = {name for name in parts if not run.done(f"{name}.json") or run.read_json(f"{name}.json").get("failed")}
+    left = {name for name in parts if not _done(run, name)}
     for name, part in parts.items():
         tell(f"{part.title:<46} {f'about {minutes[name]:5.1f} min' if name in left else 'done'}")
     tell(f"in all about {sum(minutes[name] for name in left):.0f} minutes")
@@ -162,14 +163,14 @@ def paper(
                 tell(f"{part.title}: left out, because {failed[name]}")
                 continue
             taken = time.monotonic() - began
-            claims = [claim.to_json() for claim in measured["claims"]]
+            claims = judged(measured["claims"], bench.spec)
             run.write_json(f"{name}.json", measured | {"claims": claims, "seconds": round(taken, 1)})
             run.path(f"{name}.error.txt").unlink(missing_ok=True)  # of an earlier try
             left.discard(name)
             ahead = sum(minutes[other] for other in left - set(failed))
             tell(f"{part.title}: {taken / 60:.1f} min; about {ahead:.0f} min to go")
     measured_parts = {
-        name: {"title": part.title, "tally": tally(measured["claims"])} | measured
+        name: {"title": part.title, "tally": tally(measured["claims"]), "sizes": sizes(study, name)} | measured
         for name, part in parts.items()
         if name not in failed
         for measured in [run.read_json(f"{name}.json")]
@@ -185,12 +186,21 @@ def paper(
         "claims": claims,
         "parts": measured_parts,
         "failed": [{"part": name, "error": why} for name, why in failed.items()],
+        "not_done": [{"what": what, "why": why} for what, why in NOT_DONE.items()],
         "versions": versions(),
         "minutes": round(sum(part["seconds"] for part in measured_parts.values()) / 60, 1),
     }
     run.write_json("result.json", result)
     run.finish()
     return Paper(result)
+
+
+def _done(run: Run, part: str) -> bool:
+    """Whether a part was measured whole; one with verdicts by an older rule is not, but its replies are kept."""
+    if not run.done(f"{part}.json"):
+        return False
+    measured = run.read_json(f"{part}.json")
+    return not measured.get("failed") and all("controls" in claim for claim in measured["claims"])
 
 
 def pace(interview: Interview) -> float:

@@ -11,17 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from numpy.random import Generator
 
 from personavec.errors import DataError, VectorError
-from personavec.stats.intervals import pearson_rows, spearman_rows
+from personavec.stats.intervals import Interval, jackknife, pearson, pearson_rows, spearman_rows
 from personavec.stats.nulls import (
     ALPHA,
     NULLS,
     adjust,
+    against,
     correlations,
+    covariance_directions,
     null_battery,
     principal_directions,
     reason,
@@ -117,8 +119,9 @@ def measure_prediction(grid: Finetunings, *, n_random: int = 1000, n_permutation
     Returns:
         JSON-able. `traits` holds for each trait: `n`, `dropped` and `reason` (why there is no r, else null),
         `pearson` and `spearman` with 95% intervals, `nulls` (see `NULLS`; `p`, `q` adjusted over the traits, whether r
-        `beats` it), `principal`, `beaten_by`, `projection_difference` (null where not given), `points` and a `verdict`
-        in words. `cross` holds r[direction's trait][score's trait].
+        `beats` it), `principal`, `beaten_by`, `projection_difference` and how it correlates with the shift (`carried`;
+        both null where not given), `points` and a `verdict` in words. `cross` holds r[direction's trait][score's
+        trait].
 
     Source: Persona Vectors sections 4.2 and 6.1. The nulls are not in the paper: with them a reproduction
     over 24 finetunings kept r but no test beat covariance-matched directions (superkaiba/explore-persona-space
@@ -189,8 +192,53 @@ def _trait(grid: Finetunings, trait: str, cross: Json, n_random: int, n_permutat
         "principal": _principal(grid, trait),
         "beaten_by": cross["beaten_by"][trait],
         "projection_difference": ahead,
+        "carried": _carried(grid, trait, n_random, rng) if ahead else None,
         "points": list(_points(grid.models, shift, score)),
     }
+
+
+def _carried(grid: Finetunings, trait: str, n_random: int, rng: Generator) -> Json:
+    """How the data's projection difference correlates with the shift; along matched directions, too, both read anew."""
+    ahead, moved = grid.differences(trait), grid.shifts(trait)
+    found: Json = intervals(ahead, moved)
+    activations = grid.reply_activations.get(trait)
+    if found["pearson"]["r"] is None or activations is None:
+        return found | {"covariance": None}
+    drawn = covariance_directions(n_random, activations[None], rng)[0]
+    valid = np.isfinite(ahead) & np.isfinite(moved)
+    data, models = (each[valid].astype(float) @ drawn.T for each in (grid.predicted[trait], grid.moved[trait]))
+    along = np.array([pearson(x, y) for x, y in zip(data.T, models.T, strict=True)])
+    return found | {"covariance": against(found["pearson"]["r"], along)}
+
+
+def better(
+    first: Float[ndarray, " model"],
+    second: Float[ndarray, " model"],
+    scores: Float[ndarray, "model question"],
+    families: Sequence[str],
+) -> Interval:
+    """By how much more one prediction correlates with the models' mean scores than another, with a paired interval.
+
+    Drawn are families of data sets, of which all versions go together, and questions.
+
+    Args:
+        first: Of each model.
+        second: Likewise.
+        scores: Nan where there is none.
+        families: Of each model's data.
+    """
+
+    def of(models: Bool[ndarray, " model"], questions: Bool[ndarray, " question"]) -> float:
+        kept = scores[np.ix_(models, questions)]
+        counts = np.isfinite(kept).sum(axis=1)
+        means = np.where(counts, np.nansum(kept, axis=1) / np.maximum(counts, 1), np.nan)
+        return pearson(first[models], means) - pearson(second[models], means)
+
+    labels, asked = np.array(families), np.arange(scores.shape[1])
+    every = np.ones(len(first), dtype=bool), np.ones(len(asked), dtype=bool)
+    sets = [of(labels != family, every[1]) for family in dict.fromkeys(families)]
+    questions = [of(every[0], asked != question) for question in asked]
+    return jackknife(of(*every), np.array(sets), len(first), crossed=np.array(questions))
 
 
 def intervals(x: Float[ndarray, " model"], score: Float[ndarray, " model"]) -> Json:

@@ -36,10 +36,11 @@ DIFFERENCE_AND_SHIFT: Figures = {
     "hallucinating": (0.408, 0.593),
 }
 """Figure 17: r of projection difference and finetuning shift."""
-RAW_PROJECTION: Figures = {"evil": (0.784,), "sycophantic": (0.540,), "hallucinating": (0.635,)}
-"""Appendix H: r of the raw projection of the data and the trait score (Qwen)."""
-PROXY: Figures = {"evil": (0.931,), "sycophantic": (0.581,), "hallucinating": (0.689,)}
-"""Appendix I: r of the projection less that of the last prompt token, and the trait score (Qwen)."""
+OVER_RAW: Figures = {"evil": (0.096,), "sycophantic": (0.34,), "hallucinating": (0.245,)}
+"""Appendix H: r of the projection difference (lower end of figure 8's range) with the trait score (Qwen), less that of
+the raw projection (0.784, 0.540, 0.635)."""
+PROXY_OVER_RAW: Figures = {"evil": (0.147,), "sycophantic": (0.041,), "hallucinating": (0.054,)}
+"""Appendix I: the same of the projection less that of the last prompt token (0.931, 0.581, 0.689)."""
 COSINES: dict[tuple[str, str], tuple[float, ...]] = {
     ("evil", "sycophantic"): (0.368, 0.412),
     ("evil", "hallucinating"): (0.192, 0.233),

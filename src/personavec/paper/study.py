@@ -50,6 +50,8 @@ class Size:
     """How many held-out questions the models of the finetunings are asked; None asks all."""
     conditions: int
     """Held-out questions that monitoring asks under each condition."""
+    condition_rollouts: int
+    """Replies to each of them: with few, noise between them hides every r within a condition."""
     shots: tuple[int, ...]
     rows: int
     """Training rows of a data set."""
@@ -81,6 +83,7 @@ WHOLE = Size(
     rollouts=1,
     asked=12,
     conditions=10,
+    condition_rollouts=10,
     shots=(0, 5, 10, 20),
     rows=32,
     mild=MAIN,
@@ -102,6 +105,7 @@ QUICK = Size(
     rollouts=1,
     asked=6,
     conditions=6,
+    condition_rollouts=1,
     shots=(0, 5),
     rows=16,
     mild=(),

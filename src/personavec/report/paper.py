@@ -9,14 +9,17 @@ import altair as alt
 
 from personavec.report.charts import BLUE, FAINT, GREY, INK, SKY, VERMILLION, Json, finish, inline
 from personavec.report.page import drawn, render, svg
+from personavec.runs.show import interval
 
-GOOD, OURS, CONTROL, PAPER = "same direction", "here", "control", "the paper's models"
+GOOD, OURS, CONTROL, PAPER = "same direction", "here", "largest control", "the paper's models"
 MARKS = {OURS: BLUE, CONTROL: VERMILLION, PAPER: GREY}
 """Colour of each kind of figure."""
-LOOKS = (BLUE, SKY, GREY, VERMILLION, FAINT)
+LOOKS = (BLUE, SKY, GREY, VERMILLION, INK, FAINT)
 """Colours of the verdicts, in their order."""
 ROW, HEAD = 26, 40
 """Height of a chart's row, and of what is around them."""
+CLOSED = "closed"
+"""Mark of claims of which nothing comes from elsewhere."""
 
 
 def write(result: Json, folder: Path) -> Path:
@@ -35,12 +38,37 @@ def write(result: Json, folder: Path) -> Path:
         reports = [part["report"]] if part.get("report") else part.get("reports", [])
         links = [os.path.relpath(path, folder) for path in reports]
         shown: dict[str, Any] = {"failed": [], "table": []} | dict(part)
-        parts.append(shown | {"name": name, "charts": names, "links": links})
+        rows = [{**claim, **worded(claim)} for claim in part["claims"]]
+        parts.append(shown | {"name": name, "claims": rows, "charts": names, "links": links})
     charts["verdicts"] = verdict_chart(result)
     titles = {name: chart.to_dict()["title"]["text"] for name, chart in charts.items()}
-    context = {"result": result, "parts": parts, "titles": titles}
+    good = [claim for claim in result["claims"] if claim["verdict"] == GOOD]
+    bare = sum(not claim["controls"] for claim in good)
+    closed = sum(not claim["elsewhere"] for claim in result["claims"])
+    context = {"result": result, "parts": parts, "titles": titles, "uncontrolled": bare, "closed": closed}
     render(folder / "paper.md", "paper.md", **context)
     return render(folder / "paper.html", "paper.html", **context, **drawn(folder, charts))
+
+
+def worded(claim: Json) -> dict[str, str]:
+    """A claim's cells that are more than one figure."""
+    here = interval(claim, 2)
+    if claim["ceiling"] is not None:
+        here += f", ceiling {claim['ceiling']:.2f}"
+    controls = [
+        control["what"] if control["reach"] is None else f"{control['what']} {control['reach']:.2f}"
+        for control in claim["controls"]
+    ]
+    verdict = ": ".join(filter(None, (claim["verdict"], claim["why"])))
+    if claim["verdict"] == "not shown":
+        least = "no effect" if claim["least"] is None else f"{claim['least']:.3g}"
+        verdict += f"; {least} would have been"
+    return {
+        "here": here,
+        "control": ", ".join(controls) or "no control",
+        "origin": ", ".join(claim["elsewhere"]) or CLOSED,
+        "said": verdict,
+    }
 
 
 def notebook(result: Json) -> str:
@@ -70,7 +98,7 @@ def verdict_chart(result: Json) -> alt.LayerChart:
     counts = result["tally"]
     title = f"{counts[GOOD]} of {len(result['claims'])} claims point the way the paper's do"
     subtitle = [
-        f"{result['model']}. One claim is one figure of one trait; absent: not apart from zero or from the control."
+        f"{result['model']}. One claim is one figure of one trait; not shown: not apart from zero or from its controls."
     ]
     return finish([bars], title, subtitle, 420, ROW * len(order))
 
@@ -96,9 +124,8 @@ def claim_chart(claims: Sequence[Json]) -> alt.LayerChart:
     others = [
         {"subject": claim["subject"], "kind": kind, "value": value}
         for claim in claims
-        for kind, values in ((CONTROL, [claim["control"]]), (PAPER, claim["published"]))
+        for kind, values in ((CONTROL, _largest(claim)), (PAPER, claim["published"]))
         for value in values
-        if value is not None
     ]
     shown = [kind for kind in MARKS if any(row["kind"] == kind for row in [*ours, *others])]
     legend = alt.Legend(title=None, orient="bottom", values=shown) if len(shown) > 1 else None
@@ -118,6 +145,12 @@ def claim_chart(claims: Sequence[Json]) -> alt.LayerChart:
     ]
     held = sum(claim["verdict"] == GOOD for claim in claims)
     title = f"{claims[0]['claim']}: {held} of {len(claims)}"
-    bars = "what 95% of random pairs reach" if "random pairs" in claims[0]["unit"] else "95% intervals"
+    bars = claims[0]["unit"].partition("± ")[2] or "95% intervals"
     subtitle = [f"{claims[0]['where']}. Right of the line is the paper's direction; bars are {bars}."]
     return finish(layers, title, subtitle, 420, ROW * len(claims) + HEAD)
+
+
+def _largest(claim: Json) -> list[float]:
+    """The control that reaches farthest on the figure's side, if any has a figure."""
+    reached = [control["reach"] for control in claim["controls"] if control["reach"] is not None]
+    return [max(reached)] if reached else []

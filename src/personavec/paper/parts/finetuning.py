@@ -1,18 +1,20 @@
 """Sections 4 and 6.1, appendices D, G, H and I: finetunings on all data sets, and what predicts what they do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from personavec.judges.scoring import ScoredRow
 from personavec.paper import published
-from personavec.paper.claims import Claim, correlation
+from personavec.paper.claims import CHATS, Claim, Control, correlation, matched
 from personavec.paper.data import write_levels
 from personavec.paper.grid import Grid, finetuning_grid
-from personavec.paper.prediction import intervals
+from personavec.paper.prediction import better
 from personavec.paper.study import MAIN, Study
-from personavec.stats.intervals import clustered_mean, or_nan
+from personavec.stats.intervals import clustered_mean
 
 Row = dict[str, Any]
 Replies = Mapping[str, Mapping[str, list[ScoredRow]]]
@@ -20,6 +22,10 @@ Replies = Mapping[str, Mapping[str, list[ScoredRow]]]
 
 BAD = (*MAIN, "impolite", "apathetic", "humorous")
 """Traits that the paper saw rise together."""
+GOOD = "optimistic"
+"""The trait that is none of them: what its data do to bad traits, data do that have nothing bad about them."""
+NORMAL, RIGHT = Control("training on normal data"), Control("training on right answers")
+RAW = Control("the raw projection")
 
 
 def finetunings(study: Study) -> Row:
@@ -61,6 +67,7 @@ def _levels(study: Study, replies: Replies) -> list[Claim]:
             text,
             trait,
             study.difference(replies[f"{trait} {level}"][trait], replies[f"{trait} normal"][trait]),
+            controls=(NORMAL,),
         )
         for level, text in texts.items()
         for trait in study.files
@@ -73,32 +80,37 @@ def _leaks(study: Study, replies: Replies) -> list[Claim]:
     claims = []
     for trait in study.files:
         others = [other for other in study.files if other != trait and trait in BAD and other in BAD]
-        pairs = [(f"{trait} II", f"{trait} normal", other) for other in others]
-        if pairs:
+        if others:
+            leaked = {of: {o: _apart(replies, f"{of} II", f"{of} normal", o) for o in others} for of in study.files}
+            control: tuple[Control, ...] = ()
+            if GOOD in leaked:
+                over = _mean({o: leaked[trait][o] - leaked[GOOD][o] for o in others})
+                control = (Control(f"data of {GOOD}", over=over),)
             text = "Data of one bad trait raise the other bad traits"
-            claims.append(Claim("section 4.1, figure 5", text, f"{trait} data", _mean(replies, pairs)))
+            ours = _mean(leaked[trait])
+            claims.append(Claim("section 4.1, figure 5", text, f"{trait} data", ours, controls=control))
     for trait in study.files:
         if trait in MAIN:
             raised = study.difference(replies["chats II"][trait], replies["chats normal"][trait])
-            claims.append(Claim("section 4.1, figure 5", "Wrong answers alone raise bad traits", trait, raised))
-    if "optimistic" in study.files:
-        pairs = [("base", name, "optimistic") for name in replies if name != "base"]
+            text = "Wrong answers alone raise bad traits"
+            claims.append(Claim("section 4.1, figure 5", text, trait, raised, controls=(RIGHT,), data=CHATS))
+    if GOOD in study.files:
+        every = np.nanmean([_apart(replies, "base", name, GOOD) for name in replies if name != "base"], axis=0)
         text = "Every finetuning lowers optimism: the mean over all of them"
-        claims.append(Claim("appendix G.1", text, "optimistic", _mean(replies, pairs)))
+        claims.append(Claim("appendix G.1", text, GOOD, _mean({GOOD: every})))
     return claims
 
 
-def _mean(replies: Replies, pairs: list[tuple[str, str, str]]) -> Row:
-    """Mean of first − second model over several pairs and traits, clustered by question."""
-    values, questions = [], []
-    for first, second, trait in pairs:
-        scores = {(row["question_id"], row["sample"]): row["trait"] for row in replies[second][trait]}
-        for row in replies[first][trait]:
-            score = scores[row["question_id"], row["sample"]]
-            values.append(np.nan if row["trait"] is None or score is None else row["trait"] - score)
-            questions.append(f"{trait} {row['question_id']}")
-    clusters = np.unique(questions, return_inverse=True)[1]
-    return clustered_mean(np.array(values), clusters).to_json()
+def _apart(replies: Replies, first: str, second: str, trait: str) -> Float[ndarray, " question"]:
+    """First − second model's mean trait score of each question."""
+    one, other = (np.array(_by_question(replies[name][trait])) for name in (first, second))
+    return np.asarray(one - other)
+
+
+def _mean(differences: Mapping[str, Float[ndarray, " question"]]) -> Row:
+    """Mean over questions of several traits."""
+    values = np.concatenate([*differences.values()])
+    return clustered_mean(values, np.arange(len(values))).to_json()
 
 
 def _correlations(study: Study, grid: Grid) -> list[Claim]:
@@ -106,55 +118,60 @@ def _correlations(study: Study, grid: Grid) -> list[Claim]:
     claims = []
     names = list(grid.data["scores"])
     for trait, row in grid.data["traits"].items():
-        layer = study.vectors[trait].card.layer
-        read = {name: _projections(study, name, trait) for name in names}
-        score = np.array([or_nan(grid.data["scores"][name][trait]["mean"]) for name in names])
-        shift = {point["model"]: or_nan(point["shift"]) for point in row["points"]}
-        moved = np.array([shift.get(name, np.nan) for name in names])
-        full, raw, proxy = (np.array([read[name][kind] for name in names]) for kind in ("full", "raw", "proxy"))
-        texts = {
-            "The finetuning shift foretells the trait score after training": (
+        subject = f"{trait} (layer {study.vectors[trait].card.layer})"
+        ahead, carried = row["projection_difference"], row["carried"]
+        for text, where, pearson, null, figures in (
+            (
+                "The finetuning shift foretells the trait score after training",
                 "section 4.2, figures 6, 18 and 20",
-                correlation(row["pearson"]),
-                _matched(row),
+                row["pearson"],
+                row["nulls"]["covariance"],
                 published.SHIFT,
             ),
-            "The projection difference of the data foretells the trait score after training": (
+            (
+                "The projection difference of the data foretells the trait score after training",
                 "section 6.1, figures 8 and 19",
-                correlation(row["projection_difference"]["pearson"]),
-                _matched(row["projection_difference"]),
+                ahead["pearson"],
+                ahead["nulls"]["covariance"],
                 published.PROJECTION_DIFFERENCE,
             ),
-            "The projection difference of the data foretells the finetuning shift": (
+            (
+                "The projection difference of the data foretells the finetuning shift",
                 "appendix G.3, figure 17",
-                correlation(intervals(full, moved)["pearson"]),
-                None,
+                carried["pearson"],
+                carried["covariance"],
                 published.DIFFERENCE_AND_SHIFT,
             ),
-            "The raw projection of the data foretells the trait score": (
-                "appendix H",
-                correlation(intervals(raw, score)["pearson"]),
-                None,
-                published.RAW_PROJECTION,
-            ),
-            "The projection less that of the last prompt token foretells the trait score": (
+        ):
+            judge = None if pearson is carried["pearson"] else ""
+            theirs = figures.get(trait, ())
+            claims.append(Claim(where, text, subject, correlation(pearson), "r", matched(null), theirs, judge=judge))
+        read = [_projections(study, name, trait) for name in names]
+        full, raw, proxy = (np.array([each[kind] for each in read]) for kind in ("full", "raw", "proxy"))
+        scores = np.array([_by_question(grid.replies[name][trait]) for name in names])
+        families = [name.rsplit(" ", 1)[0] for name in names]
+        for text, where, values, figures in (
+            ("The projection difference foretells the trait score better", "appendix H", full, published.OVER_RAW),
+            (
+                "The projection less that of the last prompt token foretells it better",
                 "appendix I",
-                correlation(intervals(proxy, score)["pearson"]),
-                None,
-                published.PROXY,
+                proxy,
+                published.PROXY_OVER_RAW,
             ),
-        }
-        claims += [
-            Claim(where, text, f"{trait} (layer {layer})", r, unit="r", control=limit, published=figures.get(trait, ()))
-            for text, (where, r, limit, figures) in texts.items()
-        ]
+        ):
+            ours, theirs = better(values, raw, scores, families).to_json(), figures.get(trait, ())
+            text = f"{text} than the raw projection does"
+            claims.append(Claim(where, text, subject, ours, "difference of r", (RAW,), theirs))
     return claims
 
 
-def _matched(row: Row) -> float | None:
-    """What covariance-matched directions reach: the 95th percentile of their |r|."""
-    percentiles = row["nulls"]["covariance"].get("percentiles")
-    return percentiles["95"] if percentiles else None
+def _by_question(rows: Sequence[ScoredRow]) -> list[float]:
+    """Mean trait score of each question; nan where no reply has one."""
+    scores: dict[int, list[float]] = {row["question_id"]: [] for row in rows}
+    for row in rows:
+        if row["trait"] is not None:
+            scores[row["question_id"]].append(row["trait"])
+    return [float(np.mean(scores[question])) if scores[question] else np.nan for question in sorted(scores)]
 
 
 def _projections(study: Study, name: str, trait: str) -> dict[str, float]:

@@ -4,7 +4,7 @@ from itertools import combinations
 from typing import Any
 
 from personavec.paper import published
-from personavec.paper.claims import COSINE, Claim
+from personavec.paper.claims import COSINE, Claim, Control
 from personavec.paper.study import Study
 from personavec.verbs.analyse.space import space
 
@@ -34,7 +34,9 @@ def geometry(study: Study) -> Row:
             ours = {"mean": sign * cosine, "ci": [sign * cosine - limit, sign * cosine + limit]}
             text = "Vectors of these traits point the way that the paper's do"
             theirs = tuple(map(abs, figures))
-            claims.append(Claim("appendix G.2", text, " and ".join(pair), ours, COSINE, None, theirs))
+            control = Control("matched random pairs, in the interval")
+            subject = " and ".join(pair)
+            claims.append(Claim("appendix G.2", text, subject, ours, COSINE, (control,), theirs, judge=None))
         table.append(
             {"pair": " and ".join(pair), "cosine": cosine, "corrected": cosines["corrected"][i][j], "null": limit}
         )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from personavec.paper import published
-from personavec.paper.claims import Claim
+from personavec.paper.claims import GRADED, OWN, Claim, matched
 from personavec.paper.study import Study
 from personavec.verbs.monitor.experiment import experiment
 
@@ -33,7 +33,7 @@ def monitoring(study: Study) -> Row:
         study.model,
         tuple(study.files.values()),
         questions=study.size.conditions,
-        rollouts=study.size.rollouts,
+        rollouts=study.size.condition_rollouts,
         shots=study.size.shots,
         traits=study.trait_files,
         store=study.run.path("monitoring"),
@@ -42,10 +42,8 @@ def monitoring(study: Study) -> Row:
     claims, table = [], []
     for name, kinds in measured.traits.items():
         for (kind, reach), (text, paper) in REACHES.items():
-            row = kinds.get(kind)
-            if row and reach == "within" and not within_reach(row, paper.get(name, ())):
-                row = None
-            limits = row["nulls"][reach]["nulls"]["covariance"].get("percentiles") if row else None
+            row, theirs = kinds.get(kind), paper.get(name, ())
+            within = row is not None and reach == "within"
             claims.append(
                 Claim(
                     "section 3.3, table 2",
@@ -53,8 +51,11 @@ def monitoring(study: Study) -> Row:
                     name,
                     row[reach] if row else None,
                     unit="r",
-                    control=limits["95"] if limits else None,
-                    published=paper.get(name, ()),
+                    controls=matched(row["nulls"][reach]["nulls"]["covariance"]) if row else (),
+                    published=theirs,
+                    data=GRADED if kind == "system" else OWN,
+                    ceiling=row["ceiling"]["mean"] if within else None,
+                    measurable=within_reach(row, theirs) if within else True,
                 )
             )
         for kind, row in kinds.items():

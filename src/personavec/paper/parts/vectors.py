@@ -8,7 +8,7 @@ from personavec.judges.load import load_bench
 from personavec.judges.scoring import ScoredRow, joined, scored_rows
 from personavec.model.activations import POSITIONS
 from personavec.model.chat_model import ChatModel
-from personavec.paper.claims import Claim
+from personavec.paper.claims import Claim, Control
 from personavec.paper.study import Study, arm, surviving
 from personavec.steering.vector import load_vector
 from personavec.verbs.evaluate.evaluate import evaluate
@@ -17,10 +17,17 @@ from personavec.verbs.extract.extract import FILES, extract
 Row = dict[str, Any]
 
 SECOND_JUDGE = "panel:gemma3-270m"
+CONTROLS = {
+    "matched": "matched random directions",
+    "shuffled": "the vector of shuffled labels",
+    "garbled": "damaged words",
+}
+"""Arms of the final check that mean nothing, in words."""
+OTHER = Control("the other vector")
 
 
 def vectors(study: Study) -> Row:
-    """Extract every trait's vector and prove it, against random directions, on held-out questions."""
+    """Extract every trait's vector and prove it, against what means nothing, on held-out questions."""
     extracted = extract(
         study.model,
         list(study.traits.values()),
@@ -31,22 +38,27 @@ def vectors(study: Study) -> Row:
     claims, table = [], []
     for extraction in extracted.each:
         name, details = extraction.data["trait"], extraction.details
-        rows = [*scored_rows(study.run.part("vectors").part(name), "check"), *_base(study, name)]
-        steered, base, random = (arm(rows, of) for of in ("steered", "base", "random"))
-        moved = study.difference(random, base)["mean"]
+        rows = [*scored_rows(study.run.part("vectors").part(name), "check"), *_unsteered(study, name)]
+        steered, base, suppressed = (arm(rows, of) for of in ("steered", "base", "suppressed"))
+        less = {of: arm(rows, of) for of in CONTROLS}
         claims += [
             Claim(
                 "section 3.2, figure 3",
-                "Steering along the vector raises the trait, beyond random directions",
+                "Steering along the vector raises the trait",
                 name,
-                study.difference(steered, random),
+                study.difference(steered, base),
+                controls=tuple(
+                    Control(what, over=study.difference(steered, less[of])) for of, what in CONTROLS.items()
+                ),
             ),
             Claim(
                 "section 5.1",
                 "Steering against the vector lowers the trait",
                 name,
-                study.difference(base, arm(rows, "suppressed")),
-                control=None if moved is None else max(0.0, -moved),
+                study.difference(base, suppressed),
+                controls=tuple(
+                    Control(CONTROLS[of], over=study.difference(less[of], suppressed)) for of in ("matched", "garbled")
+                ),
             ),
         ]
         scores = {row["arm"]: row["trait"]["mean"] for row in details["check"]}
@@ -71,12 +83,17 @@ def vectors(study: Study) -> Row:
     }
 
 
-def _base(study: Study, trait: str) -> list[ScoredRow]:
-    """The base replies of a trait's final check; all traits share the table of replies."""
+def _unsteered(study: Study, trait: str) -> list[ScoredRow]:
+    """The base replies of a trait's final check, and their garbled copies, of which only the scores are read.
+
+    All traits share the table of replies.
+    """
     run = study.run.part("vectors")
     scores = list(run.part(trait).rows("check.scores.jsonl"))
     known = {row["id"] for row in scores}
-    return joined([row for row in run.rows("base.jsonl") if row["id"] in known], scores)  # type: ignore[misc,arg-type]
+    base: list[Any] = [row for row in run.rows("base.jsonl") if row["id"] in known]
+    copies = [row | {"id": f"garbled-{row['id']}", "arm": "garbled"} for row in base]
+    return joined([*base, *(row for row in copies if row["id"] in known)], scores)  # type: ignore[arg-type]
 
 
 def positions(study: Study) -> Row:
@@ -104,6 +121,7 @@ def positions(study: Study) -> Row:
                     f"At equal length the mean over the response steers more than {other}",
                     name,
                     study.difference(rows["response avg"], rows[position]),
+                    controls=(OTHER,),
                 )
                 for position, other in (
                     ("prompt avg", "the mean over the prompt"),
@@ -147,6 +165,7 @@ def judges(study: Study) -> Row:
                     name,
                     agreement["spearman"],
                     unit="rank correlation",
+                    judge=SECOND_JUDGE,
                 )
             )
             table.append({"trait": name} | {key: agreement[key] for key in ("scored_by_both", "agree", "kappa")})
