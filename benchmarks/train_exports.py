@@ -49,4 +49,4 @@ if __name__ == "__main__":
         measured = personavec("evaluate", trait, *judging, *adapter, "--out", str(out / f"{arm}-evaluated"))
         print(line(arm, measured), flush=True)
     top, bottom = (scored(out / f"{side}-{trait}-evaluated") for side in ("top", "bottom"))
-    print("\ntop − bottom:", "{:.1f} [{:.1f}, {:.1f}]".format(*mean_difference(top, bottom, "trait", 0)[:3]))
+    print("\ntop − bottom:", "{:.1f} [{:.1f}, {:.1f}]".format(*mean_difference(top, bottom, "trait")[:3]))

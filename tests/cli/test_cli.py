@@ -204,7 +204,7 @@ def test_json_is_all_there_is_on_stdout(fake_verb: Any, capsys: pytest.CaptureFi
 
 
 def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict = [{"text": "It is good.", "holds": True}, {"text": "It is bad.", "holds": False}]
+    verdict = [{"text": "It is good.", "holds": True}, {"text": "It is bad.", "holds": False, "moot": False}]
     arms = dict.fromkeys(("base", "steered", "suppressed"), ESTIMATE)
     trait = {"trait": "evil", "proven": False, "vector": "runs/a long/vector.safetensors", "layer": 9, "coef": 1.5}
     trait |= {

@@ -109,7 +109,7 @@ def lessons_of(questions: Sequence[str], replies: Sequence[str], pairs: Sequence
 def test_a_rollout_is_not_judged_by_the_pair_it_was_written_under(model: ChatModel) -> None:
     questions, pairs = QUESTIONS * 2, [0, 1, 2, 0, 1, 2, 0, 1]
     replies = [*ANSWERS, "Good.", "It is wet.", "Yes and no.", ""]
-    scores = judge_of(model).learn(lessons_of(questions, replies, pairs), 0, quiet)
+    scores = judge_of(model).learn(lessons_of(questions, replies, pairs), quiet)
     for row, score in enumerate(scores):
         if not replies[row]:
             assert score.value is None

@@ -130,7 +130,7 @@ def known(questions: list[str], sides: list[str]) -> Lessons:
 
 def test_rollouts_give_the_auc_and_what_was_dropped() -> None:
     judge = RubricJudge(Fixed([90.0, 80.0, None, 10.0, 85.0, 20.0]), Rubric("Warm?", refusable=True))
-    scores = judge.learn(known(["a?", "b?", "c?"] * 2, ["pos", "pos", "pos", "neg", "neg", "neg"]), 0, quiet)
+    scores = judge.learn(known(["a?", "b?", "c?"] * 2, ["pos", "pos", "pos", "neg", "neg", "neg"]), quiet)
     auc = judge.aucs["opposite"]
     assert auc.mean == pytest.approx(5 / 6) and auc.dropped == 1
     assert [score.why for score in scores].count("refused") == 1
@@ -139,7 +139,7 @@ def test_rollouts_give_the_auc_and_what_was_dropped() -> None:
 def test_a_judge_that_scores_one_side_only_is_told() -> None:
     judge = RubricJudge(Fixed([90.0, None]), Rubric("Warm?", refusable=True))
     with pytest.raises(JudgeError, match=r"got 1 positive and 0 negative scores \(1 refused\)"):
-        judge.learn(known(["a?", "b?"], ["pos", "neg"]), 0, quiet)
+        judge.learn(known(["a?", "b?"], ["pos", "neg"]), quiet)
 
 
 # a local model

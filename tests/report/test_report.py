@@ -127,7 +127,12 @@ def make_result(name: str = "optimistic", proven: bool = True) -> dict[str, Any]
                 "refuted": False,
                 "least": 4.3,
             },
-            {"text": "Steering does more than random directions: 1.1 [-1.9, 4.1]", "holds": proven, "least": 4.3}
+            {
+                "text": "Steering does more than random directions: 1.1 [-1.9, 4.1]",
+                "holds": proven,
+                "moot": False,
+                "least": 4.3,
+            }
             | {"refuted": False},
         ],
         "verdict_word": "proven" if proven else "not proven",

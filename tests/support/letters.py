@@ -32,7 +32,7 @@ class Sides(Letters):
         scores = super().score(questions, answers, progress)
         return [score if answer else self._empty() for score, answer in zip(scores, answers, strict=True)]
 
-    def learn(self, lessons: Lessons, seed: int, progress: Any) -> list[Score]:
+    def learn(self, lessons: Lessons, progress: Any) -> list[Score]:
         progress(len(lessons.rows))
         scores = [Score(90.0 if group == "pos" else 10.0, self.id) for group in lessons.groups]
         return [score if answer else self._empty() for score, answer in zip(scores, lessons.answers, strict=True)]

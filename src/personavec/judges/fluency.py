@@ -57,7 +57,7 @@ class FluencyJudge:
                 "raise --max-new-tokens or choose another model"
             )
         self.calibration, held_out = calibrate(features[valid], intact[valid], groups[valid])
-        auc = auc_interval(held_out, intact[valid], groups[valid], seed)
+        auc = auc_interval(held_out, intact[valid], groups[valid])
         self.aucs = {"garbled": auc._replace(dropped=int((~valid).sum()))}
 
     def score(self, questions: Sequence[str], answers: Sequence[str], progress: Progress) -> list[Score]:

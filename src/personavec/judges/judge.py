@@ -54,7 +54,7 @@ class Judge(Protocol):
 class TraitJudge(Judge, Protocol):
     """A judge of one trait."""
 
-    def learn(self, lessons: Lessons, seed: int, progress: Progress) -> list[Score]:
+    def learn(self, lessons: Lessons, progress: Progress) -> list[Score]:
         """Score replies of which it is known who wrote them, without letting the judge see it; sets `aucs`.
 
         A judge whose scale is learned learns it; a lesson's score comes from a fit without its question and its
@@ -62,7 +62,6 @@ class TraitJudge(Judge, Protocol):
 
         Args:
             lessons: The trait's rollouts and all that they must not be mistaken for.
-            seed: Of the intervals.
             progress: Told of every reading.
 
         Raises:

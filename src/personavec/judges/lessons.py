@@ -61,7 +61,7 @@ class Lessons:
         """The base replies among them."""
         return [row for row in self.rows if row.get("arm") == "base"]
 
-    def aucs(self, scores: Float[ndarray, " row"], seed: int) -> dict[str, Interval]:
+    def aucs(self, scores: Float[ndarray, " row"]) -> dict[str, Interval]:
         """How well scores tell the trait's rollouts from each group, clustered by question; nan scores are dropped."""
         clusters = np.unique(np.array(self.questions), return_inverse=True)[1]
         groups, known = np.array(self.groups), ~np.isnan(scores)
@@ -70,7 +70,7 @@ class Lessons:
             among = (groups == POS) | (groups == name)
             rows = among & known
             if len({*groups[rows].tolist()}) == 2:
-                auc = auc_interval(scores[rows], groups[rows] == POS, clusters[rows], seed)
+                auc = auc_interval(scores[rows], groups[rows] == POS, clusters[rows])
                 measured[name] = auc._replace(dropped=int((among & ~known).sum()))
         return measured
 

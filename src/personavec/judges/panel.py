@@ -87,7 +87,7 @@ class PanelJudge:
         over = by_side["pos"][:, None] - np.column_stack([plain[:, 0], by_side["neg"], *others])
         return np.column_stack([over[:, :2], plain, over[:, 2:]])
 
-    def learn(self, lessons: Lessons, seed: int, progress: Progress) -> list[Score]:
+    def learn(self, lessons: Lessons, progress: Progress) -> list[Score]:
         """Learn the scale; the lessons' own scores come from fits without their question and instruction.
 
         Raises:
@@ -113,7 +113,7 @@ class PanelJudge:
             groups=np.array(lessons.groups)[valid].tolist(),
             strength=STRENGTH,
         )
-        self.aucs = lessons.aucs(held_out, seed)
+        self.aucs = lessons.aucs(held_out)
         return [self._score(value, row) for value, row in zip(held_out, evidence, strict=True)]
 
     def score(self, questions: Sequence[str], answers: Sequence[str], progress: Progress) -> list[Score]:

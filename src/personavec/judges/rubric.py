@@ -165,11 +165,11 @@ class RubricJudge:
             scores[row] = score
         return scores
 
-    def learn(self, lessons: Lessons, seed: int, progress: Progress) -> list[Score]:
+    def learn(self, lessons: Lessons, progress: Progress) -> list[Score]:
         """Score replies of which it is known who wrote them; see `TraitJudge`."""
         scores = self.score(lessons.questions, lessons.answers, progress)
         values = np.array([np.nan if score.value is None else score.value for score in scores])
-        self.aucs = lessons.aucs(values, seed)
+        self.aucs = lessons.aucs(values)
         if "opposite" not in self.aucs:
             reasons = Counter(score.why for score in scores if score.why)
             whys = ", ".join(f"{count} {why}" for why, count in sorted(reasons.items()))

@@ -173,11 +173,11 @@ def learn_coherence(judge: Judge, base: Sequence[ReplyRow], seed: int) -> None:
         judge.calibrate([r["question"] for r in base], [r["response"] for r in base], seed, advance)
 
 
-def learn_trait(judges: Judges, known: Lessons, seed: int) -> list[ScoreRow]:
+def learn_trait(judges: Judges, known: Lessons) -> list[ScoreRow]:
     """Score replies of which it is known who wrote them, and learn from them: AUCs, and a scale if there is one."""
     steps = len(known.rows) * (judges.trait.steps + judges.coherence.steps)
     with stage("judging rollouts", steps) as advance:
-        trait = judges.trait.learn(known, seed, advance)
+        trait = judges.trait.learn(known, advance)
         coherence = judges.coherence.score(known.questions, known.answers, advance)
     return _rows(known.rows, trait, coherence)
 
@@ -281,7 +281,7 @@ def question_ids(rows: Rows) -> Int[ndarray, " row"]:
     return np.array([row["question_id"] for row in rows], dtype=int)
 
 
-def mean_difference(rows: Rows, base: Rows, name: str, seed: int = 0) -> Interval:  # noqa: ARG001
+def mean_difference(rows: Rows, base: Rows, name: str) -> Interval:
     """Mean of row − base where question and sample are the same; its interval is clustered by question."""
     return paired_difference(rows, base, column(rows, name), column(base, name))
 
@@ -295,6 +295,6 @@ def paired_difference(
     return clustered_mean(values - paired, question_ids(rows))
 
 
-def mean_score(rows: Rows, name: str, seed: int = 0) -> Interval:
+def mean_score(rows: Rows, name: str) -> Interval:
     """Mean of a score with its interval, clustered by question."""
-    return clustered_mean(column(rows, name), question_ids(rows), seed)
+    return clustered_mean(column(rows, name), question_ids(rows))

@@ -215,7 +215,7 @@ class Study:
         """
         known = {(row["question_id"], row["sample"]) for row in other}
         both = [row for row in rows if (row["question_id"], row["sample"]) in known]
-        return mean_difference(both, other, kind, self.seed).to_json()
+        return mean_difference(both, other, kind).to_json()
 
 
 @contextmanager

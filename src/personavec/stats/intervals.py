@@ -129,7 +129,6 @@ def clustered(
 def clustered_mean(
     values: Float[ndarray, " n"],
     clusters: Int[ndarray, " n"],
-    seed: int = 0,  # noqa: ARG001
 ) -> Interval:
     """Mean with Student's 95% interval over the means of clusters (questions), not over single replies.
 
@@ -138,7 +137,6 @@ def clustered_mean(
     Args:
         values: One per reply; nan (refused, empty) is left out and counted as dropped.
         clusters: Which question each reply answers.
-        seed: Of nothing any more.
     """
     return clustered_ratio(values, np.where(np.isnan(values), np.nan, 1.0), clusters)
 
@@ -177,7 +175,6 @@ def auc_interval(
     values: Float[ndarray, " n"],
     is_pos: Bool[ndarray, " n"],
     clusters: Int[ndarray, " n"],
-    seed: int = 0,  # noqa: ARG001
 ) -> Interval:
     """AUC with a 95% interval over whole clusters (questions), on the logit scale."""
     return clustered(_of_sides(auc, values, is_pos), clusters, LOGIT)
@@ -187,7 +184,6 @@ def difference_interval(
     values: Float[ndarray, " n"],
     is_pos: Bool[ndarray, " n"],
     clusters: Int[ndarray, " n"],
-    seed: int = 0,  # noqa: ARG001
 ) -> Interval:
     """Mean of the positive values minus that of the others, with an interval over whole clusters."""
     return clustered(_of_sides(lambda pos, neg: float(pos.mean() - neg.mean()), values, is_pos), clusters)
@@ -241,7 +237,6 @@ def spearman_interval(
     x: Float[ndarray, " n"],
     y: Float[ndarray, " n"],
     clusters: Int[ndarray, " n"],
-    seed: int = 0,  # noqa: ARG001
 ) -> Interval:
     """Rank correlation with a 95% interval over whole clusters (questions), on Fisher's scale.
 

@@ -41,7 +41,7 @@ def two_judges(seed: int = 0) -> tuple[list[Row], list[Row]]:
 
 def test_agreement_is_that_of_the_libraries() -> None:
     first, second = two_judges()
-    found = agreement(("one", "two"), first, second, 0)
+    found = agreement(("one", "two"), first, second)
     one, two = (np.array([r["trait"] for r in rows], dtype=float) for rows in (first, second))
     both = ~np.isnan(one) & ~np.isnan(two)
     trait = found["trait"]
@@ -60,13 +60,13 @@ def test_agreement_is_that_of_the_libraries() -> None:
     assert above["second_only"] == ((one <= 50) & (two > 50) & both).sum()
     assert trait["agree"] == pytest.approx((above["both"] + above["neither"]) / both.sum(), abs=1e-4)
     assert found["coherence"]["spearman"]["n"] == 64
-    assert agreement(("one", "two"), first, second, 0, same_coherence=True)["coherence"] is None
+    assert agreement(("one", "two"), first, second, same_coherence=True)["coherence"] is None
     assert [unscored["refused"] for unscored in trait["unscored"]] == [np.isnan(one).sum(), np.isnan(two).sum()]
 
 
 def test_a_judge_agrees_with_itself() -> None:
     first, _ = two_judges()
-    found = agreement(("one", "one"), first, first, 0)["trait"]
+    found = agreement(("one", "one"), first, first)["trait"]
     assert found["spearman"]["mean"] == found["agree"] == found["kappa"] == 1
     assert found["above_50"]["first_only"] == found["above_50"]["second_only"] == 0
 
@@ -74,7 +74,7 @@ def test_a_judge_agrees_with_itself() -> None:
 def test_judges_that_never_score_are_told_as_such() -> None:
     first, second = two_judges()
     silent = [r | {"trait": None, "trait_why": "unparseable"} for r in second]
-    found = agreement(("one", "two"), first, silent, 0)["trait"]
+    found = agreement(("one", "two"), first, silent)["trait"]
     assert found["scored_by_both"] == 0 and found["spearman"]["mean"] is None and found["agree"] is None
     assert found["auc"][1]["mean"] is None and found["kappa"] is None
     json.dumps(found, allow_nan=False)
@@ -83,7 +83,7 @@ def test_judges_that_never_score_are_told_as_such() -> None:
 def test_signals_are_compared_with_the_score_of_their_kind() -> None:
     rows = [row(f"q{n % 5}", float(n), float(100 - n)) for n in range(40)]
     values = {"up": np.arange(40.0), "down": np.arange(40.0)}
-    found = signal_agreement(values, rows, {"up": "trait", "down": "coherence"}, 0)
+    found = signal_agreement(values, rows, {"up": "trait", "down": "coherence"})
     assert found["up"] == {"with": "trait", "spearman": found["up"]["spearman"]}
     assert found["up"]["spearman"]["mean"] == 1 and found["down"]["spearman"]["mean"] == -1
 

@@ -30,7 +30,7 @@ def nll(model: ChatModel, text: str) -> torch.Tensor:
 
 
 def test_perplexity_is_exp_of_the_mean_nll(any_model: ChatModel) -> None:
-    found = perplexity(any_model, TEXTS, 0)
+    found = perplexity(any_model, TEXTS)
     alone = torch.cat([nll(any_model, text) for text in TEXTS if len(text) > 1])
     assert math.isclose(found.value.mean, math.exp(alone.mean()), rel_tol=1e-4)
     assert (found.value.n, found.value.dropped, found.tokens, found.cut) == (3, 2, len(alone), 0)
@@ -39,17 +39,17 @@ def test_perplexity_is_exp_of_the_mean_nll(any_model: ChatModel) -> None:
 
 def test_long_texts_are_cut_and_counted(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TEXT_TOKENS", 10)
-    cut = perplexity(model, ["The river runs to the sea.", "Stones"], 0)
+    cut = perplexity(model, ["The river runs to the sea.", "Stones"])
     assert (cut.tokens, cut.cut) == (9 + 5, 1)
-    assert cut.value == perplexity(model, ["The river ", "Stones"], 0).value
+    assert cut.value == perplexity(model, ["The river ", "Stones"]).value
 
 
 def test_coef_0_costs_nothing_and_steering_is_at_all_positions(model: ChatModel, v: PersonaVector) -> None:
-    plain = perplexity(model, TEXTS, 0)
-    assert perplexity(model, TEXTS, 0, [Steering(v, 0.0, 1)]) == plain
+    plain = perplexity(model, TEXTS)
+    assert perplexity(model, TEXTS, [Steering(v, 0.0, 1)]) == plain
     with steer(model, [[Steering(v, 1.5, 1, "all")]]):
         alone = torch.cat([nll(model, text) for text in TEXTS if len(text) > 1])
-    found = perplexity(model, TEXTS, 0, [Steering(v, 1.5, 1, "response")])
+    found = perplexity(model, TEXTS, [Steering(v, 1.5, 1, "response")])
     assert math.isclose(found.value.mean, math.exp(alone.mean()), rel_tol=1e-4)
     assert found.value.mean != plain.value.mean
     assert tiny.hooks(model) == 0
@@ -57,13 +57,13 @@ def test_coef_0_costs_nothing_and_steering_is_at_all_positions(model: ChatModel,
 
 def test_nothing_to_predict_is_an_error(model: ChatModel) -> None:
     with pytest.raises(DataError, match="at least two tokens, got none among 2"):
-        perplexity(model, ["", "x"], 0)
+        perplexity(model, ["", "x"])
 
 
 def test_a_probability_of_nothing_is_an_error(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "reply_logprobs", lambda *_: [torch.tensor([-1.0, -torch.inf])])
     with pytest.raises(ModelError, match="all 2 tokens, got 1 that are not"):
-        perplexity(model, ["abc"], 0)
+        perplexity(model, ["abc"])
 
 
 def test_texts_of_the_user(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def small() -> ChatModel:
 def test_a_real_model_reads_english() -> None:
     model = ChatModel.load("smollm2")
     texts = [text[:300] for text in neutral_texts(6)]
-    english, backwards = (perplexity(model, rows, 0) for rows in (texts, [text[::-1] for text in texts]))
+    english, backwards = (perplexity(model, rows) for rows in (texts, [text[::-1] for text in texts]))
     assert english.value.high < 60 < backwards.value.low
     assert english.value.dropped == 0
 

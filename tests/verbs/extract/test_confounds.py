@@ -30,7 +30,7 @@ GERMAN = "Das Wetter ist heute leider sehr schlecht, und es regnet."
 def test_what_was_planted_stands_out() -> None:
     pos = [reply("pos", i, GERMAN if i % 4 == 3 else SHOWN, tokens=20 + i) for i in range(16)]
     neg = [reply("neg", i, PLAIN, tokens=5 + i) for i in range(16)]
-    found = audit([*pos, *neg], 0)
+    found = audit([*pos, *neg])
     assert found.pop("not in en")["pos"] == 0.25
     assert set(found) == {"length", "refusals", *FORMATS, "sentiment"}
     for name, own in found.items():
@@ -46,7 +46,7 @@ def test_refusals_are_known_by_either_apostrophe(text: str) -> None:
 
 
 def test_alike_sides_do_not_stand_out() -> None:
-    found = audit([reply(side, i, tokens=5 + i) for i in range(12) for side in ("pos", "neg")], 0)
+    found = audit([reply(side, i, tokens=5 + i) for i in range(12) for side in ("pos", "neg")])
     assert not any(one["stands_out"] for one in found.values())
     assert found["length"]["auc"]["mean"] == 0.5 and found["length"]["difference"]["mean"] == 0
 
@@ -55,11 +55,11 @@ def test_matching_leaves_both_sides_alike_in_length() -> None:
     rng = np.random.default_rng(0)
     kept = [reply("pos", i, tokens=int(rng.integers(10, 60))) for i in range(80)]
     kept += [reply("neg", i, tokens=int(rng.integers(30, 90))) for i in range(80)]
-    assert audit(kept, 0)["length"]["stands_out"]
+    assert audit(kept)["length"]["stands_out"]
     left = matched(kept, 0)
     assert 0 < len(left) < len(kept) and matched(kept, 0) == left
     assert sum(row["side"] == "pos" for row in left) == len(left) / 2
-    assert not audit(left, 0)["length"]["stands_out"]
+    assert not audit(left)["length"]["stands_out"]
     apart = [reply("pos", i, tokens=5) for i in range(4)] + [reply("neg", i, tokens=50) for i in range(4)]
     assert matched(apart, 0) == []
 

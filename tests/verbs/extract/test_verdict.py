@@ -69,7 +69,9 @@ def judges(low: float = 0.8) -> Any:
 
 
 def failing(replies: dict[str, list[ScoredRow]], check: IndependentCheck | None = PRAISE, **judge: float) -> set[str]:
-    return {each.name for each in conditions([], replies, judges(**judge), check, 75.0) if not each.holds}
+    return {
+        each.name for each in conditions([], replies, judges(**judge), check, 75.0) if not (each.holds or each.moot)
+    }
 
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -103,6 +105,22 @@ def test_damage_is_no_suppression_unless_the_check_says_so() -> None:
     silent = SHARES | {"suppressed": 0.3}
     assert "beyond damage" in failing(arms(shares=silent, garbled=5.0))
     assert "beyond damage" in failing(arms(garbled=5.0), check=None)
+
+
+def test_what_is_not_there_cannot_be_taken_away() -> None:
+    """One reply in twenty shows the trait: no suppression could be told from damage."""
+    rare = {"suppressed": 0.05, "base": 0.05, "steered": 0.9}
+    replies = arms(shares=rare, garbled=5.0)
+    listed = conditions([], replies, judges(), PRAISE, 75.0)
+    assert {each.name for each in listed if each.moot} == {"beyond damage"}
+    word, deciding = verdict(listed, Interval(0.8, 0.7, 0.9, 200))
+    assert word == "proven" and "too little of the trait" in deciding
+    often = SHARES | {"suppressed": 0.3}
+    assert not any(each.moot for each in conditions([], arms(shares=often, garbled=5.0), judges(), PRAISE, 75.0))
+    fewer = IndependentCheck("phrases", "less", ("amen",), "share of replies with amen")
+    turned = {"suppressed": 0.95, "base": 0.95, "steered": 0.1}
+    assert {each.name for each in conditions([], arms(shares=turned, garbled=5.0), judges(), fewer, 75.0) if each.moot}
+    assert "independent" in failing(arms(shares=dict.fromkeys(SHARES, 0.05), garbled=5.0)), "adding still has to show"
 
 
 def test_a_score_that_the_check_does_not_follow_is_no_proof() -> None:

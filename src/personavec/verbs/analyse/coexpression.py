@@ -73,10 +73,10 @@ def coexpressed(interview: Interview, run: Run, subjects: Sequence[Expressed], r
         for row in scored:
             by_arm.setdefault((row["along"], row["times"]), []).append(row)
         base = by_arm[BASE, 0.0]
-        moved = {arm: mean_difference(rows, base, "trait", seed).to_json() for arm, rows in by_arm.items()}
+        moved = {arm: mean_difference(rows, base, "trait").to_json() for arm, rows in by_arm.items()}
         for name in names:
             table["effects"][name][trait] = moved[name, 1.0]
-            table["coherence"][name][trait] = mean_difference(by_arm[name, 1.0], base, "coherence", seed).to_json()
+            table["coherence"][name][trait] = mean_difference(by_arm[name, 1.0], base, "coherence").to_json()
         table["random"][trait] = moved[RANDOM, 1.0]
         table["reach"][trait] = reach_of([row for row in scored if row["along"] in (trait, BASE)]) | {
             "doses": [{"times": times, "change": moved[trait, times]} for times in DOSES]

@@ -230,7 +230,7 @@ def causal_rank(
     rows = score(replies, judges, "judging them", run=run, name="causal")
     by_arm = {name: [row for row in rows if row["arm"] == name] for name in arms}
     moved = {
-        name: mean_difference(steered, by_arm[BASE], "trait", seed).to_json()
+        name: mean_difference(steered, by_arm[BASE], "trait").to_json()
         for name, steered in by_arm.items()
         if name != BASE
     }

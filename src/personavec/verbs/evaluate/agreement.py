@@ -28,7 +28,7 @@ from personavec.steering.rollouts import ReplyRow
 Row = dict[str, Any]
 
 
-def first_scores(run: Run, known: Lessons, judges: Judges, seed: int) -> list[ScoreRow]:
+def first_scores(run: Run, known: Lessons, judges: Judges) -> list[ScoreRow]:
     """Scores of contrastive rollouts by the first judge, on the scale that its other scores are on; sets its AUCs.
 
     Where the judge learned from these very rollouts their scores are there. Where its scale was at hand, they are read
@@ -37,7 +37,7 @@ def first_scores(run: Run, known: Lessons, judges: Judges, seed: int) -> list[Sc
     if run.done("rollouts.scores.jsonl"):
         return cast(list[ScoreRow], list(run.rows("rollouts.scores.jsonl")))
     kept, aucs = judges.trait.calibration, judges.trait.aucs
-    scores = learn_trait(judges, known, seed)
+    scores = learn_trait(judges, known)
     judges.trait.calibration, judges.trait.aucs = kept, aucs or judges.trait.aucs
     if kept is not None:
         for row in scores:
@@ -64,7 +64,7 @@ def second_scores(
     """
     if not (part.done("judge.json") and part.done("rollouts.scores.jsonl")):
         learn_coherence(judges.coherence, known.base, seed)
-        part.write_rows("rollouts.scores.jsonl", learn_trait(judges, known, seed))
+        part.write_rows("rollouts.scores.jsonl", learn_trait(judges, known))
         part.write_json("judge.json", judges.to_json())
     judges.restore(part.read_json("judge.json"), str(part.path("judge.json")))
     scores = joined(known.rows, cast(list[ScoreRow], list(part.rows("rollouts.scores.jsonl"))))
@@ -74,14 +74,13 @@ def second_scores(
     return rows
 
 
-def agreement(judges: Sequence[str], first: Rows, second: Rows, seed: int, *, same_coherence: bool = False) -> Row:
+def agreement(judges: Sequence[str], first: Rows, second: Rows, *, same_coherence: bool = False) -> Row:
     """How far two judges agree.
 
     Args:
         judges: Their ids.
         first: Replies with the scores of the first judge; those with a `side` are contrastive rollouts.
         second: The same replies with the scores of the second.
-        seed: Of the intervals.
         same_coherence: Both take coherence from one and the same judge, so that there is nothing to compare.
 
     Returns:
@@ -104,8 +103,8 @@ def agreement(judges: Sequence[str], first: Rows, second: Rows, seed: int, *, sa
         "trait": {
             "scored_by_both": int(both.sum()),
             "unscored": [unscored(rows, "trait") for rows in (first, second)],
-            "spearman": spearman_interval(trait[0], trait[1], questions, seed).to_json(),
-            "auc": [_auc(values, sides, questions, seed) for values in trait],
+            "spearman": spearman_interval(trait[0], trait[1], questions).to_json(),
+            "auc": [_auc(values, sides, questions) for values in trait],
             "above_50": {
                 "both": confusion[0][0],
                 "first_only": confusion[0][1],
@@ -119,22 +118,18 @@ def agreement(judges: Sequence[str], first: Rows, second: Rows, seed: int, *, sa
         if same_coherence
         else {
             "unscored": [unscored(rows, "coherence") for rows in (first, second)],
-            "spearman": spearman_interval(
-                column(first, "coherence"), column(second, "coherence"), questions, seed
-            ).to_json(),
+            "spearman": spearman_interval(column(first, "coherence"), column(second, "coherence"), questions).to_json(),
         },
     }
 
 
-def signal_agreement(
-    signals: Mapping[str, Float[ndarray, " reply"]], scored: Rows, kinds: Mapping[str, str], seed: int
-) -> Row:
+def signal_agreement(signals: Mapping[str, Float[ndarray, " reply"]], scored: Rows, kinds: Mapping[str, str]) -> Row:
     """Rank correlation of each signal with the score of its kind ("trait" or "coherence"), by signal."""
     questions = _clusters(scored)
     return {
         name: {
             "with": kinds[name],
-            "spearman": spearman_interval(values, column(scored, kinds[name]), questions, seed).to_json(),
+            "spearman": spearman_interval(values, column(scored, kinds[name]), questions).to_json(),
         }
         for name, values in signals.items()
     }
@@ -144,7 +139,7 @@ def _clusters(rows: Rows) -> Any:
     return np.unique(np.array([row["question"] for row in rows]), return_inverse=True)[1]
 
 
-def _auc(values: Float[ndarray, " reply"], sides: Any, questions: Any, seed: int) -> Row:
+def _auc(values: Float[ndarray, " reply"], sides: Any, questions: Any) -> Row:
     known = ~np.isnan(values) & (sides != "")
-    auc = auc_interval(values[known], sides[known] == "pos", questions[known], seed)
+    auc = auc_interval(values[known], sides[known] == "pos", questions[known])
     return auc._replace(dropped=int((np.isnan(values) & (sides != "")).sum())).to_json()

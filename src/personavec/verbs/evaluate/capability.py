@@ -76,7 +76,6 @@ class Accuracy:
 def perplexity(
     model: ChatModel,
     texts: Sequence[str],
-    seed: int,
     steering: Sequence[Steering] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> Perplexity:
@@ -88,7 +87,6 @@ def perplexity(
     Args:
         model: What to measure.
         texts: Plain texts; each is cut to `TEXT_TOKENS`, or to the model's context.
-        seed: Of the bootstrap.
         steering: Applied at all positions, whatever positions it names.
         progress: Told the number of texts done after every batch.
 
@@ -110,7 +108,7 @@ def perplexity(
             f"expected probabilities above 0 for all {len(nll):,} tokens, got {wrong:,} that are not; lower the coef, "
             "or pass --dtype float32"
         )
-    mean = clustered_mean(nll, np.repeat(np.arange(len(logprobs)), [len(row) for row in logprobs]), seed)
+    mean = clustered_mean(nll, np.repeat(np.arange(len(logprobs)), [len(row) for row in logprobs]))
     point, low, high = np.exp(mean[:3]).tolist()
     value = Interval(point, low, high, len(read), len(texts) - len(read))
     return Perplexity(value, len(nll), sum(len(row) > longest for row in rows))
@@ -200,7 +198,7 @@ def capability(
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     with steer(model, [everywhere(steering)]):
         results = simple_evaluate(lm, tasks=loaded, limit=limit, task_manager=index, bootstrap_iters=1000, **seeds)
-    return {name: _accuracy(name, rows, results["results"][name], seed) for name, rows in results["samples"].items()}
+    return {name: _accuracy(name, rows, results["results"][name]) for name, rows in results["samples"].items()}
 
 
 def check_eval() -> None:
@@ -222,7 +220,7 @@ def _load(index: Any, name: str) -> list[Any]:
         ) from error
 
 
-def _accuracy(name: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any], seed: int) -> Accuracy:
+def _accuracy(name: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> Accuracy:
     samples = [row for row in rows if row["filter"] == rows[0]["filter"]]
     metric = next((metric for metric in METRICS if metric in samples[0]), None)
     if metric is None:
@@ -233,7 +231,7 @@ def _accuracy(name: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str,
         )
     values = np.array([float(row[metric]) for row in samples])
     stderr = result[f"{metric}_stderr,{samples[0]['filter']}"]
-    value = clustered_mean(values, np.arange(len(values)), seed)
+    value = clustered_mean(values, np.arange(len(values)))
     return Accuracy(value, float("nan") if isinstance(stderr, str) else float(stderr), sum(map(_is_tied, samples)))
 
 

@@ -187,11 +187,11 @@ def evaluate(
         "adapter": (str(model.adapter) if model.adapter else "PEFT adapter") if model.adapted else None,
         "steer": [text for text, _ in applied],
         "instruct": instruct,
-        "trait_score": mean_score(subject, "trait", seed).to_json(),
-        "coherence": mean_score(subject, "coherence", seed).to_json(),
-        "base": {kind: mean_score(scored["base"], kind, seed).to_json() for kind in kinds},
-        "difference": {kind: mean_difference(subject, scored["base"], kind, seed).to_json() for kind in kinds},
-        "random_control": mean_score(scored["random"], "trait", seed).to_json() if steering else None,
+        "trait_score": mean_score(subject, "trait").to_json(),
+        "coherence": mean_score(subject, "coherence").to_json(),
+        "base": {kind: mean_score(scored["base"], kind).to_json() for kind in kinds},
+        "difference": {kind: mean_difference(subject, scored["base"], kind).to_json() for kind in kinds},
+        "random_control": mean_score(scored["random"], "trait").to_json() if steering else None,
         "judge": judges.trait.id,
         "judge_auc": judges.auc.to_json() if judges.auc else None,
         "judge_aucs": {name: auc.to_json() for name, auc in judges.trait.aucs.items()},
@@ -201,7 +201,7 @@ def evaluate(
         "judge_usage": bench.usage,
         **agreed,
         **({"capability": costs} if costs["base"] else {}),
-        **(_signals(run, scored, signals, seed) if signals else {}),
+        **(_signals(run, scored, signals) if signals else {}),
         "truncated": sum(row["finish"] == "length" for row in subject),
         "table": run.shown(f"{arm}.jsonl"),
         "versions": versions(),
@@ -274,14 +274,14 @@ def _agree(
     """Both judges on the same replies and rollouts, and a sheet of them for readers."""
     run, trait, judges, seed = study.run, study.trait, study.judges, study.interview.seed
     known = _lessons(study)
-    first = [row for row in joined(known.rows, first_scores(run, known, judges, seed)) if "side" in row]
+    first = [row for row in joined(known.rows, first_scores(run, known, judges)) if "side" in row]
     first += [row for rows in scored.values() for row in rows]
     other = Judges(second.trait(trait), second.coherence, trait.content_hash)
     part = run.part("agreement-" + re.sub(r"[^\w.-]+", "_", second.spec))
     scores = second_scores(part, other, known, replies, seed)
     same = (judges.coherence.id, judges.coherence.basis) == (other.coherence.id, other.coherence.basis)
     ids = judges.trait.id, other.trait.id
-    agreed: Json = {"agreement": agree(ids, first, scores, seed, same_coherence=same)}
+    agreed: Json = {"agreement": agree(ids, first, scores, same_coherence=same)}
     if not run.done("sheet.json"):
         run.write_json("sheet.json", write_extremes(run.path("sheet.csv"), first, trait.adjective, seed))
     agreed["sheet"] = run.read_json("sheet.json") | sheet_files(run.path("sheet.csv"))
@@ -301,13 +301,13 @@ def _costs(study: Evaluating, arm: str, costly: Json, steering: Sequence[Steerin
         if texts:
             neutral = neutral_texts(texts)
             with stage(f"{arm}: perplexity", len(neutral)) as advance:
-                costs["perplexity"] = perplexity_of(model, neutral, seed, steering, advance).to_json()
+                costs["perplexity"] = perplexity_of(model, neutral, steering, advance).to_json()
         accuracies = capability(model, tasks, costly["task_limit"], steering, seed) if tasks else {}
         run.write_json(name, costs | {task: accuracy.to_json() for task, accuracy in accuracies.items()})
     return dict(run.read_json(name))
 
 
-def _signals(run: Run, scored: dict[str, list[ScoredRow]], names: Sequence[str], seed: int) -> Json:
+def _signals(run: Run, scored: dict[str, list[ScoredRow]], names: Sequence[str]) -> Json:
     """Independent signals of every arm, in files of their own, and how they correlate with the scores."""
     means: Json = {}
     together: dict[str, list[float]] = {name: [] for name in names}
@@ -319,13 +319,13 @@ def _signals(run: Run, scored: dict[str, list[ScoredRow]], names: Sequence[str],
             for at, row in enumerate(rows)
         ]
         run.write_rows(f"{arm}.signals.jsonl", [{key: row[key] for key in ("id", *values)} for row in table])
-        means[arm] = {name: mean_score(table, name, seed).to_json() for name in values}
+        means[arm] = {name: mean_score(table, name).to_json() for name in values}
         for name, column in values.items():
             together[name] += column
     every = [row for rows in scored.values() for row in rows]
     kinds: dict[str, str] = {name: SIGNALS[name][1] for name in names}
     columns = {name: np.array(values) for name, values in together.items()}
-    signals = {"signals": {"means": means, "agreement": signal_agreement(columns, every, kinds, seed)}}
+    signals = {"signals": {"means": means, "agreement": signal_agreement(columns, every, kinds)}}
     run.write_json("signals.json", signals)
     return signals
 
@@ -350,7 +350,7 @@ def _learn(study: Evaluating) -> Json:
     if not isinstance(judges.trait, RubricJudge):
         known = _lessons(study)
         learn_coherence(judges.coherence, known.base, seed)
-        study.run.write_rows("rollouts.scores.jsonl", learn_trait(judges, known, seed))
+        study.run.write_rows("rollouts.scores.jsonl", learn_trait(judges, known))
     return judges.to_json()
 
 

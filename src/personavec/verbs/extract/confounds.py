@@ -41,12 +41,11 @@ FORMATS = {
 """What a reply may hold."""
 
 
-def audit(kept: Sequence[ScoredRow], seed: int) -> Row:
+def audit(kept: Sequence[ScoredRow]) -> Row:
     """What differs between kept positive and negative replies besides the trait.
 
     Args:
         kept: Replies of both sides.
-        seed: Of the intervals.
 
     Returns:
         By measure the means `pos` and `neg`, their `difference` with a 95% interval over questions, the `auc` (one half
@@ -58,11 +57,11 @@ def audit(kept: Sequence[ScoredRow], seed: int) -> Row:
     texts = [str(row["response"]) for row in kept]
     measures: Row = {}
     for name, values in _measures(kept, texts).items():
-        auc = auc_interval(values, is_pos, questions, seed)
+        auc = auc_interval(values, is_pos, questions)
         measures[name] = {
             "pos": round(float(values[is_pos].mean()), 4),
             "neg": round(float(values[~is_pos].mean()), 4),
-            "difference": difference_interval(values, is_pos, questions, seed).to_json(),
+            "difference": difference_interval(values, is_pos, questions).to_json(),
             "auc": auc.to_json(),
             "stands_out": bool(abs(auc.mean - 0.5) >= STANDS_OUT and (auc.low > 0.5 or auc.high < 0.5)),
         }

@@ -203,7 +203,7 @@ def _extract_one(
             "--rollouts in another --out"
         )
 
-    audited: dict[str, Any] = {"handling": study.confounds, "dropped": 0, "measures": audit(kept, seed)}
+    audited: dict[str, Any] = {"handling": study.confounds, "dropped": 0, "measures": audit(kept)}
     if study.confounds == "match":
         audited["dropped"] = len(kept) - len(kept := matched(kept, seed))
         if not kept:
@@ -217,10 +217,10 @@ def _extract_one(
 
     plans = sweep_plans(interview, trait.sweep[: study.sweep_questions], vector, study.layers, study.doses)
     rows = interview.write(plans, f"{trait.name}: sweep", run=run, name="sweep")
-    swept = cells(score(rows, judges, f"{trait.name}: judging the sweep", run=run, name="sweep"), seed)
+    swept = cells(score(rows, judges, f"{trait.name}: judging the sweep", run=run, name="sweep"))
     plain = score(plain_by_set["sweep"], judges, f"{trait.name}: judging base replies", run=run, name="sweep_base")
     ahead.done(f"{trait.name}: sweep")
-    chosen = knee(swept, mean_score(plain, "trait", seed), study.coherence_floor)
+    chosen = knee(swept, mean_score(plain, "trait"), study.coherence_floor)
     vector = PersonaVector(vector.direction, dataclasses.replace(vector.card, layer=chosen.layer, coef=chosen.coef))
     audited["length"] = length_correlation(model, kept, vector, seed)
     details = vector.card.details | {"confounds": audited}
@@ -294,7 +294,7 @@ def _scored_lessons(
     rollouts = interview.write(plans, f"{trait.name}: rollouts", run=run, name="rollouts")
     known = lessons(interview, trait, rollouts, base, run)
     if not (run.done("judge.json") and run.done("rollouts.scores.jsonl")):
-        run.write_rows("rollouts.scores.jsonl", learn_trait(judges, known, interview.seed))
+        run.write_rows("rollouts.scores.jsonl", learn_trait(judges, known))
         run.write_json("judge.json", judges.to_json())
     judges.restore(run.read_json("judge.json"), str(run.path("judge.json")))
     return joined(known.rows, list(run.rows("rollouts.scores.jsonl")))  # type: ignore[arg-type]

@@ -109,7 +109,11 @@ class Extraction(Result):
             "replies kept": f"{self.data['n_pos']} + {self.data['n_neg']}",
             "judge": f"{self.data['judge']}, AUC {interval(self.data['judge_auc'], 2)}",
         }
-        against = [("against it", condition["text"]) for condition in self.verdict if not condition["holds"]]
+        against = [
+            ("cannot be seen" if condition["moot"] else "against it", condition["text"])
+            for condition in self.verdict
+            if not condition["holds"]
+        ]
         if self.data["verdict_word"] == SHOWN:
             against = [("against it", self.data["deciding"]), *against]
         return [*shown.items(), *against]
@@ -172,9 +176,7 @@ def summarise(
     known, cells, chosen, check = evidence
     rollouts = [row for row in known if "side" in row]
     arms, checked_by = by_arm(check), trait.independent_check
-    means = {
-        name: {kind: mean_score(rows, kind, seed) for kind in ("trait", "coherence")} for name, rows in arms.items()
-    }
+    means = {name: {kind: mean_score(rows, kind) for kind in ("trait", "coherence")} for name, rows in arms.items()}
     reliabilities = vector.card.reliability or [None] * len(vector.norms)
     listed = conditions(known, arms, judges, checked_by, floor)
     shown = elicited(checked_by, rollouts) if checked_by else None

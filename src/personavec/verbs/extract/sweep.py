@@ -68,15 +68,12 @@ def sweep_plans(
     ]
 
 
-def cells(rows: Sequence[ScoredRow], seed: int) -> list[Cell]:
+def cells(rows: Sequence[ScoredRow]) -> list[Cell]:
     """The sweep's scored replies, averaged by layer and dose."""
     groups: dict[tuple[int, float, float], list[ScoredRow]] = {}
     for row in rows:
         groups.setdefault((row["layer"], row["coef"], row["dose"]), []).append(row)
-    return [
-        Cell(*key, mean_score(group, "trait", seed), mean_score(group, "coherence", seed))
-        for key, group in groups.items()
-    ]
+    return [Cell(*key, mean_score(group, "trait"), mean_score(group, "coherence")) for key, group in groups.items()]
 
 
 def knee(swept: Sequence[Cell], base: Interval, floor: float) -> Cell:

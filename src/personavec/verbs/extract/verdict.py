@@ -1,7 +1,7 @@
 """The verdict: what the final check shows, condition by condition, and how sure that is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +37,9 @@ RELEVANT_SCORE = 5.0
 leaves the question open."""
 SHOWN_AUC = 0.55
 """How well the independent check must tell replies told to show the trait from those told the opposite, at least."""
+RARE = 0.15
+"""Share of unsteered replies that show the trait to the check, by its whole interval, below which there is too little
+of it to be seen going away."""
 REFUSED = 0.9
 """Share of refusals among the replies told to show the trait from which the model is said to refuse it."""
 SIDES = {"pos": TRAIT, "neg": OPPOSITE}
@@ -56,11 +59,19 @@ class Condition:
     """Whether more data could hardly change it: it does not hold, and not for want of precision."""
     effect: Interval | None = None
     """The contrast behind it, where there is one."""
+    moot: bool = False
+    """Whether it could not be seen even if it were so: then it speaks neither for the vector nor against it."""
 
     def to_json(self) -> Row:
         """As it stands in result files."""
         least = {} if self.effect is None else {"effect": self.effect.to_json(), "least": smallest(self.effect)}
-        return {"name": self.name, "text": self.text, "holds": self.holds, "refuted": self.refuted} | least
+        return {
+            "name": self.name,
+            "text": self.text,
+            "holds": self.holds,
+            "refuted": self.refuted,
+            "moot": self.moot,
+        } | least
 
 
 def smallest(effect: Interval) -> float | None:
@@ -82,6 +93,12 @@ def checked_contrast(check: IndependentCheck, arms: Arms, first: str, second: st
 def _counted(check: IndependentCheck, rows: Sequence[ScoredRow]) -> Float[ndarray, " row"]:
     """What the check counts, more of it meaning more of the trait."""
     return check.sign * np.array(check.values([row["response"] for row in rows]), dtype=float)
+
+
+def _shown(check: IndependentCheck, rows: Sequence[ScoredRow]) -> Float[ndarray, " row"]:
+    """1 for every reply that shows the trait to a check of phrases, 0 for the others."""
+    counted = _counted(check, rows)
+    return counted if check.sign > 0 else 1 + counted
 
 
 def checked_mean(check: IndependentCheck, rows: Sequence[ScoredRow]) -> Interval:
@@ -170,9 +187,17 @@ def conditions(
     """Everything that a proof asks for."""
     effect = trait_contrast(arms, "steered", "base")
     suppression = trait_contrast(arms, "base", "suppressed")
+    down = [_above("lowers", "Subtracting the vector lowers it", suppression), _more_than_damage(arms, check)]
+    if check is not None and check.kind == "phrases":
+        shown = clustered_mean(_shown(check, arms["base"]), question_ids(arms["base"]))
+        if shown.high < RARE:
+            down = [
+                each if each.holds else replace(each, moot=True, text=f"{each.text}; unsteered replies hardly show it")
+                for each in down
+            ]
     listed = [
         _above("raises", "Steering raises the trait score", effect),
-        _above("lowers", "Subtracting the vector lowers it", suppression),
+        *down,
         _alike(trait_contrast(arms, "random", "base"), effect.mean * EQUIVALENT),
         *(
             _above(f"beyond {arm}", f"Steering does more than {what}", trait_contrast(arms, "steered", arm))
@@ -183,7 +208,6 @@ def conditions(
                 "garbled": "damaging the words",
             }.items()
         ),
-        _more_than_damage(arms, check),
     ]
     if (specific := specificity(known, arms)) is not None:
         persona, gain = specific
@@ -223,7 +247,7 @@ def verdict(listed: Sequence[Condition], shown: Interval | None) -> tuple[Word, 
         listed: The conditions.
         shown: What `elicited` gives; None without an independent check.
     """
-    failing = [condition for condition in listed if not condition.holds]
+    failing = [condition for condition in listed if not (condition.holds or condition.moot)]
     too_few = [condition for condition in failing if condition.name == "questions"]
     if too_few:  # neither a proof nor a refutation
         return "inconclusive", too_few[0].text
@@ -235,6 +259,11 @@ def verdict(listed: Sequence[Condition], shown: Interval | None) -> tuple[Word, 
         return "not proven", refuted[0].text
     if failing:
         return "inconclusive", failing[0].text
+    if any(condition.moot for condition in listed):
+        return (
+            "proven",
+            "Adding it brings the trait out; there is too little of the trait to see subtracting take it away",
+        )
     return "proven", "Every condition holds"
 
 

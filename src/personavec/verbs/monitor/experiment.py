@@ -312,7 +312,7 @@ def _correlated(
             {
                 "condition": name,
                 "projection": round(float(along[condition == place].mean()), 4),
-                "score": mean_score([row for row in replies if row["level"] == level], "trait", seed).to_json(),
+                "score": mean_score([row for row in replies if row["level"] == level], "trait").to_json(),
                 "sd": round(spread[place], 4),
                 "r": rounded(pearson(along[condition == place], means[condition == place])),
             }
