@@ -44,7 +44,7 @@ def arm(name: str, mean: float, share: float, questions: int, rng: np.random.Gen
                 "question_id": question,
                 "question": f"Q{question}?",
                 "sample": sample,
-                "response": "Amen." if (question * 4 + sample) % 10 < 10 * share else "Well.",
+                "response": "Amen." if (question * 4 + sample) % 20 < 20 * share else "Well.",
                 "trait": float(np.clip(mean + spread[question, sample], 0, 100)),
                 "coherence": 95.0,
                 "evidence": {},
