@@ -9,10 +9,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from personavec.report import extract as extract_page
-from personavec.report.extract import notebook, write_index
+from personavec.report.extract import dose_response, notebook, write_index
 from personavec.report.extract import write as write_page
+from personavec.report.page import svg
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)> {{ 7 * 7 }}"
 SECTIONS = ("verdict", "what", "effect", "sweep", "transcripts", "rollouts", "layers", "card", "glossary")
@@ -326,3 +329,22 @@ def test_a_notebook_sees_the_dose_response_and_nothing_of_a_reply_as_a_tag() -> 
     html = notebook(result)
     assert html.count("<svg") == 1 and "<script" not in html
     assert "&lt;script&gt;" in html and "suppressed" in html and "coherence" in html
+
+
+@given(st.text(st.characters(), min_size=1, max_size=12))
+@settings(max_examples=40, deadline=None)
+@example("a\x00b")
+@example("\ud800")
+@example("\x07\ufffe\x1b[0m")
+def test_no_character_of_a_label_ends_the_process(label: str) -> None:
+    """The SVG renderer aborts at what XML cannot hold: exit 134, which Python cannot catch."""
+    result = make_result(proven=True)
+    result["check"][0]["arm"] = label
+    chart = dose_response(result["check"]).properties(title={"text": [label], "subtitle": [label]})
+    assert "<svg" in svg(chart)
+
+
+def test_a_page_marks_what_cannot_be_drawn(tmp_path: Path) -> None:
+    result = make_result(proven=True)
+    result["transcripts"][0]["steered"] = "half \ud800 pair, \x00"
+    assert "half \ufffd pair, \ufffd" in write_page(result, tmp_path).read_text(encoding="utf-8")

@@ -43,7 +43,7 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
             say(f"what decided: {trait['deciding']}", markup=False)
         for condition in trait["verdict"]:
             if not condition["holds"]:
-                say(f"{'cannot be seen' if condition['moot'] else 'against it'}: {condition['text']}", markup=False)
+                say(f"{'cannot be seen' if condition.get('moot') else 'against it'}: {condition['text']}", markup=False)
         steering = shlex.quote(f"{trait['vector']}:{trait['coef']:.3g}@{trait['layer']}")
         say(f"vector: {trait['vector']}\nreport: {trait['report']}", markup=False)
         if trait["sheet"]:

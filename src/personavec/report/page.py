@@ -4,6 +4,7 @@ A page is one file that opens offline. Model text is untrusted: templates escape
 policy lets the page load nothing.
 """
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from personavec.runs.files import write_file
 DASH = "–"
 VEGA_LITE = ".".join(SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 """The version that Altair's charts are written for, as vl-convert names it."""
+UNDRAWABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML cannot hold: control characters and halves of surrogate pairs. The renderer aborts the process at them."""
 
 
 def drawn(folder: Path, charts: Mapping[str, LayerChart | ConcatChart]) -> dict[str, Any]:
@@ -33,12 +36,25 @@ def drawn(folder: Path, charts: Mapping[str, LayerChart | ConcatChart]) -> dict[
 
 def svg(chart: LayerChart | ConcatChart) -> str:
     """A chart as SVG, drawn without a browser."""
-    return str(vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=VEGA_LITE))
+    return str(vl_convert.vegalite_to_svg(_spec(chart), vl_version=VEGA_LITE))
+
+
+def drawable(value: Any) -> Any:
+    """A chart's specification with a visible mark, U+FFFD, for every character that cannot be drawn."""
+    if isinstance(value, str):
+        return UNDRAWABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {drawable(key): drawable(each) for key, each in value.items()}
+    return [*map(drawable, value)] if isinstance(value, list) else value
+
+
+def _spec(chart: LayerChart | ConcatChart) -> dict[str, Any]:
+    return dict(drawable(chart.to_dict()))
 
 
 def _figure(chart: LayerChart | ConcatChart) -> dict[str, Any]:
     """A chart for the page, as wide as its place; panels keep their width. Its title is text that wraps, read aloud."""
-    spec = (chart.properties(width="container") if isinstance(chart, LayerChart) else chart).to_dict()
+    spec = _spec(chart.properties(width="container") if isinstance(chart, LayerChart) else chart)
     title = spec.pop("title")
     return {"spec": spec, "title": title["text"], "subtitle": " ".join(title["subtitle"])}
 
@@ -53,7 +69,8 @@ def render(path: Path, template: str, **context: Any) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"interval": _interval, "bounds": _bounds, "number": _number, "counts": _counts}
-    write_file(path, environment.get_template(template).render(context).encode())
+    page = environment.get_template(template).render(context)
+    write_file(path, UNDRAWABLE.sub("\ufffd", page).encode())
     return path
 
 

@@ -110,7 +110,7 @@ class Extraction(Result):
             "judge": f"{self.data['judge']}, AUC {interval(self.data['judge_auc'], 2)}",
         }
         against = [
-            ("cannot be seen" if condition["moot"] else "against it", condition["text"])
+            ("cannot be seen" if condition.get("moot") else "against it", condition["text"])
             for condition in self.verdict
             if not condition["holds"]
         ]
