@@ -28,6 +28,15 @@ class ModelError(PersonavecError):
     """A model that cannot be found, chatted with, or read."""
 
 
+class SteeringOverflow(ModelError):
+    """Some rows of a batch were steered so far that numbers overflowed."""
+
+    def __init__(self, text: str, rows: tuple[int, ...]) -> None:
+        super().__init__(text)
+        self.rows = rows
+        """Which of the rows in the forward pass."""
+
+
 class DataError(PersonavecError):
     """Rows that cannot be read."""
 

@@ -1,5 +1,6 @@
 """What the server refuses, and how it says so."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -13,6 +14,8 @@ from support import tiny
 from support.serving import ASKED, Client, bad, client, good
 
 from personavec.errors import ConfigError, VectorError
+from personavec.server import service
+from personavec.server.engine import Engine
 from personavec.server.options import ServeConfig
 from personavec.steering.vector import PersonaVector, load_vector
 
@@ -31,6 +34,12 @@ from personavec.steering.vector import PersonaVector, load_vector
         ({"vector": "tiny", "coef": 1, "layer": "all", "above": 0}, "one layer for a dose or a condition"),
         ({"vector": "tiny", "dose": 0.9}, "a dose of at most 0.7 in all, got 0.9"),
         ({"vector": "tiny", "coef": -1e6, "layer": "all"}, "a dose of at most 0.7 in all"),
+        ({"vector": "tiny", "op": "cap", "floor": 1e6}, "a dose of at most 0.7 in all"),
+        ({"vector": "tiny", "op": "cap", "ceiling": -1e6}, "a dose of at most 0.7 in all"),
+        ({"vector": "tiny", "op": "cap", "floor": 1e6, "layer": "all"}, "a dose of at most 0.7 in all"),
+        ({"vector": "tiny", "op": "cap", "ceiling": 1e39}, "ceiling"),
+        ({"vector": "tiny", "coef": 1e39}, "coef"),
+        ({"vector": "tiny", "coef": 1, "above": -1e300}, "above"),
         ({"vector": "tiny", "coef": 1, "multiplier": 3}, "multiplier"),
         ({"vector": "tiny", "coef": "x"}, "coef"),
         ({"vector": "tiny", "coef": 1, "layer": -1}, "layer"),
@@ -40,6 +49,42 @@ from personavec.steering.vector import PersonaVector, load_vector
 )
 def test_steering_that_cannot_be_is_refused_by_name(server: Client, steering: Any, match: str) -> None:
     bad(server.persona(steering=[steering]), 400, match)
+
+
+def test_a_bound_that_pushes_nothing_has_no_dose(server: Client) -> None:
+    for bounds in ({"ceiling": 0.5}, {"floor": -1e6}, {"floor": -2, "ceiling": 3}):
+        told = good(server.persona(steering=[{"vector": "tiny", "op": "cap", **bounds}]))
+        assert told["persona"]["warnings"] == []
+
+
+def test_a_cap_that_pushes_too_far_is_scaled_down(options: dict[str, Any]) -> None:
+    with client(ServeConfig(**options, guard="clamp")) as server:
+        told = good(server.persona(steering=[{"vector": "tiny", "op": "cap", "floor": 1e6}]))
+        assert 0 < told["persona"]["steering"][0]["floor"] < 1e3
+        assert "scaled down" in told["persona"]["warnings"][0]
+
+
+def test_a_vector_without_some_layers_steers_those_it_has(options: dict[str, Any], tmp_path: Path) -> None:
+    """As every vector from a GGUF file: its first layer is absent."""
+    (place,) = options["vectors"]
+    vector = load_vector(place)
+    card = dataclasses.replace(vector.card, details={**vector.card.details, "absent_layers": [0]})
+    partial = PersonaVector(vector.direction, card)
+    partial.save(tmp_path / "partial.safetensors")
+    with client(ServeConfig(**options | {"vectors": (tmp_path / "partial.safetensors",)})) as server:
+        told = good(server.persona(steering=[{"vector": "tiny", "coef": 0.01, "layer": "all"}]))
+        assert told["persona"]["steering"][0]["layer"] == "all"
+        bad(server.persona(steering=[{"vector": "tiny", "coef": 0.01, "layer": 0}]), 400, "does not hold")
+
+
+def test_a_stuck_engine_is_answered_for(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline holds even if the engine never speaks again."""
+    monkeypatch.setattr(service, "GRACE", 0.2)
+    with client(ServeConfig(**options, deadline=0.3)) as server:
+        monkeypatch.setattr(Engine, "submit", lambda *_: None)
+        began = time.monotonic()
+        bad(server.ask(), 504, "expected the reply within 0.3 seconds")
+        assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("name", ["other", "../../etc/passwd", "/etc/passwd", "tiny.safetensors", "tiny\x00"])

@@ -76,7 +76,8 @@ class Catalogue:
     def steer(self, specs: Iterable[SteeringSpec]) -> Applied:
         """Steerings from what a request asks, held within the largest dose.
 
-        The dose of a request is the sum of the doses it adds; with "all" layers, the largest of any layer's.
+        The dose of a request is the sum of the doses it adds, or can push with a cap; with "all" layers, the largest of
+        any layer's.
 
         Raises:
             Refused: An unknown vector or layer, too large a dose, or fields that contradict each other.
@@ -101,7 +102,7 @@ class Catalogue:
                 raise Refused(400, f"{problem}; lower coef or dose", param="persona.steering", code="dose_too_large")
             scale = self.max_dose / known if self.guard == "clamp" else 1.0
             warnings.append(f"{problem}; " + ("scaled down to it" if self.guard == "clamp" else "taken all the same"))
-        steering = [replace(added, coef=added.coef * scale) if added.op == "add" else added for added in steering]
+        steering = [_scaled(added, scale) for added in steering] if scale < 1 else steering
         return Applied(tuple(steering), [describe(added, clamped=scale < 1) for added in steering], warnings)
 
     def _steering(self, number: int, spec: SteeringSpec) -> Steering:
@@ -185,6 +186,18 @@ def _read(path: Path) -> Iterator[tuple[PersonaVector, str]]:
         raise ConfigError(f"expected vector.safetensors files below {path}, got none; run personavec extract")
     for file in files:
         yield load_vector(file), str(file)
+
+
+def _scaled(steering: Steering, scale: float) -> Steering:
+    """A steering that moves the stream by a share of what it would."""
+    if steering.op == "cap":
+        floor, ceiling = steering.floor, steering.ceiling
+        return replace(
+            steering,
+            floor=floor * scale if floor > 0 else floor,
+            ceiling=ceiling * scale if ceiling < 0 else ceiling,
+        )
+    return replace(steering, coef=steering.coef * scale) if steering.op == "add" else steering
 
 
 def describe(steering: Steering, clamped: bool = False) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from personavec.errors import ModelError, PersonavecError
+from personavec.errors import PersonavecError, SteeringOverflow
 from personavec.model.chat_model import ChatModel
 from personavec.model.kv_cache import Slots, using
 from personavec.model.sampling import Sampling
@@ -21,6 +21,10 @@ from personavec.steering.steer import Steering, steer
 
 READ_TOKENS = 1024
 """Tokens of prompts that are read in one batch, padding included; a longer prompt is read alone."""
+
+
+STUCK = 10.0
+"""Seconds more than given after which a thread that does not end is left behind; the process can end without it."""
 
 
 class Full(PersonavecError):
@@ -79,6 +83,8 @@ class Engine:
         self.model, self.rows, self.queue = model, rows, queue
         self._waiting: deque[list[Job]] = deque()
         self._jobs: list[Job] = []
+        self._joining: list[Job] = []
+        """Taken from the queue, and not yet among those that are written."""
         self._slots = Slots(rows, model.device)
         self._changed = threading.Condition()
         self._closing = False
@@ -120,9 +126,9 @@ class Engine:
             self._closing = True
             self._changed.notify()
         until = time.monotonic() + seconds
-        for job in [*self._jobs, *(job for jobs in tuple(self._waiting) for job in jobs)]:
+        for job in [*self._jobs, *self._joining, *(job for jobs in tuple(self._waiting) for job in jobs)]:
             job.deadline = min(job.deadline, until)
-        self._thread.join()
+        self._thread.join(seconds + STUCK)
 
     @torch.inference_mode()
     def _run(self) -> None:
@@ -136,7 +142,7 @@ class Engine:
                 if self._jobs:
                     self._write()
             except Exception as error:  # no request may end the server: those under way do not survive, it does
-                for job in self._jobs:
+                for job in (*self._jobs, *self._joining):
                     job.end("error", _reason(error))
                 self._jobs.clear()
                 self._slots = Slots(self.rows, self.model.device)
@@ -155,10 +161,12 @@ class Engine:
                 while self._waiting and len(self._waiting[0]) <= free and _small([*admitted, self._waiting[0]]):
                     admitted.append(self._waiting.popleft())
                     free -= len(admitted[-1])
+            self._joining = [job for jobs in admitted for job in jobs]
             self._join([jobs for jobs in admitted if not all(job.over for job in jobs)])
-            for job in (job for jobs in admitted for job in jobs):
+            for job in self._joining:
                 if job.over:
                     job.end("cancelled" if job.cancelled else "deadline")
+            self._joining = []
 
     def _join(self, admitted: Sequence[list[Job]]) -> None:
         """Read prompts and let their replies begin; if one of them fails, it fails alone."""
@@ -216,12 +224,9 @@ class Engine:
                     self._draw(jobs, logits)
                     if self._fits or any(job.over for job in jobs):
                         break
-        except ModelError as error:  # a steering overflowed; whoever is not steered takes the step again
-            steered = [job for job in jobs if job.steering]
-            if not steered:
-                raise
-            for job in steered:
-                job.end("error", str(error))
+        except SteeringOverflow as error:  # the others take the step again
+            for row in error.rows:
+                jobs[row].end("error", str(error))
         self._take_out()
 
     def _forward(
@@ -243,7 +248,13 @@ class Engine:
         for rows in alike.values():
             numbers = torch.tensor([jobs[row].numbers[len(jobs[row].reply.ids)] for row in rows], device=logits.device)
             drawn_from = logits if len(rows) == len(jobs) else logits[rows]
-            for row, token in zip(rows, draw(drawn_from, numbers, jobs[rows[0]].sampling).tolist(), strict=True):
+            try:
+                tokens = draw(drawn_from, numbers, jobs[rows[0]].sampling).tolist()
+            except Exception as error:  # nobody else is drawn like these
+                for row in rows:
+                    jobs[row].end("error", _reason(error))
+                continue
+            for row, token in zip(rows, tokens, strict=True):
                 job = jobs[row]
                 top = job.top_logprobs
                 job.reply.add(token, None if top is None else _logprobs(logits[row], token, top))

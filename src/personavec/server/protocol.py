@@ -16,6 +16,10 @@ INERT: dict[str, Any] = {"response_format": {"type": "text"}, "tool_choice": "no
 """Fields that are taken with this value alone."""
 
 
+LARGEST = 1e30
+"""Of the numbers in a steering: activations are float32."""
+
+
 def _whole(text: str) -> str:
     text.encode()  # JSON can spell half a surrogate pair; the error it raises here becomes a refusal
     return text
@@ -23,7 +27,7 @@ def _whole(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_whole)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
 
 
 class _Strict(BaseModel):

@@ -27,6 +27,8 @@ from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 from personavec.verbs.monitor.calibration import KINDS, Calibration
 
+GRACE = 5.0
+"""Seconds after a deadline within which the engine ends a reply; later it is ended without it."""
 DEFAULT_TOKENS = 256
 """Longest reply where a request does not say."""
 
@@ -63,10 +65,27 @@ class Exchange:
         """What the replies get, with the index of each, until all are over."""
         left = len(self.jobs)
         while left:
-            index, news = await self._news.get()
+            try:
+                index, news = await asyncio.wait_for(self._news.get(), max(1.0, self.latest - time.monotonic()))
+            except TimeoutError:  # the engine is stuck: whoever waits is answered all the same
+                if not self.expire():
+                    return
+                continue
             self.first_token = self.first_token or time.monotonic()
             left -= news.over
             yield index, news
+
+    @property
+    def latest(self) -> float:
+        """When the engine has ended every reply, by the clock of `time.monotonic`."""
+        return max(job.deadline for job in self.jobs) + GRACE
+
+    def expire(self) -> bool:
+        """End replies that the engine should have ended; whether there were any."""
+        late = [job for job in self.jobs if job.reply.finish is None]
+        for job in late:
+            job.end("deadline")
+        return bool(late)
 
     def cancel(self) -> None:
         """The client is gone."""
@@ -256,6 +275,8 @@ class Service:
         async def finish() -> None:
             while any(job.reply.finish is None for job in exchange.jobs):
                 await asyncio.sleep(0.01)
+                if time.monotonic() > exchange.latest:
+                    exchange.expire()
             with suppress(Refused):
                 await self.close(exchange)
 

@@ -27,11 +27,18 @@ def coef_of(dose: float, norm: float, activation_norm: float) -> float:
 
 
 def largest_dose(steering: "Steering") -> float | None:
-    """Dose of a steering, the largest of any layer's; 0 for what adds nothing, None if the card does not say."""
+    """Dose of a steering, the largest of any layer's; 0 for what moves nothing, None if the card does not say.
+
+    A cap counts as what it can push: a floor above 0 lifts a projection from about 0 to the floor, a ceiling below 0
+    likewise.
+    """
     vector, norms = steering.vector, steering.vector.card.activation_norms
-    if steering.op != "add" or steering.coef == 0:
+    pushed = max(steering.floor, -steering.ceiling, 0.0) if steering.op == "cap" else 0.0
+    if not (steering.coef if steering.op == "add" else pushed):
         return 0.0
     if not norms:
         return None
-    layers = range(len(norms)) if steering.layer is None else [steering.layer]
-    return max((vector.dose(layer, steering.coef) for layer in layers), key=abs)
+    layers = set(range(len(norms))) - vector.absent if steering.layer is None else {steering.layer}
+    if steering.op == "cap":
+        return max(pushed / norms[layer] for layer in layers)
+    return max((vector.dose(layer, steering.coef) for layer in sorted(layers)), key=abs)

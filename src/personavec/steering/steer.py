@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from personavec.errors import ConfigError, ModelError
+from personavec.errors import ConfigError, ModelError, SteeringOverflow
 from personavec.model.chat_model import BlockModel
 from personavec.model.hooks import BlockFn, Forward, attach
 from personavec.runs.rules import check
@@ -221,10 +221,13 @@ class Steered:
             wanted = wanted + (self._covered[kind] * delta[self._alive][:, None].float()).to(wanted)
         rounding = 2 * torch.finfo(after.dtype).eps * (before.float().abs() + wanted.abs())
         # its square must be finite too: the next block's norm takes it in float32
-        if not (((after.float() - wanted).abs() <= rounding) & after.float().square().isfinite()).all():
-            raise ModelError(
+        right = ((after.float() - wanted).abs() <= rounding) & after.float().square().isfinite()
+        rows = (~right.flatten(1).all(dim=1)).nonzero()[:, 0].tolist()
+        if rows:
+            raise SteeringOverflow(
                 f"expected layer {layer} to move by coef·v, got a stream that overflowed; lower the coef "
-                "(a dose under 1 is usual)"
+                "(a dose under 1 is usual)",
+                tuple(rows),
             )
 
     def _collect_adds(
