@@ -14,7 +14,7 @@ from support import tiny
 from support.serving import ASKED, Client, bad, client, good
 
 from personavec.errors import ConfigError, VectorError
-from personavec.server import service
+from personavec.server import app, service
 from personavec.server.engine import Engine
 from personavec.server.options import ServeConfig
 from personavec.steering.vector import PersonaVector, load_vector
@@ -249,3 +249,77 @@ def test_bad_starts_are_one_line(options: dict[str, Any], saved: tuple[Path, Pat
             ServeConfig(**options | changes)
     with pytest.raises(ConfigError, match="expected report"):
         ServeConfig(**options, reports=(tmp_path,), port=0).run()
+
+
+NULLABLE = ("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n")
+NULLABLE += ("stop", "seed", "persona", "logprobs", "top_logprobs", "tools", "response_format", "logit_bias", "user")
+
+
+@pytest.mark.parametrize("name", NULLABLE)
+def test_null_is_not_given(server: Client, name: str) -> None:
+    """As openai-python sends it: create(…, temperature=None)."""
+    wanted = good(server.ask(**({"model": server.service.model.identity.id} if name == "model" else {})))
+    assert good(server.ask(**{name: None}))["object"] == wanted["object"]
+
+
+def test_null_inside_is_not_given(server: Client) -> None:
+    steering = {"vector": "tiny", "coef": 0.1, "dose": None, "layer": None, "floor": None, "above": None}
+    told = good(server.persona(steering=[steering], watch=None, conversation=None))
+    assert told["persona"]["steering"][0]["coef"] == pytest.approx(0.1)
+    good(server.ask(stream_options={"include_usage": None}))
+    bad(server.ask(messages=None), 400, "messages")
+    bad(server.ask(messages=[{"role": "user", "content": None}]), 400, "messages.0.content")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repetition_penalty", 1.0),
+        ("top_k", -1),
+        ("modalities", ["text"]),
+        ("function_call", "none"),
+        ("reasoning_effort", "none"),
+        ("min_p", 0.0),
+        ("frequency_penalty", 0),
+    ],
+)
+def test_a_value_that_changes_nothing_is_taken(server: Client, name: str, value: Any) -> None:
+    good(server.ask(**{name: value}))
+
+
+@pytest.mark.parametrize(("name", "value"), [("repetition_penalty", 1.1), ("top_k", 5), ("modalities", ["audio"])])
+def test_a_value_that_cannot_be_obeyed_is_refused_by_name(server: Client, name: str, value: Any) -> None:
+    bad(server.ask(**{name: value}), 400, f"expected no {name}")
+
+
+def test_one_model_can_be_asked_for(server: Client) -> None:
+    name = server.service.model.identity.id
+    assert good(server.get(f"/v1/models/{name}")) == good(server.get("/v1/models"))["data"][0]
+    bad(server.get("/v1/models/another/one"), 404, f"expected the model {name}, got another/one")
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/v1/models", "/metrics"])
+def test_head_is_a_get_without_a_body(server: Client, path: str) -> None:
+    answer = server.head(path)
+    assert answer.status_code == 200 and answer.content == b""
+    assert answer.headers["content-type"] == server.get(path).headers["content-type"]
+
+
+def test_the_scheme_of_a_key_has_no_letter_case(options: dict[str, Any]) -> None:
+    with client(ServeConfig(**options, api_key="secret")) as server:
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            assert server.get("/v1/models", headers={"Authorization": f"{scheme} secret"}).status_code == 200
+        for given in ("Basic secret", "bearer secre", "bearer", "secret", "bearer secret secret"):
+            bad(server.get("/v1/models", headers={"Authorization": given}), 401, "expected the key of this server")
+
+
+def test_a_compressed_body_is_named(server: Client) -> None:
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    bad(server.post("/v1/chat/completions", content=b"\x1f\x8b", headers=headers), 415, "Content-Encoding, got gzip")
+
+
+def test_no_character_of_a_reply_ends_a_line_of_a_stream() -> None:
+    text = "".join(map(chr, (*range(0x20), 0x7F, 0x85, 0x2028, 0x2029, 0xFEFF)))
+    event = app._event({"text": text})
+    assert len(event.rstrip("\n").splitlines()) == 1
+    assert json.loads(event.removeprefix("data: "))["text"] == text

@@ -34,6 +34,8 @@ SANDBOX = "sandbox allow-scripts allow-downloads"
 """A report may not act as the dashboard does; what it may load is said by its policy."""
 UNCACHED = {"Cache-Control": "no-store"}
 GRACE_SECONDS = 1.0
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""Characters that JSON leaves as they are and some clients take for the end of a line."""
 
 
 def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
@@ -132,11 +134,18 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
                 exchange.cancel()
                 service.abandon(exchange)
 
+    served = {"id": name, "object": "model", "created": 0, "owned_by": "personavec"}
+    served |= {"context": service.model.context, "max_tokens": terms.max_tokens}
+
     @app.get("/v1/models")
     async def models() -> Any:
-        served = {"id": name, "object": "model", "created": 0, "owned_by": "personavec"}
-        limits = {"context": service.model.context, "max_tokens": terms.max_tokens}
-        return {"object": "list", "data": [served | limits]}
+        return {"object": "list", "data": [served]}
+
+    @app.get("/v1/models/{asked:path}")
+    async def model(asked: str) -> Any:
+        if asked != name:
+            raise Refused(404, f"expected the model {name}, got {asked[:200]}", param="model", code="model_not_found")
+        return served
 
     @app.get("/v1/vectors")
     async def vectors() -> Any:
@@ -217,7 +226,7 @@ async def leave(request: Request, exchange: Exchange, service: Service) -> None:
 
 
 def _event(event: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(event, ensure_ascii=False, allow_nan=False)}\n\n"
+    return f"data: {json.dumps(event, ensure_ascii=False, allow_nan=False).translate(LINE_ENDS)}\n\n"
 
 
 def _date(seconds: float) -> str:

@@ -47,7 +47,10 @@ class Limits:
 
         try:
             self._check(scope)
-            await self.app(scope, measured, noted)
+            if scope["method"] == "HEAD":  # a GET whose answer has no body
+                await self.app({**scope, "method": "GET"}, measured, lambda message: noted(_without_body(message)))
+            else:
+                await self.app(scope, measured, noted)
         except Refused as error:
             if answered:
                 raise
@@ -62,7 +65,8 @@ class Limits:
             raise Refused(421, f"expected one of the hosts {', '.join(sorted(self.hosts))}, got another name")
         given = headers.get(b"authorization", b"")
         if self.key is not None and path != "/" and not path.startswith(OPEN):
-            if not hmac.compare_digest(given, b"Bearer " + self.key.encode()):
+            scheme, _, key = given.partition(b" ")  # schemes have no letter case (RFC 9110)
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.key.encode()):
                 raise Refused(
                     401,
                     "expected the key of this server as «Authorization: Bearer KEY», got another or none",
@@ -74,9 +78,17 @@ class Limits:
                 raise Refused(
                     415, f"expected content of type application/json, got {kind.decode('latin-1')[:100] or 'none'}"
                 )
+            coding = headers.get(b"content-encoding", b"identity").strip().lower()
+            if coding != b"identity":
+                name = coding.decode("latin-1")[:100]
+                raise Refused(415, f"expected a body without Content-Encoding, got {name}; send it as it is")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self.body_bytes:
             raise self._too_large(int(length[:20]))
 
     def _too_large(self, size: int) -> Refused:
         return Refused(413, f"expected a body of at most {self.body_bytes:,} bytes, got {size:,} or more")
+
+
+def _without_body(message: Message) -> Message:
+    return {**message, "body": b""} if message["type"] == "http.response.body" else message

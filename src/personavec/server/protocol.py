@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from personavec.server.refused import Refused
 
@@ -12,7 +12,18 @@ IGNORED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 )
 """Fields of OpenAI's that change nothing here."""
-INERT: dict[str, Any] = {"response_format": {"type": "text"}, "tool_choice": "none", "suffix": "", "best_of": 1}
+INERT: dict[str, Any] = {
+    "response_format": {"type": "text"},
+    "tool_choice": "none",
+    "function_call": "none",
+    "reasoning_effort": "none",
+    "modalities": ["text"],
+    "suffix": "",
+    "best_of": 1,
+    "repetition_penalty": 1,
+    "top_k": -1,
+    "min_p": 0,
+}
 """Fields that are taken with this value alone."""
 
 
@@ -30,7 +41,23 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
 
 
-class _Strict(BaseModel):
+class _Asked(BaseModel):
+    """Null is "not given" for every field that may be left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        fields = cls.model_fields
+        return {
+            name: value
+            for name, value in data.items()
+            if value is not None or (name in fields and fields[name].is_required())
+        }
+
+
+class _Strict(_Asked):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -64,11 +91,11 @@ class PersonaSpec(_Strict):
     conversation: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
 
 
-class _StreamOptions(BaseModel):
+class _StreamOptions(_Asked):
     include_usage: bool = False
 
 
-class _Body(BaseModel):
+class _Body(_Asked):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     model: Name | None = None
