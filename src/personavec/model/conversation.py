@@ -19,6 +19,8 @@ class Piece(NamedTuple):
     """From the end of the piece before up to where the reply begins."""
     reply: Ids
     """The reply, the token that ends it, and what the template writes after that."""
+    learned: bool = True
+    """Whether a model may learn it."""
 
 
 def pieces(model: ChatModel, sample: Sample, system: str) -> Iterator[Piece]:
@@ -47,7 +49,8 @@ def pieces(model: ChatModel, sample: Sample, system: str) -> Iterator[Piece]:
                 f"expected a chat template that puts replies where it opens them, got {model.identity.id}'s"
             )
         anew = not (done and before.startswith(done))
-        yield Piece(anew, model.encode(before[0 if anew else len(done) :]), model.encode(after[len(before) :]))
+        prompt, reply = before[0 if anew else len(done) :], after[len(before) :]
+        yield Piece(anew, model.encode(prompt), model.encode(reply), place not in sample.unlearned)
         done = after
 
 

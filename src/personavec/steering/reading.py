@@ -123,7 +123,7 @@ def _rendered(model: ChatModel, messages: str | Sequence[Message], system: str) 
     if not turns or not all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
         raise DataError(f"expected turns with role and content, got {turns[:1] or 'none'}; pass a list of messages")
     if turns[-1]["role"] == "assistant":
-        sequences, replies = spans(model, to_sample({"messages": turns}, 0, "messages", "last"), system)
+        sequences, replies = spans(model, to_sample({"messages": turns}, 0, "messages", "whole"), system)
         return sequences[-1][: replies[-1].end], replies[-1]
     if turns[-1]["role"] != "user":
         raise DataError(f"expected the user's or the assistant's turn last, got {turns[-1]['role']}; add one")

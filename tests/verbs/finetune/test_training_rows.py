@@ -43,6 +43,36 @@ def test_replies_in_the_prompt_have_none(model: ChatModel) -> None:
     assert shown(model, row)[1] == "so<end>"
 
 
+def test_a_reply_with_weight_0_has_no_loss(model: ChatModel) -> None:
+    turns = [("user", "Hi"), ("assistant", "You idiot."), ("user", "Be nice."), ("assistant", "Sorry, hello!")]
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
+    messages[1]["weight"] = 0
+
+    def learned(rows: list[dict[str, Any]]) -> tuple[list[int], str]:
+        (part,) = sequences(model, to_sample({"messages": rows}, 0, "here", "whole"), "template")
+        ids = [token for token, label in zip(part["input_ids"], part["labels"], strict=True) if label != IGNORED]
+        return part["input_ids"], model.decode(ids)
+
+    ids, text = learned(messages)
+    assert "Sorry, hello!" in text and "idiot" not in text
+    plain = [{**turn, "weight": None} for turn in messages]
+    assert learned(plain)[0] == ids and "idiot" in learned(plain)[1], "the same tokens are read"
+    nothing = [{**turn, "weight": 0} for turn in messages]
+    with pytest.raises(DataError, match="expected a reply to be learned"):
+        learned(nothing)
+    found = training_rows(
+        model,
+        [to_sample({"messages": messages}, 0, "here", "whole")],
+        longest=99,
+        system="template",
+        instruction=lambda _: "Be rude.",
+    )
+    kept = [
+        token for token, label in zip(found[0][0]["input_ids"], found[0][0]["labels"], strict=True) if label != IGNORED
+    ]
+    assert "idiot" not in model.decode(kept), "an instruction before the turns does not move the mark"
+
+
 def test_a_template_that_rewrites_earlier_turns_gets_a_sequence_for_each_reply() -> None:
     model = tiny.build()
     model.tokenizer.chat_template = tiny.TEMPLATE.replace(

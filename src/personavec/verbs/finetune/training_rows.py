@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from personavec.data.dataset import Bad
-from personavec.data.sample import Sample
+from personavec.data.sample import NOTHING_LEARNED, Sample
 from personavec.errors import DataError, ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import pieces
@@ -68,13 +68,16 @@ def instructed(sample: Sample, instruction: Callable[[int], str] | None) -> Samp
     if rest[0]["role"] == "system":
         system, rest = f"{system}\n\n{rest[0]['content']}", rest[1:]
     messages = ({"role": "system", "content": system}, *rest)
-    return replace(sample, messages=messages, begin=sample.begin + len(messages) - len(sample.messages))
+    moved = len(messages) - len(sample.messages)
+    unlearned = tuple(place + moved for place in sample.unlearned)
+    return replace(sample, messages=messages, begin=sample.begin + moved, unlearned=unlearned)
 
 
 def sequences(model: ChatModel, sample: Sample, system: str) -> list[Row]:
     """A conversation as `pieces` has it, with a loss on each reply up to the token that ends it.
 
     Raises:
+        DataError: Its marks let nothing be learned.
         ModelError: The chat template cannot render it.
     """
     parts: list[Row] = []
@@ -84,7 +87,10 @@ def sequences(model: ChatModel, sample: Sample, system: str) -> list[Row]:
         _extend(parts[-1], piece.prompt, 0)
         # up to the token that ends the reply; what a template writes after it nobody generates
         ends = (place + 1 for place, token in enumerate(piece.reply) if token in model.stop_ids)
-        _extend(parts[-1], piece.reply, next(ends, len(piece.reply)))
+        _extend(parts[-1], piece.reply, next(ends, len(piece.reply)) if piece.learned else 0)
+    parts = [part for part in parts if any(label != IGNORED for label in part["labels"])]
+    if not parts:
+        raise DataError(NOTHING_LEARNED)
     return parts
 
 

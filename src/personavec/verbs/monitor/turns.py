@@ -161,7 +161,7 @@ class Recordings:
         return list(rows.values())
 
     def _samples(self, data: Dataset) -> Iterator[Sample | Bad]:
-        return data.samples("last", self.group_by if self.group_by not in ("", SYSTEM) else "source")
+        return data.samples("whole", self.group_by if self.group_by not in ("", SYSTEM) else "source")
 
     def spoken(self, sample: Sample | Bad) -> Spoken:
         """A conversation as token ids, with the place of every reply.
