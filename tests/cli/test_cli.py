@@ -282,3 +282,9 @@ def test_every_verb_runs_and_prints(verb: str) -> None:
     options, summary = VERBS[verb]
     assert callable(options.run)
     assert callable(getattr(import_module(f"personavec.cli.{summary}"), verb))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m personavec screen --help | head -2"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 2

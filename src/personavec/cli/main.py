@@ -72,6 +72,16 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted. PERSONAVEC_DEBUG=1 s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    try:
+        code = _main(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read has seen enough: personavec screen --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would complain
+        return DONE
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if args == ["--version"]:
         print(f"personavec {__version__}")
@@ -85,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(ended.code or DONE)
     except KeyboardInterrupt:
         return _tell("interrupted" + "; the same command resumes" * hasattr(options, "out"), INTERRUPTED)
+    except BrokenPipeError:
+        raise
     except PersonavecError as error:
         if debug:
             raise
