@@ -411,3 +411,30 @@ def test_things_in_memory_that_are_no_rows_are_bad_rows() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         dataset_of(failing())
+
+
+ROWS = [{"prompt": "Say ä.", "response": "ä"}, {"prompt": "c", "response": "d"}]
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("form", ["list", "lines"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_mark_or_another_suffix_does_not_matter(suffix: str, form: str, mark: str, tmp_path: Path) -> None:
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
+    text = lines if form == "lines" else json.dumps(ROWS)
+    path = tmp_path / f"x.{suffix}"
+    path.write_text(mark + text, encoding="utf-8")
+    found = list(open_dataset(str(path)).samples("first"))
+    if (suffix, form) == ("jsonl", "list"):
+        assert [type(each) for each in found] == [Bad]
+    else:
+        assert [each.response for each in found if isinstance(each, Sample)] == ["ä", "d"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_another_encoding_is_named_and_nothing_is_taken(encoding: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes("\r\n".join(json.dumps(row) for row in ROWS * 20).encode(encoding))
+    with pytest.raises(DataError, match="expected UTF-8, got UTF-16 or UTF-32"):
+        list(open_dataset(str(path)).samples("first"))

@@ -1,5 +1,6 @@
 """Rows of data set files as they stand, one by one: JSONL, JSON, CSV, Parquet, and data sets of the Hub."""
 
+import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator
@@ -50,6 +51,11 @@ def _array(path: Path) -> Iterator[Raw]:
     import ijson
 
     number = 0
+    with _opened(path) as file:
+        begins = file.read(4096).lstrip()[:1]
+    if begins == b"{":  # JSON Lines under another name; of a single object the first line tells
+        yield from _lines(path)
+        return
     with _opened(path) as file:
         try:
             bounded = _Bounded(file)
@@ -191,6 +197,10 @@ READERS: dict[str, Callable[[Path], Iterator[Raw]]] = {
 def _opened(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb", buffering=1 << 20) as file:
+            head = file.read(4)
+            if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in head[:2]:
+                raise DataError(f"expected UTF-8, got UTF-16 or UTF-32 in {path}; save it as UTF-8")
+            file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
             yield file
     except OSError as error:
         raise _unreadable(path, error) from error
