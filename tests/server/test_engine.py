@@ -1,67 +1,23 @@
 """The engine: a batch that rows join and leave, in which nobody notices the others."""
 
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from itertools import cycle
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
 from support import tiny, tiny_chat
+from support.asking import SAMPLING, Asked, ask
 from support.tiny import hooks, prompt
 
-from personavec.errors import SteeringOverflow
 from personavec.model.chat_model import ChatModel
 from personavec.model.kv_cache import Slots
-from personavec.model.sampling import Sampling
-from personavec.server import engine as engine_module
-from personavec.server.engine import Engine, Full, Job
-from personavec.server.reply import News, RunningReply
+from personavec.server.engine import Engine, Full
+from personavec.server.reply import RunningReply
 from personavec.steering.generate import Request, Watch, generate, stream
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 
-SAMPLING = Sampling(12, 0.9)
 SIZES = (3, 9, 1, 17, 5, 12, 2, 30)
-
-
-class Asked:
-    """A job, and what it was told."""
-
-    def __init__(
-        self, model: ChatModel, ids: tuple[int, ...], seed: int = 0, tokens: int = 12, **options: object
-    ) -> None:
-        self.news: list[News] = []
-        self.over = threading.Event()
-        sampling = Sampling(tokens, 0.9)
-        reply = RunningReply(model, tokens, options.pop("stops", ()))  # type: ignore[arg-type]
-        self.job = Job(ids, sampling, reply, self.tell, (seed,), **options)  # type: ignore[arg-type]
-
-    def tell(self, news: News) -> None:
-        self.news.append(news)
-        if news.over:
-            self.over.set()
-
-    def wait(self) -> "Asked":
-        assert self.over.wait(30)
-        return self
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    """Its thread owns its model: another one, of the same weights."""
-    made = Engine(tiny.build("llama"), rows=4, queue=64)
-    yield made
-    made.close(5)
-    assert hooks(made.model) == 0
-
-
-def ask(engine: Engine, asked: Sequence[Asked], pause: float = 0) -> list[Asked]:
-    for one in asked:
-        engine.submit([one.job])
-        time.sleep(pause)
-    return [one.wait() for one in asked]
 
 
 def test_replies_are_those_of_the_offline_batch_in_every_family(any_model: ChatModel) -> None:
@@ -170,76 +126,6 @@ def test_an_overflowing_row_ends_alone(model: ChatModel, engine: Engine, v: Pers
     for seed, one, size in ((0, good, 6), (2, other, 4)):
         assert tuple(one.job.reply.ids) == generate(model, [Request(prompt(size), (), (seed,))], SAMPLING)[0].ids
     assert engine.running == 0
-
-
-def test_an_overflow_in_a_step_ends_its_own_row_alone(
-    model: ChatModel, engine: Engine, v: PersonaVector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The step that failed half-way is taken again; no token is lost or doubled, of steered rows neither."""
-    from personavec.steering.steer import Steered
-
-    own, calls = Steered.change, cycle([False] * 7 + [True])
-
-    def change(self: Steered, layer: int, stream_: torch.Tensor) -> torch.Tensor:
-        if stream_.shape[0] > 2 and next(calls):
-            raise SteeringOverflow("expected layer 2 to move by coef·v, got a stream that overflowed", (1,))
-        return own(self, layer, stream_)
-
-    monkeypatch.setattr(Steered, "change", change)
-    small = (Steering(v, 0.5, 2),)
-    asked = [
-        Asked(model, prompt(6), 0, tokens=60),
-        Asked(model, prompt(6), 1, tokens=60, steering=(Steering(v, 1.0, 2),)),
-        Asked(model, prompt(6), 2, tokens=60, steering=small),
-    ]
-    with engine._changed:  # row 1 is that of the second reply: all three begin together
-        for one in asked:
-            engine.submit([one.job])
-    plain, huge, other = (one.wait() for one in asked)
-    assert huge.job.reply.finish in ("error", "stop")
-    for seed, one, steering in ((0, plain, ()), (2, other, small)):
-        wanted = generate(model, [Request(prompt(6), steering, (seed,))], Sampling(60, 0.9))[0].ids
-        assert tuple(one.job.reply.ids) == wanted
-
-
-def test_a_cap_that_overflows_ends_nobody_elses_steered_reply(
-    model: ChatModel, engine: Engine, v: PersonaVector
-) -> None:
-    """Its row overflows at a later layer, where another row adds a little."""
-    small = (Steering(v, 0.5, 2),)
-    huge = (Steering(v, op="cap", floor=1e25, layer=1), Steering(v, 0.1, 2))
-    asked = [Asked(model, prompt(6), 0, steering=huge), Asked(model, prompt(6), 1, steering=small)]
-    with engine._changed:
-        for one in asked:
-            engine.submit([one.job])
-    first, second = (one.wait() for one in asked)
-    assert first.job.reply.finish == "error"
-    assert tuple(second.job.reply.ids) == generate(model, [Request(prompt(6), small, (1,))], SAMPLING)[0].ids
-
-
-@pytest.mark.parametrize("temperature", [1e-3, 1e-5, 1e-38, 5e-39, 1e-45, 1e-300])
-def test_a_tiny_temperature_is_greedy_and_ends_nobody(model: ChatModel, engine: Engine, temperature: float) -> None:
-    cold, warm = Asked(model, prompt(6), 0), Asked(model, prompt(6), 1)
-    cold.job.sampling = Sampling(12, temperature)
-    ask(engine, [warm, cold])
-    assert tuple(cold.job.reply.ids) == generate(model, [Request(prompt(6), (), (0,))], Sampling(12, 0))[0].ids
-    assert tuple(warm.job.reply.ids) == generate(model, [Request(prompt(6), (), (1,))], SAMPLING)[0].ids
-    sampling = Sampling(12, temperature, 0.5)
-    assert generate(model, [Request(prompt(6), (), (0,))], sampling)[0].ids == tuple(cold.job.reply.ids)
-
-
-@pytest.mark.parametrize("where", ["draw", "_join", "add", "_read"])
-def test_whatever_is_raised_ends_its_own_replies(
-    model: ChatModel, engine: Engine, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    """From the queue to the reply: nobody waits for ever, and the next one is served."""
-    target: Any = {"draw": engine_module, "add": Slots}.get(where, Engine)
-    with monkeypatch.context() as patched:
-        patched.setattr(target, where, lambda *_, **__: 1 / 0)
-        (bad,) = ask(engine, [Asked(model, prompt(4), 1)])
-    assert bad.job.reply.finish == "error" and "ZeroDivisionError" in (bad.job.reply.error or "")
-    (good,) = ask(engine, [Asked(model, prompt(4), 1)])
-    assert good.job.reply.finish in ("stop", "length")
 
 
 def test_whoever_leaves_frees_the_row_and_whoever_waits_gets_it(model: ChatModel, engine: Engine) -> None:

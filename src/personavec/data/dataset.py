@@ -13,6 +13,12 @@ from typing import Any, NamedTuple
 from personavec.data.readers import READERS, Raw, csv_columns, hub, short
 from personavec.data.sample import Sample, Turn, shape_of, to_sample
 from personavec.errors import DataError
+from personavec.runs.progress import tell
+
+PACKED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"})
+"""Endings of files that may hold data, and are not read: a folder with one of them is not a whole data set."""
+NAMED = 8
+"""Files of a folder that are named where they are not read."""
 
 
 class Bad(NamedTuple):
@@ -145,9 +151,21 @@ def open_dataset(name: str) -> Dataset:
     path = Path(name)
     if path.is_dir():
         kinds: dict[str, list[Path]] = {}
+        unread: list[str] = []
+        if (path / "state.json").is_file() and any(path.glob("*.arrow")):
+            raise DataError(
+                f"expected a folder of data files, got one of Dataset.save_to_disk in {path}; from Python pass "
+                "load_from_disk(…) itself, or write it with to_parquet"
+            )
         for file in sorted(path.iterdir()):
             if file.suffix in READERS:
                 kinds.setdefault(file.suffix, []).append(file)
+            elif file.suffix in PACKED:
+                raise DataError(
+                    f"expected files that can be read in {path}, got {file.name}; unpack it, or move it away"
+                )
+            elif not file.name.startswith("."):
+                unread.append(file.name + "/" * file.is_dir())
         if len(kinds) != 1:
             raise DataError(
                 f"expected a folder with files of one kind ({', '.join(READERS)}), got {', '.join(kinds) or 'none'} "
@@ -155,6 +173,9 @@ def open_dataset(name: str) -> Dataset:
             )
         (files,) = kinds.values()
         _check_alike(files)
+        if unread:
+            more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
+            tell(f"not read in {path}: {', '.join(unread[:NAMED])}{more}")
         return Dataset(name, tuple(files))
     if path.is_file():
         if path.suffix not in READERS:

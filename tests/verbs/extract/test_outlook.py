@@ -8,7 +8,7 @@ from personavec.stats.intervals import FEWEST_CLUSTERS
 from personavec.steering.rollouts import Interview
 from personavec.traits.load import load_trait
 from personavec.verbs.extract import outlook
-from personavec.verbs.extract.outlook import Outlook, Work
+from personavec.verbs.extract.outlook import Load, Outlook
 
 
 def test_the_rest_is_scaled_by_what_was_done(
@@ -17,7 +17,7 @@ def test_the_rest_is_scaled_by_what_was_done(
     now = [0.0]
     monkeypatch.setattr(outlook.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(outlook, "speed", lambda *_: (2.0, 1.0))
-    ahead = Outlook({"base": Work(10, 20), "check": Work(100, 400)}, Interview(model), ())
+    ahead = Outlook({"base": Load(10, 20), "check": Load(100, 400)}, Interview(model), ())
     assert "about 11 minutes here: 110 replies to write, and 420 readings" in capsys.readouterr().err
     now[0] = 80.0  # twice the 40 seconds of the estimate
     ahead.done("base")

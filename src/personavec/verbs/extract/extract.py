@@ -37,7 +37,7 @@ from personavec.verbs.extract.across import judge_by_trait
 from personavec.verbs.extract.check import ARMS, Along, by_arm, check_plans
 from personavec.verbs.extract.confounds import audit, length_correlation, matched
 from personavec.verbs.extract.difference import difference_in_means
-from personavec.verbs.extract.outlook import Outlook, Work
+from personavec.verbs.extract.outlook import Load, Outlook
 from personavec.verbs.extract.result import Evidence, Extraction, Extractions, summarise
 from personavec.verbs.extract.sweep import cells, knee, sweep_plans, swept_layers
 
@@ -264,7 +264,7 @@ def _sheet(run: Run, trait: Trait, base: Sequence[ReplyRow], seed: int) -> dict[
 
 def _outlook(study: Extracting, run: Run, traits: Sequence[Trait]) -> Outlook:
     """What is left to do, part by part, and how long it takes here; a judge that is asked elsewhere is not counted."""
-    parts: dict[str, Work] = {}
+    parts: dict[str, Load] = {}
     for trait in traits:
         part = run.part(trait.name)
         if part.done("result.json"):
@@ -274,14 +274,14 @@ def _outlook(study: Extracting, run: Run, traits: Sequence[Trait]) -> Outlook:
         told = len(study.interview.contrastive(trait, study.rollouts)) + len(persona_plans(study.interview, trait))
         cells, checked = len(study.layers) * len(study.doses) * swept, len(trait.check) * study.check_rollouts
         if not run.done("norms.json"):
-            parts[f"{trait.name}: base replies"] = Work(base + swept + checked, (FluencyJudge.copies + 1) * base)
+            parts[f"{trait.name}: base replies"] = Load(base + swept + checked, (FluencyJudge.copies + 1) * base)
         if not part.done("judge.json"):
-            parts[f"{trait.name}: rollouts"] = Work(told, reads * (told + 2 * base))
+            parts[f"{trait.name}: rollouts"] = Load(told, reads * (told + 2 * base))
         if not part.done(f"{FILES['response avg']}.safetensors"):
-            parts[f"{trait.name}: vector"] = Work(0, told)
+            parts[f"{trait.name}: vector"] = Load(0, told)
         steered = sum(arm.share != 0 for arm in ARMS)
-        parts[f"{trait.name}: sweep"] = Work(cells, reads * (cells + swept))
-        parts[f"{trait.name}: check"] = Work(checked * steered, reads * checked * len(ARMS))
+        parts[f"{trait.name}: sweep"] = Load(cells, reads * (cells + swept))
+        parts[f"{trait.name}: check"] = Load(checked * steered, reads * checked * len(ARMS))
     return Outlook(parts, study.interview, traits[0].extract)
 
 

@@ -13,7 +13,7 @@ PROBE_QUESTIONS, PROBE_REPLIES = 3, 8
 """Questions that the probe asks, and replies to each: as many as share a prompt when they are judged."""
 
 
-class Work(NamedTuple):
+class Load(NamedTuple):
     """What a part of an extraction has to do."""
 
     replies: int
@@ -37,7 +37,7 @@ def speed(interview: Interview, questions: Sequence[str]) -> tuple[float, float]
 class Outlook:
     """The time ahead: parts that are done correct the estimate of the rest."""
 
-    def __init__(self, parts: Mapping[str, Work], interview: Interview, questions: Sequence[str]) -> None:
+    def __init__(self, parts: Mapping[str, Load], interview: Interview, questions: Sequence[str]) -> None:
         self._ahead: dict[str, float] = {}
         self._estimated = 0.0
         if not parts:
@@ -45,7 +45,7 @@ class Outlook:
         reply, reading = speed(interview, questions)
         self._ahead = {name: work.replies * reply + work.readings * reading for name, work in parts.items()}
         self._began = time.monotonic()
-        work = Work(*(sum(column) for column in zip(*parts.values(), strict=True)))
+        work = Load(*(sum(column) for column in zip(*parts.values(), strict=True)))
         tell(
             f"about {_minutes(sum(self._ahead.values()))} here: {work.replies:,} replies to write, and "
             f"{work.readings:,} readings of replies to judge them and to find the vector"
