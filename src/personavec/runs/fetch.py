@@ -13,7 +13,6 @@ from pathlib import Path
 from personavec.errors import ModelError
 from personavec.runs.files import sha256
 
-
 WHEELS = "--only-binary=:all:"
 """A source package would run its set-up before anybody has looked at a hash."""
 
