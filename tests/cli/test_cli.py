@@ -215,6 +215,7 @@ def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
         "judge_aucs": {"opposite": ESTIMATE},
         "dose": 0.4,
         "above_floor": False,
+        "largest_dose": True,
         "n_pos": 80,
         "n_neg": 90,
         "trait_score": arms,
@@ -232,6 +233,7 @@ def test_summary_of_extract(monkeypatch: pytest.MonkeyPatch) -> None:
         | {"judge_usage": {"calls": 1200, "retries": 3, "failed": 1, "cached": 7, "tokens": 5000}},
     )
     text = said(console)
+    assert "larger --doses" not in text, "nothing stayed coherent"
     assert "half steered: no trait score for 2 refused" in text and "for blind readers: s.html" in text
     assert "1,200 calls (3 of them retries, 1 failed), 5,000 tokens; 7 answers from the cache" in text
     assert "against it: It is bad." in text and "good" not in text

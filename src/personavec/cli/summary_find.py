@@ -29,6 +29,8 @@ def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
         )
         if not trait["above_floor"]:
             say("no layer and dose stayed surely above the coherence floor: the most coherent one was taken")
+        if trait["above_floor"] and trait.get("largest_dose"):
+            say("the largest dose that was tried was chosen: larger --doses may bring more of the trait")
         measures = (trait.get("confounds") or {"measures": {}})["measures"]
         if out := [name for name, measure in measures.items() if measure["stands_out"]]:
             say(f"the two sides also differ in {', '.join(out)}: see the report")

@@ -227,6 +227,7 @@ def summarise(
             "coef": chosen.coef,
             "dose": chosen.dose,
             "above_floor": bool(chosen.coherence.low >= floor),
+            "largest_dose": chosen.dose == max(cell.dose for cell in cells),
         },
         "check": [
             {
