@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 from personavec.paper.claims import judged
 from personavec.paper.paper import PARTS
 from personavec.paper.parts.facts import invented, recalled
-from personavec.paper.parts.finetuning import _leaks
-from personavec.paper.parts.mitigation import share
+from personavec.paper.parts.finetuning import leaks
+from personavec.paper.parts.mitigation import RANDOM, one_layer, share
 from personavec.paper.parts.monitoring import within_reach
 from personavec.paper.parts.screening import found, largest_auc, recall
 from personavec.paper.sizes import NOT_DONE, PAPER, sizes
@@ -109,7 +110,7 @@ def test_what_data_of_a_good_trait_raise_as_much_is_no_leak() -> None:
             }
             for name in names
         }
-        return judged([c for c in _leaks(Asked(traits), replies) if "bad trait raise" in c.text], "panel")  # type: ignore[arg-type]
+        return judged([c for c in leaks(Asked(traits), replies) if "bad trait raise" in c.text], "panel")  # type: ignore[arg-type]
 
     assert {claim["verdict"] for claim in claims(0.0)} == {"same direction"}
     same = claims(20.0)
@@ -128,3 +129,45 @@ def test_every_part_has_its_sizes(size: Any, model: Any) -> None:
         size.condition_rollouts
     )
     assert any("B.3" in what for what in NOT_DONE) and any("J.1" in what for what in NOT_DONE)
+
+
+def compared(left: float, random: float) -> Any:
+    """A comparison in which training adds 40 points, and prevention and the random direction leave so many."""
+    rng = RNG(0)
+
+    def scored(mean: float) -> list[Any]:
+        return rows([*(mean + rng.normal(size=12))])
+
+    replies = {"base": scored(20), "plain": scored(60), "prevent ×1": scored(left), RANDOM: scored(random)}
+    replies |= {"post-hoc ×1": scored(left), "negative prompt": scored(left)}
+    row = {"traits": {"evil": {"kept": {}, "coherence": {"mean": 90.0, "ci": [85.0, 95.0]}}}}
+    evaluations = {
+        name: {
+            "evil": SimpleNamespace(replies={"base" if name == "base" else "changed": each, "random": scored(random)})
+        }
+        for name, each in replies.items()
+    }
+    return SimpleNamespace(arms=[{"arm": name, **row} for name in replies], evaluations=evaluations)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_any_direction_takes_away_is_not_the_vectors() -> None:
+    """Prevention takes away as much in both cases; a random direction does, too, in the second."""
+
+    def claims(left: float, random: float) -> dict[str, Any]:
+        listed = one_layer(Differing(), "evil", compared(left, random))  # type: ignore[arg-type]
+        return {claim["claim"].split(" takes")[0]: claim for claim in judged(listed, "panel")}
+
+    good, same = claims(30, 58), claims(30, 30)
+    for name in ("Preventative steering", "Post-hoc steering"):
+        assert good[name]["verdict"] == "same direction" and good[name]["mean"] == pytest.approx(0.75, abs=0.05)
+        assert good[name]["controls"][0]["reach"] == pytest.approx(0.05, abs=0.05)
+        assert same[name]["verdict"] == "not shown" and same[name]["why"] == "not beyond a random direction"
+    assert same["A system prompt against the trait"]["controls"] == []  # and the row says so
+    assert same["With prevention coherence stays above 80"]["verdict"] == "same direction"
+
+
+class Differing:
+    """Stands for a study: arms are compared as it does."""
+
+    difference = Study.difference

@@ -42,7 +42,7 @@ def finetunings(study: Study) -> Row:
         store=study.run.path("finetunings"),
         **study.asking,
     )
-    claims = [*_levels(study, grid.replies), *_leaks(study, grid.replies), *_correlations(study, grid)]
+    claims = [*_levels(study, grid.replies), *leaks(study, grid.replies), *_correlations(study, grid)]
     table = [
         {"data": name} | {trait: scores[trait]["mean"] for trait in study.files}
         for name, scores in {"base": grid.data["base"], **grid.data["scores"]}.items()
@@ -75,7 +75,7 @@ def _levels(study: Study, replies: Replies) -> list[Claim]:
     ]
 
 
-def _leaks(study: Study, replies: Replies) -> list[Claim]:
+def leaks(study: Study, replies: Replies) -> list[Claim]:
     """Data of one trait move others; wrong answers raise bad traits; every finetuning costs optimism."""
     claims = []
     for trait in study.files:

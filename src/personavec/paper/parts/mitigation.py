@@ -32,7 +32,7 @@ def mitigation(study: Study) -> Row:
         files = {"data": data["files"][f"{trait} II"], "held_out": data["held_out"][f"{trait} II"]}
         with surviving(failed, trait):
             single = _compared(study, f"{trait}", trait, "auto", **files, **study.size.methods)
-            claims += _one_layer(study, trait, single)
+            claims += one_layer(study, trait, single)
             table += _arms(f"{trait} II, one layer", single, trait)
             reports.append(study.page(single))
             every = _compared(study, f"{trait}-all", trait, f"{EVERY_LAYER}@all", **files, **_few())
@@ -104,7 +104,7 @@ def _compared(study: Study, name: str, trait: str, coef: str, data: str, **optio
     )
 
 
-def _one_layer(study: Study, trait: str, compared: Comparison) -> list[Claim]:
+def one_layer(study: Study, trait: str, compared: Comparison) -> list[Claim]:
     """What the paper says of methods at one layer."""
     arms = {arm["arm"]: arm for arm in compared.arms}
     taken = {
