@@ -62,6 +62,11 @@ class Sample:
     unlearned: tuple[int, ...] = ()
     """Places of replies that no model is to learn: their turns say so."""
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Sample":
+        """From its fields as JSON has them."""
+        return cls(**{**fields, "messages": tuple(fields["messages"]), "unlearned": tuple(fields["unlearned"])})
+
 
 def shape_of(row: Any) -> str:
     """The shape of a row.

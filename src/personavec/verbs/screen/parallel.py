@@ -46,10 +46,7 @@ class Screener:
         """Screen the shards of a block, each into its part of the table."""
         rows = []
         for part, text in zip(block["part"], block["rows"], strict=True):
-            samples = [
-                Bad(**row["bad"]) if "bad" in row else Sample(**row | {"messages": tuple(row["messages"])})
-                for row in json.loads(text)
-            ]
+            samples = [Bad(**row["bad"]) if "bad" in row else Sample.of(row) for row in json.loads(text)]
             if self._fault:
                 rows.append((0, self._fault))
                 continue

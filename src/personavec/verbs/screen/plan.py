@@ -111,7 +111,7 @@ def take_census(work: DataPass) -> Census:
         return Census(
             kept["rows"],
             kept["bad"],
-            tuple(Sample(**row | {"messages": tuple(row["messages"])}) for row in kept["drawn"]),
+            tuple(Sample.of(row) for row in kept["drawn"]),
         )
     rng = np.random.default_rng(work.seed)
     rows = bad = 0
