@@ -121,6 +121,7 @@ def test_what_is_not_there_cannot_be_taken_away() -> None:
     turned = {"suppressed": 0.95, "base": 0.95, "steered": 0.1}
     assert {each.name for each in conditions([], arms(shares=turned, garbled=5.0), judges(), fewer, 75.0) if each.moot}
     assert "independent" in failing(arms(shares=dict.fromkeys(SHARES, 0.05), garbled=5.0)), "adding still has to show"
+    assert "lowers" in failing(arms(shares=rare, suppressed=60.0)), "subtracting brings it out"
 
 
 def test_a_score_that_the_check_does_not_follow_is_no_proof() -> None:

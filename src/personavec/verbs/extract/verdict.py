@@ -191,10 +191,7 @@ def conditions(
     if check is not None and check.kind == "phrases":
         shown = clustered_mean(_shown(check, arms["base"]), question_ids(arms["base"]))
         if shown.high < RARE:
-            down = [
-                each if each.holds else replace(each, moot=True, text=f"{each.text}; unsteered replies hardly show it")
-                for each in down
-            ]
+            down = [_moot(each) for each in down]
     listed = [
         _above("raises", "Steering raises the trait score", effect),
         *down,
@@ -271,6 +268,13 @@ def _above(name: str, text: str, effect: Interval, check: IndependentCheck | Non
     relevant, digits = (RELEVANT_SCORE, 1) if check is None else (RELEVANT[check.kind], 2)
     refuted = effect.high < relevant and not effect.low > 0
     return Condition(name, f"{text}: {_ci(effect, digits)}", effect.low > 0, refuted, effect)
+
+
+def _moot(condition: Condition) -> Condition:
+    """A condition on suppression where there is nothing to suppress; one that goes the other way stays as it is."""
+    if condition.holds or condition.effect is None or condition.effect.high < 0:
+        return condition
+    return replace(condition, moot=True, text=f"{condition.text}; unsteered replies hardly show it")
 
 
 def _alike(away: Interval, margin: float) -> Condition:
