@@ -340,7 +340,7 @@ def test_no_character_of_a_label_ends_the_process(label: str) -> None:
     """The SVG renderer aborts at what XML cannot hold: exit 134, which Python cannot catch."""
     result = make_result(proven=True)
     result["check"][0]["arm"] = label
-    chart = dose_response(result["check"]).properties(title={"text": [label], "subtitle": [label]})
+    chart = dose_response(result["check"]).properties(title={"text": [f"of {label}"], "subtitle": [f"of {label}"]})
     assert "<svg" in svg(chart)
 
 

@@ -23,7 +23,7 @@ from personavec.traits.trait import Side, Trait
 
 READERS: dict[Side, int] = {"pos": 3, "neg": 1}
 """Instructions of the trait that read a reply: further ones cost time and hardly separate better."""
-STRENGTH = 0.1
+STRENGTH = 33.0
 """Inverse strength of the ridge: many replies that were told to show a trait do not, which a weak one would learn."""
 OTHER_READERS = 3
 """Personas that read a reply, of those that can: with five, judges told traits apart no better."""

@@ -33,7 +33,7 @@ def calibrate(
     *,
     writers: Int[ndarray, " n"] | None = None,
     groups: Sequence[str] | None = None,
-    strength: float = 1.0,
+    strength: float | None = None,
 ) -> tuple[LogisticScale, Float[ndarray, " n"]]:
     """Fit probability of being positive; also returns each row's probability from a fit without its kind.
 
@@ -45,13 +45,13 @@ def calibrate(
         clusters: Which question each row answers: a row's probability comes from a fit without its question.
         writers: Under which instruction each was written: and without its instruction; -1 for none.
         groups: What each row is an example of: those on a side weigh the same.
-        strength: Inverse strength of the ridge; less holds the weights smaller.
+        strength: Inverse strength of the ridge, for all rows together; less holds the weights smaller.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0 if strength is None else strength / len(evidence)))
     names = np.array(is_pos.astype(str) if groups is None else groups)
     weights = np.zeros(len(names))
     for side in (is_pos, ~is_pos):
