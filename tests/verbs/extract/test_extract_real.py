@@ -90,7 +90,8 @@ def test_a_sheet_that_a_reader_filled_in_stays(extracted: dict[str, Any], trait_
         run("extract", trait_file, "--out", sheet.parents[1], *OPTIONS.split())
         assert [path.read_bytes() for path in (sheet, key, page)] == [filled, *before[1:]]
     scored = run("evaluate", "--sheet", sheet)
-    assert scored["readers"][0]["steered_chosen"]["mean"] == 0.5 and scored["pairs"] == 6
+    assert 6 <= scored["pairs"] <= 18  # equal and empty replies are no pairs
+    assert abs(scored["readers"][0]["steered_chosen"]["mean"] - 0.5) <= 0.5 / scored["pairs"], "sides are balanced"
 
 
 @pytest.mark.slow
