@@ -281,6 +281,11 @@ def question_ids(rows: Rows) -> Int[ndarray, " row"]:
     return np.array([row["question_id"] for row in rows], dtype=int)
 
 
+def questions_asked(rows: Rows) -> Int[ndarray, " row"]:
+    """The same by the questions' words, for rows of several sets of questions, which number theirs apart."""
+    return np.unique([row["question"] for row in rows], return_inverse=True)[1]
+
+
 def mean_difference(rows: Rows, base: Rows, name: str) -> Interval:
     """Mean of row − base where question and sample are the same; its interval is clustered by question."""
     return paired_difference(rows, base, column(rows, name), column(base, name))

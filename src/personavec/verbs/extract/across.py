@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
-from numpy import ndarray
 
 from personavec.judges.load import Bench
-from personavec.judges.scoring import Judges, ScoredRow, column, score, scored_rows
+from personavec.judges.scoring import Judges, ScoredRow, column, questions_asked, score, scored_rows
 from personavec.runs.run import Run
 from personavec.stats.intervals import clustered_mean, difference_interval
-from personavec.steering.rollouts import ReplyRow
 from personavec.traits.trait import Trait
 
 
@@ -51,16 +48,11 @@ def _told(rollouts: Sequence[ScoredRow]) -> list[ScoredRow]:
 
 
 def _mean(rows: Sequence[ScoredRow]) -> Mapping[str, Any]:
-    return clustered_mean(column(rows, "trait"), _questions(rows)).to_json()
+    return clustered_mean(column(rows, "trait"), questions_asked(rows)).to_json()
 
 
 def _difference(own: Sequence[ScoredRow], other: Sequence[ScoredRow]) -> Mapping[str, Any]:
     """Mean score of the one minus that of the other, over the questions of both."""
     values = np.r_[column(own, "trait"), column(other, "trait")]
-    questions, known = _questions([*own, *other]), ~np.isnan(values)
+    questions, known = questions_asked([*own, *other]), ~np.isnan(values)
     return difference_interval(values[known], (np.arange(len(values)) < len(own))[known], questions[known]).to_json()
-
-
-def _questions(rows: Sequence[ReplyRow]) -> Int[ndarray, " row"]:
-    """The question that each row answers, over traits."""
-    return np.unique([row["question"] for row in rows], return_inverse=True)[1]

@@ -20,6 +20,7 @@ from personavec.judges.scoring import (
     mean_score,
     paired_difference,
     question_ids,
+    questions_asked,
 )
 from personavec.stats.intervals import FEWEST_CLUSTERS, Interval, auc_interval, clustered_mean, equivalent
 from personavec.traits.independent_check import RELEVANT, IndependentCheck
@@ -117,7 +118,7 @@ def judge_table(known: Sequence[ScoredRow]) -> Row:
     means = {
         name: clustered_mean(
             column(rows, "trait"),
-            np.unique([row["question"] for row in rows], return_inverse=True)[1],
+            questions_asked(rows),
         )
         for name, rows in groups.items()
     }
@@ -157,7 +158,7 @@ def specificity(known: Sequence[ScoredRow], arms: Arms) -> tuple[str, Interval] 
     def evidence(rows: Sequence[ScoredRow]) -> Float[ndarray, "row feature"]:
         return np.array([[row["evidence"].get(name, np.nan) for name in features] for row in rows])
 
-    questions = np.unique([row["question"] for row in read], return_inverse=True)[1]
+    questions = questions_asked(read)
     lessons, steered, base = evidence(read), evidence(arms["steered"]), evidence(arms["base"])
     raised: dict[str, Interval] = {}
     separates: dict[str, float] = {}
