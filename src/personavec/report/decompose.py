@@ -10,7 +10,7 @@ from personavec.report.extract import HIDDEN_TRAITS
 from personavec.report.page import drawn, render, svg
 from personavec.runs.show import shaded_tokens
 
-KINDS = {"attention": BLUE, "mlp": VERMILLION, "embedding": GREY, "block": BLUE}
+KINDS = {"attention": BLUE, "MLP": VERMILLION, "embedding": GREY, "block": BLUE}
 """Colour of each kind of term."""
 
 
@@ -66,7 +66,7 @@ def term_chart(result: Json) -> alt.LayerChart:
     ]
     best = max(result["terms"], key=lambda term: term["difference"]["mean"])
     share = best["difference"]["mean"] / result["whole"]["mean"]
-    title = f"{best['term'].capitalize()} writes more of the difference than any other: {100 * share:.0f}%"
+    title = f"{best['term'][0].upper()}{best['term'][1:]} writes more of the difference than any other: {100 * share:.0f}%"
     subtitle = [
         f"The terms sum to {result['whole']['mean']:.2f}, the difference at layer {result['layer']}.",
         "Lines: 95% intervals over questions. Grey: the range along random directions.",
