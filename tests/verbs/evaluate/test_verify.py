@@ -66,7 +66,7 @@ def by_chunk(patch: pytest.MonkeyPatch, _: ChatModel) -> None:
     patch.setattr(
         hooks,
         "_forward",
-        lambda args, kwargs: (f := found(args, kwargs))._replace(
+        lambda *given: (f := found(*given))._replace(
             positions=torch.arange(f.positions.shape[1]).expand_as(f.positions)
         ),
     )
