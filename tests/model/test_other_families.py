@@ -1,4 +1,4 @@
-"""Families whose caches hold states, or that need none, and models inside wrappers: the replies are those of plain passes."""
+"""Families whose caches hold states, or that use none, and wrapped models: replies are those of plain passes."""
 
 from collections.abc import Callable
 
@@ -185,7 +185,7 @@ def test_a_class_that_writes_no_text_is_named(tmp_path: object) -> None:
         ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     ).save_pretrained(tmp_path)
     with pytest.raises(
-        ModelError, match="expected a model that transformers loads to write text, got vit .* not supported"
+        ModelError, match=r"expected a model that transformers loads to write text, got vit .* not supported"
     ):
         load(str(tmp_path), torch.device("cpu"), torch.float32)
 

@@ -1,4 +1,4 @@
-"""Caches: which families have one that rows can share, and one with room in it, that copies nothing to write a token."""
+"""Caches: which families have one that rows can share, and one with room, so that writing a token copies no other."""
 
 from collections.abc import Callable, Sequence
 from inspect import signature

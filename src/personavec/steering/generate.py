@@ -130,7 +130,7 @@ class Cached:
         self.cache.reorder_cache(rows)
         return mask[rows]
 
-    def read(self, tokens: Int[Tensor, "alive 1"], steered: Steered, seen: Sequence[Tensor]) -> Following:
+    def read(self, tokens: Int[Tensor, "alive 1"], _: Steered, seen: Sequence[Tensor]) -> Following:
         """Read the next token of every row."""
         self.mask = torch.cat([self.mask, self.mask.new_ones((len(tokens), 1))], dim=1)
         out = self.model.hf(
@@ -152,7 +152,7 @@ class Cached:
 class Anew:
     """Reads all that stands before a token at every step, rows of one length together: for models without a cache."""
 
-    def __init__(self, model: ChatModel, requests: Sequence[Request], room: int) -> None:
+    def __init__(self, model: ChatModel, requests: Sequence[Request], _: int) -> None:
         self.model, self.alive = model, torch.arange(len(requests), device=model.device)
         self.rows = [list(request.prompt[:-1]) for request in requests]
 

@@ -9,7 +9,7 @@ import torch
 from support import tiny
 
 from personavec.errors import VectorError
-from personavec.model import hooks
+from personavec.model import hooks, kv_cache
 from personavec.model.chat_model import ChatModel
 from personavec.steering import steer
 from personavec.verbs.evaluate import verify
@@ -20,7 +20,7 @@ def failed(model: ChatModel) -> set[str]:
     return {check["name"] for check in verify.verify(model).data["checks"] if not check["passed"]}
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.OTHERS])
 def test_sound_models_pass(family: str) -> None:
     result = verify.verify(tiny.build(family)).data
     assert result["passed"], [check for check in result["checks"] if not check["passed"]]
@@ -122,6 +122,33 @@ def pads_are_seen(patch: pytest.MonkeyPatch, model: ChatModel) -> None:
     )
 
 
+def rows_stay(patch: pytest.MonkeyPatch, _: ChatModel) -> None:
+    """A cache whose rows are not dropped with those of the batch."""
+    patch.setattr(
+        kv_cache.RoomyLayer,
+        "reorder_cache",
+        lambda self, rows: (
+            self._show(self._length) and setattr(self, "_stores", [s[: len(rows)] for s in self._stores])
+        ),
+    )
+
+
+def positions_from_2(patch: pytest.MonkeyPatch, model: ChatModel) -> None:
+    """A family that numbers its positions otherwise, unless it is told them."""
+    forward = model.decoder.forward
+    patch.setattr(
+        model.decoder,
+        "forward",
+        lambda *args, position_ids=None, **kwargs: forward(
+            *args,
+            position_ids=torch.arange(0, 3 * kwargs["input_ids"].shape[1], 3)[None]
+            if position_ids is None
+            else position_ids,
+            **kwargs,
+        ),
+    )
+
+
 @pytest.mark.parametrize(
     ("breakage", "check"),
     [
@@ -133,6 +160,10 @@ def pads_are_seen(patch: pytest.MonkeyPatch, model: ChatModel) -> None:
         (by_chunk, "cached equals uncached"),
         (coef_ignored, "coef 0 changes no bit"),
         (pads_are_seen, "left-padded equals alone"),
+        (pads_are_seen, "replies equal plain passes"),
+        (rows_stay, "replies equal plain passes"),
+        (positions_from_2, "layer k is hidden state k+1"),
+        (positions_from_2, "cached equals uncached"),
         (spills, "batch-mates are untouched"),
         (half_ablated, "ablation leaves projection 0"),
         (off_by_one, "layer k is hidden state k+1"),
