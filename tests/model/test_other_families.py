@@ -20,7 +20,7 @@ from personavec.steering.steer import Steering, steer
 
 ROWS = [prompt(5, 1), prompt(17, 2), prompt(1, 3), prompt(9, 4)]
 NEW = 10
-UNCACHED = {"recurrent_gemma", "deepseek_v32"}
+UNCACHED = {"recurrent_gemma", *tiny.INDEXED}
 
 
 @pytest.fixture(params=tiny.OTHERS, scope="module")
@@ -41,8 +41,10 @@ def plain(model: ChatModel, row: tiny.Row, what: tuple[Steering, ...] = ()) -> l
     return ids[len(row) :]
 
 
-def test_greedy_replies_are_those_of_plain_passes(other: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", [*tiny.OTHERS, *tiny.INDEXED])
+def test_greedy_replies_are_those_of_plain_passes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of unequal length, each steered in its way, that end at different times."""
+    other = tiny.build(family)
     v = tiny.vector(other)
     whats = [(), (Steering(v, 1.0, 2, "all"),), (), (Steering(v, 1.0, None), Steering(v, 0.5, 1, "prompt"))]
     free = [plain(other, row, what) for row, what in zip(ROWS, whats, strict=True)]

@@ -62,17 +62,10 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4, "mamba_dt_rank": 8, "mamba_d_state": 8},
     ),
     "mamba": ("MambaForCausalLM", {"state_size": 8, "time_step_rank": 8}),
-    # these keep a state that no cache holds, or an index that padding disturbs
+    # it keeps its state in its modules
     "recurrent_gemma": (
         "RecurrentGemmaForCausalLM",
         ROPE | {"lru_width": 32, "attention_window_size": WINDOW, "block_types": ["recurrent", "attention"]},
-    ),
-    "deepseek_v32": (
-        "DeepseekV32ForCausalLM",
-        {k: v for k, v in ROPE.items() if k != "head_dim"}
-        | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
-        | {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 8, "n_routed_experts": 4, "num_experts_per_tok": 2}
-        | {"moe_intermediate_size": 48, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4},
     ),
     # inside a model of text and images
     "gemma3_vision": (
@@ -88,6 +81,16 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Families whose cache holds more than keys and values, or none of use, and wrappers."""
+INDEXED: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v32": (
+        "DeepseekV32ForCausalLM",
+        {k: v for k, v in ROPE.items() if k != "head_dim"}
+        | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+        | {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 8, "n_routed_experts": 4, "num_experts_per_tok": 2}
+        | {"moe_intermediate_size": 48, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4},
+    ),
+}
+"""A family that reads the 8 columns that its index likes best, which depends on how many there are."""
 
 
 def tokenizer() -> Any:
@@ -106,7 +109,7 @@ def tokenizer() -> Any:
 
 def build(family: str = "llama", seed: int = 0, **changes: Any) -> ChatModel:
     """A random float32 model of a family, the same for the same seed."""
-    class_name, own = (FAMILIES | OTHERS)[family]
+    class_name, own = (FAMILIES | OTHERS | INDEXED)[family]
     model_class = getattr(transformers, class_name)
     options = {
         "vocab_size": VOCAB,
