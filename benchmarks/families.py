@@ -94,7 +94,7 @@ ENCODERS = (
 OTHERWISE: dict[str, dict[str, Any]] = {
     **dict.fromkeys("lfm2 lfm2_moe".split(), CONV),
     **dict.fromkeys("deepseek_v2 deepseek_v3 deepseek_v32 axk1 axk2 glm_moe_dsa mistral_large4".split(), LATENT),
-    **dict.fromkeys(ENCODERS.split(), {"is_decoder": True}),
+    **{family: {"is_decoder": True} for family in ENCODERS.split()},
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},

@@ -11,7 +11,7 @@ from personavec.errors import ModelError
 from personavec.model.activations import branches
 from personavec.model.chat_model import ChatModel, find_blocks
 from personavec.model.hooks import attach, capture
-from personavec.model.kv_cache import cached
+from personavec.model.kv_cache import cached, check_served
 from personavec.model.loading import load
 from personavec.model.logits import reply_logprobs
 from personavec.model.sampling import Sampling
@@ -86,6 +86,12 @@ def test_replies_are_scored_and_read_as_in_full_passes(other: ChatModel) -> None
         weights = torch.zeros(1, 1, len(row))
         weights[..., len(row) - len(reply) - 1 :] = 1 / (len(reply) + 1)
         torch.testing.assert_close(average, capture(other, [row], weights, [1, 3])[0], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["lfm2", "recurrent_gemma"])
+def test_what_cannot_be_served_is_said_at_once(family: str) -> None:
+    with pytest.raises(ModelError, match=r"expected a cache of keys and values, got .*cannot be served yet"):
+        check_served(tiny.build(family))
 
 
 # padding inside a wrapper

@@ -55,6 +55,20 @@ def shared(model: ChatModel) -> bool:
     return cached(model) and _layers(model, KEYS)
 
 
+def check_served(model: ChatModel) -> None:
+    """Refuse what `Slots` cannot hold.
+
+    Raises:
+        ModelError: The model keeps something else than keys and values.
+    """
+    if not shared(model):
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in empty(model).layers}))
+        raise ModelError(
+            f"expected a cache of keys and values, got {kinds} ({type(model.hf).__name__}); "
+            "this model cannot be served yet"
+        )
+
+
 def _layers(model: ChatModel, names: tuple[str, ...]) -> bool:
     known = tuple(getattr(cache_utils, name) for name in names if hasattr(cache_utils, name))
     return all(type(layer) in known for layer in empty(model).layers)
