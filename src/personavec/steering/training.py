@@ -262,7 +262,8 @@ class _InTraining(Steered):
         super().__init__(model, [steerings], [0])
         self.factor = 1.0
         self._model = model
-        self._layer = next((part for part in model.hf.modules() if hasattr(part, "disable_adapters")), None)
+        parts = model.hf.modules()  # of PEFT's layers one stands for all; whole models have methods of these names
+        self._layer = next((part for part in parts if isinstance(getattr(part, "disable_adapters", 0), bool)), None)
         self._trained = _active(self._layer)
         self._full = {
             layer: {kind: delta.clone() for kind, delta in kinds.items()} for layer, kinds in self._adds.items()

@@ -1,5 +1,6 @@
 """`verify` passes on sound models, and every check of it can fail."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -133,20 +134,17 @@ def rows_stay(patch: pytest.MonkeyPatch, _: ChatModel) -> None:
     )
 
 
-def positions_from_2(patch: pytest.MonkeyPatch, model: ChatModel) -> None:
-    """A family that numbers its positions otherwise, unless it is told them."""
+def own_positions(patch: pytest.MonkeyPatch, model: ChatModel) -> None:
+    """A family that numbers its positions in its own way, unless it is told them."""
     forward = model.decoder.forward
-    patch.setattr(
-        model.decoder,
-        "forward",
-        lambda *args, position_ids=None, **kwargs: forward(
-            *args,
-            position_ids=torch.arange(0, 3 * kwargs["input_ids"].shape[1], 3)[None]
-            if position_ids is None
-            else position_ids,
-            **kwargs,
-        ),
-    )
+
+    @functools.wraps(forward)
+    def threefold(*args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        if position_ids is None:
+            position_ids = 3 * torch.arange(kwargs["input_ids"].shape[1])[None]
+        return forward(*args, position_ids=position_ids, **kwargs)
+
+    patch.setattr(model.decoder, "forward", threefold)
 
 
 @pytest.mark.parametrize(
@@ -159,11 +157,11 @@ def positions_from_2(patch: pytest.MonkeyPatch, model: ChatModel) -> None:
         (every_token, "the stream moves by coef·v"),
         (by_chunk, "cached equals uncached"),
         (coef_ignored, "coef 0 changes no bit"),
-        (pads_are_seen, "left-padded equals alone"),
         (pads_are_seen, "replies equal plain passes"),
         (rows_stay, "replies equal plain passes"),
-        (positions_from_2, "layer k is hidden state k+1"),
-        (positions_from_2, "cached equals uncached"),
+        (own_positions, "layer k is hidden state k+1"),
+        (own_positions, "left-padded equals alone"),
+        (own_positions, "cached equals uncached"),
         (spills, "batch-mates are untouched"),
         (half_ablated, "ablation leaves projection 0"),
         (off_by_one, "layer k is hidden state k+1"),

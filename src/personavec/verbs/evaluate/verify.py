@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from personavec.model.chat_model import ChatModel
-from personavec.model.hooks import attach, capture
+from personavec.model.hooks import attach, capture, parts
 from personavec.model.kv_cache import cached, empty, shared, using
 from personavec.model.logits import TOLERANCE, distance
 from personavec.model.sampling import Sampling
@@ -247,10 +247,14 @@ def _reads(probe: Probe) -> Found:
         given[:, : len(row)] = 1 / len(row)
     read = capture(model, probe.rows, weights, layers)[:, 0]
     wanted = torch.empty_like(read)
+    embedded: list[Tensor] = []
     for row, means in zip(probe.rows, wanted, strict=True):
         ids = torch.tensor([row], device=model.device)
-        states = model.hf(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
-        means[:] = torch.stack([states[k + 1][0].float().mean(dim=0) for k in layers]).to(means)
+        with parts(model, [0], lambda _layer, _part, stream: embedded.append(stream)):
+            states = model.hf(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+        first = int(torch.equal(states[0], embedded[0]))  # some families (Mamba) leave out what block 0 is given
+        means[:] = torch.stack([states[k + first][0].float().mean(dim=0) for k in layers]).to(means)
+        embedded.clear()
     error = float(((read - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max())
     return error <= probe.rounding, f"layers 0 to {layers[-1]} differ by {error:.1g} (rounding {probe.rounding:.1g})"
 
