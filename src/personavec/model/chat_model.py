@@ -342,15 +342,12 @@ def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
         ModelError: There is no such list, or there are several.
     """
     inner = hf.get_base_model() if hasattr(hf, "get_base_model") else hf
-    decoder = inner.get_decoder() or inner
     count = inner.config.get_text_config().num_hidden_layers
-    lists = {
-        name: module
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    }
-    # a list inside a block (experts, heads) may happen to be as long: the outermost one holds the blocks
-    outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
+    decoder = inner.get_decoder() or inner
+    outermost = _outermost(decoder, count)
+    if not outermost and hasattr(inner, "base_model"):  # some families call their output head the decoder
+        decoder = inner.base_model
+        outermost = _outermost(decoder, count)
     if len(outermost) != 1:
         got = ", ".join(outermost) or "none"
         raise ModelError(
@@ -359,6 +356,12 @@ def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
         )
     (blocks,) = outermost.values()
     return decoder, blocks
+
+
+def _outermost(decoder: nn.Module, count: int) -> dict[str, nn.ModuleList]:
+    """Lists of so many modules that stand in no other: one inside a block (experts, heads) may happen to be as long."""
+    lists = {n: m for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
+    return {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
 
 
 def _adapt(hf: Any, adapter: Path) -> Any:

@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from personavec.errors import ModelError
@@ -83,12 +90,12 @@ def load(
         trust_remote_code: Run code that the model repository ships.
 
     Raises:
-        ModelError: Nothing loadable under that name.
+        ModelError: Nothing loadable under that name, or a model of a class that writes no text.
     """
     try:
         source = _folder(name)
         with quiet():
-            hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+            hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -99,6 +106,20 @@ def load(
             f"got {name} ({reason}); {advice}"
         ) from error
     return hf.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _weights(source: str, **options: Any) -> Any:
+    """A model of text, or one of text and images, which reads text alone as well."""
+    for family in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        try:
+            return family.from_pretrained(source, **options)
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise
+    kind = AutoConfig.from_pretrained(source, trust_remote_code=options["trust_remote_code"]).model_type
+    raise ModelError(
+        f"expected a model that transformers loads to write text, got {kind} ({source}); this class is not supported"
+    )
 
 
 def _folder(name: str) -> str:

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from personavec.errors import PersonavecError, SteeringOverflow
 from personavec.model.chat_model import ChatModel
-from personavec.model.kv_cache import Slots, using
+from personavec.model.kv_cache import Slots, check_served, using
 from personavec.model.sampling import Sampling
 from personavec.server.reply import Finish, Logprobs, News, RunningReply
 from personavec.steering.generate import Watch, draw, uniforms, watching
@@ -79,7 +79,11 @@ class Engine:
             model: What it owns from here on.
             rows: Most replies that are written at once.
             queue: Most replies that may wait for a row.
+
+        Raises:
+            ModelError: The model's cache cannot be divided among rows that come and go.
         """
+        check_served(model)
         self.model, self.rows, self.queue = model, rows, queue
         self._waiting: deque[list[Job]] = deque()
         self._jobs: list[Job] = []
