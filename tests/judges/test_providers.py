@@ -1,4 +1,4 @@
-"""What providers do to a judge: filters, refusals, errors under a status of 200, and ways of asking that they forbid."""
+"""What providers do to a judge: filters, refusals, errors under a status of 200, ways of asking that they forbid."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -358,8 +358,8 @@ def _text(content: Any) -> str:
 
 def _error(body: Any) -> Mapping[str, Any]:
     """The error that a body of status 200 is, or that its first choice is; empty where it is an answer."""
-    places = [body, *(body.get("choices") or [])[:1]] if isinstance(body, Mapping) else []
-    told = next((place["error"] for place in places if isinstance(place, Mapping) and place.get("error")), {})
+    places: list[Any] = [body, *(body.get("choices") or [])[:1]] if isinstance(body, Mapping) else []
+    told: Any = next((place["error"] for place in places if isinstance(place, Mapping) and place.get("error")), {})
     return told if isinstance(told, Mapping) else {"message": str(told)}
 
 

@@ -11,11 +11,11 @@ from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free
 from personavec.verbs.monitor.calibration import RATE
-from personavec.verbs.options import File, Files, Folder, Judged, Switch, bench_for, call, load_subject
+from personavec.verbs.options import File, Files, Folder, Gated, Judged, Switch, bench_for, call, load_subject
 
 
 @dataclass(frozen=True)
-class MonitorConfig(Judged):
+class MonitorConfig(Gated, Judged):
     """Watch recorded conversations along persona vectors.
 
     Examples:

@@ -12,11 +12,23 @@ from personavec.data.dataset import open_dataset
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Positive, at_least, between
-from personavec.verbs.options import Common, Files, Folder, Judging, Layers, Switch, Url, bench_for, call, load_subject
+from personavec.verbs.options import (
+    Common,
+    Files,
+    Folder,
+    Gated,
+    Judging,
+    Layers,
+    Switch,
+    Url,
+    bench_for,
+    call,
+    load_subject,
+)
 
 
 @dataclass(frozen=True)
-class ScreenConfig(Judging, Common):
+class ScreenConfig(Judging, Gated, Common):
     """Find which traits a data set would train, by which rows.
 
     Examples:

@@ -112,17 +112,15 @@ def _flags(screened: Screened, wanted: Selection, percentile: float) -> tuple[Ro
 
     def dropped(projections: Columns, by_judge: Columns) -> Bool[ndarray, " row"]:
         """Rows to drop of a set."""
-        return np.any(
-            [
-                flagged(
-                    wanted.flag_by,
-                    beyond(projections, limits[side], side),
-                    beyond(by_judge, judge_limits[side], side) if by_judge else None,
-                )
-                for side in SIDES[wanted.drop]
-            ],
-            axis=0,
-        )
+        sides = [
+            flagged(
+                wanted.flag_by,
+                beyond(projections, limits[side], side),
+                beyond(by_judge, judge_limits[side], side) if by_judge else None,
+            )
+            for side in SIDES[wanted.drop]
+        ]
+        return np.asarray(np.any(sides, axis=0))
 
     over = dropped(scores, judged)
     false_alarms = round(float(dropped(reference.scores, reference.judged).mean()), 6) if reference else None
