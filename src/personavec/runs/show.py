@@ -71,6 +71,11 @@ def dropped_by(flags: Mapping[str, Any]) -> str:
     return f"{sides[flags['drop']]} percentile of {flags['of']}"
 
 
+def alerts_said(expectation: Mapping[str, Any]) -> str:
+    """Alerts of a monitoring next to what chance alone gives."""
+    return f"{expectation['alerts']:,} alerts, where chance alone gives about {expectation['by_chance']:g}"
+
+
 def few(value: Mapping[str, Any]) -> str:
     """What to say of an interval that rests on too few clusters; nothing of others."""
     from personavec.stats.intervals import FEWEST_CLUSTERS
