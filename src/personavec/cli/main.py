@@ -22,6 +22,8 @@ from personavec.cli.demo import DemoConfig
 from personavec.cli.options import ChatConfig
 from personavec.errors import ConfigError, PersonavecError
 from personavec.paper.options import PaperConfig
+from personavec.runs.gate import Condition, told, write_junit
+from personavec.runs.run import Row
 from personavec.server.options import ServeConfig
 from personavec.verbs.analyse.options import DecomposeConfig, SpaceConfig
 from personavec.verbs.authoring.options import WriteDatasetConfig, WriteTraitConfig
@@ -32,7 +34,7 @@ from personavec.verbs.interop.options import InteropConfig
 from personavec.verbs.monitor.options import MonitorConfig
 from personavec.verbs.screen.options import ScreenConfig
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT, GATED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EPERM)
@@ -67,7 +69,7 @@ Start here:
   personavec VERB --help        options and examples of one verb
   personavec --version
 
-Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted. PERSONAVEC_DEBUG=1 shows tracebacks."""
+Exit codes: 0 done, 1 failed, 2 bad input, 3 a --fail-if holds, 130 interrupted. PERSONAVEC_DEBUG=1 shows tracebacks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,15 +124,34 @@ def run(name: str, options: Any) -> int:
         if int(os.environ.get("RANK", 0)):  # of several processes of accelerate launch the first one speaks
             return DONE
         result = outcome.published()
+        gates = _gates(name, options, result)
     if options.json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str), flush=True)
     else:
         getattr(import_module(f"personavec.cli.{VERBS[name][1]}"), name)(options, result)
+    for gate in gates:
+        if gate["failed"] is not False:
+            _tell(told(gate), GATED)
     for failure in result.get("failed", ()):
         _tell(": ".join(failure.values()), BAD_INPUT)
     if result.get("failed"):
         return BAD_INPUT
-    return DONE if result.get("passed", True) else FAILED
+    if any(gate["failed"] is None for gate in gates):
+        return BAD_INPUT
+    if not result.get("passed", True):
+        return FAILED
+    return GATED if any(gate["failed"] for gate in gates) else DONE
+
+
+def _gates(name: str, options: Any, result: dict[str, Any]) -> list[Row]:
+    """What became of every --fail-if; part of the result, and a file for --junit."""
+    conditions = getattr(options, "fail_if", ())
+    gates = [Condition.parse(text).of(result) for text in conditions]
+    if gates:
+        result["fail_if"] = gates
+        if options.junit:
+            write_junit(options.junit, name, gates, float(result.get("seconds") or 0))
+    return gates
 
 
 def parse(args: Sequence[str]) -> tuple[str, Any]:

@@ -17,6 +17,7 @@ from personavec.verbs.options import (
     File,
     Files,
     Folder,
+    Gated,
     Judging,
     Limit,
     Steer,
@@ -29,7 +30,7 @@ from personavec.verbs.options import (
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Judging, Writing, Common):
+class EvaluateConfig(Judging, Writing, Gated, Common):
     """Measure trait and coherence of a model, adapted or steered.
 
     Examples:

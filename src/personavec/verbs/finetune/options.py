@@ -18,6 +18,7 @@ from personavec.verbs.options import (
     File,
     Files,
     Folder,
+    Gated,
     Judging,
     Layers,
     Limit,
@@ -103,7 +104,8 @@ class Trained(Common):
     data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
     """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
     prevent: Steer = ()
-    """Add this vector in training. COEF: a number, a dose (0.2d) or auto, from the data. LAYER may be all."""
+    """Add this vector in training. COEF: a number, a dose (0.2d), or auto, from data that pull toward the trait (-auto:
+    against it). LAYER may be all."""
     method: Annotated[
         Literal["plain", "prevent", "ablate", "penalty", "inoculate"] | None,
         tyro.conf.arg(metavar="METHOD", help_behavior_hint="(default: prevent with --prevent, else plain)"),
@@ -250,7 +252,7 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
 
 
 @dataclass(frozen=True)
-class ShiftConfig(Common):
+class ShiftConfig(Gated, Common):
     """How far a finetuning moved a model along persona vectors.
 
     Examples:

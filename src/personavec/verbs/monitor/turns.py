@@ -20,6 +20,7 @@ from personavec.runs.progress import stage
 from personavec.runs.run import Run
 from personavec.steering.projection import Directions
 from personavec.verbs.monitor.calibration import EVERY
+from personavec.verbs.monitor.served import served
 
 TABLE = "turns.jsonl"
 PART = 64
@@ -86,11 +87,13 @@ class TurnCensus(NamedTuple):
 
 
 def conversations_of(data: Conversations, name: str) -> Dataset:
-    """The data set of whatever conversations were given, lists of messages among them.
+    """The data set of whatever conversations were given: also lists of messages, and the log or export of our server.
 
     Raises:
         DataError: As `dataset_of`.
     """
+    if isinstance(data, str | Path) and (rows_served := served(Path(data))) is not None:
+        return dataset_of(rows_served, str(data))
     named = isinstance(data, str | bytes | Path | Mapping | Dataset)
     if named or hasattr(data, "column_names") or not isinstance(data, Iterable):
         return dataset_of(data, name)

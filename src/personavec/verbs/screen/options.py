@@ -12,11 +12,23 @@ from personavec.data.dataset import open_dataset
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Positive, at_least, between
-from personavec.verbs.options import Common, Files, Folder, Judging, Layers, Switch, Url, bench_for, call, load_subject
+from personavec.verbs.options import (
+    Common,
+    Files,
+    Folder,
+    Gated,
+    Judging,
+    Layers,
+    Switch,
+    Url,
+    bench_for,
+    call,
+    load_subject,
+)
 
 
 @dataclass(frozen=True)
-class ScreenConfig(Judging, Common):
+class ScreenConfig(Judging, Gated, Common):
     """Find which traits a data set would train, by which rows.
 
     Examples:
@@ -49,7 +61,9 @@ class ScreenConfig(Judging, Common):
     keep_below: Free[
         Annotated[float | None, between(0, 100), tyro.conf.arg(metavar="P", help_behavior_hint="(95 with --clean)")]
     ] = None
-    """Write the rows below this percentile on every vector into a data set of their own."""
+    """Write the rows that are not beyond this percentile on any vector into a data set of their own."""
+    drop: Free[Literal["high", "low", "both"]] = "high"
+    """Rows beyond it: high pulls toward the trait, low (percentile from below) against it. The other side stays in."""
     export_k: Free[Annotated[int | None, at_least(1), tyro.conf.arg(metavar="K", help_behavior_hint="")]] = None
     """Write the K rows highest and lowest on every vector, and K random ones, into data sets of their own."""
     top_k: Free[Annotated[int | None, at_least(1), tyro.conf.arg(metavar="K", help_behavior_hint="")]] = None
@@ -96,7 +110,7 @@ class ScreenConfig(Judging, Common):
                 f"{'no data set' if not self.data else 'no vectors'}; for example: personavec screen chats.jsonl "
                 "--vectors devout"
             )
-        check_choice(self.cost, self.top_k, self.export_k)
+        check_choice(self.cost, self.top_k, self.export_k, self.drop, self.keep_below, self.clean)
         data, clean = open_dataset(self.data), open_dataset(self.clean) if self.clean else None
         load_vectors(self.vectors)  # what is wrong with them is said before the model is loaded
         model = load_subject(self)

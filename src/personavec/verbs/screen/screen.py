@@ -29,7 +29,7 @@ from personavec.traits.load import load_trait
 from personavec.traits.trait import Trait
 from personavec.verbs.screen import selection
 from personavec.verbs.screen.base_replies import BaseReplies, open_base_replies
-from personavec.verbs.screen.flagging import histogram
+from personavec.verbs.screen.flagging import Drop, histogram
 from personavec.verbs.screen.judge_rows import judge_rows, load_judges
 from personavec.verbs.screen.parallel import by_name, screen_in_parallel
 from personavec.verbs.screen.plan import SIZES, Census, estimate, measure, predicted, take_census
@@ -49,6 +49,7 @@ from personavec.verbs.screen.shards import (
     shards,
 )
 from personavec.verbs.screen.table import Table
+from personavec.verbs.screen.verdict import Control, verdicts
 
 Rows = str | Path | Iterable[Mapping[str, Any]] | Dataset
 FEW_SKEWED = "its interval covers less than 95%, so pass a smaller --precision"
@@ -56,7 +57,9 @@ COVARIANCE_ROWS = 200
 """Random rows that are read again for the covariance of replies."""
 
 
-def check_choice(cost: str, top_k: int | None, export_k: int | None) -> None:
+def check_choice(
+    cost: str, top_k: int | None, export_k: int | None, drop: Drop, keep_below: float | None, clean: object
+) -> None:
     """Check options that depend on each other.
 
     Raises:
@@ -69,6 +72,10 @@ def check_choice(cost: str, top_k: int | None, export_k: int | None) -> None:
             f"expected --export-k of at most --top-k, {top_k}, got {export_k}; rows beyond those are not "
             "searched for, so raise --top-k"
         )
+    if drop != "high" and keep_below is None and clean is None:
+        raise ConfigError(f"expected --keep-below or --clean with --drop {drop}, got neither; pass one")
+    if drop == "both" and keep_below is not None and keep_below <= 50:
+        raise ConfigError(f"expected --keep-below above 50 with --drop both, got {keep_below:g}; no row would be kept")
 
 
 def screen(
@@ -80,6 +87,7 @@ def screen(
     layers: Sequence[int] = (),
     clean: Free[Rows | None] = None,
     keep_below: Free[Annotated[float | None, between(0, 100)]] = None,
+    drop: Free[Drop] = "high",
     export_k: Free[OptionalCount] = None,
     top_k: Free[OptionalCount] = None,
     precision: Free[Positive] = 0.1,
@@ -113,7 +121,9 @@ def screen(
             to all.
         layers: Layers to read every vector at; default the one its card recommends.
         clean: Data that you call clean: they are screened alike, and thresholds are their percentiles.
-        keep_below: Drop rows above this percentile on any vector; 95 with `clean`. The others go into `kept.*`.
+        keep_below: Drop rows beyond this percentile on any vector; 95 with `clean`. The others go into `kept.*`.
+        drop: On which side: high drops rows that pull toward the trait, low those that pull against it, whose
+            percentile is counted from below.
         export_k: Write the k rows highest and lowest on every vector, and k random ones, into the store.
         top_k: With cost sampled: base replies also to rows that can be among the k highest or lowest.
         precision: With cost sampled: half-width of the interval to stop at, in standard deviations.
@@ -145,7 +155,7 @@ def screen(
     """
     began = time.monotonic()
     chosen = settings(screen, locals())
-    check_choice(cost, top_k, export_k)
+    check_choice(cost, top_k, export_k, drop, keep_below, clean)
     if export_k and store is None:
         raise ConfigError(
             "expected a store for the files of export_k, got none; pass store, or take the result's top()"
@@ -187,7 +197,7 @@ def screen(
     reader = RowReader(model, read, cost, on_error, max_new_tokens, read_tokens, reasoning, system)
     actors = Actors(load, answer, workers) if load else None
     work = DataPass(rows, run, reader, base, turn, seed, judged_by, judges, actors)
-    wanted = selection.Selection(keep_below, flag_by, export_k, top_k)
+    wanted = selection.Selection(keep_below, drop, flag_by, export_k, top_k)
 
     with model.without_adapter():
         census = take_census(work)
@@ -241,12 +251,16 @@ def _screen(
         for name in differences.skewed:
             tell(f"{name}: few rows hold much of the mean (skewness {differences.skewness[name]:.1f}); {FEW_SKEWED}")
     work.run.write_rows("skipped.jsonl", [*table.errors(), *(differences.missing if differences else ())])
+    means = {name: _set_mean(table, name, differences) for name in names}
+    control = _random_control(work, table)
+    move = table.mean_move() if differences is None else differences.move
+    controls = {name: control(name, mean.mean, move) for name, mean in means.items()}
     result: Row = {
         "estimate": {"raw": "raw projection", "proxy": "proxy of the projection difference"}.get(
             cost, "projection difference"
         ),
-        "projection_difference": {name: _set_mean(table, name, differences).to_json() for name in names},
-        "random_control": _random_control(work, table, differences),
+        "projection_difference": {name: mean.to_json() for name, mean in means.items()},
+        "random_control": controls,
         "layers": dict(zip(names, work.reader.directions.layers, strict=True)),
         "skipped": int((~table.good).sum()),
         "skipped_by_reason": dict(table.reasons().most_common(20)),
@@ -268,9 +282,10 @@ def _screen(
     judged, whys = judge_rows(work, table) if work.judges else ({}, {})
     result["judge"] = _judge_figures(work, table, judged, whys) if work.judges else None
     reference = _reference(work, clean) if clean else None
+    result |= verdicts(cost, table, means, controls, reference, control)
     clean_scores = reference.scores if reference else {}
     result["distributions"] = {name: histogram(table.column(name), clean_scores.get(name)) for name in names}
-    screened = selection.Screened(work, table, differences, judged, reference)
+    screened = selection.Screened(work, table, differences, judged, reference, result["verdict"])
     return screened, result | selection.select(screened, wanted)
 
 
@@ -329,24 +344,20 @@ def _set_mean(table: Table, name: str, differences: Differences | None) -> Inter
     return streamed_mean(table.column(name))
 
 
-def _random_control(work: DataPass, table: Table, differences: Differences | None) -> Row:
-    """The same mean along random directions with the covariance of the replies: what the set does to any of them.
+def _random_control(work: DataPass, table: Table) -> Control:
+    """A mean next to the same along random directions with the covariance of the replies: what a set does to any.
 
     Activations vary along few dimensions, and those are where any data set moves them: next to directions drawn every
     way alike most that mean nothing would stand out.
     """
     read, rng = work.reader.directions, np.random.default_rng(work.seed)
-    move = table.mean_move() if differences is None else differences.move
     good = np.flatnonzero(table.good)
     chosen = set(rng.permutation(good)[:COVARIANCE_ROWS].tolist())
     rows = [encode(work.reader, sample) for sample in work.samples() if sample.row in chosen]
     activations = read_rows(work.reader.model, rows, "response avg", read.read_layers, "how replies vary")
     drawn = covariance_directions(RANDOM, activations.swapaxes(0, 1), rng)
-    at = [read.read_layers.index(layer) for layer in read.layers]
-    return {
-        name: against(_set_mean(table, name, differences).mean, drawn[place] @ move[place])
-        for name, place in zip(read.names, at, strict=True)
-    }
+    at = {name: read.read_layers.index(layer) for name, layer in zip(read.names, read.layers, strict=True)}
+    return lambda name, mean, move: against(mean, drawn[at[name]] @ move[at[name]])
 
 
 def _reference(work: DataPass, clean: Dataset) -> selection.Reference:
@@ -362,6 +373,7 @@ def _reference(work: DataPass, clean: Dataset) -> selection.Reference:
         clean.name,
         {name: table.column(name)[table.good] for name in work.names},
         {name: column[table.good] for name, column in judged.items()},
+        table.mean_move(),
         {
             "rows": census.rows,
             "skipped": int((~table.good).sum()),

@@ -13,7 +13,7 @@ from personavec.data.subset import copy_rows
 from personavec.errors import DataError
 from personavec.runs.run import Row
 from personavec.stats.populations import streamed_mean
-from personavec.verbs.screen.flagging import above, extremes, flagged, thresholds
+from personavec.verbs.screen.flagging import SIDES, Drop, beyond, extremes, flagged, more_than_chance, thresholds
 from personavec.verbs.screen.sampled import Differences
 from personavec.verbs.screen.shards import DataPass
 from personavec.verbs.screen.table import Table
@@ -24,12 +24,18 @@ SHOWN, LONGEST_EXAMPLE = 10, 600
 """Extreme rows of each side that the report shows, and characters of each text."""
 
 
+LEANS = (("above", "toward"), ("below", "against"))
+"""What the high and the low side are called."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which rows are asked for."""
 
     keep_below: float | None
-    """Percentile above which rows are dropped; None is 95 where there is a clean set."""
+    """Percentile beyond which rows are dropped; None is 95 where there is a clean set."""
+    drop: Drop
+    """On which side of the scores."""
     flag_by: Literal["projection", "judge", "either", "both"]
     export_k: int | None
     top_k: int | None
@@ -43,6 +49,8 @@ class Reference:
     name: str
     scores: Columns
     judged: Columns
+    move: Float[ndarray, "layer d_model"]
+    """Mean of what is projected for the scores."""
     counts: Row
     """Of its rows, and of those that were left out."""
 
@@ -56,6 +64,8 @@ class Screened:
     differences: Differences | None
     judged: Columns
     reference: Reference | None
+    verdict: Mapping[str, str | None]
+    """Of the set, by vector."""
 
     def ranked(self, name: str) -> Float[ndarray, " row"]:
         """What extremes are taken from."""
@@ -73,6 +83,7 @@ def select(screened: Screened, wanted: Selection) -> Row:
     percentile = wanted.keep_below if wanted.keep_below is not None else 95.0 if reference else None
     if percentile is not None:
         result["flags"], files["kept"] = _flags(screened, wanted, percentile)
+        result["flags"]["hints"] = _hints(screened, result["flags"])
     if wanted.export_k:
         for name in table.names:
             files[f"top-{name}"], files[f"bottom-{name}"] = extremes(screened.ranked(name), wanted.export_k)
@@ -90,33 +101,72 @@ def _flags(screened: Screened, wanted: Selection, percentile: float) -> tuple[Ro
     """What the rule drops, and the rows that it keeps."""
     table, judged, reference = screened.table, screened.judged, screened.reference
     scores = {name: table.column(name) for name in table.names}
-    limits = thresholds(reference.scores if reference else scores, percentile)
-    judge_limits = thresholds(reference.judged if reference else judged, percentile)
-    if unjudged := [name for name, limit in judge_limits.items() if np.isnan(limit)]:
+    limits, judge_limits = (
+        {side: thresholds(of, percentile, side) for side in SIDES["both"]}
+        for of in ((reference.scores, reference.judged) if reference else (scores, judged))
+    )
+    if unjudged := [name for name, limit in judge_limits["high"].items() if np.isnan(limit)]:
         raise DataError(
             f"expected rows that {screened.work.judge} scores for {unjudged[0]}, got none; the reasons are in judge/"
         )
 
     def dropped(projections: Columns, by_judge: Columns) -> Bool[ndarray, " row"]:
         """Rows to drop of a set."""
-        over = above(by_judge, judge_limits) if by_judge else None
-        return flagged(wanted.flag_by, above(projections, limits), over)
+        sides = [
+            flagged(
+                wanted.flag_by,
+                beyond(projections, limits[side], side),
+                beyond(by_judge, judge_limits[side], side) if by_judge else None,
+            )
+            for side in SIDES[wanted.drop]
+        ]
+        return np.asarray(np.any(sides, axis=0))
 
     over = dropped(scores, judged)
     false_alarms = round(float(dropped(reference.scores, reference.judged).mean()), 6) if reference else None
     kept = table.good & ~over
+    counts = {
+        side: {name: int(beyond({name: scores[name]}, {name: limits[side][name]}, side).sum()) for name in table.names}
+        for side in SIDES["both"]
+    }
+    by_judge = [beyond(judged, judge_limits[side], side) for side in SIDES[wanted.drop] if judged]
     return {
         "percentile": percentile,
+        "drop": wanted.drop,
         "of": reference.name if reference else "the data set itself",
         "false_positive_rate": false_alarms,
-        "thresholds": {name: round(limit, 6) for name, limit in limits.items()},
+        "thresholds": _rounded(limits["high"]),
+        "low_thresholds": _rounded(limits["low"]),
         "by": wanted.flag_by,
-        "judge_thresholds": {name: round(limit, 6) for name, limit in judge_limits.items()},
-        "flagged_by_judge": int((table.good & above(judged, judge_limits)).sum()) if judged else None,
-        "flagged": {name: int((scores[name] > limits[name]).sum()) for name in table.names},
+        "judge_thresholds": _rounded(judge_limits["high"]),
+        "judge_low_thresholds": _rounded(judge_limits["low"]),
+        "flagged_by_judge": int((table.good & np.any(by_judge, axis=0)).sum()) if judged else None,
+        "flagged": counts["high"],
+        "flagged_low": counts["low"],
+        "by_chance": round(int(table.good.sum()) * (1 - percentile / 100), 1) if reference else None,
         "dropped": int((table.good & over).sum()),
         "kept": int(kept.sum()),
     }, kept
+
+
+def _hints(screened: Screened, flags: Row) -> list[str]:
+    """Where the set leans to a side whose rows stay in: by more rows than chance gives, or by its mean."""
+    drop, clean, hints = flags["drop"], screened.reference, list[str]()
+    rows = int(screened.table.good.sum())
+    for side, (over, way), counts in zip(SIDES["both"], LEANS, (flags["flagged"], flags["flagged_low"]), strict=True):
+        for name, count in counts.items() if side not in SIDES[drop] else ():
+            what = ""
+            if clean and more_than_chance(count, rows, flags["percentile"], len(clean.scores[name])):
+                what = f"{count:,} rows lie {over} the clean set, where chance alone gives {flags['by_chance']:.0f}"
+            elif screened.verdict[name] == way:
+                what = "the set's mean lies there"
+            if what:
+                hints.append(f"{name}, {way} the trait: {what}; --drop {drop} keeps that side, {side} or both drops it")
+    return hints
+
+
+def _rounded(limits: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(limit, 6) for name, limit in limits.items()}
 
 
 def examples(screened: Screened, wanted: Selection) -> Row:
