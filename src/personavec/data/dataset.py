@@ -6,14 +6,16 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from personavec.data.folder import data_files
 from personavec.data.readers import ENDINGS, Raw, form, hub, read_file
-from personavec.data.sample import Sample, Turn, shape_of, to_sample
+from personavec.data.sample import Sample, Turn, to_samples
+from personavec.data.shapes import shape_of
 from personavec.errors import DataError
+from personavec.runs.progress import tell
 
 
 class Bad(NamedTuple):
@@ -22,6 +24,8 @@ class Bad(NamedTuple):
     row: int
     where: str
     reason: str
+    conversation: int | None = None
+    """As of a sample."""
 
 
 def alike(reason: str) -> str:
@@ -64,29 +68,50 @@ class Dataset:
         for file in self.files:
             yield from read_file(file)
 
-    def samples(self, turn: Turn, label: str = "source") -> Iterator[Sample | Bad]:
+    def samples(self, turn: Turn, label: str = "source", *, announce: bool = False) -> Iterator[Sample | Bad]:
         """All rows as conversations, in order; all must have the shape of the first usable one, and their own ids.
 
+        Ids of two files may be the same: files are often numbered each by itself.
+
         Args:
-            turn: Which assistant turn is the response.
+            turn: Which assistant turn is the response; with "every" a row gives as many samples, numbered through.
             label: Field of the rows that is taken along as their source.
+            announce: Whether to say on stderr which shape the rows are taken for.
         """
         shape = None
+        number = 0
         with _ids() as first_with:
             for place, raw in enumerate(self.rows()):
                 try:
                     if raw.error:
                         raise DataError(raw.error)
-                    sample = to_sample(raw.value, place, raw.where, turn, shape, label)
-                    shape = shape or shape_of(raw.value)
-                    if sample.id is not None and (other := first_with(sample.id, place)) != place:
-                        raise DataError(f"expected an id of its own, got {sample.id[:60]!r}, the id of row {other}")
+                    read = to_samples(raw.value, place, raw.where, turn, shape, label)
+                    if shape is None:
+                        shape = shape_of(raw.value)
+                        if announce:
+                            tell(f"{self.name}: rows of {shape}")
+                    name = read[0].id
+                    file = raw.where.rpartition(" ")[0]
+                    if name is not None and (other := first_with(f"{file} {name}", place)) != place:
+                        raise DataError(f"expected an id of its own, got {name[:60]!r}, the id of row {other}")
                 except DataError as error:
-                    yield Bad(place, raw.where, str(error))
+                    read = [Bad(place, raw.where, str(error))]
                 except RecursionError:
-                    yield Bad(place, raw.where, "expected a conversation, got JSON that is nested too deep")
-                else:
-                    yield sample
+                    read = [Bad(place, raw.where, "expected a conversation, got JSON that is nested too deep")]
+                if turn != "every":
+                    yield from read
+                    continue
+                for each in read:
+                    yield _numbered(each, number, place)
+                    number += 1
+
+
+def _numbered(sample: Sample | Bad, number: int, place: int) -> Sample | Bad:
+    """One of a row's replies, in its place among all replies."""
+    if isinstance(sample, Bad):
+        return sample._replace(row=number, conversation=place)
+    reply = 1 + sum(turn["role"] == "assistant" for turn in sample.messages)
+    return replace(sample, row=number, where=f"{sample.where}, reply {reply}")
 
 
 @dataclass(frozen=True)
