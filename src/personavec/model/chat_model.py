@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,10 @@ from torch import Tensor, nn
 from personavec.errors import ModelError
 from personavec.model.identity import ModelIdentity, _fingerprint
 from personavec.model.loading import load, pick_device, pick_dtype
+from personavec.model.template import PLAIN_TEMPLATE, shown_turns
 
-PLAIN_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ {'system': 'Instructions', 'user': 'Question', 'assistant': 'Answer'}[message['role']] }}: "
-    "{{ message['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
-)
-"""How a base model without a chat template is shown a conversation when it serves as a judge."""
-
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""A turn: `role` and `content`, and what the chat template is to show of an agent's besides."""
 
 
 class BlockModel:
@@ -234,42 +230,65 @@ class ChatModel(BlockModel):
         model.adapter = Path(adapter)
         return model
 
-    def render(self, messages: Sequence[Message], system: str = "template") -> tuple[int, ...]:
+    def render(
+        self, messages: Sequence[Message], system: str = "template", tools: Sequence[Any] = ()
+    ) -> tuple[int, ...]:
         """Token ids of a conversation up to where the assistant's reply begins.
 
         Args:
-            messages: Turns with `role` and `content`, the last one the user's.
+            messages: Turns with `role` and `content`, the last one the user's or a tool's.
             system: What to do when no turn is a system turn: "template" leaves it to the chat template (which
                 may put in a default), "none" suppresses that default, any other text is used as system turn.
+            tools: What the model could call, as chat templates take it.
 
         Raises:
-            ModelError: The chat template cannot render these turns.
+            ModelError: The chat template cannot render these turns, or would leave something of them out.
         """
-        return self.encode(self.text(messages, system))
+        return self.encode(self.text(messages, system, tools=tools))
 
-    def text(self, messages: Sequence[Message], system: str = "template", *, open_reply: bool = True) -> str:
+    def text(
+        self,
+        messages: Sequence[Message],
+        system: str = "template",
+        *,
+        open_reply: bool = True,
+        tools: Sequence[Any] = (),
+    ) -> str:
         """A conversation as the model reads it.
 
         Args:
             messages: Turns with `role` and `content`.
             system: As for `render`.
             open_reply: Whether it ends where an assistant's reply begins, or after the last turn.
+            tools: As for `render`.
 
         Raises:
-            ModelError: The chat template cannot render these turns.
+            ModelError: The chat template cannot render these turns, or would leave something of them out.
         """
+        if tools or any(len(turn) > 2 or turn["role"] == "tool" for turn in messages):
+            template = self.tokenizer.get_chat_template(tools=[*tools] or None)
+            messages = shown_turns(messages, tools, template, self.identity.id)
         if messages[0]["role"] == "system" or system == "template":
-            return self._apply(messages, open_reply)
+            return self._apply(messages, open_reply, tools)
         if system != "none":
-            return self._apply([{"role": "system", "content": system}, *messages], open_reply)
-        bare = self._apply(messages, open_reply)
-        empty = self._apply([{"role": "system", "content": ""}, *messages], open_reply)
+            return self._apply([{"role": "system", "content": system}, *messages], open_reply, tools)
+        bare = self._apply(messages, open_reply, tools)
+        empty = self._apply([{"role": "system", "content": ""}, *messages], open_reply, tools)
         return min(bare, empty, key=len)
 
-    def _apply(self, messages: Sequence[Message], open_reply: bool) -> str:
+    @cached_property
+    def writes_replies_as_they_are(self) -> bool:
+        """Whether the chat template puts a reply's text, if nothing is around it, where it opens the reply."""
+        asked: list[Message] = [{"role": "user", "content": "a"}]
+        before = self.text(asked)
+        after = self.text([*asked, {"role": "assistant", "content": "b"}], open_reply=False)
+        return after.startswith(f"{before}b")
+
+    def _apply(self, messages: Sequence[Message], open_reply: bool, tools: Sequence[Any] = ()) -> str:
         def text(turns: Sequence[Message]) -> str:
             apply = self.tokenizer.apply_chat_template
-            return str(apply(list(turns), add_generation_prompt=open_reply, tokenize=False))
+            shown = {"tools": [*tools]} if tools else {}
+            return str(apply(list(turns), add_generation_prompt=open_reply, tokenize=False, **shown))
 
         instructed = messages[0]["role"] == "system" and len(messages) > 1
         try:

@@ -1,6 +1,7 @@
 """Recorded conversations as the model reads and writes them: token ids, piece by piece, each ending with a reply."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from personavec.data.sample import Sample
@@ -37,13 +38,13 @@ def pieces(model: ChatModel, sample: Sample, system: str) -> Iterator[Piece]:
     Raises:
         ModelError: The chat template cannot render it.
     """
-    turns = [*sample.messages, {"role": "assistant", "content": sample.response}]
+    turns, tools = sample.turns, sample.tools
     done = ""
     for place, turn in enumerate(turns):
         if turn["role"] != "assistant" or place < sample.begin:
             continue
-        before = model.text(turns[:place], system)
-        after = model.text(turns[: place + 1], system, open_reply=False)
+        before = model.text(turns[:place], system, tools=tools)
+        after = model.text(turns[: place + 1], system, open_reply=False, tools=tools)
         if not after.startswith(before):
             raise ModelError(
                 f"expected a chat template that puts replies where it opens them, got {model.identity.id}'s"
@@ -52,6 +53,24 @@ def pieces(model: ChatModel, sample: Sample, system: str) -> Iterator[Piece]:
         prompt, reply = before[0 if anew else len(done) :], after[len(before) :]
         yield Piece(anew, model.encode(prompt), model.encode(reply), place not in sample.unlearned)
         done = after
+
+
+def response_of(model: ChatModel, sample: Sample, system: str) -> tuple[Ids, Ids]:
+    """The prompt of a row's response, and the response up to the token that ends it, as `spans` reads them.
+
+    Raises:
+        ModelError: The chat template cannot render it.
+    """
+    text = sample.response
+    if not sample.said and text == text.strip() and "think>" not in text and model.writes_replies_as_they_are:
+        return model.render(sample.messages, system, sample.tools), model.encode(text)
+    (piece,) = pieces(model, replace(sample, begin=len(sample.messages)), system)
+    return piece.prompt, piece.reply[: _length(model, piece.reply)]
+
+
+def _length(model: ChatModel, reply: Ids) -> int:
+    """Tokens of a reply before the one that ends it."""
+    return next((place for place, token in enumerate(reply) if token in model.stop_ids), len(reply))
 
 
 class Span(NamedTuple):
@@ -80,7 +99,7 @@ def spans(model: ChatModel, sample: Sample, system: str, reasoning: str = "out")
         ids = sequences[-1]
         ids += piece.prompt
         begin = len(ids)
-        length = next((place for place, token in enumerate(piece.reply) if token in model.stop_ids), len(piece.reply))
+        length = _length(model, piece.reply)
         skipped = 0 if reasoning == "in" else model.reasoning_tokens(ids, piece.reply[:length])
         replies.append(Span(len(sequences) - 1, begin, begin + skipped, begin + length))
         ids += piece.reply

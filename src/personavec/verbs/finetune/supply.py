@@ -109,7 +109,7 @@ def supplied(
     Raises:
         DataError: No row can be read.
     """
-    samples = [sample for sample in data.samples("whole") if isinstance(sample, Sample)]
+    samples = [sample for sample in data.samples("last") if isinstance(sample, Sample)]  # of those that are learned
     if len(samples) > ROWS:
         chosen = np.random.default_rng(training.seed).choice(len(samples), ROWS, replace=False)
         samples = [samples[place] for place in sorted(chosen)]

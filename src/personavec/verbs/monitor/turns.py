@@ -122,7 +122,7 @@ class Recordings:
         """
         skipped: list[dict[str, Any]] = []
         usable = unread = 0
-        for sample in self._samples(data):
+        for sample in self._samples(data, announce=True):
             try:
                 self.spoken(sample)
             except (DataError, ModelError) as error:
@@ -163,8 +163,9 @@ class Recordings:
                 advance(len(part))
         return list(rows.values())
 
-    def _samples(self, data: Dataset) -> Iterator[Sample | Bad]:
-        return data.samples("whole", self.group_by if self.group_by not in ("", SYSTEM) else "source")
+    def _samples(self, data: Dataset, *, announce: bool = False) -> Iterator[Sample | Bad]:
+        label = self.group_by if self.group_by not in ("", SYSTEM) else "source"
+        return data.samples("whole", label, announce=announce)
 
     def spoken(self, sample: Sample | Bad) -> Spoken:
         """A conversation as token ids, with the place of every reply.

@@ -41,7 +41,7 @@ class ScreenConfig(Judging, Gated, Common):
     """
 
     data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
-    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    """JSONL, JSON, CSV, Parquet or Arrow file, a folder of such, or a Hugging Face data set (NAME or NAME:SPLIT)."""
     vectors: Files = ()
     """Vector files; all of them are read in one pass."""
     cost: Literal["raw", "proxy", "sampled", "full"] = "proxy"
@@ -54,8 +54,8 @@ class ScreenConfig(Judging, Gated, Common):
     """Only estimate what each cost takes for this data set, for a million rows and for a hundred million."""
     on_error: Free[Literal["stop", "skip"]] = "stop"
     """Rows that cannot be used: stop at the first before anything is computed, or skip and list them."""
-    turn: Literal["first", "last"] = "first"
-    """Which assistant turn of a conversation is screened."""
+    turn: Literal["first", "last", "every"] = "first"
+    """Which assistant turn of a conversation is screened; every: each is a row, intervals are over conversations."""
     clean: Free[Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")]] = None
     """A data set that you call clean: it is screened alike, and thresholds are its percentiles."""
     keep_below: Free[
@@ -110,7 +110,7 @@ class ScreenConfig(Judging, Gated, Common):
                 f"{'no data set' if not self.data else 'no vectors'}; for example: personavec screen chats.jsonl "
                 "--vectors devout"
             )
-        check_choice(self.cost, self.top_k, self.export_k, self.drop, self.keep_below, self.clean)
+        check_choice(self.cost, self.top_k, self.export_k, self.turn, self.drop, self.keep_below, self.clean)
         data, clean = open_dataset(self.data), open_dataset(self.clean) if self.clean else None
         load_vectors(self.vectors)  # what is wrong with them is said before the model is loaded
         model = load_subject(self)

@@ -22,7 +22,6 @@ from personavec.runs.rules import Count, Free, OptionalCount, Positive, Seed, St
 from personavec.runs.run import Row, Run
 from personavec.stats.intervals import Interval, spearman_rows
 from personavec.stats.nulls import against, covariance_directions
-from personavec.stats.populations import streamed_mean
 from personavec.steering.projection import RANDOM, Vectors, directions, load_vectors, names_of
 from personavec.steering.rollouts import Reasoning
 from personavec.traits.load import load_trait
@@ -58,13 +57,24 @@ COVARIANCE_ROWS = 200
 
 
 def check_choice(
-    cost: str, top_k: int | None, export_k: int | None, drop: Drop, keep_below: float | None, clean: object
+    cost: str,
+    top_k: int | None,
+    export_k: int | None,
+    turn: str,
+    drop: Drop,
+    keep_below: float | None,
+    clean: object,
 ) -> None:
     """Check options that depend on each other.
 
     Raises:
         ConfigError: They do not fit.
     """
+    if cost == "sampled" and turn == "every":
+        raise ConfigError(
+            "expected --turn first or last with --cost sampled, whose interval takes rows as drawn one by one, got "
+            "every; pass --cost proxy or full"
+        )
     if top_k and cost != "sampled":
         raise ConfigError(f"expected --cost sampled with --top-k, got {cost}; pass --cost sampled")
     if top_k and (export_k or 0) > top_k:
@@ -127,7 +137,8 @@ def screen(
         export_k: Write the k rows highest and lowest on every vector, and k random ones, into the store.
         top_k: With cost sampled: base replies also to rows that can be among the k highest or lowest.
         precision: With cost sampled: half-width of the interval to stop at, in standard deviations.
-        turn: Which assistant turn of a conversation is screened.
+        turn: Which assistant turn of a conversation is screened; with "every" each of them is a row, and means and
+            intervals are over conversations.
         on_error: Rows that cannot be used: stop at the first, or skip and list them.
         judge: Also score every row: openai:MODEL, hf:MODEL, panel, or what `load_bench` made.
         traits: Traits of vectors, for the judge, that are not built in.
@@ -155,7 +166,7 @@ def screen(
     """
     began = time.monotonic()
     chosen = settings(screen, locals())
-    check_choice(cost, top_k, export_k, drop, keep_below, clean)
+    check_choice(cost, top_k, export_k, turn, drop, keep_below, clean)
     if export_k and store is None:
         raise ConfigError(
             "expected a store for the files of export_k, got none; pass store, or take the result's top()"
@@ -264,6 +275,7 @@ def _screen(
         "layers": dict(zip(names, work.reader.directions.layers, strict=True)),
         "skipped": int((~table.good).sum()),
         "skipped_by_reason": dict(table.reasons().most_common(20)),
+        "conversations": len(np.unique(table.conversations[table.good])),
         "rows_with_more_turns": table.rows_with_more_turns,
         "confounds": {name: table.confounds(name) for name in names},
         "sources": table.by_source(),
@@ -276,7 +288,7 @@ def _screen(
         },
         "rows_per_second": round(fresh / seconds, 2) if fresh else None,
     }
-    matched = {name: streamed_mean(table.column(f"{name}.matched")) for name in names if cost == "full"}
+    matched = {name: table.mean(table.column(f"{name}.matched")) for name in names if cost == "full"}
     result["length_matched"] = {name: mean.to_json() for name, mean in matched.items()} or None
     result["sampled"] = differences.to_json() if differences else None
     judged, whys = judge_rows(work, table) if work.judges else ({}, {})
@@ -341,7 +353,7 @@ def _project(work: DataPass, rows: int) -> int:
 def _set_mean(table: Table, name: str, differences: Differences | None) -> Interval:
     if differences is not None:
         return differences.means[name]
-    return streamed_mean(table.column(name))
+    return table.mean(table.column(name))
 
 
 def _random_control(work: DataPass, table: Table) -> Control:
@@ -386,7 +398,7 @@ def _judge_figures(work: DataPass, table: Table, judged: Mapping[str, Any], whys
     """What the judge said of the set, and how far it correlates with the projections."""
     return {
         "id": work.judge,
-        "means": {name: streamed_mean(values).to_json() for name, values in judged.items()},
+        "means": {name: table.mean(values).to_json() for name, values in judged.items()},
         "unscored": whys,
         "spearman_with_projection": {
             name: spearman_rows(table.column(name), judged[name.split("@")[0]]).to_json() for name in table.names

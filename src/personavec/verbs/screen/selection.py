@@ -91,10 +91,20 @@ def select(screened: Screened, wanted: Selection) -> Row:
         drawn[np.random.default_rng(work.seed).permutation(np.flatnonzero(table.good))[: wanted.export_k]] = True
         files["random"] = drawn
     if files and work.run.kept:
+        files = {name: _whole(table, rows, every=name == "kept") for name, rows in files.items()}
         paths = {name: work.run.path(f"{name}{work.data.suffix}") for name in files}
         copy_rows(work.data, {paths[name]: rows for name, rows in files.items()})
         result["files"] = {name: str(path) for name, path in paths.items()}
     return result
+
+
+def _whole(table: Table, rows: Bool[ndarray, " row"], *, every: bool) -> Bool[ndarray, " conversation"]:
+    """Which rows of the data set are taken: those with a reply among `rows`, or with every usable reply among them."""
+    some = np.zeros(table.conversations[-1] + 1, dtype=bool)
+    some[table.conversations[rows]] = True
+    if every:
+        some[table.conversations[table.good & ~rows]] = False
+    return some
 
 
 def _flags(screened: Screened, wanted: Selection, percentile: float) -> tuple[Row, Bool[ndarray, " row"]]:
