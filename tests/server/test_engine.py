@@ -195,7 +195,7 @@ def test_no_error_ends_the_server(model: ChatModel, engine: Engine, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "_write", lambda self: 1 / 0)
         (one,) = ask(engine, [Asked(model, prompt(4), 1)])
-    assert one.job.reply.finish == "error" and one.job.reply.error == "ZeroDivisionError: division by zero"
+    assert one.job.reply.finish == "error" and "its log says which" in (one.job.reply.error or "")
     (other,) = ask(engine, [Asked(model, prompt(4), 1)])
     assert other.job.reply.finish in ("stop", "length")
 

@@ -106,15 +106,16 @@ def _main(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            place = error.filename or "a file"
+        if reason := _unwritable(error):
+            place = getattr(error, "filename", None) or "a file"
             advice = "make room or choose another place, then the same command goes on"
-            return _tell(f"expected to write {place}, got: {error.strerror}; {advice}", BAD_INPUT)
+            return _tell(f"expected to write {place}, got: {reason}; {advice}", BAD_INPUT)
         if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
             batch = getattr(options, "batch_tokens", None)
             advice = f"lower --batch-tokens, now {batch}, or " * bool(batch) + "choose a smaller --model"
             return _tell(f"out of memory; {advice}", FAILED)
-        return _tell(f"{type(error).__name__}: {error}; run with PERSONAVEC_DEBUG=1 for the traceback", FAILED)
+        said = str(error).strip() or "an error that says nothing"
+        return _tell(f"got what was not foreseen: {said}; run with PERSONAVEC_DEBUG=1 for the traceback", FAILED)
 
 
 def run(name: str, options: Any) -> int:
@@ -201,6 +202,19 @@ def _in_a_line(box: str, chosen: str) -> str:
     return f"{text[:1].lower()}{text[1:]}; {advice}"
 
 
+def _unwritable(error: BaseException | None) -> str:
+    """Why a file could not be written, as far as an error or one behind it says; libraries wrap these in theirs."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return error.strerror or os.strerror(error.errno)
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if os.strerror(number) in str(error) or f"os error {number}" in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def _tell(text: str, code: int) -> int:
-    print(f"personavec: {' '.join(text.split())}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it
+        print(f"personavec: {' '.join(text.split())}", file=sys.stderr, flush=True)
     return code

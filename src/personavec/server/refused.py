@@ -2,6 +2,10 @@
 
 from starlette.responses import JSONResponse
 
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
+HEADERS |= {408: {"Connection": "close"}, 413: {"Connection": "close"}}
+"""By status; after the last two the rest of a body may be on its way."""
+
 
 class Refused(Exception):
     """A request that gets an error of OpenAI's form."""
@@ -15,11 +19,17 @@ class Refused(Exception):
         param: str | None = None,
         code: str = "",
     ) -> None:
+        message, param = _whole(message), None if param is None else _whole(param)
         super().__init__(message)
         self.status = status
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code or None}}
 
     def answer(self) -> JSONResponse:
         """The HTTP answer."""
-        headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(self.status, {})
+        headers = HEADERS.get(self.status, {})
         return JSONResponse(self.body, self.status, headers)
+
+
+def _whole(text: str) -> str:
+    """Without half surrogate pairs, which a client's JSON can spell and an answer cannot."""
+    return text.encode("utf-8", "replace").decode()
