@@ -10,7 +10,8 @@ from support.served import Manners, Planted, Server
 from personavec.errors import ModelError
 from personavec.judges.openai import probe
 from personavec.model import endpoint as module
-from personavec.model.endpoint import Answer, Endpoint, Failure
+from personavec.model.completion import Answer, Failure
+from personavec.model.endpoint import Endpoint
 
 ASKED = {"messages": [{"role": "user", "content": "How warm?"}], "max_tokens": 4}
 
