@@ -57,18 +57,20 @@ def attach(
     unwrapped = model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf  # of PEFT
     whole: dict[str, Any] = {}  # what that is called with: a model of text and images gives its decoder other masks
     visited: set[int] = set()
-    running: list[Forward] = []  # the forward pass whose blocks run now, none while they are recomputed for gradients
+    running: list[tuple[int, ...]] = []  # what the blocks of a pass give; empty while they are recomputed for gradients
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward = _forward(args, kwargs, whole)
         visited.clear()
-        running[:] = [_forward(args, kwargs, whole)]
-        start(running[0])
+        running[:] = [(*forward.real.shape, model.identity.d_model)]
+        start(forward)
 
     def after(layer: int, fn: BlockFn) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(_: nn.Module, _args: Any, output: Any) -> Any:
             stream = output if isinstance(output, Tensor) else output[0]
-            for forward in running:
-                _check(layer, stream, forward, model)
+            if running:
+                if not isinstance(stream, Tensor) or stream.shape != running[0]:
+                    raise _another_form(layer, stream, running[0])
                 if layer in visited:
                     raise ModelError(
                         f"expected block {layer} to run once a pass, got twice; this family is not supported"
@@ -165,14 +167,12 @@ def _mask(mask: Any, given: Any, rows: int, seq: int) -> Tensor | None:
     return None
 
 
-def _check(layer: int, stream: Any, forward: Forward, model: BlockModel) -> None:
-    wanted = (*forward.real.shape, model.identity.d_model)
-    if not isinstance(stream, Tensor) or stream.shape != wanted:
-        got = list(stream.shape) if isinstance(stream, Tensor) else type(stream).__name__
-        raise ModelError(
-            f"expected blocks that give [rows, seq, d_model] = {list(wanted)}, got {got} of block {layer}; this family "
-            "is not supported"
-        )
+def _another_form(layer: int, stream: Any, wanted: tuple[int, ...]) -> ModelError:
+    got = list(stream.shape) if isinstance(stream, Tensor) else type(stream).__name__
+    return ModelError(
+        f"expected blocks that give [rows, seq, d_model] = {list(wanted)}, got {got} of block {layer}; this family is "
+        "not supported"
+    )
 
 
 class _Deepest(Exception):
