@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple, TypedDict
 from urllib.parse import urlsplit
 
 from personavec.errors import ModelError
+from personavec.model.completion import error_of, is_filtered, passes, status_of, text_of
 
 RETRIES = 8
 """Of 429, 5xx, time-outs and broken connections, with exponential backoff: some forty seconds in all."""
@@ -30,12 +30,6 @@ GARBLED_RETRIES = 2
 HOPELESS = 10
 """Calls that may fail in a row before the server is asked something harmless, and given up if that fails too."""
 HARMLESS = [{"role": "user", "content": "Say hello."}]
-FILTERED = re.compile(
-    r"content.?(filter|polic|management|moderation)|responsible.?ai|safety.?system|prohibited.?content|moderation"
-    r"|invalid_prompt|data_inspection|was flagged",
-    re.IGNORECASE,
-)
-"""How providers say that they will not answer what a request holds, in an error's code, type or first words."""
 FILTER, REFUSAL = "content_filter", "refusal"
 """Why an answer ended that holds none: the provider kept it back, or the model declined in a field of its own."""
 KEY = "OPENAI_API_KEY"
@@ -247,7 +241,7 @@ class Endpoint:
             try:
                 raw = await client.chat.completions.with_raw_response.create(model=self.model, **sent)
             except openai.APIStatusError as error:
-                self._retried(client.max_retries if _again(error.status_code) else 0)
+                self._retried(client.max_retries if passes(error.status_code) else 0)
                 return self._denied(error.status_code, error.message, error.body)
             except openai.APIConnectionError as error:  # time-outs too
                 self._retried(client.max_retries)
@@ -255,17 +249,17 @@ class Endpoint:
             self._retried(raw.retries_taken)
             try:
                 body = json.loads(raw.http_response.content)
-                if not (told := _error(body)):
+                if not (told := error_of(body)):
                     return self._read(body)
                 status, reason = (
-                    _status(told),
+                    status_of(told),
                     f"{self._short(told.get('message') or told)} (in an answer of status 200)",
                 )
-                if _again(status) and client.max_retries and (wait := next(waits, None)) is not None:
+                if passes(status) and client.max_retries and (wait := next(waits, None)) is not None:
                     self.usage.retries += 1
                     await asyncio.sleep(min(LONGEST_WAIT, 0.5 * 2**wait))
                     continue
-                if status or _filtered(told):
+                if status or is_filtered(told):
                     return self._denied(status, reason, told)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 reason = f"an answer that is no chat completion ({type(error).__name__}: {self._short(error)})"
@@ -279,7 +273,7 @@ class Endpoint:
             Unusable: It is the server, the key or the account that is in the way.
         """
         reason = f"{status}: {self._short(said)}" if status else self._short(said)
-        if status not in (401, 402, 404, 405, 422, 429) and _filtered(told):
+        if status not in (401, 402, 404, 405, 422, 429) and is_filtered(told):
             return Answer("", FILTER)
         if status in (401, 403):
             raise self.unusable(f"{reason}; set {KEY}", status)
@@ -299,7 +293,7 @@ class Endpoint:
             if content
             else None
         )
-        text, declined = _text(message.get("content")), str(message.get("refusal") or "")
+        text, declined = text_of(message.get("content")), str(message.get("refusal") or "")
         finish = REFUSAL if declined and not text else str(choice.get("finish_reason"))
         (text + declined).encode()  # half a surrogate pair, which JSON can spell, could not be kept: a ValueError
         return Answer(text or declined, finish, top)
@@ -346,38 +340,6 @@ class Endpoint:
         """In one short line, and without the key."""
         text = str(what).replace(self._secret, "…") if self._secret else str(what)
         return " ".join(text.split())[:200]
-
-
-def _text(content: Any) -> str:
-    """The text of an answer; of one in parts the text parts alone, without thinking."""
-    if not isinstance(content, list):
-        return str(content or "")
-    parts = (each if isinstance(each, Mapping) else {"text": each} for each in content)
-    return "".join(str(part.get("text") or "") for part in parts if part.get("type", "text") in ("text", "output_text"))
-
-
-def _error(body: Any) -> Mapping[str, Any]:
-    """The error that a body of status 200 is, or that its first choice is; empty where it is an answer."""
-    places: list[Any] = [body, *(body.get("choices") or [])[:1]] if isinstance(body, Mapping) else []
-    told: Any = next((place["error"] for place in places if isinstance(place, Mapping) and place.get("error")), {})
-    return told if isinstance(told, Mapping) else {"message": str(told)}
-
-
-def _status(told: Mapping[str, Any]) -> int | None:
-    """The code of an error, where it is an HTTP status."""
-    codes = (str(told.get(name)) for name in ("code", "status", "status_code"))
-    return next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", code)), None)
-
-
-def _again(status: int | None) -> bool:
-    return status is not None and (status in (408, 409, 429) or status >= 500)
-
-
-def _filtered(told: object) -> bool:
-    """Whether an error says that it is the matter of the request that was turned down."""
-    if not isinstance(told, Mapping):
-        return bool(FILTERED.search(str(told)[:200]))
-    return bool(FILTERED.search(" ".join(str(told.get(name))[:200] for name in ("code", "type", "message", "detail"))))
 
 
 def _check_url(url: str) -> None:

@@ -17,8 +17,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.steering.preventative import PreventativeSteering
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector, load_vector
-from personavec.verbs.finetune import trainer
-from personavec.verbs.finetune import supply
+from personavec.verbs.finetune import supply, trainer
 from personavec.verbs.finetune.finetune import Finetuning, finetune
 from personavec.verbs.finetune.shift import shift
 
