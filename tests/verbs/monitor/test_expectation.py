@@ -52,6 +52,8 @@ def test_alerts_stand_next_to_what_chance_gives(chat: ChatModel, vector: Persona
     assert "where chance alone gives about 2.5" in page and "Other traffic" not in page
     sizes = [alert["excess"] for alert in seen.drawn["raised"]]
     assert sizes == sorted(sizes, reverse=True) and all(size > 0 for size in sizes)
+    for alert in seen.drawn["raised"]:
+        assert alert["said"] == talk(alert["conversation"])[2 * alert["turn"] - 1]["content"]
 
 
 def test_traffic_that_lies_elsewhere_is_said(chat: ChatModel, vector: PersonaVector, tmp_path: Path) -> None:
