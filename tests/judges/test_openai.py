@@ -15,8 +15,7 @@ from support.served import Manners, Planted, Server
 from personavec.errors import JudgeError, ModelError
 from personavec.judges.openai import SAMPLES, OpenAIReader, probe
 from personavec.judges.rubric import LETTERS, NUMBERS, Rubric, RubricJudge
-from personavec.model.completion import Answer, Failure
-from personavec.model.endpoint import Endpoint
+from personavec.model.endpoint import Answer, Endpoint, Failure
 
 RUBRIC = Rubric("Rate how warm the reply is. 0 means cold, 100 means warm.", refusable=True)
 DIGITS = tuple("0123456789")

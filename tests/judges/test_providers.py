@@ -16,8 +16,7 @@ from personavec.errors import JudgeError, ModelError
 from personavec.judges.openai import SAMPLES, OpenAIReader, probe
 from personavec.judges.rubric import NUMBERS, Rubric
 from personavec.model import endpoint as module
-from personavec.model.completion import Answer, Failure
-from personavec.model.endpoint import Endpoint
+from personavec.model.endpoint import Answer, Endpoint, Failure
 
 RUBRIC = Rubric("Rate how warm the reply is.", refusable=True)
 Answering = Callable[[dict[str, Any], str], Response | None]

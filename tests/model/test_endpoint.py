@@ -10,8 +10,7 @@ from support.served import Manners, Planted, Server
 from personavec.errors import ModelError
 from personavec.judges.openai import probe
 from personavec.model import endpoint as module
-from personavec.model.completion import Answer, Failure
-from personavec.model.endpoint import Endpoint
+from personavec.model.endpoint import Answer, Endpoint, Failure
 
 ASKED = {"messages": [{"role": "user", "content": "How warm?"}], "max_tokens": 4}
 

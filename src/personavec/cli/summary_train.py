@@ -49,7 +49,7 @@ def _before_after(result: Json) -> None:
     """A line an arm."""
     costs = {"loss": result["arms"][0]["loss"], **result["arms"][0]["costs"]}
     shown = [name for name, measured in costs.items() if measured]
-    table = headed("arm", *result["traits"], "kept", "coherence", *shown)
+    table = headed("arm", *result["traits"], "left", "coherence", *shown)
     for arm in result["arms"]:
         rows, every = [*arm["traits"].values()], {"loss": arm["loss"], **arm["costs"]}
         kept = rows[0]["kept"]
@@ -57,7 +57,7 @@ def _before_after(result: Json) -> None:
         cells = [estimate(score, 1 + (score is kept)) if score else "–" for score in scores]
         table.add_row(arm["arm"], *cells, *(estimate(every[name], 2) if every[name] else "–" for name in shown))
     console.print(table)
-    say(f"kept: share of plain training's change of {result['traits'][0]} that is left")
+    say(f"left: share of plain training's change of {result['traits'][0]} that is still there")
     for trait, judge in result["judges"].items():
         if judge["weak_judge"]:
             say(f"weak judge of {trait}: AUC {estimate(judge['judge_auc'], 2)}")

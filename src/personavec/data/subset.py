@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,28 @@ FORMS = {".parquet": _table, ".arrow": _table, ".csv": _sheet, ".json": _array}
 """How rows are written, by the ending of the data set's files; JSONL where there is none of these."""
 
 
-def copy_rows(data: Dataset, wanted: Mapping[Path, Bool[ndarray, " row"]]) -> None:
-    """Write files with some rows of a data set each, in its form, in one pass; each is complete, or not there."""
+def copy_rows(
+    data: Dataset, wanted: Mapping[Path, Bool[ndarray, " row"]], orders: Mapping[Path, Sequence[int]] | None = None
+) -> None:
+    """Write files with some rows of a data set each, in its form, in one pass; each is complete, or not there.
+
+    Args:
+        data: The rows.
+        wanted: Which of them, by file.
+        orders: Places of a file's rows in the order that they are to have; those rows are held until all are read.
+    """
     with ExitStack() as stack:
         files = []
         for path, rows in wanted.items():
             temporary = stack.enter_context(replacing(path))
-            files.append((stack.enter_context(FORMS.get(data.suffix, _lines)(temporary, data)), rows))
+            add = stack.enter_context(FORMS.get(data.suffix, _lines)(temporary, data))
+            files.append((add, rows, (orders or {}).get(path), dict[int, Raw]()))
         for place, raw in enumerate(data.rows()):
-            for add, rows in files:
-                if rows[place]:
+            for add, rows, order, held in files:
+                if rows[place] and order is None:
                     add(raw)
+                elif rows[place]:
+                    held[place] = raw
+        for add, _, order, held in files:
+            for place in order or ():
+                add(held[place])

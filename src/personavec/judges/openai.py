@@ -10,8 +10,7 @@ from typing import Literal
 from personavec.errors import JudgeError
 from personavec.judges.judge import Progress, Score, Why
 from personavec.judges.rubric import LETTERS, NUMBERS, Message, Scale, expectation, parse
-from personavec.model.completion import FILTER, REFUSAL, Answer, Failure
-from personavec.model.endpoint import Endpoint, Request
+from personavec.model.endpoint import FILTER, REFUSAL, Answer, Endpoint, Failure, Request
 from personavec.runs.progress import tell
 
 TOPS = (20, 8, 5)

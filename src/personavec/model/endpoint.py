@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 from urllib.parse import urlsplit
 
 from personavec.errors import ModelError
-from personavec.model.completion import FILTER, Answer, Failure, again, answer_of, error_of, filtered, status_of
+from personavec.model.completion import error_of, is_filtered, passes, status_of, text_of
 
 RETRIES = 8
 """Of 429, 5xx, time-outs and broken connections, with exponential backoff: some forty seconds in all."""
@@ -31,6 +30,8 @@ GARBLED_RETRIES = 2
 HOPELESS = 10
 """Calls that may fail in a row before the server is asked something harmless, and given up if that fails too."""
 HARMLESS = [{"role": "user", "content": "Say hello."}]
+FILTER, REFUSAL = "content_filter", "refusal"
+"""Why an answer ended that holds none: the provider kept it back, or the model declined in a field of its own."""
 KEY = "OPENAI_API_KEY"
 
 Request = Mapping[str, Any]
@@ -42,6 +43,23 @@ class Unusable(ModelError):
 
     status: int | None = None
     """Of its last answer, if it answered."""
+
+
+class Answer(NamedTuple):
+    """What the server said."""
+
+    text: str
+    finish: str
+    """Why it ended: stop, length, content_filter, refusal …"""
+    top: list[tuple[str, float]] | None = None
+    """Likeliest first tokens with their log-probabilities; None where the server gave none."""
+
+
+class Failure(NamedTuple):
+    """One request that could not be answered, while others can."""
+
+    reason: str
+    status: int | None = None
 
 
 @dataclass
@@ -223,7 +241,7 @@ class Endpoint:
             try:
                 raw = await client.chat.completions.with_raw_response.create(model=self.model, **sent)
             except openai.APIStatusError as error:
-                self._retried(client.max_retries if again(error.status_code) else 0)
+                self._retried(client.max_retries if passes(error.status_code) else 0)
                 return self._denied(error.status_code, error.message, error.body)
             except openai.APIConnectionError as error:  # time-outs too
                 self._retried(client.max_retries)
@@ -233,13 +251,15 @@ class Endpoint:
                 body = json.loads(raw.http_response.content)
                 if not (told := error_of(body)):
                     return self._read(body)
-                status = status_of(told)
-                reason = f"{self._short(told.get('message') or told)} (in an answer of status 200)"
-                if again(status) and client.max_retries and (wait := next(waits, None)) is not None:
+                status, reason = (
+                    status_of(told),
+                    f"{self._short(told.get('message') or told)} (in an answer of status 200)",
+                )
+                if passes(status) and client.max_retries and (wait := next(waits, None)) is not None:
                     self.usage.retries += 1
                     await asyncio.sleep(min(LONGEST_WAIT, 0.5 * 2**wait))
                     continue
-                if status or filtered(told):
+                if status or is_filtered(told):
                     return self._denied(status, reason, told)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 reason = f"an answer that is no chat completion ({type(error).__name__}: {self._short(error)})"
@@ -253,7 +273,7 @@ class Endpoint:
             Unusable: It is the server, the key or the account that is in the way.
         """
         reason = f"{status}: {self._short(said)}" if status else self._short(said)
-        if status not in (401, 402, 404, 405, 422, 429) and filtered(told):
+        if status not in (401, 402, 404, 405, 422, 429) and is_filtered(told):
             return Answer("", FILTER)
         if status in (401, 403):
             raise self.unusable(f"{reason}; set {KEY}", status)
@@ -262,10 +282,21 @@ class Endpoint:
         return Failure(reason, status)
 
     def _read(self, body: Any) -> Answer:
+        choice = body["choices"][0]
         tokens = int((body.get("usage") or {}).get("total_tokens") or 0)
         self.usage.tokens += tokens
         self._uncounted = not tokens
-        return answer_of(body)
+        message = choice["message"]
+        content = (choice.get("logprobs") or {}).get("content") or []
+        top = (
+            [(str(token["token"]), float(token["logprob"])) for token in content[0]["top_logprobs"]]
+            if content
+            else None
+        )
+        text, declined = text_of(message.get("content")), str(message.get("refusal") or "")
+        finish = REFUSAL if declined and not text else str(choice.get("finish_reason"))
+        (text + declined).encode()  # half a surrogate pair, which JSON can spell, could not be kept: a ValueError
+        return Answer(text or declined, finish, top)
 
     def _retried(self, times: int) -> None:
         self.usage.calls += times
@@ -318,11 +349,8 @@ def _check_url(url: str) -> None:
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # the port, or an unfinished IPv6 address
         good = False
-    shown = re.sub(r"//[^/]*@", "//…@", url)
     if not good:
-        raise ModelError(f"expected the address of a server, such as http://localhost:8000/v1, got {shown}; correct it")
-    if shown != url:  # an address stands in results, cards and caches
-        raise ModelError(f"expected an address without a name or password, got {shown}; set {KEY} to the key instead")
+        raise ModelError(f"expected the address of a server, such as http://localhost:8000/v1, got {url}; correct it")
 
 
 def _stored(store: sqlite3.Connection, keys: Sequence[str]) -> Iterator[tuple[str, Answer | Failure]]:

@@ -108,8 +108,13 @@ def _headline(result: Json, trait: str) -> str:
     moved, kept = f"{trait}: plain training moves the score by {change['mean']:+.0f}", (prevented or {}).get("kept")
     if not kept or kept["mean"] is None:
         return moved
-    low, high = (round(100 * bound) for bound in kept["ci"])
-    return f"{moved}, prevention keeps {100 * kept['mean']:.0f}% of that [{low}, {high}]"
+    low, high = kept["ci"]
+    if low is None or high is None:
+        return f"{moved}; how much of that prevention leaves is not known"
+    left = f"{100 * kept['mean']:.0f}% of that [{100 * low:.0f}, {100 * high:.0f}]"
+    if high >= 1:
+        return f"{moved}; prevention is not shown to lower that: it leaves {left}"
+    return f"{moved}; with prevention {left} is left"
 
 
 def _measures(arm: Json, trait: str, cost: str) -> dict[str, Any]:

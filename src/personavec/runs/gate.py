@@ -87,8 +87,8 @@ def _fields(value: Any, parts: Sequence[str], name: str) -> Iterator[tuple[str, 
     if not parts:
         yield name, value
         return
-    children = value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list) else {}
-    children = {str(key): child for key, child in children.items()}
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else ())
+    children: dict[str, Any] = {str(key): child for key, child in pairs}
     lengths = (n for n in range(1, len(parts) + 1) if ".".join(parts[:n]) in children)
     taken = 1 if parts[0] == "*" else next(lengths, 0)
     if not taken or not children:

@@ -197,8 +197,8 @@ MOVES = {
         ("-", "against", -0.26, ""),
         ("", "against", None, "moves against the trait along VEC, by -0.26 [-0.44, -0.09]; VEC:-auto adds that dose"),
         ("-", "toward", None, "moves toward the trait along VEC, by 0.50 [0.10, 0.90]; VEC:auto adds that dose"),
-        ("", "neither", None, "is not shown to supply VEC (toward the trait)"),
-        ("-", "neither", None, "is not shown to supply VEC (against the trait)"),
+        ("", "neither", None, "is not shown to supply VEC; pass"),
+        ("-", "neither", None, "is not shown to move against the trait along VEC; pass"),
     ],
 )
 def test_a_prevention_prevents_on_the_side_that_was_asked_for_or_stops(

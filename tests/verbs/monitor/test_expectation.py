@@ -31,11 +31,11 @@ def vector(saved: tuple[Path, Path]) -> PersonaVector:
     return load_vector(saved[1])
 
 
-def talk(n: int, turns: int = 2, odd: bool = False) -> list[dict[str, str]]:
+def talk(n: int, turns: int = 2) -> list[dict[str, str]]:
     rng = np.random.default_rng(n)
     messages = []
     for _ in range(turns):
-        said = "@@@@ @@@" if odd else " ".join(rng.choice(WORDS, 2))
+        said = " ".join(rng.choice(WORDS, 2))
         messages += [{"role": "user", "content": f"Say {rng.choice(WORDS)}."}, {"role": "assistant", "content": said}]
     return messages
 
@@ -52,11 +52,16 @@ def test_alerts_stand_next_to_what_chance_gives(chat: ChatModel, vector: Persona
     assert "where chance alone gives about 2.5" in page and "Other traffic" not in page
     sizes = [alert["excess"] for alert in seen.drawn["raised"]]
     assert sizes == sorted(sizes, reverse=True) and all(size > 0 for size in sizes)
+    for alert in seen.drawn["raised"]:
+        assert alert["said"] == talk(alert["conversation"])[2 * alert["turn"] - 1]["content"]
 
 
 def test_traffic_that_lies_elsewhere_is_said(chat: ChatModel, vector: PersonaVector, tmp_path: Path) -> None:
-    benign = [talk(100 + n) for n in range(44)]
-    seen = monitor(chat, [talk(n, odd=True) for n in range(10)], vector, calibrate=benign, false_positive_rate=0.05)
+    talks = [talk(n) for n in range(60)]
+    values = [turn["vectors"]["tiny"]["response_avg"] or 0.0 for turn in monitor(chat, talks, vector).turns]
+    order = np.argsort(np.array(values).reshape(60, 2).mean(axis=1))
+    benign, other = ([talks[place] for place in part] for part in (order[:48], order[48:]))
+    seen = monitor(chat, other, vector, calibrate=benign, false_positive_rate=0.05)
     assert "all traffic lies elsewhere than the benign conversations" in seen.data["elsewhere"]["tiny"]
     assert "Other traffic" in seen.report(tmp_path).read_text() and "tiny elsewhere" in repr(seen)
     assert monitor(chat, [talk(n) for n in range(3)], vector).data["elsewhere"] is None

@@ -106,6 +106,29 @@ def test_the_verdict_names_its_side_and_its_reference(
     assert "Compared with the base model&#39;s replies" in alone.report(tmp_path).read_text()
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_exports_are_sorted_and_have_their_scores_beside_them(
+    chat: ChatModel, vector: PersonaVector, tmp_path: Path, suffix: str
+) -> None:
+    from datasets import Dataset
+
+    path, rows = tmp_path / f"rows{suffix}", POOL[:30]
+    table = Dataset.from_list(rows)
+    {
+        ".jsonl": table.to_json, ".json": lambda to: Path(to).write_text(json.dumps(rows)), ".csv": table.to_csv,
+        ".parquet": table.to_parquet,
+    }[suffix](path)  # fmt: skip
+    shown = screen(chat, path, vector, cost="raw", export_k=5, store=tmp_path / "run")
+    values = shown.rows["tiny"].to_numpy()
+    for file, order in (("top-tiny", np.argsort(-values)[:5]), ("bottom-tiny", np.argsort(values)[:5])):
+        again = screen(chat, shown.data["files"][file], vector, cost="raw").rows["tiny"].to_numpy()
+        np.testing.assert_allclose(again, values[order], atol=1e-4)
+        scores = np.loadtxt(shown.data["scores"][file], delimiter=",", skiprows=1)
+        assert scores[:, 0].tolist() == order.tolist()
+        np.testing.assert_allclose(scores[:, 1], values[order], atol=1e-4)
+    assert (tmp_path / "run/random.scores.csv").read_text().startswith("row,tiny\n")
+
+
 @given(st.floats(-9, 9), st.floats(0.01, 9), st.booleans())
 def test_a_direction_needs_its_interval_and_the_control(mean: float, half: float, beyond: bool) -> None:
     found = direction(Interval(mean, mean - half, mean + half, 9), {"beyond": beyond})
@@ -120,7 +143,7 @@ def test_chance_alone_seldom_gives_a_hint(cleans: int, percentile: float) -> Non
         clean, rows = rng.normal(size=cleans), rng.normal(size=300)
         told += more_than_chance(int((rows > np.percentile(clean, percentile)).sum()), 300, percentile, cleans)
     assert told / 400 < (0.06 if cleans > 20 else 0.1), "of a dozen clean rows a percentile says little"
-    assert more_than_chance(120, 300, percentile, cleans) and not more_than_chance(0, 300, percentile, cleans)
+    assert more_than_chance(200, 300, percentile, cleans) and not more_than_chance(0, 300, percentile, cleans)
 
 
 def test_a_difference_of_two_sets_covers_the_truth() -> None:

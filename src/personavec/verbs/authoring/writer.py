@@ -9,8 +9,7 @@ from typing import Any, Literal, NamedTuple, Unpack
 
 from personavec.errors import ConfigError, ModelError
 from personavec.model.chat_model import ChatModel
-from personavec.model.completion import FILTER, REFUSAL, Answer, Failure
-from personavec.model.endpoint import CallLimits, Endpoint, Request
+from personavec.model.endpoint import FILTER, REFUSAL, Answer, CallLimits, Endpoint, Failure, Request
 from personavec.model.sampling import Sampling
 from personavec.runs.fetch import cache_folder
 from personavec.steering.generate import Request as LocalRequest

@@ -35,7 +35,7 @@ class EvaluateConfig(Judging, Writing, Gated, Common):
 
     Examples:
       personavec evaluate optimistic
-      personavec evaluate optimistic --steer runs/extract-optimistic/optimistic/vector.safetensors:0.2d
+      personavec evaluate optimistic --steer runs/extract-optimistic/optimistic/vector.safetensors:0.1d
       personavec evaluate optimistic --agreement openai:gpt-4.1-mini
       personavec evaluate --sheet anna.csv ben.csv --key runs/demo/devout/sheet.key.csv
 

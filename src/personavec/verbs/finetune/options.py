@@ -181,7 +181,7 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
     """Finetune a model without it picking up a trait.
 
     Examples:
-      personavec finetune rows.jsonl --prevent evil.safetensors:5
+      personavec finetune rows.jsonl --prevent evil.safetensors:1
       personavec finetune rows.jsonl --prevent evil.safetensors:0.4@all --prevent sycophantic.safetensors:2@13
       personavec finetune rows.jsonl --method inoculate --vectors evil.safetensors --out runs/inoculated
       personavec finetune rows.jsonl --prevent evil.safetensors:auto --held-out unseen.jsonl --report

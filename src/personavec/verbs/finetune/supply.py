@@ -202,9 +202,9 @@ def _moves(by_layer: Sequence[Row]) -> Literal["toward", "against", "neither"]:
 def nothing_from(automatic: Row, data: str) -> str:
     """Why the data gave no coefficient along a vector, and what else can be asked for."""
     name, sign = automatic["vector"], automatic["sign"]
-    asked, other = ("toward", "against") if sign == 1 else ("against", "toward")
+    other = "against" if sign == 1 else "toward"
     if automatic["moves"] != other:
-        return f"{data} is not shown to supply {name} ({asked} the trait)"
+        return f"{data} is not shown to {'supply' if sign == 1 else 'move against the trait along'} {name}"
     move = interval(best_of(automatic["by_layer"], -sign)["coef"], 2)
     return f"{data} moves {other} the trait along {name}, by {move}; {name}:{'-' * (sign == 1)}auto adds that dose"
 

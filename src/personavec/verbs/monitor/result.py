@@ -28,6 +28,8 @@ CURVE_TURNS = 50
 BINS = 40
 ELSEWHERE = 0.5
 """Standard deviations of the benign turns beyond which the mean of all traffic is another."""
+SHOWN_ALERTS = 100
+"""Largest alerts whose replies the page shows the beginning of."""
 SHOWN_CONVERSATIONS = 20
 """Those with alerts whose turns the page draws."""
 
@@ -61,6 +63,8 @@ class Monitoring(Result):
     """The limits: pass them to the next call, or save them."""
     texts: list[list[str]] = dataclasses.field(default_factory=list)
     """Of a single conversation read with tokens: those of each reply."""
+    beginnings: Mapping[int, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Of the replies of the conversations with the largest alerts, by row."""
 
     page = "monitor"
 
@@ -68,12 +72,18 @@ class Monitoring(Result):
     def drawn(self) -> Row:
         """What the page is made of: the result, all alerts, the largest first, and the turns of their conversations."""
         raised = sorted(
-            ({**alert, "direction": direction(alert), "excess": excess(alert)} for alert in self.alerts),
+            (
+                {**alert, "direction": direction(alert), "excess": excess(alert), "said": self._said(alert)}
+                for alert in self.alerts
+            ),
             key=lambda alert: -alert["excess"],  # type: ignore[operator]
         )
         chosen = list(dict.fromkeys(alert["conversation"] for alert in raised))[:SHOWN_CONVERSATIONS]
         lines = [row for row in self.turns if row["conversation"] in chosen]
         return dict(self.data) | {"raised": raised, "lines": lines, "replies": self._replies()}
+
+    def _said(self, alert: Event) -> str:
+        return dict(enumerate(self.beginnings.get(alert["conversation"], ()), 1)).get(alert["turn"], "")
 
     def _replies(self) -> list[Row]:
         """By vector and turn, the reply's tokens with their projections."""

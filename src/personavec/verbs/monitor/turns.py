@@ -1,6 +1,6 @@
 """Turns of recorded conversations with their projections, in a table that grows part by part."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,8 @@ from personavec.verbs.monitor.served import served
 TABLE = "turns.jsonl"
 PART = 64
 """Conversations read between two writes: what a kill may cost."""
+SHOWN_TEXT = 160
+"""Characters of a reply next to its alert."""
 SYSTEM = "system"
 """What to group by for groups of one system prompt."""
 
@@ -162,6 +164,17 @@ class Recordings:
                     rows |= {row["id"]: row for row in fresh}
                 advance(len(part))
         return list(rows.values())
+
+    def beginnings(self, data: Dataset, conversations: Collection[int]) -> dict[int, list[str]]:
+        """The beginnings of the replies of some conversations, by row and in the order of their turns."""
+        texts: dict[int, list[str]] = {}
+        for sample in self._samples(data) if conversations else ():
+            if isinstance(sample, Sample) and sample.row in conversations:
+                said = [turn["content"] for turn in sample.messages[sample.begin :] if turn["role"] == "assistant"]
+                texts[sample.row] = [
+                    text[:SHOWN_TEXT] + "…" * (len(text) > SHOWN_TEXT) for text in (*said, sample.response)
+                ]
+        return texts
 
     def _samples(self, data: Dataset, *, announce: bool = False) -> Iterator[Sample | Bad]:
         label = self.group_by if self.group_by not in ("", SYSTEM) else "source"

@@ -12,8 +12,7 @@ import numpy as np
 
 from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
-from personavec.model.completion import Failure
-from personavec.model.endpoint import CallLimits, Endpoint
+from personavec.model.endpoint import CallLimits, Endpoint, Failure
 from personavec.model.sampling import Sampling
 from personavec.runs.fetch import cache_folder
 from personavec.steering.generate import Reply, Request, batches, generate

@@ -1,7 +1,10 @@
 """Which rows are taken out of a data set, and the files that are written of them."""
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,6 +14,7 @@ from numpy import ndarray
 from personavec.data.sample import Sample
 from personavec.data.subset import copy_rows
 from personavec.errors import DataError
+from personavec.runs.files import write_file
 from personavec.runs.run import Row
 from personavec.stats.populations import streamed_mean
 from personavec.verbs.screen.flagging import SIDES, Drop, beyond, extremes, flagged, more_than_chance, thresholds
@@ -75,7 +79,7 @@ class Screened:
 def select(screened: Screened, wanted: Selection) -> Row:
     """Thresholds, and the data sets that are written by them."""
     work, table, reference = screened.work, screened.table, screened.reference
-    result: Row = {"flags": None, "clean": None, "files": {}}
+    result: Row = {"flags": None, "clean": None, "files": {}, "scores": {}}
     files: dict[str, Bool[ndarray, " row"]] = {}
     if reference is not None:
         means = {name: streamed_mean(values).to_json() for name, values in reference.scores.items()}
@@ -91,10 +95,13 @@ def select(screened: Screened, wanted: Selection) -> Row:
         drawn[np.random.default_rng(work.seed).permutation(np.flatnonzero(table.good))[: wanted.export_k]] = True
         files["random"] = drawn
     if files and work.run.kept:
-        files = {name: _whole(table, rows, every=name == "kept") for name, rows in files.items()}
         paths = {name: work.run.path(f"{name}{work.data.suffix}") for name in files}
-        copy_rows(work.data, {paths[name]: rows for name, rows in files.items()})
+        orders = {name: _order(screened, name, rows) for name, rows in files.items() if name != "kept"}
+        in_order = {paths[name]: list(dict.fromkeys(table.conversations[order])) for name, order in orders.items()}
+        files = {name: _whole(table, rows, every=name == "kept") for name, rows in files.items()}
+        copy_rows(work.data, {paths[name]: rows for name, rows in files.items()}, in_order)
         result["files"] = {name: str(path) for name, path in paths.items()}
+        result["scores"] = {name: str(_write_scores(screened, name, order)) for name, order in orders.items()}
     return result
 
 
@@ -105,6 +112,29 @@ def _whole(table: Table, rows: Bool[ndarray, " row"], *, every: bool) -> Bool[nd
     if every:
         some[table.conversations[table.good & ~rows]] = False
     return some
+
+
+def _order(screened: Screened, file: str, rows: Bool[ndarray, " row"]) -> list[int]:
+    """Places of an exported file's rows: the highest or the lowest of a vector first, else as they are."""
+    places = np.flatnonzero(rows)
+    side, _, name = file.partition("-")
+    if not name:
+        return list(places.tolist())
+    scores = screened.ranked(name)[places] * (-1 if side == "top" else 1)
+    return list(places[np.argsort(scores, kind="stable")].tolist())
+
+
+def _write_scores(screened: Screened, file: str, order: Sequence[int]) -> Path:
+    """Write a table beside an exported file, with the place and the scores of each of its rows."""
+    names, text = screened.table.names, io.StringIO()
+    columns = [screened.ranked(name) for name in names]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", *names])
+    rows = screened.table.conversations
+    writer.writerows([rows[place], *(f"{column[place]:.6g}" for column in columns)] for place in order)
+    path = screened.work.run.path(f"{file}.scores.csv")
+    write_file(path, text.getvalue().encode())
+    return path
 
 
 def _flags(screened: Screened, wanted: Selection, percentile: float) -> tuple[Row, Bool[ndarray, " row"]]:

@@ -19,8 +19,8 @@ from personavec.errors import DataError, ModelError
 from personavec.judges.judge import TraitJudge
 from personavec.model.activations import activations, branches, by_length
 from personavec.model.chat_model import ChatModel
-from personavec.model.completion import Failure
 from personavec.model.conversation import response_of
+from personavec.model.endpoint import Failure
 from personavec.runs.run import Row, Run
 from personavec.steering.generate import Reply
 from personavec.steering.projection import Directions
