@@ -2,17 +2,21 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 from support.serving import Client, bad, client, good
+from uvicorn.server import ServerState
 
 from personavec.server import limits
-from personavec.server.limits import GONE, HOST, Limits
+from personavec.server.limits import GONE, HOST, Connection, Limits
 from personavec.server.options import ServeConfig
 from personavec.server.serve import SAME_SECONDS, Sparing, most_connections
 
@@ -129,22 +133,46 @@ def test_a_body_that_never_comes_is_answered(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(limits, "ARRIVE_SECONDS", 0.05)
     raw = Raw(HALF).ask(reads)
     assert raw.counted == [408] and raw.sent[0]["status"] == 408
-    assert b"expected the whole body" in raw.sent[1]["body"] and (b"connection", b"close") in raw.sent[0]["headers"]
+    assert b"expected the whole body" in raw.sent[1]["body"]
 
 
-def test_a_client_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "ARRIVE_SECONDS", 0.05)
+def test_an_early_answer_comes_after_the_body() -> None:
+    """A client that sends all of it before it reads would be cut off; one that never ends is."""
+    for more in (20, 10**6):
+        parts = [{"type": "http.request", "body": b"x" * 100, "more_body": number < more} for number in range(100)]
+        raw = Raw(*parts, then="leave").ask(reads)
+        assert raw.counted == [413] and len(raw.messages) == (79 if more == 20 else 19)
 
-    async def answers(_: Scope, __: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"x"})
 
-    class Deaf(Raw):
-        async def send(self, message: Message) -> None:
-            if message["type"] == "http.response.body":
-                await asyncio.Event().wait()
+async def pours(_: Scope, __: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(200):
+        await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
-    assert Deaf().ask(answers).counted == [200]
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\nHost: local", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b""])
+def test_a_client_that_does_not_go_on_is_left(monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    """It says half of a request, or takes nothing of its answer."""
+    monkeypatch.setattr(limits, "ARRIVE_SECONDS", 0.3)
+
+    async def run() -> None:
+        config, state = uvicorn.Config(pours, ws="none", log_level="critical"), ServerState()
+        config.load()
+        options: dict[str, Any] = {"config": config, "server_state": state, "app_state": {}}
+        make = partial(Connection, **options, most=9, count=lambda *_: None)
+        server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        made = socket.create_connection(server.sockets[0].getsockname())
+        made.sendall(said)
+        async with asyncio.timeout(20):
+            while not state.connections:
+                await asyncio.sleep(0.01)
+            while state.connections or state.tasks:
+                await asyncio.sleep(0.01)
+        made.close()
+        server.close()
+
+    asyncio.run(run())
 
 
 def test_an_error_of_the_server_shows_nothing_of_it(caplog: pytest.LogCaptureFixture) -> None:

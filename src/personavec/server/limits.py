@@ -6,6 +6,7 @@ import logging
 import re
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any, cast
 
 import h11
@@ -21,11 +22,13 @@ HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]*))(?::\d*)?", re.IGNORECASE)
 """A Host header: a name or an address, and a port."""
 ARRIVE_SECONDS = 20.0
 """Within which a request must have arrived, and a client must take what it is sent."""
+DROPPED = 8
+"""How many times the longest body is read and dropped of a longer one."""
 GONE = 499
 """Counted for requests whose client left before it was answered."""
 STATUS = "personavec.status"
 """Key of a scope: the status that was sent by someone else."""
-LOG = logging.getLogger("uvicorn.error")
+LOG = logging.getLogger("personavec.server")
 
 
 class Limits:
@@ -71,15 +74,22 @@ class Limits:
                 raise self._too_large(size)
             return message
 
+        async def drop_rest() -> None:
+            """Or a client that still sends would not read its answer."""
+            nonlocal size, arrived
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    while not arrived and size <= DROPPED * self.body_bytes:
+                        message = await receive()
+                        size, arrived = size + len(message.get("body", b"")), not message.get("more_body", False)
+
         async def noted(message: Message) -> None:
             nonlocal status
+            if not arrived:
+                await drop_rest()
             status = message.get("status", status)
             without = scope["method"] == "HEAD" and message["type"] == "http.response.body"
-            try:
-                async with asyncio.timeout(ARRIVE_SECONDS):
-                    await send({**message, "body": b""} if without else message)
-            except TimeoutError:  # it does not take what it is sent
-                raise ClientDisconnect from None
+            await send({**message, "body": b""} if without else message)
 
         try:
             self._check(scope)
@@ -144,6 +154,7 @@ class Connection(H11Protocol):
         self.most, self.count = most, count
         self._since = 0.0
         self._timer: TimerHandle | None = None
+        """Until the client must have gone on."""
 
     @property
     def waiting(self) -> bool:
@@ -162,8 +173,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
@@ -171,9 +181,25 @@ class Connection(H11Protocol):
         self._wait()
         super().on_response_complete()
 
-    def _wait(self) -> None:
+    def pause_writing(self) -> None:
+        """Wait until the client takes what it was sent."""
+        super().pause_writing()
+        self._stop_timer()
+        self._timer = self.loop.call_later(ARRIVE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        super().resume_writing()
+        self._stop_timer()
+        if self.waiting:
+            self._wait()
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._stop_timer()
         self._since = self.loop.time()
         self._timer = self.loop.call_later(ARRIVE_SECONDS, self._late)
 

@@ -3,8 +3,7 @@
 from starlette.responses import JSONResponse
 
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
-HEADERS |= {408: {"Connection": "close"}, 413: {"Connection": "close"}}
-"""By status; after the last two the rest of a body may be on its way."""
+"""By status."""
 
 
 class Refused(Exception):

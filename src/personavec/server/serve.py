@@ -21,7 +21,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import tell
 from personavec.runs.result import Result
 from personavec.server.app import build
-from personavec.server.limits import Connection
+from personavec.server.limits import LOG, Connection
 from personavec.server.service import Service, assemble
 from personavec.server.terms import TermOptions, Terms
 from personavec.steering.notation import Steers
@@ -101,11 +101,11 @@ def run(service: Service, listening: socket.socket, pages: Mapping[str, Path], b
         backlog=BACKLOG,
         timeout_graceful_shutdown=ceil(SHUTDOWN_SECONDS + 1),
     )
-    server = Server(config, service)
+    server = TimelyServer(config, service)
     listening.listen(BACKLOG)  # whoever reads the next line may connect
     vectors, name = ", ".join(service.catalogue.vectors) or "no vectors", service.model.identity.id
     tell(f"serving {name} on {service.model.device} at {url} with {vectors}; Ctrl-C stops")
-    with _stoppable(), _sparing("uvicorn.error", "asyncio"):
+    with _stoppable(), _sparing(LOG.name, "uvicorn.error", "asyncio"):
         server.run(sockets=[listening])
     return Result(
         {
@@ -119,7 +119,7 @@ def run(service: Service, listening: socket.socket, pages: Mapping[str, Path], b
     )
 
 
-class Server(uvicorn.Server):
+class TimelyServer(uvicorn.Server):
     """Ends replies in time when it is stopped, and their streams properly."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
