@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,6 +80,7 @@ class Dataset:
         """
         shape = None
         number = 0
+        read: Sequence[Sample | Bad]
         with _ids() as first_with:
             for place, raw in enumerate(self.rows()):
                 try:

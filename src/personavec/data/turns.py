@@ -96,7 +96,8 @@ def _calls(calls: Any, number: int) -> list[Message]:
     calls = from_json(calls) if isinstance(calls, str) else calls
     called = []
     for call in [calls] if isinstance(calls, Mapping) else calls if isinstance(calls, list | tuple) else [None]:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
+        call = call if isinstance(call, Mapping) else {}
+        function = call.get("function", call)
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise DataError(f"expected calls of functions with name and arguments in turn {number}, got {shown(calls)}")
         given = function.get("arguments", function.get("parameters"))

@@ -97,7 +97,7 @@ def behind(
     cache, inputs = empty(model), model.inputs([prompt[:-1] for prompt in distinct], left=True)
     (run or model.decoder)(**inputs | using(model, cache))
     rows = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=model.device)
-    cache.reorder_cache(rows)
+    cache.reorder_cache(rows)  # type: ignore[arg-type]
     ids, mask = model.tensor(tails, left=False)
     start = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)[:, None]
     return {

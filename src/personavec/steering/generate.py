@@ -127,7 +127,7 @@ class Cached:
             # without the head: on a strided last column it would expand its weights once per row
             model.decoder(**inputs | using(model, self.cache))
         rows = torch.tensor([distinct[key] for key in keys], device=model.device)
-        self.cache.reorder_cache(rows)
+        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
         return mask[rows]
 
     def read(self, tokens: Int[Tensor, "alive 1"], _: Steered, seen: Sequence[Tensor]) -> Following:
@@ -145,7 +145,7 @@ class Cached:
 
     def keep(self, kept: Int[Tensor, " kept"]) -> None:
         """Only these rows go on."""
-        self.cache.reorder_cache(kept)
+        self.cache.reorder_cache(kept)  # type: ignore[arg-type]
         self.mask, self.positions = self.mask[kept], self.positions[kept]
 
 
