@@ -102,7 +102,8 @@ class ScreenConfig(Judging, Gated, Common):
     def run(self) -> Result:
         """Load what is named and screen."""
         from personavec.steering.projection import load_vectors
-        from personavec.verbs.screen.screen import check_choice, screen
+        from personavec.verbs.screen.screen import screen
+        from personavec.verbs.screen.selection import check_choice
 
         if not self.data or not self.vectors:
             raise ConfigError(

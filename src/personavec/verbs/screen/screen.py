@@ -56,38 +56,6 @@ COVARIANCE_ROWS = 200
 """Random rows that are read again for the covariance of replies."""
 
 
-def check_choice(
-    cost: str,
-    top_k: int | None,
-    export_k: int | None,
-    turn: str,
-    drop: Drop,
-    keep_below: float | None,
-    clean: object,
-) -> None:
-    """Check options that depend on each other.
-
-    Raises:
-        ConfigError: They do not fit.
-    """
-    if cost == "sampled" and turn == "every":
-        raise ConfigError(
-            "expected --turn first or last with --cost sampled, whose interval takes rows as drawn one by one, got "
-            "every; pass --cost proxy or full"
-        )
-    if top_k and cost != "sampled":
-        raise ConfigError(f"expected --cost sampled with --top-k, got {cost}; pass --cost sampled")
-    if top_k and (export_k or 0) > top_k:
-        raise ConfigError(
-            f"expected --export-k of at most --top-k, {top_k}, got {export_k}; rows beyond those are not "
-            "searched for, so raise --top-k"
-        )
-    if drop != "high" and keep_below is None and clean is None:
-        raise ConfigError(f"expected --keep-below or --clean with --drop {drop}, got neither; pass one")
-    if drop == "both" and keep_below is not None and keep_below <= 50:
-        raise ConfigError(f"expected --keep-below above 50 with --drop both, got {keep_below:g}; no row would be kept")
-
-
 def screen(
     model: ChatModel,
     data: Rows,
@@ -166,7 +134,7 @@ def screen(
     """
     began = time.monotonic()
     chosen = settings(screen, locals())
-    check_choice(cost, top_k, export_k, turn, drop, keep_below, clean)
+    selection.check_choice(cost, top_k, export_k, turn, drop, keep_below, clean)
     if export_k and store is None:
         raise ConfigError(
             "expected a store for the files of export_k, got none; pass store, or take the result's top()"

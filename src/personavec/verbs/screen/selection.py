@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from personavec.data.sample import Sample
 from personavec.data.subset import copy_rows
-from personavec.errors import DataError
+from personavec.errors import ConfigError, DataError
 from personavec.runs.files import write_file
 from personavec.runs.run import Row
 from personavec.stats.populations import streamed_mean
@@ -97,12 +97,46 @@ def select(screened: Screened, wanted: Selection) -> Row:
     if files and work.run.kept:
         paths = {name: work.run.path(f"{name}{work.data.suffix}") for name in files}
         orders = {name: _order(screened, name, rows) for name, rows in files.items() if name != "kept"}
-        in_order = {paths[name]: list(dict.fromkeys(table.conversations[order])) for name, order in orders.items()}
+        in_order = {
+            paths[name]: list(dict.fromkeys(table.conversations[order].tolist())) for name, order in orders.items()
+        }
         files = {name: _whole(table, rows, every=name == "kept") for name, rows in files.items()}
         copy_rows(work.data, {paths[name]: rows for name, rows in files.items()}, in_order)
         result["files"] = {name: str(path) for name, path in paths.items()}
         result["scores"] = {name: str(_write_scores(screened, name, order)) for name, order in orders.items()}
     return result
+
+
+def check_choice(
+    cost: str,
+    top_k: int | None,
+    export_k: int | None,
+    turn: str,
+    drop: Drop,
+    keep_below: float | None,
+    clean: object,
+) -> None:
+    """Check options that depend on each other.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
+    if cost == "sampled" and turn == "every":
+        raise ConfigError(
+            "expected --turn first or last with --cost sampled, whose interval takes rows as drawn one by one, got "
+            "every; pass --cost proxy or full"
+        )
+    if top_k and cost != "sampled":
+        raise ConfigError(f"expected --cost sampled with --top-k, got {cost}; pass --cost sampled")
+    if top_k and (export_k or 0) > top_k:
+        raise ConfigError(
+            f"expected --export-k of at most --top-k, {top_k}, got {export_k}; rows beyond those are not "
+            "searched for, so raise --top-k"
+        )
+    if drop != "high" and keep_below is None and clean is None:
+        raise ConfigError(f"expected --keep-below or --clean with --drop {drop}, got neither; pass one")
+    if drop == "both" and keep_below is not None and keep_below <= 50:
+        raise ConfigError(f"expected --keep-below above 50 with --drop both, got {keep_below:g}; no row would be kept")
 
 
 def _whole(table: Table, rows: Bool[ndarray, " row"], *, every: bool) -> Bool[ndarray, " conversation"]:
