@@ -183,17 +183,16 @@ def _replies(said: Sequence[Said], which: Turn, begin: int) -> list[int]:
     if which != "whole" and not (replies := [index for index in replies if said[index].learned]):
         raise DataError(NOTHING_LEARNED)
     replies = replies if which == "every" else replies[:1] if which == "first" else replies[-1:]
-    before = [each.role for each in said[: replies[-1] + 1]]
+    end = last if which == "every" else replies[-1]
+    before = [each.role for each in said[: end + 1]]
     spoken = before[1:] if before[0] == "system" else before
     follow = all(first in FOLLOWS.get(second, ()) for first, second in pairwise(spoken))
     if spoken[0] != "user" or not follow:
         raise DataError(f"expected user and assistant in turns, got {', '.join(before[:8])}{' …' * (len(before) > 8)}")
-    if said[last if which == "every" else replies[-1]].empty:
+    if said[end].empty or not (replies := [reply for reply in replies if not said[reply].empty]):
         raise DataError("expected a reply, got an empty one")
-    replies = [reply for reply in replies if not said[reply].empty]
-    for reply in replies:
-        if said[reply - 1].role == "user" and said[reply - 1].empty:
-            raise DataError("expected a prompt, got an empty one")
+    if said[end - 1].role == "user" and said[end - 1].empty:
+        raise DataError("expected a prompt, got an empty one")
     return replies
 
 

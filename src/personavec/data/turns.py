@@ -97,7 +97,11 @@ def _calls(calls: Any, number: int) -> list[Message]:
     called = []
     for call in [calls] if isinstance(calls, Mapping) else calls if isinstance(calls, list | tuple) else [None]:
         function = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        if (
+            not isinstance(call, Mapping)
+            or not isinstance(function, Mapping)
+            or not isinstance(function.get("name"), str)
+        ):
             raise DataError(f"expected calls of functions with name and arguments in turn {number}, got {shown(calls)}")
         given = function.get("arguments", function.get("parameters"))
         arguments = from_json(given) if isinstance(given, str) else {} if given is None else given

@@ -46,7 +46,7 @@ def shown_turns(
         )
     if reasoning in (None, "reasoning_content"):
         return [*messages]
-    return [{reasoning if key == "reasoning_content" else key: turn[key] for key in turn} for turn in messages]  # type: ignore[misc]
+    return [{reasoning if key == "reasoning_content" else key: turn[key] for key in turn} for turn in messages]
 
 
 @lru_cache(maxsize=16)

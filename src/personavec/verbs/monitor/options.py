@@ -30,7 +30,7 @@ class MonitorConfig(Judged):
     """
 
     data: Annotated[Positional[str], tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = ""
-    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    """JSONL, JSON, CSV, Parquet or Arrow file, a folder of such, or a Hugging Face data set (NAME or NAME:SPLIT)."""
     vectors: Files = ()
     """Vector files, each read at the layer of its card; all of them in one pass."""
     calibrate: Free[Annotated[str | None, tyro.conf.arg(metavar="BENIGN", help_behavior_hint="")]] = None
