@@ -86,12 +86,13 @@ class Dataset:
                 try:
                     if raw.error:
                         raise DataError(raw.error)
-                    read = to_samples(raw.value, place, raw.where, turn, shape, label)
+                    read: Sequence[Sample | Bad]
+                    read = usable = to_samples(raw.value, place, raw.where, turn, shape, label)
                     if shape is None:
                         shape = shape_of(raw.value)
                         if announce:
                             tell(f"{self.name}: rows of {shape}")
-                    name = read[0].id
+                    name = usable[0].id
                     file = raw.where.rpartition(" ")[0]
                     if name is not None and (other := first_with(f"{file} {name}", place)) != place:
                         raise DataError(f"expected an id of its own, got {name[:60]!r}, the id of row {other}")

@@ -96,10 +96,11 @@ def to_samples(
     said = [*before]
     for each in spoken:
         said.append(each)
-        if turn == "first" and each.learned and each.role == "assistant" and len(said) > begin:
+        if turn == "first" and each.learned and each.message["role"] == "assistant" and len(said) > begin:
             break  # what comes after the reply is not read
     ends = _replies(said, turn, begin)
-    messages, tools = tuple(each.message for each in said[: ends[-1]]), tools_of(row)
+    messages = tuple([each.message for each in said[: ends[-1]]])
+    tools = tools_of(row)
     return [
         Sample(
             place,
@@ -110,7 +111,7 @@ def to_samples(
             _label(row, label)[:LONGEST_SOURCE] or None,
             0 if turn == "every" else total - end - 1,
             begin,
-            tuple(index for index, each in enumerate(said[: end + 1]) if not each.learned or each.empty),
+            tuple([index for index, each in enumerate(said[: end + 1]) if not each.learned or each.empty]),
             reply if len(reply) > 2 else None,
             tools,
             place if turn == "every" else None,
@@ -140,7 +141,7 @@ def _parts(row: Mapping[str, Any], shape: str) -> tuple[list[Said], Iterator[Sai
     before += history
     before += _asked(row, prompt_key)
     reply, learned = row[reply_key], row.get("label") is not False  # KTO: a reply that is to be unlearned
-    if isinstance(reply, Sequence) and not isinstance(reply, str):
+    if not isinstance(reply, str) and isinstance(reply, Sequence):
         turns = listed(reply, reply_key)
         said = (each._replace(learned=each.learned and learned) for each in map(read_turn, turns, range(len(turns))))
         return before, said, len(before) + len(turns)
@@ -151,16 +152,20 @@ def _parts(row: Mapping[str, Any], shape: str) -> tuple[list[Said], Iterator[Sai
 def _asked(row: Mapping[str, Any], key: str) -> list[Said]:
     """What a reply answers: turns, or a text with what it is about."""
     prompt = row[key]
-    about = [text for name in GIVEN if row.get(name) and (text := text_of(row[name], name).strip())]
+    about: list[str] = []
+    for name in GIVEN:
+        if row.get(name) and (text := text_of(row[name], name).strip()):
+            about.append(text)
     if about and key == "prompt":
         name = next(name for name in GIVEN if row.get(name))
         raise DataError(
             f"expected the whole prompt in prompt, got {name} beside it; put it in there, or drop that field"
         )
-    if isinstance(prompt, Sequence) and not isinstance(prompt, str):  # TRL's conversational prompt/completion
+    if not isinstance(prompt, str) and isinstance(prompt, Sequence):  # TRL's conversational prompt/completion
         turns = listed(prompt, key)
         return [*map(read_turn, turns, range(len(turns)))]
-    return [Said({"role": "user", "content": "\n\n".join([text_of(prompt, key), *about])})]
+    text = text_of(prompt, key)
+    return [Said({"role": "user", "content": "\n\n".join([text, *about]) if about else text})]
 
 
 def _history(pairs: Any) -> list[Said]:
@@ -176,24 +181,24 @@ def _history(pairs: Any) -> list[Said]:
 
 def _replies(said: Sequence[Said], which: Turn, begin: int) -> list[int]:
     """Where the responses stand, not before `begin`; the turns before them must alternate, from the user's on."""
-    replies = [index for index, each in enumerate(said) if index >= begin and each.role == "assistant"]
+    roles = [each.message["role"] for each in said]
+    replies = [index for index, role in enumerate(roles) if role == "assistant" and index >= begin]
     if not replies:
         raise DataError("expected an assistant turn, got none")
     last = replies[-1]
     if which != "whole" and not (replies := [index for index in replies if said[index].learned]):
         raise DataError(NOTHING_LEARNED)
     replies = replies if which == "every" else replies[:1] if which == "first" else replies[-1:]
-    before = [each.role for each in said[: replies[-1] + 1]]
+    end = last if which == "every" else replies[-1]
+    before = roles[: end + 1]
     spoken = before[1:] if before[0] == "system" else before
     follow = all(first in FOLLOWS.get(second, ()) for first, second in pairwise(spoken))
     if spoken[0] != "user" or not follow:
         raise DataError(f"expected user and assistant in turns, got {', '.join(before[:8])}{' …' * (len(before) > 8)}")
-    if said[last if which == "every" else replies[-1]].empty:
+    if said[end].empty or not (replies := [reply for reply in replies if not said[reply].empty]):
         raise DataError("expected a reply, got an empty one")
-    replies = [reply for reply in replies if not said[reply].empty]
-    for reply in replies:
-        if said[reply - 1].role == "user" and said[reply - 1].empty:
-            raise DataError("expected a prompt, got an empty one")
+    if roles[end - 1] == "user" and said[end - 1].empty:
+        raise DataError("expected a prompt, got an empty one")
     return replies
 
 

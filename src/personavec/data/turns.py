@@ -22,6 +22,7 @@ MORE = frozenset({*REASONING, "name", "tool_calls", "function_call", "tool_call_
 """Fields of a turn that a chat template may show."""
 MARKS = ("train", "training", "trained", "loss")
 """Fields of a turn that say whether a model is to learn it, besides `weight`."""
+MARKED = frozenset({*MARKS, "weight"})
 
 
 class Said(NamedTuple):
@@ -30,11 +31,6 @@ class Said(NamedTuple):
     message: Message
     learned: bool = True
     """Whether a model may learn it, if it is a reply."""
-
-    @property
-    def role(self) -> str:
-        """Who speaks."""
-        return str(self.message["role"])
 
     @property
     def empty(self) -> bool:
@@ -62,16 +58,21 @@ def read_turn(turn: Any, number: int) -> Said:
     """
     if not isinstance(turn, Mapping):
         raise DataError(f"expected turns with role and content, got {shown(turn)} as turn {number}")
-    role = role_of(turn)
+    role = turn.get("role")
+    content = turn.get("content")
+    if role not in KNOWN:
+        role = role_of(turn)
+    if content is None:
+        content = turn.get("value")
     if role not in KNOWN:
         raise DataError(f"expected the roles {', '.join(KNOWN)}, got {shown(role)} in turn {number}")
-    content = _given(turn, "content", "value")
     more: Message = {}
-    if str(_given(turn, "role", "from")).lower() in CALLS:
+    if role == "assistant" and str(_given(turn, "role", "from")).lower() in CALLS:
         more, content = {"tool_calls": _calls(content, number)}, ""
     elif isinstance(content, list) or not MORE.isdisjoint(turn):
         more, content = _more(turn, content, number)
-    return Said({"role": role, "content": text_of(content, f"turn {number}"), **more}, _learned(turn, role, number))
+    learned = MARKED.isdisjoint(turn) or _learned(turn, role, number)
+    return Said({"role": role, "content": text_of(content, f"turn {number}"), **more}, learned)
 
 
 def _more(turn: Mapping[str, Any], content: Any, number: int) -> tuple[Message, Any]:
@@ -127,7 +128,7 @@ def text_of(content: Any, where: str) -> str:
     Raises:
         DataError: It is none, or no text that can be encoded.
     """
-    if isinstance(content, Sequence) and not isinstance(content, str):
+    if not isinstance(content, str) and isinstance(content, Sequence):
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
         if all(isinstance(part, str) for part in parts):
             content = "".join(str(part) for part in parts)

@@ -102,7 +102,7 @@ class Trained(Common):
     """What a model is trained on, and by which method."""
 
     data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
-    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    """JSONL, JSON, CSV, Parquet or Arrow file, a folder of such, or a Hugging Face data set (NAME or NAME:SPLIT)."""
     prevent: Steer = ()
     """Add this vector in training. COEF: a number, a dose (0.2d), or auto, from data that pull toward the trait (-auto:
     against it). LAYER may be all."""

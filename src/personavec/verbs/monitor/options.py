@@ -31,7 +31,7 @@ class MonitorConfig(Gated, Judged):
     """
 
     data: Annotated[Positional[str], tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = ""
-    """JSONL, JSON, CSV or Parquet file, a folder of such files, a server's log or export, or a Hugging Face data set
+    """JSONL, JSON, CSV, Parquet or Arrow file, a folder of such, a server's log or export, or a Hugging Face data set
     (NAME or NAME:SPLIT)."""
     vectors: Files = ()
     """Vector files, each read at the layer of its card; all of them in one pass."""
