@@ -28,7 +28,8 @@ def write(result: Json, folder: Path) -> Path:
     dosed = any(arm["coef"] is not None and arm["method"] in ("prevent", "posthoc") for arm in result["arms"])
     for cost in (each for each in ("perplexity", "coherence", *tasks) if dosed and _cost(result["arms"][0], "", each)):
         charts[f"dose_{cost}"] = dose_chart(result, trait, cost)
-    charts["shift"] = shift_chart(result)
+    if any(arm["shift"] for arm in result["arms"]):
+        charts["shift"] = shift_chart(result)
     return render(folder / "report.html", "finetune.html", result=result, tasks=tasks, **drawn(folder, charts))
 
 
@@ -103,6 +104,8 @@ def _headline(result: Json, trait: str) -> str:
     """What prevention at the given coefficient kept of the change."""
     arms = {arm["arm"]: arm["traits"][trait] for arm in result["arms"]}
     change, prevented = arms["plain"]["difference"]["trait"], arms.get("prevent ×1")
+    if change["mean"] is None:
+        return f"{trait}: how far plain training moves the score is not known"
     if arms["plain"]["kept"] is None:
         return f"{trait}: plain training is not shown to move the score"
     moved, kept = f"{trait}: plain training moves the score by {change['mean']:+.0f}", (prevented or {}).get("kept")
