@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from personavec.cli import main as cli
 from personavec.errors import ConfigError
-from personavec.runs.gate import FailIf
+from personavec.runs.gate import GateCondition
 from personavec.runs.result import Result
 from personavec.verbs.evaluate.options import EvaluateConfig
 from personavec.verbs.finetune.options import ShiftConfig
@@ -52,7 +52,7 @@ def test_a_condition_holds_does_not_or_is_unknown(text: str, failed: bool | None
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.sampled_from(["<", "<=", "==", "!=", ">", ">="]))
 def test_conditions_are_arithmetic(value: float, other: float, how: str) -> None:
-    row = FailIf.parse(f"a.b {how} {other!r}").of({"a": {"b": value}})
+    row = GateCondition.parse(f"a.b {how} {other!r}").of({"a": {"b": value}})
     expected = {"<": value < other, "<=": value <= other, "==": value == other}
     expected |= {"!=": value != other, ">": value > other, ">=": value >= other}
     assert row["failed"] is expected[how]

@@ -22,7 +22,7 @@ from personavec.cli.demo import DemoConfig
 from personavec.cli.options import ChatConfig
 from personavec.errors import ConfigError, PersonavecError
 from personavec.paper.options import PaperConfig
-from personavec.runs.gate import FailIf, told, write_junit
+from personavec.runs.gate import GateCondition, told, write_junit
 from personavec.runs.run import Row
 from personavec.server.options import ServeConfig
 from personavec.verbs.analyse.options import DecomposeConfig, SpaceConfig
@@ -147,7 +147,7 @@ def run(name: str, options: Any) -> int:
 def _gates(name: str, options: Any, result: dict[str, Any]) -> list[Row]:
     """What became of every --fail-if; part of the result, and a file for --junit."""
     conditions = getattr(options, "fail_if", ())
-    gates = [FailIf.parse(text).of(result) for text in conditions]
+    gates = [GateCondition.parse(text).of(result) for text in conditions]
     if gates:
         result["fail_if"] = gates
         if options.junit:

@@ -21,7 +21,7 @@ UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]
 
 
 @dataclass(frozen=True)
-class FailIf:
+class GateCondition:
     """`FIELD < VALUE`, of a result as `--json` prints it: names and places joined by dots, `*` for every one."""
 
     text: str
@@ -30,7 +30,7 @@ class FailIf:
     value: Value
 
     @classmethod
-    def parse(cls, text: str) -> "FailIf":
+    def parse(cls, text: str) -> "GateCondition":
         """Read one; a field alone means that it is true.
 
         Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from personavec.errors import ConfigError
-from personavec.runs.gate import FailIf
+from personavec.runs.gate import GateCondition
 from personavec.runs.show import table
 
 
@@ -88,7 +88,7 @@ class Result:
         Raises:
             ConfigError: It is no condition.
         """
-        return [FailIf.parse(text).of(self.to_dict()) for text in conditions]
+        return [GateCondition.parse(text).of(self.to_dict()) for text in conditions]
 
     def __repr__(self) -> str:
         lines = [f"{name}: {text}" for name, text in self.lines()]

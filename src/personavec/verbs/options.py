@@ -11,7 +11,7 @@ import tyro
 
 from personavec.errors import ConfigError
 from personavec.model.sampling import Writing as Writing
-from personavec.runs.gate import FailIf
+from personavec.runs.gate import GateCondition
 from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Positive, Seed, at_least, check
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Gated(Machine):
     def __post_init__(self) -> None:
         super().__post_init__()
         for text in self.fail_if:
-            FailIf.parse(text)
+            GateCondition.parse(text)
         if self.junit is not None and not self.fail_if:
             raise ConfigError("expected --fail-if with --junit, got none; pass a condition")
 
