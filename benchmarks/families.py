@@ -3,7 +3,7 @@
 python benchmarks/families.py [FAMILY …] [--out FILE] [--wrappers] [--table]
 
 Takes minutes to hours, so run it in the background; every family that is done is a line of FILE, and the same command
-goes on with the others. `--table` prints what is in FILE as it stands in docs/families.md.
+goes on with the others. `--table` prints what is in FILE as a table.
 """
 
 import argparse

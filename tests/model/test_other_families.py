@@ -1,13 +1,14 @@
 """Families whose caches hold states, or that use none, and wrapped models: replies are those of plain passes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from support import tiny
 from support.tiny import prompt
 
-from personavec.errors import ModelError
+from personavec.errors import ModelError, VectorError
 from personavec.model.activations import branches
 from personavec.model.chat_model import ChatModel, find_blocks
 from personavec.model.hooks import attach, capture
@@ -17,6 +18,7 @@ from personavec.model.logits import reply_logprobs
 from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request, Watch, generate, stream
 from personavec.steering.steer import Steering, steer
+from personavec.verbs.interop.formats import from_reference
 
 ROWS = [prompt(5, 1), prompt(17, 2), prompt(1, 3), prompt(9, 4)]
 NEW = 10
@@ -176,17 +178,28 @@ def test_a_block_that_runs_twice_is_refused() -> None:
         capture(model, ROWS[:1], torch.ones(1, 1, 5), [1, 3])
 
 
+def test_a_direction_of_zeros_is_refused(tmp_path: Path) -> None:
+    model = tiny.build()
+    torch.save(torch.zeros(tiny.N_LAYERS + 1, tiny.D_MODEL), tmp_path / "zero.pt")
+    with pytest.raises(VectorError, match="expected a direction, got zeros at every layer"):
+        from_reference(tmp_path / "zero.pt", model.identity)
+    v = tiny.vector(model)
+    v.direction[1] = 0
+    with pytest.raises(VectorError, match="all zeros at layer 1"), steer(model, [(Steering(v, 1, 1, "all"),)]):
+        tiny.forward(model, ROWS[:1])
+
+
 # loading
 
 
-def test_a_class_of_text_and_images_alone_is_loaded(tmp_path: object) -> None:
+def test_a_class_of_text_and_images_alone_is_loaded(tmp_path: Path) -> None:
     tiny.build("mistral3").hf.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     hf, _ = load(str(tmp_path), torch.device("cpu"), torch.float32)
     assert type(hf).__name__ == "Mistral3ForConditionalGeneration"
 
 
-def test_a_class_that_writes_no_text_is_named(tmp_path: object) -> None:
+def test_a_class_that_writes_no_text_is_named(tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTModel
 
     ViTModel(

@@ -47,7 +47,7 @@ def cached(model: ChatModel) -> bool:
     default = getattr(model.hf, "_supports_default_dynamic_cache", lambda: True)
     inside = not any(hasattr(module, "_setup_cache") for block in model.blocks for module in block.modules())
     named = {"cache", "past_key_values"} & {*signature(model.decoder.forward).parameters}
-    return default() and inside and bool(named) and _layers(model, KEYS + STATES)
+    return bool(default() and inside and named) and _layers(model, KEYS + STATES)
 
 
 def shared(model: ChatModel) -> bool:

@@ -79,7 +79,9 @@ def stream(
     """
     numbers = torch.stack([uniforms(request.seed, sampling.max_new_tokens) for request in requests]).to(model.device)
     stop = torch.tensor(model.stop_ids, device=model.device)
-    reader = (Cached if cached(model) else Anew)(model, requests, sampling.max_new_tokens)
+    reader: Cached | Anew = Anew(model, requests)
+    if cached(model):
+        reader = Cached(model, requests, sampling.max_new_tokens)
     tokens = torch.tensor([request.prompt[-1:] for request in requests], device=model.device)
     alive = torch.arange(len(requests), device=model.device)
     ended = torch.zeros(len(requests), dtype=torch.bool, device=model.device)
@@ -152,7 +154,7 @@ class Cached:
 class Anew:
     """Reads all that stands before a token at every step, rows of one length together: for models without a cache."""
 
-    def __init__(self, model: ChatModel, requests: Sequence[Request], _: int) -> None:
+    def __init__(self, model: ChatModel, requests: Sequence[Request]) -> None:
         self.model, self.alive = model, torch.arange(len(requests), device=model.device)
         self.rows = [list(request.prompt[:-1]) for request in requests]
 
