@@ -80,7 +80,6 @@ class Dataset:
         """
         shape = None
         number = 0
-        read: Sequence[Sample | Bad]
         with _ids() as first_with:
             for place, raw in enumerate(self.rows()):
                 try:

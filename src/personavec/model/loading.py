@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from personavec.errors import ModelError
+from personavec.model.rope import take_over_rope
 from personavec.runs.fetch import cache_folder, fetch_wheels
 from personavec.runs.files import sha256
 
@@ -134,7 +135,7 @@ def _folder(name: str) -> str:
         path = Path(name)
         if not path.is_file():
             raise ModelError(f"expected a GGUF file, got no file at {name}; check the path")
-        folder = cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}"
+        folder = cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}-2"  # 2: with its rope scaling
         return str(folder if folder.is_dir() else _convert(path, folder))
     if not Path(name).is_dir():
         if name.count("/") > 1 or name.startswith((".", "~", "/")):  # no id of a Hub
@@ -177,6 +178,7 @@ def _convert(gguf: Path, folder: Path) -> Path:
                 **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
             tokenizer = AutoTokenizer.from_pretrained(**where)
+        take_over_rope(gguf, hf.config)
     except (OSError, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"expected a GGUF model that transformers can read, got {gguf} ({reason})") from error
