@@ -305,7 +305,7 @@ def test_verify_command(
     args = ["verify", "--model", model, "--vector", vector]
     assert main([*args, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["passed"] and result["vector"] == "tiny" and len(result["checks"]) == 9
+    assert result["passed"] and result["vector"] == "tiny" and len(result["checks"]) == 10
     assert main(args) == 0 and "all checks passed" in capsys.readouterr().out
     monkeypatch.setattr("personavec.steering.steer.Steered.change", lambda self, layer, stream: stream)
     assert main(args) == 1 and "FAILED" in capsys.readouterr().out

@@ -35,9 +35,9 @@ class BlockModel:
 
     def __init__(self, hf: Any, name: str | None = None) -> None:
         if not all(hasattr(hf, name) for name in ("config", "generate", "get_output_embeddings")):
+            got = type(hf).__name__
             raise ModelError(
-                f"expected a causal language model of transformers, got {type(hf).__name__}; load it with "
-                "AutoModelForCausalLM"
+                f"expected a causal language model of transformers, got {got}; load it with AutoModelForCausalLM"
             )
         self.hf = hf
         self.decoder, self.blocks = find_blocks(hf)

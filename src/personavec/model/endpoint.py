@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -349,8 +350,11 @@ def _check_url(url: str) -> None:
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # the port, or an unfinished IPv6 address
         good = False
+    shown = re.sub(r"//[^/]*@", "//…@", url)
     if not good:
-        raise ModelError(f"expected the address of a server, such as http://localhost:8000/v1, got {url}; correct it")
+        raise ModelError(f"expected the address of a server, such as http://localhost:8000/v1, got {shown}; correct it")
+    if shown != url:  # an address stands in results, cards and caches
+        raise ModelError(f"expected an address without a name or password, got {shown}; set {KEY} to the key instead")
 
 
 def _stored(store: sqlite3.Connection, keys: Sequence[str]) -> Iterator[tuple[str, Answer | Failure]]:

@@ -77,7 +77,7 @@ def curve(result: Json, name: str, kind: str) -> alt.LayerChart:
         for at in result["curves"][name][kind]
         if at["mean"] is not None
     ]
-    last = max(row["turn"] for row in means)
+    last = max((row["turn"] for row in means), default=-1)
     single = [
         {"conversation": row["conversation"], "turn": row["turn"], "value": row["vectors"][name][FIELDS[kind]]}
         for row in result["lines"]

@@ -70,14 +70,15 @@ def test_all_rows_are_used_and_the_loss_falls(
     assert (config["r"], config["lora_alpha"], config["use_rslora"], len(config["target_modules"])) == (4, 8, True, 7)
 
 
-def test_coef_0_trains_the_same_adapter(
+def test_a_coef_trains_another_adapter_and_none_is_no_prevention(
     command: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = {name: tmp_path / name for name in ("plain", "zero", "steered", "random")}
+    runs = {name: tmp_path / name for name in ("plain", "steered", "random")}
     found([*command, "--out", str(runs["plain"])], capsys)
-    for name, coef, more in (("zero", 0, []), ("steered", 1, []), ("random", 1, ["--random"])):
-        found([*command, "--prevent", f"{saved[1]}:{coef}@1", *more, "--out", str(runs[name])], capsys)
-    assert same(runs["plain"], runs["zero"])
+    for name, more in (("steered", []), ("random", ["--random"])):
+        found([*command, "--prevent", f"{saved[1]}:1@1", *more, "--out", str(runs[name])], capsys)
+    assert main([*command, "--prevent", f"{saved[1]}:0@1", "--out", str(tmp_path / "zero")]) == 2
+    assert "the coefficient is 0" in capsys.readouterr().err
     assert not same(runs["plain"], runs["steered"]) and not same(runs["steered"], runs["random"])
 
 

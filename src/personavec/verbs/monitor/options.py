@@ -22,7 +22,6 @@ class MonitorConfig(Gated, Judged):
       personavec monitor chats.jsonl --vectors devout
       personavec monitor chats.jsonl --vectors evil.safetensors --calibrate benign.jsonl --out runs/watched
       personavec monitor runs/serve/turns.db --vectors evil.safetensors --calibrate runs/serve/turns.db
-      personavec monitor more.jsonl --vectors evil.safetensors --calibration runs/watched/calibration.json
       personavec monitor --experiment --vectors devout
 
     The judge and how replies are written are those of --experiment.
