@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import cached_property
@@ -17,10 +17,7 @@ from torch import Tensor, nn
 from personavec.errors import ModelError
 from personavec.model.identity import ModelIdentity, _fingerprint
 from personavec.model.loading import load, pick_device, pick_dtype
-from personavec.model.template import PLAIN_TEMPLATE, shown_turns
-
-Message = Mapping[str, Any]
-"""A turn: `role` and `content`, and what the chat template is to show of an agent's besides."""
+from personavec.model.template import PLAIN_TEMPLATE, Message, shown_turns
 
 
 class BlockModel:

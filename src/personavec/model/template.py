@@ -7,6 +7,8 @@ from typing import Any
 
 from personavec.errors import ModelError
 
+Message = Mapping[str, Any]
+"""A turn: `role` and `content`, and what the chat template is to show of an agent's besides."""
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ {'system': 'Instructions', 'user': 'Question', 'assistant': 'Answer'}[message['role']] }}: "
@@ -18,9 +20,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 """What chat templates call the reasoning of a turn."""
 
 
-def shown_turns(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], template: str, model: str
-) -> list[Mapping[str, Any]]:
+def shown_turns(messages: Sequence[Message], tools: Sequence[Any], template: str, model: str) -> list[Message]:
     """Agents' turns under the names that a chat template has for what they hold.
 
     Args:
