@@ -210,6 +210,17 @@ def test_a_run_that_goes_on_is_not_measured_by_what_it_was(tmp_path: Path) -> No
     assert len(list(Run.open(tmp_path, CONFIG).rows("rows.jsonl"))) == 2
 
 
+def test_the_options_of_a_run_inside_another_stay(tmp_path: Path) -> None:
+    """Without them the folder of the inner run would be refused as somebody else's."""
+    run = Run.open(tmp_path, CONFIG)
+    Run.open(tmp_path / "inner", CONFIG).finish()
+    run.finish()
+    options = tmp_path / "inner" / "config.json"
+    options.write_text(json.dumps(json.loads(options.read_text())))  # another layout, the same options
+    Run.open(tmp_path, CONFIG)
+    assert options.exists() and Run.open(tmp_path / "inner", CONFIG).done("config.json")
+
+
 @pytest.mark.parametrize("name", ["../kept.txt", "{outside}"])
 def test_a_manifest_names_nothing_outside_of_its_run(name: str, tmp_path: Path) -> None:
     outside = tmp_path / "kept.txt"

@@ -114,7 +114,9 @@ class Run:
         named = {
             name: self.path(name)
             for name in outputs
-            if name != "config.json" and ".." not in Path(name).parts and self.path(name).is_relative_to(self.folder)
+            if Path(name).name != "config.json"
+            and ".." not in Path(name).parts
+            and self.path(name).is_relative_to(self.folder)
         }
         damaged = [name for name, path in named.items() if not (path.is_file() and sha256(path) == outputs[name])]
         for name in damaged:
