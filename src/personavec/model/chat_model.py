@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from importlib import import_module
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from personavec.errors import ModelError
 from personavec.model.identity import ModelIdentity, _fingerprint
 from personavec.model.loading import load, pick_device, pick_dtype
+from personavec.model.template import ChatTemplate, Message
 
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -23,8 +23,6 @@ PLAIN_TEMPLATE = (
     "{{ message['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
 )
 """How a base model without a chat template is shown a conversation when it serves as a judge."""
-
-Message = Mapping[str, str]
 
 
 class BlockModel:
@@ -117,8 +115,7 @@ class ChatModel(BlockModel):
         stop = hf.generation_config.eos_token_id
         stop = [stop] if isinstance(stop, int) else list(stop or [])
         self.stop_ids = sorted({*stop, tokenizer.eos_token_id} - {None})
-        vocabulary = tokenizer.get_vocab()
-        self._think = vocabulary.get("<think>"), vocabulary.get("</think>")
+        self._template = ChatTemplate(tokenizer, self.identity.id)
         self.pad_id = self.stop_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     @classmethod
@@ -197,6 +194,13 @@ class ChatModel(BlockModel):
         return pieces
 
     @property
+    def template(self) -> ChatTemplate:
+        """The chat template that the tokenizer holds now."""
+        if self._template.source is not self.tokenizer.chat_template:
+            self._template = ChatTemplate(self.tokenizer, self.identity.id)
+        return self._template
+
+    @property
     def numbers(self) -> str:
         """Number format and kind of device: a run stays on one of them."""
         return f"{str(self.dtype).removeprefix('torch.')} on {self.device.type}"
@@ -245,7 +249,8 @@ class ChatModel(BlockModel):
         Raises:
             ModelError: The chat template cannot render these turns.
         """
-        return self.encode(self.text(messages, system))
+        turns, policy = self.template.inert(messages, system)
+        return self.template.encode(self.template.text(turns, policy)).ids
 
     def text(self, messages: Sequence[Message], system: str = "template", *, open_reply: bool = True) -> str:
         """A conversation as the model reads it.
@@ -258,43 +263,24 @@ class ChatModel(BlockModel):
         Raises:
             ModelError: The chat template cannot render these turns.
         """
-        if messages[0]["role"] == "system" or system == "template":
-            return self._apply(messages, open_reply)
-        if system != "none":
-            return self._apply([{"role": "system", "content": system}, *messages], open_reply)
-        bare = self._apply(messages, open_reply)
-        empty = self._apply([{"role": "system", "content": ""}, *messages], open_reply)
-        return min(bare, empty, key=len)
-
-    def _apply(self, messages: Sequence[Message], open_reply: bool) -> str:
-        def text(turns: Sequence[Message]) -> str:
-            apply = self.tokenizer.apply_chat_template
-            return str(apply(list(turns), add_generation_prompt=open_reply, tokenize=False))
-
-        instructed = messages[0]["role"] == "system" and len(messages) > 1
-        try:
-            rendered = text(messages)
-            if not (instructed and messages[0]["content"] and rendered == text(messages[1:])):
-                return rendered
-        except TemplateError as error:
-            if not instructed:
-                reason = f"{self.identity.id}'s chat template refused this conversation ({error})"
-                raise ModelError(f"expected turns that alternate and end with the user, got: {reason}") from error
-        # some families (Gemma) have no system role, or pass over it: the instruction then leads the first user turn
-        system, first, *rest = messages
-        return text([{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest])
+        turns, policy = self.template.inert(messages, system)
+        return self.template.control.restored(self.template.text(turns, policy, open_reply=open_reply))
 
     def reasoning_tokens(self, prompt: Sequence[int], reply: Sequence[int]) -> int:
-        """How many tokens of a reply are reasoning: up to the last `</think>`, or all where it was never closed."""
-        opened, closed = self._think
-        if closed in reply:
-            return len(reply) - list(reply)[::-1].index(closed)
-        marks = [token for token in (*prompt, *reply) if token in self._think]
-        return len(reply) if marks and marks[-1] == opened else 0
+        """How many tokens of a reply are reasoning: up to the last mark that closes it, or all where none does."""
+        return self.template.reasoning_tokens(prompt, reply)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text as it stands: nothing is put before or after it."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Token ids of a text as it stands, control tokens included: nothing is put before or after it."""
+        return self.template.encode(text).ids
+
+    def reply_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text where a reply stands: what it says in words is no control token.
+
+        Raises:
+            ModelError: The tokenizer makes one of it.
+        """
+        return self.template.reply_ids(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of reply ids, special tokens left out."""

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from personavec.data.sample import Sample
-from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
 
 Ids = tuple[int, ...]
@@ -37,21 +36,31 @@ def pieces(model: ChatModel, sample: Sample, system: str) -> Iterator[Piece]:
     Raises:
         ModelError: The chat template cannot render it.
     """
-    turns = [*sample.messages, {"role": "assistant", "content": sample.response}]
-    done = ""
+    turns, policy = model.template.inert([*sample.messages, {"role": "assistant", "content": sample.response}], system)
+    moved = len(turns) - len(sample.messages) - 1  # by the system turn that a policy puts first
+    done, cuts, learned = "", [], []
     for place, turn in enumerate(turns):
-        if turn["role"] != "assistant" or place < sample.begin:
+        if turn["role"] != "assistant" or place - moved < sample.begin:
             continue
-        before = model.text(turns[:place], system)
-        after = model.text(turns[: place + 1], system, open_reply=False)
+        before = model.template.text(turns[:place], policy)
+        after = model.template.text(turns[: place + 1], policy, open_reply=False)
+        begin = len(before)
         if not after.startswith(before):
-            raise ModelError(
-                f"expected a chat template that puts replies where it opens them, got {model.identity.id}'s"
-            )
-        anew = not (done and before.startswith(done))
-        prompt, reply = before[0 if anew else len(done) :], after[len(before) :]
-        yield Piece(anew, model.encode(prompt), model.encode(reply), place not in sample.unlearned)
-        done = after
+            begin = model.template.reply_start(turns[:place], policy, after)
+        if done and not after[:begin].startswith(done):
+            yield from _sequence(model, done, cuts, learned)
+            cuts, learned = [], []
+        done, cuts, learned = after, [*cuts, begin, len(after)], [*learned, place - moved not in sample.unlearned]
+    yield from _sequence(model, done, cuts, learned)
+
+
+def _sequence(model: ChatModel, text: str, cuts: Sequence[int], learned: Sequence[bool]) -> Iterator[Piece]:
+    """The replies of a text that is encoded as a whole; the cuts are where each begins and ends."""
+    ids, places = model.template.encode(text, cuts)
+    done = 0
+    for begin, end, learn in zip(places[::2], places[1::2], learned, strict=True):
+        yield Piece(not done, ids[done:begin], ids[begin:end], learn)
+        done = end
 
 
 class Span(NamedTuple):

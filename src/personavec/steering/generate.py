@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from personavec.errors import ConfigError, ModelError
-from personavec.model.chat_model import ChatModel, Message
+from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import BlockFn, attach
 from personavec.model.kv_cache import empty, make_room, using
 from personavec.model.sampling import Sampling
+from personavec.model.template import Message
 from personavec.steering.steer import Steering, steer
 
 COLDEST = 1e-4

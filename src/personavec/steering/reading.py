@@ -10,8 +10,9 @@ import numpy as np
 from personavec.data.sample import to_sample
 from personavec.errors import ConfigError, DataError, ModelError
 from personavec.model.activations import token_projections
-from personavec.model.chat_model import ChatModel, Message
+from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import Span, spans, token_texts
+from personavec.model.template import Message
 from personavec.runs.rules import check
 from personavec.runs.show import shaded_tokens, table
 from personavec.steering.projection import directions, vectors_of

@@ -7,8 +7,9 @@ from itertools import product
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from personavec.errors import ConfigError
-from personavec.model.chat_model import ChatModel, Message
+from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling, Writing
+from personavec.model.template import Message
 from personavec.runs.progress import stage
 from personavec.runs.rules import Seed, check
 from personavec.runs.run import Run
