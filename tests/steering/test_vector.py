@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -302,3 +303,32 @@ def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert load_vector(name) == made()
     with pytest.raises(VectorError, match=f"a persona vector file or one of {name}"):
         load_vector("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("trait", "a\u0007b"), ("trait", "a\nb"), ("trait", 3), ("layer", "2"), ("layer", 99), ("layer", True),
+        ("coef", float("nan")), ("coef", "1"), ("activation_norms", [1.0]), ("activation_norms", [float("nan")] * 4),
+        ("reliability", ["x"] * 4), ("details", []), ("details", {"absent_layers": [7]}), ("position", None),
+    ],
+)  # fmt: skip
+def test_every_field_of_a_card_is_checked_when_it_is_read(field: str, value: Any, tmp_path: Path) -> None:
+    v = made()
+    card = dataclasses.asdict(v.card) | {"content_hash": "", field: value}
+    save_file({"direction": v.direction}, tmp_path / "v", metadata={"card": json.dumps(card)})
+    with pytest.raises(VectorError, match=rf"^expected a persona vector .*{field}.*pass the vector.safetensors"):
+        load_vector(tmp_path / "v")
+
+
+def test_a_card_that_is_nested_too_deep_or_numbers_of_another_kind(tmp_path: Path) -> None:
+    v = made()
+    for depth in (5_000, 200_000):
+        save_file({"direction": v.direction}, tmp_path / "v", metadata={"card": "[" * depth + "]" * depth})
+        with pytest.raises(VectorError, match="expected a persona vector"):
+            load_vector(tmp_path / "v")
+    card = json.dumps(dataclasses.asdict(v.card) | {"content_hash": ""})
+    for dtype in (torch.complex64, torch.float8_e4m3fn, torch.int32):
+        save_file({"direction": v.direction.to(dtype)}, tmp_path / "v", metadata={"card": card})
+        with pytest.raises(VectorError, match="a direction of torch"):
+            load_vector(tmp_path / "v")

