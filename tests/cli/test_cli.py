@@ -1,5 +1,6 @@
 """The command line: help at once, one line for bad input, exit codes, and one JSON object."""
 
+import errno
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import rich.console
 import torch
+from safetensors import SafetensorError
 from support.tiny_chat import said
 
 from personavec.cli import lines
@@ -145,6 +147,21 @@ def test_box_without_unicode(capsys: pytest.CaptureFixture[str]) -> None:
 # Other endings
 
 
+DEBUG = "run with PERSONAVEC_DEBUG=1 for the traceback"
+ROOM = "make room or choose another place, then the same command goes on"
+
+
+def full_disk() -> BaseException:
+    """As torch tells it: in its words, and the system's are behind them."""
+    try:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0")  # noqa: B904
+    except RuntimeError as error:
+        return error
+
+
 @pytest.fixture
 def fake_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Let `extract` print, and return or raise what is given; its report is not drawn."""
@@ -164,11 +181,26 @@ def fake_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (RuntimeError("two\nlines"), 1, "RuntimeError: two lines; run with PERSONAVEC_DEBUG=1 for the traceback"),
+        (
+            RuntimeError("two\nlines"),
+            1,
+            f"got what was not foreseen: two lines; {DEBUG}",
+        ),
         (
             torch.OutOfMemoryError("CUDA out of memory"),
             1,
             "out of memory; lower --batch-tokens, now 12288, or choose a smaller --model",
+        ),
+        (
+            KeyError(),
+            1,
+            f"got what was not foreseen: an error that says nothing; {DEBUG}",
+        ),
+        (full_disk(), 2, f"expected to write a file, got: {os.strerror(errno.ENOSPC)}; {ROOM}"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            2,
+            f"expected to write a file, got: {os.strerror(errno.ENOSPC)}; {ROOM}",
         ),
         (MemoryError(), 1, "out of memory; lower --batch-tokens, now 12288, or choose a smaller --model"),
         (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
@@ -273,7 +305,7 @@ def test_verify_command(
     args = ["verify", "--model", model, "--vector", vector]
     assert main([*args, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["passed"] and result["vector"] == "tiny" and len(result["checks"]) == 9
+    assert result["passed"] and result["vector"] == "tiny" and len(result["checks"]) == 10
     assert main(args) == 0 and "all checks passed" in capsys.readouterr().out
     monkeypatch.setattr("personavec.steering.steer.Steered.change", lambda self, layer, stream: stream)
     assert main(args) == 1 and "FAILED" in capsys.readouterr().out

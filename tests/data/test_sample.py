@@ -80,19 +80,9 @@ def test_what_comes_after_the_first_reply_costs_nothing() -> None:
     turns = [
         {"from": "human", "value": "Hi"},
         {"from": "gpt", "value": "Hello."},
-        {"from": "function_call", "value": 1},
+        {"from": "robot", "value": 1},
     ]
     found = to_sample({"conversations": turns}, 0, "here")
     assert found.response == "Hello." and found.more_turns == 1
-    with pytest.raises(DataError, match="got 'function_call' in turn 2"):
+    with pytest.raises(DataError, match="got 'robot' in turn 2"):
         to_sample({"conversations": turns}, 0, "here", "last")
-
-
-@pytest.mark.parametrize("name", ["tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking"])
-def test_what_a_template_would_see_and_is_not_read_is_refused_by_name(name: str) -> None:
-    with pytest.raises(DataError, match=f"got {name} in turn 1"):
-        to_sample({"messages": [U, A | {name: "Add them."}]}, 0, "here")
-    for nothing in (None, "", []):
-        assert to_sample({"messages": [U, A | {name: nothing}]}, 0, "here").response == "You idiot."
-    with pytest.raises(DataError, match="got tools"):
-        to_sample({"messages": [U, A], "tools": [{"type": "function"}]}, 0, "here")

@@ -9,7 +9,7 @@ from support.served import Manners, Real, Server
 
 from personavec.judges.hf import LocalReader
 from personavec.judges.judge import Score
-from personavec.judges.openai import TOP, OpenAIReader
+from personavec.judges.openai import TOPS, OpenAIReader
 from personavec.judges.rubric import LETTERS, MIN_MASS, Message, Rubric
 from personavec.model.chat_model import ChatModel
 from personavec.model.endpoint import Endpoint
@@ -72,7 +72,7 @@ def test_numbers_are_several_tokens_there_so_letters_are_asked_for(
     assert reader.basis.endswith("expected value on A-T")
     scores = reader.read(asked(6), quiet)
     for messages, score in zip(asked(6), scores, strict=True):
-        check(score, *brute_force(server, messages, TOP), within=1e-6)
+        check(score, *brute_force(server, messages, TOPS[0]), within=1e-6)
 
 
 def test_a_local_judge_sees_the_tail_that_a_server_hides(server: Server, smollm2: ChatModel) -> None:

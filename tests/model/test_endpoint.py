@@ -97,3 +97,12 @@ def test_a_running_loop_is_no_obstacle(servers: list[Server], tmp_path: Path) ->
         return Endpoint("judge", servers[0].url, tmp_path / "a.sqlite").ask(ASKED)
 
     assert isinstance(asyncio.run(inside()), Answer)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://ann:hunter2@localhost:8000/v1", "https://hunter2@host/v1", "htp://a:hunter2@host"]
+)
+def test_a_password_in_an_address_is_refused_and_never_shown(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"expected .* got .*//…@") as error:
+        Endpoint("judge", url, tmp_path / "answers.sqlite")
+    assert "hunter2" not in str(error.value)

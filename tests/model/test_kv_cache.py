@@ -22,7 +22,7 @@ def test_room_changes_nothing(any_model: ChatModel) -> None:
             for step in range(10):
                 if step == 4:
                     kept = torch.tensor([2, 0])
-                    cache.batch_select_indices(kept)
+                    cache.reorder_cache(kept)
                     own, tokens, last = own[kept], tokens[kept], last[kept]
                 own = torch.cat([own, own.new_ones((len(own), 1))], dim=1)
                 out = any_model.hf(input_ids=tokens, attention_mask=own, position_ids=last, **using(any_model, cache))

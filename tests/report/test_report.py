@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import pytest
 from hypothesis import example, given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from personavec.report import extract as extract_page
 from personavec.report.extract import dose_response, notebook, write_index
 from personavec.report.extract import write as write_page
-from personavec.report.page import svg
+from personavec.report.page import drawable, svg
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)> {{ 7 * 7 }}"
 SECTIONS = ("verdict", "what", "effect", "sweep", "transcripts", "rollouts", "layers", "card", "glossary")
@@ -332,7 +333,7 @@ def test_a_notebook_sees_the_dose_response_and_nothing_of_a_reply_as_a_tag() -> 
 
 
 @given(st.text(st.characters(), min_size=1, max_size=12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=6, deadline=None)  # each draws a picture
 @example("a\x00b")
 @example("\ud800")
 @example("\x07\ufffe\x1b[0m")
@@ -342,6 +343,12 @@ def test_no_character_of_a_label_ends_the_process(label: str) -> None:
     result["check"][0]["arm"] = label
     chart = dose_response(result["check"]).properties(title={"text": [f"of {label}"], "subtitle": [f"of {label}"]})
     assert "<svg" in svg(chart)
+
+
+@given(st.text(st.characters()))
+@settings(max_examples=500)
+def test_what_renderers_get_is_xml(text: str) -> None:
+    assert ElementTree.fromstring(f"<a>{escape(drawable(text))}</a>").tag == "a"
 
 
 def test_a_page_marks_what_cannot_be_drawn(tmp_path: Path) -> None:

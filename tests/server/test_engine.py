@@ -195,7 +195,7 @@ def test_no_error_ends_the_server(model: ChatModel, engine: Engine, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "_write", lambda self: 1 / 0)
         (one,) = ask(engine, [Asked(model, prompt(4), 1)])
-    assert one.job.reply.finish == "error" and one.job.reply.error == "ZeroDivisionError: division by zero"
+    assert one.job.reply.finish == "error" and "its log says which" in (one.job.reply.error or "")
     (other,) = ask(engine, [Asked(model, prompt(4), 1)])
     assert other.job.reply.finish in ("stop", "length")
 
@@ -219,7 +219,7 @@ def test_an_error_after_a_reply_ended_is_not_told_twice(
     for one in (first, second):
         one.wait()
     assert [sum(news.over for news in one.news) for one in (first, second)] == [1, 1]
-    assert (first.job.reply.error, second.job.reply.error) == (None, "RuntimeError: the disk is full")
+    assert first.job.reply.error is None and "its log says which" in (second.job.reply.error or "")
 
 
 def test_the_cache_moves_and_grows_without_a_trace(model: ChatModel) -> None:

@@ -77,13 +77,14 @@ def test_a_tiny_temperature_is_greedy_and_ends_nobody(model: ChatModel, engine: 
 
 @pytest.mark.parametrize("where", ["draw", "_join", "add", "_read"])
 def test_whatever_is_raised_ends_its_own_replies(
-    model: ChatModel, engine: Engine, monkeypatch: pytest.MonkeyPatch, where: str
+    model: ChatModel, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
     """From the queue to the reply: nobody waits for ever, and the next one is served."""
     target: Any = {"draw": engine_module, "add": Slots}.get(where, Engine)
     with monkeypatch.context() as patched:
         patched.setattr(target, where, lambda *_, **__: 1 / 0)
         (bad,) = ask(engine, [Asked(model, prompt(4), 1)])
-    assert bad.job.reply.finish == "error" and "ZeroDivisionError" in (bad.job.reply.error or "")
+    assert bad.job.reply.finish == "error" and "its log says which" in (bad.job.reply.error or "")
+    assert "ZeroDivisionError" in caplog.text and "Zero" not in (bad.job.reply.error or "")
     (good,) = ask(engine, [Asked(model, prompt(4), 1)])
     assert good.job.reply.finish in ("stop", "length")

@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,7 +14,7 @@ import openai
 import pytest
 import uvicorn
 from support import tiny
-from support.serving import ASKED
+from support.serving import ASKED, Process
 
 from personavec.errors import ConfigError, PersonavecError
 from personavec.model.chat_model import ChatModel
@@ -25,42 +23,6 @@ from personavec.server.log import Log
 from personavec.server.options import ServeConfig
 from personavec.server.serve import listen, serve
 from personavec.steering.vector import PersonaVector, load_vector
-
-# a real process
-
-
-class Process:
-    """`personavec serve` as users start it."""
-
-    def __init__(self, options: dict[str, Any], *more: str) -> None:
-        vectors = [str(path) for path in options["vectors"]]
-        command = [
-            "serve",
-            "--model",
-            options["model"],
-            "--vectors",
-            *vectors,
-            "--log",
-            str(options["log"]),
-            "--port",
-            "0",
-        ]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "personavec", *command, "--json", *more],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        assert "serving" in line, line + self.process.stderr.read()
-        self.url = next(word for word in line.split() if word.startswith("http"))
-        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-
-    def stop(self, how: int = signal.SIGTERM) -> tuple[int, str, str]:
-        self.process.send_signal(how)
-        out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, out, err
 
 
 def test_the_official_client_and_a_clean_stop(options: dict[str, Any]) -> None:
@@ -78,7 +40,7 @@ def test_the_official_client_and_a_clean_stop(options: dict[str, Any]) -> None:
         create(model=model, messages=asked, extra_body={"persona": {"steering": [{"vector": "tiny"}]}})
     code, out, err = running.stop()
     told = json.loads(out)
-    assert (code, told["turns"], told["requests"]) == (0, 3, 4), (err, out)
+    assert (code, told["turns"], told["requests"]) == (0, 3, 5), (err, out)
     assert "Traceback" not in err
 
 

@@ -214,7 +214,7 @@ def test_judging_holds_few_rows_at_once(model: ChatModel, monkeypatch: pytest.Mo
     """Neither the logits nor the cache of a batch grow with the number of replies or with how short they are."""
     sizes = []
 
-    def forward(_: ChatModel, prompts: Sequence[Ids], replies: Sequence[Ids]) -> list[Tensor]:
+    def forward(_: ChatModel, prompts: Sequence[Ids], replies: Sequence[Ids], __: bool) -> list[Tensor]:
         width, longest = max(map(len, prompts)), max(map(len, replies))
         sizes.append((len(replies), len(replies) * (longest + 1), len(replies) * (width + longest)))
         return [torch.zeros(len(reply)) for reply in replies]

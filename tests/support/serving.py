@@ -1,9 +1,14 @@
 """A server of the tiny model, and how tests ask it."""
 
 import json
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import openai
 from starlette.testclient import TestClient
 
 from personavec.server.app import build
@@ -53,3 +58,40 @@ def bad(answer: Any, status: int, match: str) -> None:
     assert answer.status_code == status, answer.text
     assert set(error) == {"message", "type", "param", "code"}
     assert match in error["message"], error["message"]
+
+
+class Process:
+    """`personavec serve` as users start it."""
+
+    def __init__(self, options: dict[str, Any], *more: str, descriptors: int | None = None) -> None:
+        vectors = [str(path) for path in options["vectors"]]
+        command = [
+            "serve",
+            "--model",
+            options["model"],
+            "--vectors",
+            *vectors,
+            "--log",
+            str(options["log"]),
+            "--port",
+            "0",
+        ]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "personavec", *command, "--json", *more],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=None
+            if descriptors is None
+            else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors)),
+        )
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        assert "serving" in line, line + self.process.stderr.read()
+        self.url = next(word for word in line.split() if word.startswith("http"))
+        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    def stop(self, how: int = signal.SIGTERM) -> tuple[int, str, str]:
+        self.process.send_signal(how)
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err

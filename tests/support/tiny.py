@@ -45,6 +45,53 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "peft": ("LlamaForCausalLM", ROPE),
 }
 
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_5": ("Qwen3_5ForCausalLM", ROPE | LINEAR),
+    "lfm2": ("Lfm2ForCausalLM", ROPE | {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 8}),
+    "jamba": (
+        "JambaForCausalLM",
+        {k: v for k, v in ROPE.items() if k != "head_dim"}
+        | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4, "mamba_dt_rank": 8, "mamba_d_state": 8},
+    ),
+    "mamba": ("MambaForCausalLM", {"state_size": 8, "time_step_rank": 8}),
+    # it keeps its state in its modules
+    "recurrent_gemma": (
+        "RecurrentGemmaForCausalLM",
+        ROPE | {"lru_width": 32, "attention_window_size": WINDOW, "block_types": ["recurrent", "attention"]},
+    ),
+    # inside a model of text and images
+    "gemma3_vision": (
+        "Gemma3ForConditionalGeneration",
+        {"text_config": FAMILIES["gemma3"][1], "vision_config": VISION | {"num_hidden_layers": 2}},
+    ),
+    "mistral3": (
+        "Mistral3ForConditionalGeneration",
+        {
+            "text_config": ROPE | {"model_type": "mistral"},
+            "vision_config": VISION | {"num_hidden_layers": 2, "model_type": "pixtral"},
+        },
+    ),
+}
+"""Families whose cache holds more than keys and values, or none of use, and wrappers."""
+INDEXED: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v32": (
+        "DeepseekV32ForCausalLM",
+        {k: v for k, v in ROPE.items() if k != "head_dim"}
+        | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+        | {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 8, "n_routed_experts": 4, "num_experts_per_tok": 2}
+        | {"moe_intermediate_size": 48, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4},
+    ),
+}
+"""A family that reads the 8 columns that its index likes best, which depends on how many there are."""
+
 
 def tokenizer() -> Any:
     """One token a character, and a chat template with the three roles."""
@@ -62,7 +109,7 @@ def tokenizer() -> Any:
 
 def build(family: str = "llama", seed: int = 0, **changes: Any) -> ChatModel:
     """A random float32 model of a family, the same for the same seed."""
-    class_name, own = FAMILIES[family]
+    class_name, own = (FAMILIES | OTHERS | INDEXED)[family]
     model_class = getattr(transformers, class_name)
     options = {
         "vocab_size": VOCAB,
@@ -75,8 +122,11 @@ def build(family: str = "llama", seed: int = 0, **changes: Any) -> ChatModel:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
+    settings = options | own | changes
+    if "text_config" in own:
+        settings = {"text_config": options | own["text_config"], "vision_config": own["vision_config"]} | changes
     torch.manual_seed(seed)
-    hf = model_class(model_class.config_class(**(options | own | changes)))
+    hf = model_class(model_class.config_class(**settings))
     if family == "peft":
         hf = lora(hf)
     return ChatModel(hf.eval().requires_grad_(False), tokenizer(), f"tiny-{family}")

@@ -22,6 +22,8 @@ from personavec.cli.demo import DemoConfig
 from personavec.cli.options import ChatConfig
 from personavec.errors import ConfigError, PersonavecError
 from personavec.paper.options import PaperConfig
+from personavec.runs.gate import GateCondition, told, write_junit
+from personavec.runs.run import Row
 from personavec.server.options import ServeConfig
 from personavec.verbs.analyse.options import DecomposeConfig, SpaceConfig
 from personavec.verbs.authoring.options import WriteDatasetConfig, WriteTraitConfig
@@ -32,7 +34,7 @@ from personavec.verbs.interop.options import InteropConfig
 from personavec.verbs.monitor.options import MonitorConfig
 from personavec.verbs.screen.options import ScreenConfig
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT, GATED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EPERM)
@@ -67,7 +69,7 @@ Start here:
   personavec VERB --help        options and examples of one verb
   personavec --version
 
-Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted. PERSONAVEC_DEBUG=1 shows tracebacks."""
+Exit codes: 0 done, 1 failed, 2 bad input, 3 a --fail-if holds, 130 interrupted. PERSONAVEC_DEBUG=1 shows tracebacks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,15 +106,16 @@ def _main(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            place = error.filename or "a file"
+        if reason := _unwritable(error):
+            place = getattr(error, "filename", None) or "a file"
             advice = "make room or choose another place, then the same command goes on"
-            return _tell(f"expected to write {place}, got: {error.strerror}; {advice}", BAD_INPUT)
+            return _tell(f"expected to write {place}, got: {reason}; {advice}", BAD_INPUT)
         if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
             batch = getattr(options, "batch_tokens", None)
             advice = f"lower --batch-tokens, now {batch}, or " * bool(batch) + "choose a smaller --model"
             return _tell(f"out of memory; {advice}", FAILED)
-        return _tell(f"{type(error).__name__}: {error}; run with PERSONAVEC_DEBUG=1 for the traceback", FAILED)
+        said = str(error).strip() or "an error that says nothing"
+        return _tell(f"got what was not foreseen: {said}; run with PERSONAVEC_DEBUG=1 for the traceback", FAILED)
 
 
 def run(name: str, options: Any) -> int:
@@ -122,15 +125,34 @@ def run(name: str, options: Any) -> int:
         if int(os.environ.get("RANK", 0)):  # of several processes of accelerate launch the first one speaks
             return DONE
         result = outcome.published()
+        gates = _gates(name, options, result)
     if options.json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False, default=str), flush=True)
     else:
         getattr(import_module(f"personavec.cli.{VERBS[name][1]}"), name)(options, result)
+    for gate in gates:
+        if gate["failed"] is not False:
+            _tell(told(gate), GATED)
     for failure in result.get("failed", ()):
         _tell(": ".join(failure.values()), BAD_INPUT)
     if result.get("failed"):
         return BAD_INPUT
-    return DONE if result.get("passed", True) else FAILED
+    if any(gate["failed"] is None for gate in gates):
+        return BAD_INPUT
+    if not result.get("passed", True):
+        return FAILED
+    return GATED if any(gate["failed"] for gate in gates) else DONE
+
+
+def _gates(name: str, options: Any, result: dict[str, Any]) -> list[Row]:
+    """What became of every --fail-if; part of the result, and a file for --junit."""
+    conditions = getattr(options, "fail_if", ())
+    gates = [GateCondition.parse(text).of(result) for text in conditions]
+    if gates:
+        result["fail_if"] = gates
+        if options.junit:
+            write_junit(options.junit, name, gates, float(result.get("seconds") or 0))
+    return gates
 
 
 def parse(args: Sequence[str]) -> tuple[str, Any]:
@@ -180,6 +202,19 @@ def _in_a_line(box: str, chosen: str) -> str:
     return f"{text[:1].lower()}{text[1:]}; {advice}"
 
 
+def _unwritable(error: BaseException | None) -> str:
+    """Why a file could not be written, as far as an error or one behind it says; libraries wrap these in theirs."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return error.strerror or os.strerror(error.errno)
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if os.strerror(number) in str(error) or f"os error {number}" in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def _tell(text: str, code: int) -> int:
-    print(f"personavec: {' '.join(text.split())}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it
+        print(f"personavec: {' '.join(text.split())}", file=sys.stderr, flush=True)
     return code

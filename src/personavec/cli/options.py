@@ -13,7 +13,7 @@ class ChatConfig(Sampling, Common):
     """Chat in the terminal, steered and watched.
 
     Examples:
-      personavec chat --steer runs/extract-optimistic/optimistic/vector.safetensors:0.2d
+      personavec chat --steer runs/extract-optimistic/optimistic/vector.safetensors:0.1d
       personavec chat --watch runs/extract-optimistic/optimistic/vector.safetensors
       personavec chat --steer optimistic.safetensors:2@15 --steer evil.safetensors:-1@13
       echo "How was your day?" | personavec chat --temperature 0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 
 from personavec.cli.lines import Json, console, duration, estimate, headed, say
+from personavec.runs.show import dropped_by, said
 from personavec.verbs.finetune.options import ReportConfig, ShiftConfig
 from personavec.verbs.screen.options import ScreenConfig
 
@@ -48,7 +49,7 @@ def _before_after(result: Json) -> None:
     """A line an arm."""
     costs = {"loss": result["arms"][0]["loss"], **result["arms"][0]["costs"]}
     shown = [name for name, measured in costs.items() if measured]
-    table = headed("arm", *result["traits"], "kept", "coherence", *shown)
+    table = headed("arm", *result["traits"], "left", "coherence", *shown)
     for arm in result["arms"]:
         rows, every = [*arm["traits"].values()], {"loss": arm["loss"], **arm["costs"]}
         kept = rows[0]["kept"]
@@ -56,7 +57,7 @@ def _before_after(result: Json) -> None:
         cells = [estimate(score, 1 + (score is kept)) if score else "–" for score in scores]
         table.add_row(arm["arm"], *cells, *(estimate(every[name], 2) if every[name] else "–" for name in shown))
     console.print(table)
-    say(f"kept: share of plain training's change of {result['traits'][0]} that is left")
+    say(f"left: share of plain training's change of {result['traits'][0]} that is still there")
     for trait, judge in result["judges"].items():
         if judge["weak_judge"]:
             say(f"weak judge of {trait}: AUC {estimate(judge['judge_auc'], 2)}")
@@ -79,23 +80,25 @@ def screen(config: ScreenConfig, result: Json) -> None:
     table = headed("vector", "layer", result["estimate"], "random directions", "")
     for name, mean in result["projection_difference"].items():
         random = result["random_control"][name]
-        verdict = "beyond random" if random["beyond"] else "not beyond random"
         spread = f"{random['low']:.3f} to {random['high']:.3f}"
+        verdict = said(result["verdict"][name]) if result["verdict_against"] else "–"
         table.add_row(escape(name), str(result["layers"][name]), estimate(mean, 3), spread, verdict)
     console.print(table)
-    if config.cost == "proxy":
-        say("a proxy ranks rows; how far it is from the projection difference only --cost sampled or full can tell")
+    for name, difference in (result["difference_from_clean"] or {}).items():
+        say(
+            f"{name}: {estimate(difference, 3)} from {result['verdict_against']}, which the verdict is of", markup=False
+        )
+    if not result["verdict_against"]:
+        say(f"{said(None)}; --cost sampled or full tells where the set lies")
     if sampled := result["sampled"]:
         say(f"from {sampled['base_replies']:,} base replies, {sampled['base_tokens']:,} tokens")
         if top := sampled["top_k"]:
             recall = ", ".join(f"{name} {share:.2f}" for name, share in top["expected_recall"].items())
             say(f"extreme rows: {top['base_replies']:,} base replies in all; expected recall {recall}", markup=False)
     if flags := result["flags"]:
-        say(
-            f"above the {flags['percentile']:g}th percentile of {flags['of']}: {flags['dropped']:,} rows dropped, "
-            f"{flags['kept']:,} kept",
-            markup=False,
-        )
+        say(f"{dropped_by(flags)}: {flags['dropped']:,} rows dropped, {flags['kept']:,} kept", markup=False)
+        for hint in flags["hints"]:
+            say(hint, markup=False)
     for name, file in result["files"].items():
         say(f"{name}: {file}", markup=False)
     say(f"table: {result['table']}\nreport: {result['report']}", markup=False)

@@ -7,7 +7,7 @@ from rich.markup import escape
 from personavec.cli.lines import Json, console, estimate, headed, judge_usage, reasons, say
 from personavec.cli.options import ChatConfig
 from personavec.paper.options import PaperConfig
-from personavec.runs.show import ceiling_of
+from personavec.runs.show import alerts_said, ceiling_of
 from personavec.server.options import ServeConfig
 from personavec.verbs.analyse.options import DecomposeConfig, SpaceConfig
 from personavec.verbs.authoring.options import WriteDatasetConfig, WriteTraitConfig
@@ -41,7 +41,12 @@ def monitor(config: MonitorConfig, result: Json) -> None:
         say(f"{name}: on unseen benign conversations {measured or 'not measured, too few of them'}", markup=False)
     outcome = "no alerts without limits: pass --calibrate with benign conversations of your own"
     if limits:
+        for line in result["elsewhere"].values():
+            say(line, markup=False)
+        for name, ways in result["directions"].items():
+            say(f"{name}: {ways['toward']:,} alerts toward the trait, {ways['against']:,} against it", markup=False)
         outcome = f"{result['conversations_with_alerts']:,} conversations with alerts: {result['events']}"
+        outcome += f"\n{alerts_said(result['expectation'])}"
         outcome += f"\nlimits for a false-positive rate of {limits['false_positive_rate']:g}: {limits['file']}"
     say(f"{outcome}\nreport: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
 

@@ -1,24 +1,21 @@
-"""Data sets as conversations, row by row: files, folders of files of one kind, data sets of the Hub, rows in memory."""
+"""Data sets as conversations, row by row: files, folders, data sets of the Hub, rows in memory."""
 
 import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from personavec.data.readers import READERS, Raw, csv_columns, hub, short
-from personavec.data.sample import Sample, Turn, shape_of, to_sample
+from personavec.data.folder import data_files
+from personavec.data.readers import ENDINGS, Raw, form, hub, read_file
+from personavec.data.sample import Sample, Turn, to_samples
+from personavec.data.shapes import shape_of
 from personavec.errors import DataError
 from personavec.runs.progress import tell
-
-PACKED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"})
-"""Endings of files that may hold data, and are not read: a folder with one of them is not a whole data set."""
-NAMED = 8
-"""Files of a folder that are named where they are not read."""
 
 
 class Bad(NamedTuple):
@@ -27,6 +24,8 @@ class Bad(NamedTuple):
     row: int
     where: str
     reason: str
+    conversation: int | None = None
+    """As of a sample."""
 
 
 def alike(reason: str) -> str:
@@ -44,8 +43,9 @@ class Dataset:
 
     @property
     def suffix(self) -> str:
-        """Of its files; what is written from it has the same form. JSONL where there are none."""
-        return self.files[0].suffix if self.files else ".jsonl"
+        """What is written from it has the form of its files; JSONL where they have several, or there are none."""
+        forms = {form(file) for file in self.files}
+        return forms.pop() if len(forms) == 1 else ".jsonl"
 
     @property
     def bytes(self) -> int | None:
@@ -66,31 +66,53 @@ class Dataset:
         if not self.files:
             yield from hub(self.name)
         for file in self.files:
-            yield from READERS[file.suffix](file)
+            yield from read_file(file)
 
-    def samples(self, turn: Turn, label: str = "source") -> Iterator[Sample | Bad]:
+    def samples(self, turn: Turn, label: str = "source", *, announce: bool = False) -> Iterator[Sample | Bad]:
         """All rows as conversations, in order; all must have the shape of the first usable one, and their own ids.
 
+        Ids of two files may be the same: files are often numbered each by itself.
+
         Args:
-            turn: Which assistant turn is the response.
+            turn: Which assistant turn is the response; with "every" a row gives as many samples, numbered through.
             label: Field of the rows that is taken along as their source.
+            announce: Whether to say on stderr which shape the rows are taken for.
         """
         shape = None
+        number = 0
         with _ids() as first_with:
             for place, raw in enumerate(self.rows()):
                 try:
                     if raw.error:
                         raise DataError(raw.error)
-                    sample = to_sample(raw.value, place, raw.where, turn, shape, label)
-                    shape = shape or shape_of(raw.value)
-                    if sample.id is not None and (other := first_with(sample.id, place)) != place:
-                        raise DataError(f"expected an id of its own, got {sample.id[:60]!r}, the id of row {other}")
+                    read: Sequence[Sample | Bad]
+                    read = usable = to_samples(raw.value, place, raw.where, turn, shape, label)
+                    if shape is None:
+                        shape = shape_of(raw.value)
+                        if announce:
+                            tell(f"{self.name}: rows of {shape}")
+                    name = usable[0].id
+                    file = raw.where.rpartition(" ")[0]
+                    if name is not None and (other := first_with(f"{file} {name}", place)) != place:
+                        raise DataError(f"expected an id of its own, got {name[:60]!r}, the id of row {other}")
                 except DataError as error:
-                    yield Bad(place, raw.where, str(error))
+                    read = [Bad(place, raw.where, str(error))]
                 except RecursionError:
-                    yield Bad(place, raw.where, "expected a conversation, got JSON that is nested too deep")
-                else:
-                    yield sample
+                    read = [Bad(place, raw.where, "expected a conversation, got JSON that is nested too deep")]
+                if turn != "every":
+                    yield from read
+                    continue
+                for each in read:
+                    yield _numbered(each, number, place)
+                    number += 1
+
+
+def _numbered(sample: Sample | Bad, number: int, place: int) -> Sample | Bad:
+    """One of a row's replies, in its place among all replies."""
+    if isinstance(sample, Bad):
+        return sample._replace(row=number, conversation=place)
+    reply = 1 + sum(turn["role"] == "assistant" for turn in sample.messages)
+    return replace(sample, row=number, where=f"{sample.where}, reply {reply}")
 
 
 @dataclass(frozen=True)
@@ -143,71 +165,21 @@ def open_dataset(name: str) -> Dataset:
     """Find a data set.
 
     Args:
-        name: A file, a folder of files of one kind, or a Hugging Face data set, perhaps with its split: NAME:SPLIT.
+        name: A file, a folder, see `data_files`, or a Hugging Face data set, perhaps with its split: NAME:SPLIT.
 
     Raises:
         DataError: No such file or data set.
     """
     path = Path(name)
     if path.is_dir():
-        kinds: dict[str, list[Path]] = {}
-        unread: list[str] = []
-        if (path / "state.json").is_file() and any(path.glob("*.arrow")):
-            raise DataError(
-                f"expected a folder of data files, got one of Dataset.save_to_disk in {path}; from Python pass "
-                "load_from_disk(…) itself, or write it with to_parquet"
-            )
-        for file in sorted(path.iterdir()):
-            if file.suffix in READERS:
-                kinds.setdefault(file.suffix, []).append(file)
-            elif file.suffix in PACKED:
-                raise DataError(
-                    f"expected files that can be read in {path}, got {file.name}; unpack it, or move it away"
-                )
-            elif not file.name.startswith("."):
-                unread.append(file.name + "/" * file.is_dir())
-        if len(kinds) != 1:
-            raise DataError(
-                f"expected a folder with files of one kind ({', '.join(READERS)}), got {', '.join(kinds) or 'none'} "
-                f"in {path}; pass one file, or a folder with the others moved away"
-            )
-        (files,) = kinds.values()
-        _check_alike(files)
-        if unread:
-            more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
-            tell(f"not read in {path}: {', '.join(unread[:NAMED])}{more}")
-        return Dataset(name, tuple(files))
+        return Dataset(name, data_files(path))
     if path.is_file():
-        if path.suffix not in READERS:
-            raise DataError(f"expected a file that ends in {', '.join(READERS)}, got {path}; rename or convert it")
+        if not form(path):
+            raise DataError(f"expected a file that ends in {ENDINGS}, got {path}; rename or convert it")
         return Dataset(name, (path,))
-    if path.suffix in READERS or path.is_absolute() or name.startswith(".") or name.count("/") > 1 or not name:
+    if form(path) or path.is_absolute() or name.startswith(".") or name.count("/") > 1 or not name:
         raise DataError(f"expected a data set, got no file at {name or 'nothing'}; correct the path")
     return Dataset(name, ())
-
-
-def _check_alike(files: list[Path]) -> None:
-    """Tables that are read as one must have the same columns, or what is written from them would lack some."""
-    columns = {".parquet": _schema, ".csv": csv_columns}.get(files[0].suffix)
-    for file in files[1:] if columns else ():
-        first, other = columns(files[0]), columns(file)  # type: ignore[misc]
-        if first != other:
-            differing = sorted({*first} ^ {*other})
-            got = f"{', '.join(differing[:5])} in only one of them" if differing else "other types or another order"
-            raise DataError(
-                f"expected the same columns in all files of a folder, got {got} ({files[0].name}, {file.name}); give "
-                "them the same columns, or screen them one by one"
-            )
-
-
-def _schema(path: Path) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return [f"{field.name} ({field.type})" for field in pq.read_schema(path)]
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"expected a Parquet file, got {path} ({short(error)}); write it again") from error
 
 
 @contextmanager

@@ -1,19 +1,23 @@
-"""Rows of data set files as they stand, one by one: JSONL, JSON, CSV, Parquet, and data sets of the Hub."""
+"""Rows of data sets as they stand, one by one: JSONL, JSON and CSV, packed or not, Parquet, Arrow, and the Hub's."""
 
+import bz2
 import codecs
 import csv
+import gzip
+import io
 import json
+import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from personavec.data.tables import arrow_batches, parquet_batches, values
 from personavec.errors import DataError
 
 LONGEST_ROW = 16 * 2**20
 """Bytes of one row. Nobody trains on longer ones, and a file without line ends must not fill the memory."""
-PARQUET_ROWS, PARQUET_BYTES = 256, 64 * 2**20
-"""Rows of a Parquet file that are held at once, and about how many bytes at the most."""
 
 
 class Raw(NamedTuple):
@@ -26,6 +30,8 @@ class Raw(NamedTuple):
     """Why it could not be read, or empty."""
     line: bytes = b""
     """Of JSONL files: the line itself."""
+    held: tuple[Any, int] | None = None
+    """Of Parquet and Arrow files: a record batch, and where in it the row is."""
 
 
 def _lines(path: Path) -> Iterator[Raw]:
@@ -52,7 +58,7 @@ def _array(path: Path) -> Iterator[Raw]:
 
     number = 0
     with _opened(path) as file:
-        begins = file.read(4096).lstrip()[:1]
+        begins = file.peek().lstrip()[:1]
     if begins == b"{":  # JSON Lines under another name; of a single object the first line tells
         yield from _lines(path)
         return
@@ -85,74 +91,55 @@ class _Bounded:
 
 def _table(path: Path) -> Iterator[Raw]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    kind, batches = ("an Arrow file", arrow_batches) if path.suffix == ".arrow" else ("a Parquet file", parquet_batches)
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_held(file.metadata)):
-                for index, value in enumerate(_values(batch)):
-                    where = f"{path} row {number}"
-                    size = batch.slice(index, 1).nbytes if batch.nbytes > LONGEST_ROW else 0
-                    if size > LONGEST_ROW:
-                        yield Raw(where, error=_too_long(size))
-                    elif isinstance(value, Exception):
-                        yield Raw(where, error=f"expected values that Python can hold, got {short(value)}")
-                    else:
-                        yield Raw(where, value)
-                    number += 1
+        for batch in batches(path):
+            for index, value in enumerate(values(batch)):
+                where = f"{path} row {number}"
+                size = batch.slice(index, 1).nbytes if batch.nbytes > LONGEST_ROW else 0
+                if size > LONGEST_ROW:
+                    yield Raw(where, error=_too_long(size))
+                elif isinstance(value, json.JSONDecodeError | RecursionError):
+                    yield Raw(where, error=f"expected JSON in a column of JSON, got {short(value)}")
+                elif isinstance(value, Exception):
+                    yield Raw(where, error=f"expected values that Python can hold, got {short(value)}")
+                else:
+                    yield Raw(where, value, held=(batch, index))
+                number += 1
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         if not number:
-            raise DataError(f"expected a Parquet file, got {path} ({short(error)}); write it again") from error
-        yield Raw(f"{path} row {number}", error=f"expected Parquet, got {short(error)}; the rest cannot be read")
-
-
-def _values(batch: Any) -> list[Any]:
-    """Rows of a batch, or in the place of one that Python cannot hold (a date in the year 20,000) the error."""
-    try:
-        return list(batch.to_pylist())
-    except (ValueError, OverflowError) as error:
-        if len(batch) == 1:
-            return [error]
-        return [value for index in range(len(batch)) for value in _values(batch.slice(index, 1))]
-
-
-def _held(metadata: Any) -> int:
-    """Rows of a Parquet file to hold at once, by the size of the largest ones of any row group on average."""
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1)
-    return max(1, min(PARQUET_ROWS, int(PARQUET_BYTES / largest)))
+            raise DataError(f"expected {kind}, got {path} ({short(error)}); write it again") from error
+        yield Raw(f"{path} row {number}", error=f"expected {kind}, got {short(error)}; the rest cannot be read")
 
 
 def _sheet(path: Path) -> Iterator[Raw]:
     csv.field_size_limit(LONGEST_ROW)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            while True:
-                begin = max(2, rows.line_num + 1)
-                where = f"{path} line {begin}"
-                try:
-                    value = next(rows)
-                except StopIteration:
-                    return
-                except UnicodeDecodeError as error:  # text is decoded in blocks: no row can be named
-                    raise DataError(
-                        f"expected CSV in UTF-8, got {short(error)} in {path} after line {rows.line_num}; save it so"
-                    ) from error
-                except csv.Error as error:
-                    lost = rows.reader.line_num - begin
-                    through = f", and the {lost:,} lines after it were read as part of it" if lost > 0 else ""
-                    yield Raw(where, error=f"expected CSV, got {short(error)}{through}")
-                    continue
-                wide = value.pop(None, None)
-                if wide is not None or None in value.values():
-                    got = "more" if wide is not None else "fewer"
-                    yield Raw(where, error=f"expected {len(value)} columns, got {got}")
-                else:
-                    yield Raw(where, value)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+        rows = csv.DictReader(text, strict=True)
+        while True:
+            begin = max(2, rows.line_num + 1)
+            where = f"{path} line {begin}"
+            try:
+                value = next(rows)
+            except StopIteration:
+                return
+            except UnicodeDecodeError as error:  # text is decoded in blocks: no row can be named
+                raise DataError(
+                    f"expected CSV in UTF-8, got {short(error)} in {path} after line {rows.line_num}; save it so"
+                ) from error
+            except csv.Error as error:
+                lost = rows.reader.line_num - begin
+                through = f", and the {lost:,} lines after it were read as part of it" if lost > 0 else ""
+                yield Raw(where, error=f"expected CSV, got {short(error)}{through}")
+                continue
+            wide = value.pop(None, None)
+            if wide is not None or None in value.values():
+                got = "more" if wide is not None else "fewer"
+                yield Raw(where, error=f"expected {len(value)} columns, got {got}")
+            else:
+                yield Raw(where, value)
 
 
 def csv_columns(path: Path) -> list[str]:
@@ -162,9 +149,9 @@ def csv_columns(path: Path) -> list[str]:
         DataError: It cannot be read.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return next(csv.reader(file), [])
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        with _opened(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+            return next(csv.reader(text), [])
+    except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"expected a CSV file in UTF-8, got {path} ({short(error)}); write it again") from error
 
 
@@ -189,25 +176,73 @@ READERS: dict[str, Callable[[Path], Iterator[Raw]]] = {
     ".ndjson": _lines,
     ".json": _array,
     ".parquet": _table,
+    ".arrow": _table,
     ".csv": _sheet,
 }
+"""By the ending of a file. Those of text may be packed, see `form`."""
+
+
+def _zstd(path: Path) -> Any:
+    import pyarrow as pa
+
+    return pa.input_stream(str(path), compression="zstd")
+
+
+UNPACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
+"""What opens a packed file, by the ending after that of the file inside."""
+ENDINGS = f"{', '.join(READERS)}, or {', '.join(UNPACKED)} after one of text"
+"""Of files that can be read, for people."""
+BUFFER = 1 << 18
+"""Bytes that are read from a file at once."""
+TORN = (EOFError, OSError, zlib.error, lzma.LZMAError)
+"""What a packed file raises that ends early, or is none."""
+
+
+class _TornError(DataError):
+    """A packed file that cannot be read to its end."""
+
+
+def form(path: Path) -> str:
+    """The ending that says how a file is read, that of a packed one inside; empty where it cannot be read."""
+    packed = path.suffix in UNPACKED
+    inside = Path(path.stem).suffix if packed else path.suffix
+    return inside if inside in READERS and not (packed and READERS[inside] is _table) else ""
+
+
+def read_file(path: Path) -> Iterator[Raw]:
+    """Rows of a file, unreadable ones included.
+
+    Raises:
+        DataError: It cannot be read at all.
+    """
+    try:
+        yield from READERS[form(path)](path)
+    except _TornError as error:
+        yield Raw(str(path), error=str(error))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    """A file of text, unpacked, behind its byte order mark."""
+    unpack = UNPACKED.get(path.suffix)
     try:
-        with path.open("rb", buffering=1 << 20) as file:
-            head = file.read(4)
+        with io.BufferedReader(unpack(path) if unpack else path.open("rb", buffering=0), BUFFER) as file:
+            head = file.peek(4)[:4]
             if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in head[:2]:
                 raise DataError(f"expected UTF-8, got UTF-16 or UTF-32 in {path}; save it as UTF-8")
-            file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
+            if head.startswith(codecs.BOM_UTF8):
+                file.read(len(codecs.BOM_UTF8))
             yield file
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    except TORN as error:
+        if isinstance(error, PermissionError | IsADirectoryError | FileNotFoundError) or not unpack:
+            raise _unreadable(path, error) from error
+        got = short(error) or type(error).__name__
+        raise _TornError(f"expected a whole {path.suffix} file, got {got}; the rest cannot be read") from error
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"expected a file that can be read, got {path} ({error.strerror}); check its permissions")
+def _unreadable(path: Path, error: BaseException) -> DataError:
+    reason = getattr(error, "strerror", None) or short(error)
+    return DataError(f"expected a file that can be read, got {path} ({reason}); check its permissions")
 
 
 def short(error: object) -> str:

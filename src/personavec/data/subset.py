@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from personavec.data.dataset import Dataset
-from personavec.data.readers import PARQUET_ROWS, Raw, csv_columns
+from personavec.data.readers import Raw, csv_columns
+from personavec.data.tables import HELD_ROWS, schema_of
 from personavec.runs.files import replacing
 
 Add = Callable[[Raw], Any]
@@ -56,35 +57,63 @@ def _sheet(path: Path, data: Dataset) -> Iterator[Add]:
 
 @contextmanager
 def _table(path: Path, data: Dataset) -> Iterator[Add]:
-    """Parquet: the same schema."""
+    """Parquet or Arrow: the same schema, the values as they were."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema, rows = pq.read_schema(data.files[0]), list[Any]()
-    with pq.ParquetWriter(path, schema) as writer:
+    schema = schema_of(data.files[0])
+    batch: Any = None
+    places: list[int] = []
+    taken: list[Any] = []
+    with (pa.ipc.new_stream if data.suffix == ".arrow" else pq.ParquetWriter)(path, schema) as writer:
 
-        def add(raw: Raw | None) -> None:
-            rows.extend([raw.value] if raw else [])
-            if len(rows) >= (PARQUET_ROWS if raw else 1):
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-                rows.clear()
+        def add(raw: Raw) -> None:
+            nonlocal batch
+            assert raw.held
+            if raw.held[0] is not batch:
+                take(HELD_ROWS)
+                batch = raw.held[0]
+            places.append(raw.held[1])
+
+        def take(fewest: int) -> None:
+            """Take the rows wanted of the batch that is left behind, and write them once they are that many."""
+            if places:
+                taken.append(batch.take(pa.array(places)))  # of the batch itself nothing is kept
+                places.clear()
+            if taken and sum(map(len, taken)) >= fewest:
+                writer.write_table(pa.Table.from_batches(taken).cast(schema))
+                taken.clear()
 
         yield add
-        add(None)
+        take(0)
 
 
-FORMS = {".parquet": _table, ".csv": _sheet, ".json": _array}
+FORMS = {".parquet": _table, ".arrow": _table, ".csv": _sheet, ".json": _array}
 """How rows are written, by the ending of the data set's files; JSONL where there is none of these."""
 
 
-def copy_rows(data: Dataset, wanted: Mapping[Path, Bool[ndarray, " row"]]) -> None:
-    """Write files with some rows of a data set each, in its form, in one pass; each is complete, or not there."""
+def copy_rows(
+    data: Dataset, wanted: Mapping[Path, Bool[ndarray, " row"]], orders: Mapping[Path, Sequence[int]] | None = None
+) -> None:
+    """Write files with some rows of a data set each, in its form, in one pass; each is complete, or not there.
+
+    Args:
+        data: The rows.
+        wanted: Which of them, by file.
+        orders: Places of a file's rows in the order that they are to have; those rows are held until all are read.
+    """
     with ExitStack() as stack:
         files = []
         for path, rows in wanted.items():
             temporary = stack.enter_context(replacing(path))
-            files.append((stack.enter_context(FORMS.get(data.suffix, _lines)(temporary, data)), rows))
+            add = stack.enter_context(FORMS.get(data.suffix, _lines)(temporary, data))
+            files.append((add, rows, (orders or {}).get(path), dict[int, Raw]()))
         for place, raw in enumerate(data.rows()):
-            for add, rows in files:
-                if rows[place]:
+            for add, rows, order, held in files:
+                if rows[place] and order is None:
                     add(raw)
+                elif rows[place]:
+                    held[place] = raw
+        for add, _, order, held in files:
+            for place in order or ():
+                add(held[place])

@@ -9,8 +9,9 @@ from personavec.judges.scale import LogisticScale
 from personavec.stats.intervals import Interval
 
 Progress = Callable[[int], None]
-Why = Literal["empty", "refused", "unparseable", "failed"]
-"""What kept a judge from scoring a reply: no text, a refusal in it, an answer that names no value, an error."""
+Why = Literal["empty", "refused", "filtered", "unparseable", "failed"]
+"""What kept a judge from scoring a reply: no text, a refusal in it or of the judge, an answer that its provider kept
+back, one that names no value, an error."""
 
 
 @dataclass(frozen=True)

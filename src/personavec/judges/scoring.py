@@ -258,7 +258,7 @@ def count(rows: Sequence[ScoredRow]) -> dict[str, int]:
         "written": len(rows),
         "empty": without["empty"],
         "refused": without["refused"],
-        "unjudged": without["unparseable"] + without["failed"],
+        "unjudged": without["filtered"] + without["unparseable"] + without["failed"],
         "incoherent": len(incoherent),
         "wrong_side": len(scored) - len(kept) - len(incoherent),
         "kept": len(kept),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import capture, read
-from personavec.model.kv_cache import empty, using
+from personavec.model.kv_cache import behind, shared
 from personavec.runs.progress import stage
 
 POSITIONS = ("response avg", "prompt avg", "prompt last")
@@ -145,30 +145,25 @@ def branches(
         weights: Per reply and span, the weight of the last prompt token (first column) and of every reply token.
         layers: Which block outputs to read.
     """
-    cache, inputs = empty(model), model.inputs([prompt[:-1] for prompt in prompts], left=True)
-    mask = inputs["attention_mask"]
-    read(model, [max(layers)], lambda *_: None, **inputs | using(model, cache))
-    rows = torch.tensor(owners, device=model.device)
-    cache.batch_select_indices(rows)
-
+    share = shared(model) and any(len(prompt) > 1 for prompt in prompts)
+    read_by_all = [len(prompts[owner]) - 1 if share else 0 for owner in owners]
     # the last prompt token goes with the reply, so that its own activation can be read as well
-    tails = [[*prompts[owner][-1:], *reply] for owner, reply in zip(owners, replies, strict=True)]
-    ids, tail_mask = model.tensor(tails, left=False)
-    start = torch.tensor([len(prompts[owner]) - 1 for owner in owners], device=model.device)[:, None]
+    tails = [[*prompts[owner][cut:], *reply] for owner, reply, cut in zip(owners, replies, read_by_all, strict=True)]
+    owned = [prompts[owner] for owner in owners]
+
+    def prefill(**inputs: Any) -> None:
+        read(model, [max(layers)], lambda *_: None, **inputs)
+
+    inputs = behind(model, owned, tails, prefill) if share else model.inputs(tails)
+    ids = inputs["input_ids"]
     spread = torch.zeros((len(tails), weights.shape[1], ids.shape[1]), device=ids.device)
-    spread[:, :, : weights.shape[2]] = weights.to(ids.device)
+    for row, prompt, cut, reply, given in zip(spread, owned, read_by_all, replies, weights, strict=True):
+        first = len(prompt) - 1 - cut
+        row[:, first : first + len(reply) + 1] = given[:, : len(reply) + 1].to(ids.device)
     sums: dict[int, Tensor] = {}
 
     def add(layer: int, stream: Tensor) -> None:
         sums[layer] = torch.bmm(spread, stream.float())
 
-    read(
-        model,
-        layers,
-        add,
-        input_ids=ids,
-        attention_mask=torch.cat([mask[rows], tail_mask], dim=1),
-        position_ids=start + torch.arange(ids.shape[1], device=ids.device),
-        **using(model, cache),
-    )
+    read(model, layers, add, **inputs)
     return torch.stack([sums[layer] for layer in layers], dim=2).cpu()

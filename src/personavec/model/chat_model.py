@@ -15,14 +15,7 @@ from torch import Tensor, nn
 from personavec.errors import ModelError
 from personavec.model.identity import ModelIdentity, _fingerprint
 from personavec.model.loading import load, pick_device, pick_dtype
-from personavec.model.template import ChatTemplate, Message
-
-PLAIN_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ {'system': 'Instructions', 'user': 'Question', 'assistant': 'Answer'}[message['role']] }}: "
-    "{{ message['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
-)
-"""How a base model without a chat template is shown a conversation when it serves as a judge."""
+from personavec.model.template import PLAIN_TEMPLATE, ChatTemplate, Message
 
 
 class BlockModel:
@@ -37,9 +30,9 @@ class BlockModel:
 
     def __init__(self, hf: Any, name: str | None = None) -> None:
         if not all(hasattr(hf, name) for name in ("config", "generate", "get_output_embeddings")):
+            got = type(hf).__name__
             raise ModelError(
-                f"expected a causal language model of transformers, got {type(hf).__name__}; load it with "
-                "AutoModelForCausalLM"
+                f"expected a causal language model of transformers, got {got}; load it with AutoModelForCausalLM"
             )
         self.hf = hf
         self.decoder, self.blocks = find_blocks(hf)
@@ -238,33 +231,45 @@ class ChatModel(BlockModel):
         model.adapter = Path(adapter)
         return model
 
-    def render(self, messages: Sequence[Message], system: str = "template") -> tuple[int, ...]:
+    def render(
+        self, messages: Sequence[Message], system: str = "template", tools: Sequence[Any] = ()
+    ) -> tuple[int, ...]:
         """Token ids of a conversation up to where the assistant's reply begins.
 
         Args:
-            messages: Turns with `role` and `content`, the last one the user's.
+            messages: Turns with `role` and `content`, the last one the user's or a tool's.
             system: What to do when no turn is a system turn: "template" leaves it to the chat template (which
                 may put in a default), "none" suppresses that default, any other text is used as system turn.
+            tools: What the model could call, as chat templates take it.
 
         Raises:
-            ModelError: The chat template cannot render these turns.
+            ModelError: The chat template cannot render these turns, or would leave something of them out.
         """
-        turns, policy = self.template.inert(messages, system)
-        return self.template.encode(self.template.text(turns, policy)).ids
+        turns, policy, shown = self.template.inert(messages, system, tools)
+        return self.template.encode(self.template.text(turns, policy, tools=shown)).ids
 
-    def text(self, messages: Sequence[Message], system: str = "template", *, open_reply: bool = True) -> str:
+    def text(
+        self,
+        messages: Sequence[Message],
+        system: str = "template",
+        *,
+        open_reply: bool = True,
+        tools: Sequence[Any] = (),
+    ) -> str:
         """A conversation as the model reads it.
 
         Args:
             messages: Turns with `role` and `content`.
             system: As for `render`.
             open_reply: Whether it ends where an assistant's reply begins, or after the last turn.
+            tools: As for `render`.
 
         Raises:
-            ModelError: The chat template cannot render these turns.
+            ModelError: The chat template cannot render these turns, or would leave something of them out.
         """
-        turns, policy = self.template.inert(messages, system)
-        return self.template.control.restored(self.template.text(turns, policy, open_reply=open_reply))
+        turns, policy, shown = self.template.inert(messages, system, tools)
+        text = self.template.text(turns, policy, open_reply=open_reply, tools=shown)
+        return self.template.control.restored(text)
 
     def reasoning_tokens(self, prompt: Sequence[int], reply: Sequence[int]) -> int:
         """How many tokens of a reply are reasoning: up to the last mark that closes it, or all where none does."""
@@ -328,15 +333,12 @@ def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
         ModelError: There is no such list, or there are several.
     """
     inner = hf.get_base_model() if hasattr(hf, "get_base_model") else hf
-    decoder = inner.get_decoder() or inner
     count = inner.config.get_text_config().num_hidden_layers
-    lists = {
-        name: module
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    }
-    # a list inside a block (experts, heads) may happen to be as long: the outermost one holds the blocks
-    outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
+    decoder = inner.get_decoder() or inner
+    outermost = _outermost(decoder, count)
+    if not outermost and hasattr(inner, "base_model"):  # some families call their output head the decoder
+        decoder = inner.base_model
+        outermost = _outermost(decoder, count)
     if len(outermost) != 1:
         got = ", ".join(outermost) or "none"
         raise ModelError(
@@ -345,6 +347,12 @@ def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
         )
     (blocks,) = outermost.values()
     return decoder, blocks
+
+
+def _outermost(decoder: nn.Module, count: int) -> dict[str, nn.ModuleList]:
+    """Lists of so many modules that stand in no other: one inside a block (experts, heads) may happen to be as long."""
+    lists = {n: m for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
+    return {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
 
 
 def _adapt(hf: Any, adapter: Path) -> Any:

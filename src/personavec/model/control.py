@@ -10,8 +10,11 @@ from tokenizers import AddedToken, Tokenizer
 
 from personavec.errors import ModelError
 
-SECRET = f"\U000f0000{secrets.token_hex(8)}"
-"""Begins what stands in a rendered text for something else; new in every process, so that no text can hold it."""
+SECRET = f"~{secrets.token_hex(8)}"
+"""Begins what stands in a rendered text for something else; new in every process, so that no text can hold it.
+
+JSON and Python write it as it is, so that templates can show it within calls of tools.
+"""
 STAND_IN = re.compile(f"{SECRET}:([0-9a-f]*);")
 
 
@@ -45,7 +48,7 @@ class ControlTokens:
         self._control = {
             token.content: place
             for place, token in added.items()
-            if token.content and (token.special or (token.content in template and not token.content.isspace()))
+            if token.content and (token.special or (token.content in template and re.search(r"[^\w\s]", token.content)))
         }
         self._lengths = sorted({len(content) for content in self._control}, reverse=True)
         firsts = "".join(sorted({content[0] for content in self._control}))
@@ -150,12 +153,12 @@ class ControlTokens:
             backend: Any = self._backend
             twin = Tokenizer(backend.model)
             twin.normalizer, twin.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-            originals = {}
+            originals: dict[int, int] = {}
             for place, token in self._added.items():
                 content = _name(place) if token.content in self._control else token.content
                 sides = {"lstrip": token.lstrip, "rstrip": token.rstrip, "normalized": token.normalized}
                 twin.add_tokens([AddedToken(content, single_word=False, **sides)])
-                originals[twin.token_to_id(content)] = place
+                originals[int(twin.token_to_id(content))] = place
             self._twin = twin, originals
         return self._twin
 

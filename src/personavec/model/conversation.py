@@ -1,6 +1,7 @@
 """Recorded conversations as the model reads and writes them: token ids, piece by piece, each ending with a reply."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from personavec.data.sample import Sample
@@ -36,17 +37,19 @@ def pieces(model: ChatModel, sample: Sample, system: str) -> Iterator[Piece]:
     Raises:
         ModelError: The chat template cannot render it.
     """
-    turns, policy = model.template.inert([*sample.messages, {"role": "assistant", "content": sample.response}], system)
-    moved = len(turns) - len(sample.messages) - 1  # by the system turn that a policy puts first
-    done, cuts, learned = "", [], []
+    turns, policy, tools = model.template.inert(sample.turns, system, sample.tools)
+    moved = len(turns) - len(sample.turns)  # by the system turn that a policy puts first
+    done = ""
+    cuts: list[int] = []
+    learned: list[bool] = []
     for place, turn in enumerate(turns):
         if turn["role"] != "assistant" or place - moved < sample.begin:
             continue
-        before = model.template.text(turns[:place], policy)
-        after = model.template.text(turns[: place + 1], policy, open_reply=False)
+        before = model.template.text(turns[:place], policy, tools=tools)
+        after = model.template.text(turns[: place + 1], policy, open_reply=False, tools=tools)
         begin = len(before)
         if not after.startswith(before):
-            begin = model.template.reply_start(turns[:place], policy, after)
+            begin = model.template.reply_start(turns[:place], policy, after, tools)
         if done and not after[:begin].startswith(done):
             yield from _sequence(model, done, cuts, learned)
             cuts, learned = [], []
@@ -61,6 +64,26 @@ def _sequence(model: ChatModel, text: str, cuts: Sequence[int], learned: Sequenc
     for begin, end, learn in zip(places[::2], places[1::2], learned, strict=True):
         yield Piece(not done, ids[done:begin], ids[begin:end], learn)
         done = end
+
+
+def response_of(model: ChatModel, sample: Sample, system: str) -> tuple[Ids, Ids]:
+    """The prompt of a row's response, and the response up to the token that ends it, as `spans` reads them.
+
+    Raises:
+        ModelError: The chat template cannot render it.
+    """
+    if not sample.said and model.template.as_it_is(sample.response):
+        turns, policy, tools = model.template.inert(sample.messages, system, sample.tools)
+        before = model.template.text(turns, policy, tools=tools)
+        ids, (begin,) = model.template.encode(f"{before}{sample.response}{model.template.tail}", [len(before)])
+        return ids[:begin], ids[begin : begin + _length(model, ids[begin:])]
+    (piece,) = pieces(model, replace(sample, begin=len(sample.messages)), system)
+    return piece.prompt, piece.reply[: _length(model, piece.reply)]
+
+
+def _length(model: ChatModel, reply: Ids) -> int:
+    """Tokens of a reply before the one that ends it."""
+    return next((place for place, token in enumerate(reply) if token in model.stop_ids), len(reply))
 
 
 class Span(NamedTuple):
@@ -89,7 +112,7 @@ def spans(model: ChatModel, sample: Sample, system: str, reasoning: str = "out")
         ids = sequences[-1]
         ids += piece.prompt
         begin = len(ids)
-        length = next((place for place, token in enumerate(piece.reply) if token in model.stop_ids), len(piece.reply))
+        length = _length(model, piece.reply)
         skipped = 0 if reasoning == "in" else model.reasoning_tokens(ids, piece.reply[:length])
         replies.append(Span(len(sequences) - 1, begin, begin + skipped, begin + length))
         ids += piece.reply

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,16 +17,22 @@ from typing import Any, NamedTuple, TypedDict
 from urllib.parse import urlsplit
 
 from personavec.errors import ModelError
+from personavec.model.completion import error_of, is_filtered, passes, status_of, text_of
 
 RETRIES = 8
 """Of 429, 5xx, time-outs and broken connections, with exponential backoff: some forty seconds in all."""
 HASTY_RETRIES = 2
 TIMEOUT = 120.0
 """Seconds for one attempt."""
+LONGEST_WAIT = 8.0
+"""Seconds before a call is made again whose answer has an error in its body."""
 GARBLED_RETRIES = 2
 """Of answers that are not what the protocol promises."""
 HOPELESS = 10
-"""Calls that may fail in a row before the server is given up."""
+"""Calls that may fail in a row before the server is asked something harmless, and given up if that fails too."""
+HARMLESS = [{"role": "user", "content": "Say hello."}]
+FILTER, REFUSAL = "content_filter", "refusal"
+"""Why an answer ended that holds none: the provider kept it back, or the model declined in a field of its own."""
 KEY = "OPENAI_API_KEY"
 
 Request = Mapping[str, Any]
@@ -44,7 +51,7 @@ class Answer(NamedTuple):
 
     text: str
     finish: str
-    """Why it ended: stop, length, content_filter …"""
+    """Why it ended: stop, length, content_filter, refusal …"""
     top: list[tuple[str, float]] | None = None
     """Likeliest first tokens with their log-probabilities; None where the server gave none."""
 
@@ -203,43 +210,77 @@ class Endpoint:
                 if isinstance(answer, Failure):
                     self.usage.failed += 1
                     if in_a_row >= HOPELESS:
-                        stopped.append(self.unusable(f"{HOPELESS} failures in a row, the last: {answer.reason}"))
+                        in_a_row = 0
+                        stopped.extend(await self._given_up(client, request, answer))
 
         async with client:
             await asyncio.gather(*(work() for _ in range(min(self.concurrency, len(todo)))))
         if stopped:
             raise stopped[0]
 
+    async def _given_up(self, client: Any, request: Request, failed: Failure) -> list[ModelError]:
+        """The error of a server that does not answer the same request about something harmless either; else none."""
+        try:
+            self._check_budget()
+            answer = await self._call(client, {**request, "messages": HARMLESS})
+        except ModelError as error:
+            return [error]
+        if isinstance(answer, Answer):  # what failed was the matter of those requests
+            return []
+        return [self.unusable(f"{HOPELESS} failures in a row, the last: {failed.reason}")]
+
     async def _call(self, client: Any, request: Request) -> Answer | Failure:
         import openai
 
-        reason = ""
+        reason, garbled, waits = "", 0, iter(range(self.retries))
         # what begins with "_" only tells one request from another in the cache
         sent = {name: value for name, value in request.items() if not name.startswith("_")}
-        for _ in range(1 + GARBLED_RETRIES):
+        while garbled <= GARBLED_RETRIES:
             self.usage.calls += 1
             if self.max_calls is not None:
                 client = client.with_options(max_retries=max(0, min(self.retries, self.max_calls - self.usage.calls)))
             try:
                 raw = await client.chat.completions.with_raw_response.create(model=self.model, **sent)
             except openai.APIStatusError as error:
-                again = error.status_code in (408, 409, 429) or error.status_code >= 500
-                self._retried(client.max_retries if again else 0)
-                reason = f"{error.status_code}: {self._short(error.message)}"
-                if error.status_code in (401, 403):
-                    raise self.unusable(f"{reason}; set {KEY}", error.status_code) from error
-                if error.status_code in (404, 405, 429):
-                    raise self.unusable(reason, error.status_code) from error
-                return Failure(reason, error.status_code)
+                self._retried(client.max_retries if passes(error.status_code) else 0)
+                return self._denied(error.status_code, error.message, error.body)
             except openai.APIConnectionError as error:  # time-outs too
                 self._retried(client.max_retries)
                 raise self.unusable(f"{error.message} {self._short(error.__cause__ or '')}".strip()) from error
             self._retried(raw.retries_taken)
             try:
-                return self._read(json.loads(raw.http_response.content))
+                body = json.loads(raw.http_response.content)
+                if not (told := error_of(body)):
+                    return self._read(body)
+                status, reason = (
+                    status_of(told),
+                    f"{self._short(told.get('message') or told)} (in an answer of status 200)",
+                )
+                if passes(status) and client.max_retries and (wait := next(waits, None)) is not None:
+                    self.usage.retries += 1
+                    await asyncio.sleep(min(LONGEST_WAIT, 0.5 * 2**wait))
+                    continue
+                if status or is_filtered(told):
+                    return self._denied(status, reason, told)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 reason = f"an answer that is no chat completion ({type(error).__name__}: {self._short(error)})"
+            garbled += 1
         return Failure(reason)
+
+    def _denied(self, status: int | None, said: str, told: object) -> Answer | Failure:
+        """What becomes of a request that was turned down: the answer that was kept back, or a failure.
+
+        Raises:
+            Unusable: It is the server, the key or the account that is in the way.
+        """
+        reason = f"{status}: {self._short(said)}" if status else self._short(said)
+        if status not in (401, 402, 404, 405, 422, 429) and is_filtered(told):
+            return Answer("", FILTER)
+        if status in (401, 403):
+            raise self.unusable(f"{reason}; set {KEY}", status)
+        if status in (402, 404, 405, 429):
+            raise self.unusable(reason, status)
+        return Failure(reason, status)
 
     def _read(self, body: Any) -> Answer:
         choice = body["choices"][0]
@@ -253,9 +294,10 @@ class Endpoint:
             if content
             else None
         )
-        text = str(message.get("content") or message.get("refusal") or "")
-        text.encode()  # half a surrogate pair, which JSON can spell, could not be written to a file: a ValueError
-        return Answer(text, str(choice.get("finish_reason")), top)
+        text, declined = text_of(message.get("content")), str(message.get("refusal") or "")
+        finish = REFUSAL if declined and not text else str(choice.get("finish_reason"))
+        (text + declined).encode()  # half a surrogate pair, which JSON can spell, could not be kept: a ValueError
+        return Answer(text or declined, finish, top)
 
     def _retried(self, times: int) -> None:
         self.usage.calls += times
@@ -308,8 +350,11 @@ def _check_url(url: str) -> None:
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # the port, or an unfinished IPv6 address
         good = False
+    shown = re.sub(r"//[^/]*@", "//…@", url)
     if not good:
-        raise ModelError(f"expected the address of a server, such as http://localhost:8000/v1, got {url}; correct it")
+        raise ModelError(f"expected the address of a server, such as http://localhost:8000/v1, got {shown}; correct it")
+    if shown != url:  # an address stands in results, cards and caches
+        raise ModelError(f"expected an address without a name or password, got {shown}; set {KEY} to the key instead")
 
 
 def _stored(store: sqlite3.Connection, keys: Sequence[str]) -> Iterator[tuple[str, Answer | Failure]]:

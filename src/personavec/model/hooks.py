@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from personavec.errors import VectorError
+from personavec.errors import ModelError, VectorError
 from personavec.model.chat_model import BlockModel, ChatModel
 
 
@@ -46,6 +46,7 @@ def attach(
 
     Raises:
         VectorError: A layer that the model does not have.
+        ModelError: In a forward pass: a layer that does not run, runs twice, or gives another form of stream.
     """
     for layer in fns:
         if not 0 <= layer < model.n_layers:
@@ -53,12 +54,28 @@ def attach(
                 f"expected a layer from 0 to {model.n_layers - 1}, got {layer}; layers count blocks from 0"
             )
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        start(_forward(args, kwargs))
+    unwrapped = model.hf.get_base_model() if hasattr(model.hf, "get_base_model") else model.hf  # of PEFT
+    whole: dict[str, Any] = {}  # what that is called with: a model of text and images gives its decoder other masks
+    visited: set[int] = set()
+    running: list[tuple[int, ...]] = []  # what the blocks of a pass give; empty while they are recomputed for gradients
 
-    def after(fn: BlockFn) -> Callable[[nn.Module, Any, Any], Any]:
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward = _forward(args, kwargs, whole)
+        visited.clear()
+        running[:] = [(*forward.real.shape, model.identity.d_model)]
+        start(forward)
+
+    def after(layer: int, fn: BlockFn) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(_: nn.Module, _args: Any, output: Any) -> Any:
             stream = output if isinstance(output, Tensor) else output[0]
+            if running:
+                if not isinstance(stream, Tensor) or stream.shape != running[0]:
+                    raise _another_form(layer, stream, running[0])
+                if layer in visited:
+                    raise ModelError(
+                        f"expected block {layer} to run once a pass, got twice; this family is not supported"
+                    )
+            visited.add(layer)
             changed = fn(stream)
             if changed is None:
                 return None
@@ -66,35 +83,96 @@ def attach(
 
         return hook
 
+    def ended(*_: Any) -> None:
+        running.clear()
+        if missed := sorted(fns.keys() - visited):
+            raise ModelError(
+                f"expected layer {', '.join(map(str, missed))} to run, got a forward pass that did not call it as a "
+                "module; choose layers that run on text, and call the model without kernels that go past hooks"
+            )
+
     handles = []
     try:
         if inputs is not None:
             handles.append(model.hf.register_forward_pre_hook(lambda _, __, named: inputs(named), with_kwargs=True))
+        if unwrapped is not model.decoder:
+            handles.append(
+                unwrapped.register_forward_pre_hook(lambda _, __, named: whole.update(named), with_kwargs=True)
+            )
+            handles.append(unwrapped.register_forward_hook(lambda *_: whole.clear(), always_call=True))
         handles.append(model.decoder.register_forward_pre_hook(before, with_kwargs=True))
         for layer, fn in fns.items():
-            handles.append(model.blocks[layer].register_forward_hook(after(fn), prepend=first))
+            handles.append(model.blocks[layer].register_forward_hook(after(layer, fn), prepend=first))
+        handles.append(model.decoder.register_forward_hook(ended))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _forward(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
-    """Positions from what the decoder was called with, as transformers would derive them."""
+def _forward(args: tuple[Any, ...], kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> Forward:
+    """Positions from what the decoder was called with, as transformers would derive them.
+
+    Args:
+        args: Of the decoder.
+        kwargs: Of the decoder.
+        given: Of the whole model, of which the decoder may not be told, or in another form.
+
+    Raises:
+        ModelError: A cache that does not know how many tokens it holds, and no positions.
+    """
     inputs: Any = args[0] if args else kwargs.get("input_ids")
     inputs = kwargs["inputs_embeds"] if inputs is None else inputs
     rows, seq = inputs.shape[:2]
-    mask: Any = kwargs.get("attention_mask")
-    positions: Any = kwargs.get("position_ids")
-    padded = isinstance(mask, Tensor) and mask.ndim == 2
-    real = mask[:, -seq:].bool() if padded else torch.ones((rows, seq), dtype=torch.bool, device=inputs.device)
-    if positions is None and padded:
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -seq:]
+    mask = _mask(kwargs.get("attention_mask"), given.get("attention_mask"), rows, seq)
+    positions: Any = next((p for p in (kwargs.get("position_ids"), given.get("position_ids")) if p is not None), None)
+    if isinstance(positions, Tensor) and positions.ndim == 3:  # of text and images: the first are those of text
+        positions = positions[0]
+    real = torch.ones((rows, seq), dtype=torch.bool, device=inputs.device) if mask is None else mask[:, -seq:].bool()
+    if positions is None and mask is not None:
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -seq:]
     elif positions is None:
         cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its name since transformers 5.24, and before
-        past = 0 if cache is None else cache.get_seq_length()
+        past = 0 if cache is None else _length(cache)
         positions = torch.arange(past, past + seq, device=inputs.device)[None]
     return Forward(positions.expand(rows, seq), real)
+
+
+def _length(cache: Any) -> int:
+    try:
+        return int(cache.get_seq_length())
+    except (ValueError, AttributeError) as error:
+        raise ModelError(
+            f"expected position_ids with a {type(cache).__name__} that does not count its tokens, got none; pass them"
+        ) from error
+
+
+def _mask(mask: Any, given: Any, rows: int, seq: int) -> Tensor | None:
+    """Which columns are no padding [rows, columns], from a mask of any form."""
+    for candidate in (mask, given):
+        if (
+            isinstance(candidate, Tensor)
+            and candidate.ndim == 2
+            and len(candidate) == rows
+            and candidate.shape[1] >= seq
+        ):
+            return candidate
+    masks = mask.values() if isinstance(mask, Mapping) else (mask,)
+    for square in masks:
+        if (
+            isinstance(square, Tensor) and square.ndim == 4
+        ):  # [rows, heads, seq, columns]: padding reads not even itself
+            itself = square[:, 0].diagonal(square.shape[-1] - square.shape[-2], -2, -1)
+            return itself if itself.dtype == torch.bool else itself == 0
+    return None
+
+
+def _another_form(layer: int, stream: Any, wanted: tuple[int, ...]) -> ModelError:
+    got = list(stream.shape) if isinstance(stream, Tensor) else type(stream).__name__
+    return ModelError(
+        f"expected blocks that give [rows, seq, d_model] = {list(wanted)}, got {got} of block {layer}; this family is "
+        "not supported"
+    )
 
 
 class _Deepest(Exception):

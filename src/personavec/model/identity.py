@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +14,18 @@ def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
     """Sha256 over the shape of the model and a sample of its weights: cheap, and equal for equal models.
 
     The sample is rounded so far that no dtype shows in it, except float16 for weights stored in float32. Adapters
-    are left out. Weights that are not here as numbers (quantised; partitioned by ZeRO-3 or FSDP; not loaded) are left
-    out too, and the result then says that it is partial.
+    are left out, and so are the copies that one trains: what they stand for is read. Weights that are not here as
+    numbers (quantised; partitioned by ZeRO-3 or FSDP; not loaded) are left out too, and the result then says that it
+    is partial.
     """
     text = hf.config.get_text_config()
     digest = hashlib.sha256(json.dumps([text.model_type, len(blocks), text.hidden_size, text.vocab_size]).encode())
     adapter = getattr(hf.base_model, "prefix", "lora_")
     partial = ""
     for block in (blocks[0], blocks[len(blocks) // 2], blocks[-1]):
-        for name, weight in sorted(block.named_parameters()):
-            if adapter in name:
+        weights = {re.sub(r"\b(original_module|base_layer)\.", "", n): w for n, w in block.named_parameters()}
+        for name, weight in sorted(weights.items()):
+            if adapter in name or "modules_to_save." in name:
                 continue
             here = weight.numel() > 0 and not weight.is_meta and not hasattr(weight, "to_local")
             if not (here and weight.is_floating_point() and weight.itemsize > 1):  # whole, in 16 bits or more

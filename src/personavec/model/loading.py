@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -12,18 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from jaxtyping import Float
+from numpy import ndarray
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from personavec.errors import ModelError
-from personavec.model.rope import take_over_rope
 from personavec.runs.fetch import cache_folder, fetch_wheels
 from personavec.runs.files import sha256
 
-TEMPLATE_FILE = "chat_template.json"
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Rotary scaling of all Llama 3.1, 3.2 and 3.3 models; only the factor differs. Source: their config.json."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -87,12 +98,12 @@ def load(
         trust_remote_code: Run code that the model repository ships.
 
     Raises:
-        ModelError: Nothing loadable under that name.
+        ModelError: Nothing loadable under that name, or a model of a class that writes no text.
     """
     try:
         source = _folder(name)
         with quiet():
-            hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+            hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             if tokenizer.chat_template is None:
                 tokenizer.chat_template = _template_beside(source)
@@ -113,7 +124,7 @@ def _template_beside(source: str) -> Any:
     Raises:
         ModelError: That file holds none.
     """
-    path = cached_file(source, TEMPLATE_FILE, _raise_exceptions_for_missing_entries=False)
+    path = cached_file(source, "chat_template.json", _raise_exceptions_for_missing_entries=False)
     if path is None:
         return None
     try:
@@ -122,6 +133,20 @@ def _template_beside(source: str) -> Any:
         raise ModelError(
             f"expected a chat_template in {path}, got none ({type(error).__name__}); correct that file"
         ) from error
+
+
+def _weights(source: str, **options: Any) -> Any:
+    """A model of text, or one of text and images, which reads text alone as well."""
+    for family in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        try:
+            return family.from_pretrained(source, **options)
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise
+    kind = AutoConfig.from_pretrained(source, trust_remote_code=options["trust_remote_code"]).model_type
+    raise ModelError(
+        f"expected a model that transformers loads to write text, got {kind} ({source}); this class is not supported"
+    )
 
 
 def _folder(name: str) -> str:
@@ -209,3 +234,52 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def take_over_rope(path: Path, config: Any) -> None:
+    """Set the rotary scaling that a GGUF file states in a configuration that lacks it.
+
+    Raises:
+        ModelError: The file states a scaling that cannot be taken over.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    fields = {name: field for name, field in reader.fields.items() if ".rope." in name}
+    stated = {name.split(".rope.")[1]: field.contents() for name, field in fields.items()}
+    text = config.get_text_config()
+    rope = dict(getattr(text, "rope_parameters", None) or {})
+    kind = stated.get("scaling.type", "none")
+    factors = [tensor for tensor in reader.tensors if tensor.name.startswith(("rope_freqs", "rope_factors"))]
+    if kind in ("none", None) and not factors:
+        return
+    if rope.get("rope_type", "default") != "default":  # transformers read it
+        return
+    factor = stated.get("scaling.factor", stated.get("scale_linear"))
+    if kind == "linear" and not factors and factor:
+        text.rope_parameters = rope | {"rope_type": "linear", "factor": float(factor)}
+    elif (
+        kind in ("none", None) and [tensor.name for tensor in factors] == ["rope_freqs.weight"] and "rope_theta" in rope
+    ):
+        values = np.array(factors[0].data, dtype=np.float64)
+        largest = float(values.max())
+        if values.ndim != 1 or not np.allclose(values, _llama3(len(values), rope["rope_theta"], largest), rtol=1e-3):
+            raise _refusal(path, "rope_freqs.weight of another kind than Llama 3's")
+        text.rope_parameters = rope | LLAMA3 | {"rope_type": "llama3", "factor": largest}
+    else:
+        raise _refusal(path, f"{kind} with {', '.join(tensor.name for tensor in factors) or 'no tensor of factors'}")
+
+
+def _llama3(count: int, theta: float, factor: float) -> Float[ndarray, " count"]:
+    """By how much Llama 3 lowers each frequency: slow ones by the factor, fast ones by 1, smoothly in between."""
+    turns = LLAMA3["original_max_position_embeddings"] * theta ** (-np.arange(count) / count) / (2 * math.pi)
+    low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return np.asarray(1 / ((1 - smooth) / factor + smooth))
+
+
+def _refusal(path: Path, got: str) -> ModelError:
+    return ModelError(
+        f"expected a GGUF model whose rotary scaling can be taken over (linear, Llama 3's), got {got} in {path}; pass "
+        "the model's Hugging Face folder"
+    )

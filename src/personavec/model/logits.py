@@ -8,7 +8,7 @@ from torch import Tensor
 
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import Ids as Ids
-from personavec.model.kv_cache import empty, using
+from personavec.model.kv_cache import behind, shared
 
 BATCH_LOGITS = 75_000_000
 """Logits that one forward pass may hold."""
@@ -31,6 +31,7 @@ def reply_logprobs(
         replies: Reply ids; an empty reply gives an empty tensor.
         progress: Told the number of replies done after every batch.
     """
+    share = shared(model)
     reply_tokens = BATCH_LOGITS // model.hf.config.get_text_config().vocab_size
     order = sorted(range(len(replies)), key=lambda i: (len(prompts[i]), prompts[i], len(replies[i])))
     out: list[Tensor] = [torch.empty(0)] * len(replies)
@@ -40,8 +41,9 @@ def reply_logprobs(
         next_batch = [*batch, *order[place + 1 : place + 2]]
         rows, reply = len(next_batch), max(len(replies[i]) for i in next_batch)
         prompt = max(len(prompts[i]) for i in next_batch)
-        if rows == len(batch) or rows * (reply + 1) > reply_tokens or rows * (prompt + reply) > BATCH_TOKENS:
-            logprobs = _batch(model, [prompts[i] for i in batch], [replies[i] for i in batch])
+        tail = reply + 1 if share else reply + prompt
+        if rows == len(batch) or rows * tail > reply_tokens or rows * (prompt + reply) > BATCH_TOKENS:
+            logprobs = _batch(model, [prompts[i] for i in batch], [replies[i] for i in batch], share)
             for i, logprob in zip(batch, logprobs, strict=True):
                 out[i] = logprob
             progress(len(batch))
@@ -49,29 +51,16 @@ def reply_logprobs(
     return out
 
 
-def _batch(model: ChatModel, prompts: Sequence[Ids], replies: Sequence[Ids]) -> list[Tensor]:
-    distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-    cache, inputs = empty(model), model.inputs([prompt[:-1] for prompt in distinct], left=True)
-    mask = inputs["attention_mask"]
-    rows = torch.tensor([distinct[prompt] for prompt in prompts], device=model.device)
-    if mask.any():
-        model.decoder(**inputs | using(model, cache))
-        cache.batch_select_indices(rows)
-    else:  # prompts of one token: there is nothing before the tail to read
-        mask = mask[:, :0]
+def _batch(model: ChatModel, prompts: Sequence[Ids], replies: Sequence[Ids], share: bool) -> list[Tensor]:
+    read = [len(prompt) - 1 if share else 0 for prompt in prompts]  # tokens that are read for several replies at once
     # the last prompt token goes with the reply: its output predicts the reply's first token
-    tails = [prompt[-1:] + reply[:-1] for prompt, reply in zip(prompts, replies, strict=True)]
-    tail_ids, tail_mask = model.tensor(tails, left=False)
-    start = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)[:, None]
-    logits = model.hf(
-        input_ids=tail_ids,
-        attention_mask=torch.cat([mask[rows], tail_mask], dim=1),
-        position_ids=start + torch.arange(tail_ids.shape[1], device=model.device),
-        **using(model, cache),
-    ).logits
+    tails = [prompt[cut:] + reply[:-1] for prompt, reply, cut in zip(prompts, replies, read, strict=True)]
+    inputs = behind(model, prompts, tails) if any(read) else model.inputs(tails)
+    logits = model.hf(**inputs).logits
     out = []
-    for row, reply in zip(logits, replies, strict=True):
-        scores = row[: len(reply)].float()
+    for row, prompt, reply, cut in zip(logits, prompts, replies, read, strict=True):
+        first = len(prompt) - 1 - cut
+        scores = row[first : first + len(reply)].float()
         target = torch.tensor(reply, dtype=torch.long, device=scores.device)[:, None]
         out.append((scores.gather(1, target)[:, 0] - scores.logsumexp(-1)).cpu())
     return out

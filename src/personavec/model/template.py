@@ -3,6 +3,7 @@
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -11,7 +12,14 @@ from jinja2 import TemplateError
 from personavec.errors import ModelError
 from personavec.model.control import ControlTokens, Encoded
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""A turn: `role` and `content`, and what the chat template is to show of an agent's besides."""
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ {'system': 'Instructions', 'user': 'Question', 'assistant': 'Answer'}[message['role']] }}: "
+    "{{ message['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
+)
+"""How a base model without a chat template is shown a conversation when it serves as a judge."""
 
 ASKED, REPLIED = "Kalmarquestion", "Kalmaranswer"
 """Words by which a template shows where it puts turns."""
@@ -41,6 +49,9 @@ REASONING = (
 )
 """Marks that the published reasoning models use; those count that a tokenizer has as tokens or its template writes."""
 
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""What chat templates call the reasoning of a turn."""
+
 
 class ChatTemplate:
     """How one model's turns become text, and that text token ids.
@@ -48,6 +59,7 @@ class ChatTemplate:
     Attributes:
         source: What the tokenizer holds as its chat template.
         head: Where a finished reply begins, the text before it: after a question, without an open reasoning block.
+        tail: What follows a finished reply, if the reply's text stands where the template opens replies; else None.
     """
 
     def __init__(self, tokenizer: Any, name: str) -> None:
@@ -57,27 +69,28 @@ class ChatTemplate:
             ModelError: It does not render, or leaves out what a turn says, or does not open replies.
         """
         self.tokenizer, self.name, self.source = tokenizer, name, tokenizer.chat_template
-        chosen = self.source
-        if isinstance(chosen, Mapping):
-            if "default" not in chosen:
-                names = ", ".join(map(str, chosen)) or "none"
+        written = str(self.source)
+        if isinstance(self.source, Mapping):
+            if "default" not in self.source:
+                names = ", ".join(map(str, self.source)) or "none"
                 raise ModelError(
                     f"expected one chat template or one named default, got {names} in the tokenizer of {name}; "
                     "set tokenizer.chat_template to one of them"
                 )
-            chosen = chosen["default"]
-        marked = "\n".join([str(chosen), *(mark for marks in REASONING for mark in marks)])
+            written = "\n".join(map(str, self.source.values()))
+        marked = "\n".join([written, *(mark for marks in REASONING for mark in marks)])
         self.control = ControlTokens(tokenizer, marked, name)
         vocabulary = tokenizer.get_vocab()
         self.reasoning = tuple(
             marks
             for marks in REASONING
-            if any(mark in vocabulary or mark in str(chosen) for mark in (marks.opens, marks.closes))
+            if any(mark in vocabulary or mark in written for mark in (marks.opens, marks.closes))
             or (marks.before and all(mark in vocabulary for mark in re.findall(r"<\|\w+\|>", marks.opens)))
         )
         self._marks: dict[str, tuple[int, ...]] = {}
         self._in_parts = False
         self.head = ""
+        self.tail: str | None = None
         self._try()
 
     def _try(self) -> None:
@@ -92,7 +105,8 @@ class ChatTemplate:
         for word, role, text in ((ASKED, "user", opened), (REPLIED, "assistant", finished)):
             if word not in text:
                 raise self._silent(role)
-        self.head = finished[: finished.index(REPLIED)]
+        self.head, tail = finished.split(REPLIED, 1)
+        self.tail = tail if self.head == opened else None
         header = self.head.removeprefix(opened).strip()
         reasons = any(header.startswith((marks.opens.strip(), marks.closes.strip())) for marks in self.reasoning)
         if opened == closed and self.head.startswith(opened) and header and not reasons:
@@ -101,18 +115,43 @@ class ChatTemplate:
                 f"{self.name}'s, which writes {header!r} with the reply alone; correct the template"
             )
 
-    def inert(self, messages: Sequence[Message], system: str = "template") -> tuple[list[Message], str]:
-        """Turns whose texts the template cannot take for its own, and the system-prompt policy that goes with them.
+    def inert(
+        self, messages: Sequence[Message], system: str = "template", tools: Sequence[Any] = ()
+    ) -> tuple[list[Message], str, list[Any]]:
+        """Turns and tools whose texts the template cannot take for its own, and the policy that goes with such turns.
 
         What marks reasoning at the beginning of a reply stays as it is.
+
+        Raises:
+            ModelError: The template has no word for something that the turns hold, see `shown_turns`.
         """
         turns = list(messages)
+        if tools or any(len(turn) > 2 or turn["role"] == "tool" for turn in turns):
+            turns = shown_turns(turns, tools, self.tokenizer.get_chat_template(tools=[*tools] or None), self.name)
         if turns[0]["role"] != "system" and system not in ("template", "none"):
             turns, system = [{"role": "system", "content": system}, *turns], "template"
-        return [{"role": turn["role"], "content": self._inert(turn)} for turn in turns], system
+        return [self._inert_turn(turn) for turn in turns], system, [self._inert_value(tool) for tool in tools]
+
+    def _inert_turn(self, turn: Message) -> Message:
+        made = {"role": turn["role"], "content": self._inert(turn)}
+        return made if len(turn) == 2 else {key: made.get(key) or self._inert_value(turn[key]) for key in turn}
+
+    def _inert_value(self, value: Any) -> Any:
+        """What JSON can hold, every text in it inert."""
+        if isinstance(value, str):
+            return self.control.inert(value)
+        if isinstance(value, Mapping):
+            return {self._inert_value(key): self._inert_value(each) for key, each in value.items()}
+        return [*map(self._inert_value, value)] if isinstance(value, list | tuple) else value
+
+    def as_it_is(self, reply: str) -> bool:
+        """Whether a finished reply is written as it is, between the text that opens it and `tail`."""
+        if self.tail is None or reply != reply.strip() or self.control.inert(reply) is not reply:
+            return False
+        return not any(mark in reply for marks in self.reasoning for mark in (marks.opens, marks.closes))
 
     def _inert(self, turn: Message) -> str:
-        content = turn["content"]
+        content: str = turn["content"]
         if turn["role"] == "assistant" and self.control.spelled(content):
             for marks in self.reasoning:
                 said = content.lstrip()
@@ -133,23 +172,31 @@ class ChatTemplate:
         text = self._render([{"role": "user", "content": ASKED}], True)
         return text.rfind(marks.opens) > max(text.rfind(marks.closes), text.find(ASKED))
 
-    def text(self, messages: Sequence[Message], system: str = "template", *, open_reply: bool = True) -> str:
+    def text(
+        self,
+        messages: Sequence[Message],
+        system: str = "template",
+        *,
+        open_reply: bool = True,
+        tools: Sequence[Any] = (),
+    ) -> str:
         """A conversation as the template writes it; see `ChatModel.text`."""
         if messages[0]["role"] == "system" or system == "template":
-            return self._apply(messages, open_reply)
+            return self._apply(messages, open_reply, tools)
         if system != "none":
-            return self._apply([{"role": "system", "content": system}, *messages], open_reply)
-        bare = self._apply(messages, open_reply)
-        empty = self._apply([{"role": "system", "content": ""}, *messages], open_reply)
+            return self._apply([{"role": "system", "content": system}, *messages], open_reply, tools)
+        bare = self._apply(messages, open_reply, tools)
+        empty = self._apply([{"role": "system", "content": ""}, *messages], open_reply, tools)
         return min(bare, empty, key=len)
 
-    def reply_start(self, messages: Sequence[Message], system: str, finished: str) -> int:
+    def reply_start(self, messages: Sequence[Message], system: str, finished: str, tools: Sequence[Any] = ()) -> int:
         """Where in a finished conversation the last reply begins, if the template opens replies in another way.
 
         Raises:
             ModelError: The template leaves replies out.
         """
-        other = self.text([*messages, {"role": "assistant", "content": REPLIED}], system, open_reply=False)
+        turns = [*messages, {"role": "assistant", "content": REPLIED}]
+        other = self.text(turns, system, open_reply=False, tools=tools)
         if (place := other.rfind(REPLIED)) < 0:
             raise self._silent("assistant")
         pairs = zip(other[:place], finished, strict=False)
@@ -198,12 +245,13 @@ class ChatTemplate:
             self._marks[mark] = ids if ids and ids[0] in added and ids[-1] in added else ()
         return self._marks[mark]
 
-    def _apply(self, messages: Sequence[Message], open_reply: bool) -> str:
+    def _apply(self, messages: Sequence[Message], open_reply: bool, tools: Sequence[Any]) -> str:
         instructed = messages[0]["role"] == "system" and len(messages) > 1
         try:
-            rendered = self._render(messages, open_reply)
-            if not (instructed and messages[0]["content"] and rendered == self._render(messages[1:], open_reply)):
-                self._check(messages, rendered, open_reply)
+            rendered = self._render(messages, open_reply, tools)
+            led = instructed and messages[0]["content"] and rendered == self._render(messages[1:], open_reply, tools)
+            if not led:
+                self._check(messages, rendered, open_reply, tools)
                 return rendered
         except TemplateError as error:
             if not instructed:
@@ -211,19 +259,19 @@ class ChatTemplate:
                 raise ModelError(f"expected turns that alternate and end with the user, got: {reason}") from error
         # some families (Gemma) have no system role, or pass over it: the instruction then leads the first user turn
         system, first, *rest = messages
-        led = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
-        return self._apply([led, *rest], open_reply)
+        asked = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
+        return self._apply([asked, *rest], open_reply, tools)
 
-    def _check(self, messages: Sequence[Message], rendered: str, open_reply: bool) -> None:
+    def _check(self, messages: Sequence[Message], rendered: str, open_reply: bool, tools: Sequence[Any]) -> None:
         """Raise ModelError if the text of a turn was left out; a template may write it in another form."""
         for place, turn in enumerate(messages):
             if turn["content"].strip() not in rendered:
                 role = turn["role"]
-                others = [*messages[:place], {"role": role, "content": ASKED}, *messages[place + 1 :]]
-                if ASKED not in self._render(others, open_reply):
+                others = [*messages[:place], {**turn, "content": ASKED}, *messages[place + 1 :]]
+                if ASKED not in self._render(others, open_reply, tools):
                     raise self._silent(role)
 
-    def _render(self, messages: Sequence[Message], open_reply: bool) -> str:
+    def _render(self, messages: Sequence[Message], open_reply: bool, tools: Sequence[Any] = ()) -> str:
         """What the tokenizer makes of turns.
 
         Raises:
@@ -232,9 +280,10 @@ class ChatTemplate:
         """
         turns: list[Any] = [*messages]
         if self._in_parts:
-            turns = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in map(dict, turns)]
+            turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
         try:
-            return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=open_reply, tokenize=False))
+            apply, shown = self.tokenizer.apply_chat_template, {"tools": [*tools]} if tools else {}
+            return str(apply(turns, add_generation_prompt=open_reply, tokenize=False, **shown))
         except Exception as error:  # whatever a template's code may raise
             if type(error) is TemplateError:  # raise_exception, by which a template refuses turns
                 raise
@@ -253,5 +302,41 @@ class ChatTemplate:
 
 def _last(ids: Sequence[int], part: Sequence[int]) -> int:
     """Where a part stands for the last time among ids, -1 if it does not."""
+    if part[0] not in ids:
+        return -1
     places = range(len(ids) - len(part), -1, -1)
     return next((place for place in places if tuple(ids[place : place + len(part)]) == tuple(part)), -1)
+
+
+def shown_turns(messages: Sequence[Message], tools: Sequence[Any], template: str, model: str) -> list[Message]:
+    """Agents' turns under the names that a chat template has for what they hold.
+
+    Args:
+        messages: Turns with `role`, `content`, perhaps `name`, `tool_calls`, `tool_call_id` and `reasoning_content`.
+        tools: What the model could call.
+        template: The chat template's source.
+        model: Whose it is, for people.
+
+    Raises:
+        ModelError: The template has no word for the tools, the role tool, calls or reasoning.
+    """
+    words = _words(template)
+    needed = {"tools"} if tools else set()
+    needed |= {"the role tool" for turn in messages if turn["role"] == "tool"}
+    needed |= {name for turn in messages for name in ("tool_calls", "reasoning_content") if turn.get(name)}
+    reasoning = next((name for name in REASONING_FIELDS if name in words), None)
+    known = words | ({"reasoning_content"} if reasoning else set())
+    known |= {"the role tool"} if re.search(r"""["']tool["']""", template) else set()
+    if unknown := sorted(needed - known):
+        raise ModelError(
+            f"expected turns that {model}'s chat template shows whole, got {' and '.join(unknown)}, which it does not "
+            "know; choose a model that was made for them, or drop those rows"
+        )
+    if reasoning in (None, "reasoning_content"):
+        return [*messages]
+    return [{reasoning if key == "reasoning_content" else key: turn[key] for key in turn} for turn in messages]
+
+
+@lru_cache(maxsize=16)
+def _words(template: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", template))

@@ -10,7 +10,7 @@ from personavec.report.extract import HIDDEN_TRAITS
 from personavec.report.page import drawn, render, svg
 from personavec.runs.show import shaded_tokens
 
-KINDS = {"attention": BLUE, "mlp": VERMILLION, "embedding": GREY, "block": BLUE}
+KINDS = {"attention": BLUE, "MLP": VERMILLION, "embedding": GREY, "block": BLUE}
 """Colour of each kind of term."""
 
 
@@ -57,7 +57,7 @@ def term_chart(result: Json) -> alt.LayerChart:
     colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=[KINDS[kind] for kind in kinds]))
     x = alt.X("block:O", title="block (−1: the embedding)", axis=alt.Axis(labelAngle=0))
     base = alt.Chart(inline(rows)).encode(
-        x=x, xOffset="kind:N", tooltip=["kind:N", "block:O", "value:Q", "low:Q", "high:Q"]
+        x=x, xOffset=alt.XOffset("kind:N", sort=kinds), tooltip=["kind:N", "block:O", "value:Q", "low:Q", "high:Q"]
     )
     layers = [
         base.mark_rule(color=FAINT, strokeWidth=7).encode(y="random_low:Q", y2="random_high:Q"),
@@ -66,7 +66,9 @@ def term_chart(result: Json) -> alt.LayerChart:
     ]
     best = max(result["terms"], key=lambda term: term["difference"]["mean"])
     share = best["difference"]["mean"] / result["whole"]["mean"]
-    title = f"{best['term'].capitalize()} writes more of the difference than any other: {100 * share:.0f}%"
+    title = (
+        f"{best['term'][0].upper()}{best['term'][1:]} writes more of the difference than any other: {100 * share:.0f}%"
+    )
     subtitle = [
         f"The terms sum to {result['whole']['mean']:.2f}, the difference at layer {result['layer']}.",
         "Lines: 95% intervals over questions. Grey: the range along random directions.",

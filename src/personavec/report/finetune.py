@@ -25,10 +25,10 @@ def write(result: Json, folder: Path) -> Path:
     charts: dict[str, alt.LayerChart | alt.ConcatChart] = {
         f"methods_{place}": methods_chart(result, name) for place, name in enumerate(result["traits"])
     }
-    dosed = any(arm["coef"] is not None and arm["method"] in ("prevent", "posthoc") for arm in result["arms"])
-    for cost in (each for each in ("perplexity", "coherence", *tasks) if dosed and _cost(result["arms"][0], "", each)):
+    for cost in (each for each in ("perplexity", "coherence", *tasks) if _dosed(result, trait, each)):
         charts[f"dose_{cost}"] = dose_chart(result, trait, cost)
-    charts["shift"] = shift_chart(result)
+    if any(arm["shift"] for arm in result["arms"]):
+        charts["shift"] = shift_chart(result)
     return render(folder / "report.html", "finetune.html", result=result, tasks=tasks, **drawn(folder, charts))
 
 
@@ -103,13 +103,28 @@ def _headline(result: Json, trait: str) -> str:
     """What prevention at the given coefficient kept of the change."""
     arms = {arm["arm"]: arm["traits"][trait] for arm in result["arms"]}
     change, prevented = arms["plain"]["difference"]["trait"], arms.get("prevent ×1")
+    if change["mean"] is None:
+        return f"{trait}: how far plain training moves the score is not known"
     if arms["plain"]["kept"] is None:
         return f"{trait}: plain training is not shown to move the score"
     moved, kept = f"{trait}: plain training moves the score by {change['mean']:+.0f}", (prevented or {}).get("kept")
     if not kept or kept["mean"] is None:
         return moved
-    low, high = (round(100 * bound) for bound in kept["ci"])
-    return f"{moved}, prevention keeps {100 * kept['mean']:.0f}% of that [{low}, {high}]"
+    low, high = kept["ci"]
+    if low is None or high is None:
+        return f"{moved}; how much of that prevention leaves is not known"
+    left = f"{100 * kept['mean']:.0f}% of that [{100 * low:.0f}, {100 * high:.0f}]"
+    if high >= 1:
+        return f"{moved}; prevention is not shown to lower that: it leaves {left}"
+    return f"{moved}; with prevention {left} is left"
+
+
+def _dosed(result: Json, trait: str, cost: str) -> bool:
+    """Whether there are arms by dose, and it is known of all of them and of the references what they cost."""
+    dosed = [arm for arm in result["arms"] if arm["method"] in ("prevent", "posthoc")]
+    shown = [_measures(arm, trait, cost) for arm in result["arms"] if arm in dosed or arm["arm"] in REFERENCES]
+    known = all(each and each["mean"] is not None for measures in shown for each in measures.values())
+    return known and any(arm["coef"] is not None for arm in dosed)
 
 
 def _measures(arm: Json, trait: str, cost: str) -> dict[str, Any]:

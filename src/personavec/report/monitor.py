@@ -7,7 +7,7 @@ import altair as alt
 
 from personavec.report.charts import BLUE, GREY, INK, MAX_SCORE, VERMILLION, Json, finish, histogram, inline
 from personavec.report.page import drawn, render, svg
-from personavec.runs.show import shaded_tokens, table
+from personavec.runs.show import alerts_said, shaded_tokens, table
 
 RECORDED, BENIGN = "recorded", "benign"
 SHOWN_ALERTS, SHOWN_CONVERSATIONS = 100, 20
@@ -30,6 +30,7 @@ def write(data: Json, folder: Path) -> Path:
         return render(path, "monitoring_experiment.html", result=data, **drawn(folder, _scatters(data)))
     alerts = data["raised"]
     shown = {"alerts": alerts[:SHOWN_ALERTS], "n_alerts": len(alerts)}
+    shown["alerts_said"] = alerts_said(data["expectation"]) if data["expectation"] else ""
     return render(path, "monitor.html", result=data, **shown, **drawn(folder, _charts(data)))
 
 
@@ -76,7 +77,7 @@ def curve(result: Json, name: str, kind: str) -> alt.LayerChart:
         for at in result["curves"][name][kind]
         if at["mean"] is not None
     ]
-    last = max(row["turn"] for row in means)
+    last = max((row["turn"] for row in means), default=-1)
     single = [
         {"conversation": row["conversation"], "turn": row["turn"], "value": row["vectors"][name][FIELDS[kind]]}
         for row in result["lines"]

@@ -6,7 +6,7 @@ import altair as alt
 
 from personavec.report.charts import BLUE, GREY, INK, VERMILLION, Json, bounded, finish, histogram, inline
 from personavec.report.page import drawn, render, svg
-from personavec.runs.show import table
+from personavec.runs.show import dropped_by, table
 
 DATA, CLEAN = "this data set", "clean data set"
 SHOWN_SOURCES = 20
@@ -28,6 +28,8 @@ def write(data: Json, folder: Path) -> Path:
         result=data,
         screened=screened,
         examples=data["examples"],
+        headline=headline(data) if screened else "",
+        dropped_by=dropped_by(data["flags"]) if screened and data["flags"] else "",
         **drawn(folder, _charts(data) if screened else {}),
     )
 
@@ -59,6 +61,19 @@ def _charts(result: Json) -> dict[str, alt.LayerChart]:
     return charts
 
 
+def headline(result: Json) -> str:
+    """The verdict on the set, side by side; of a score that only ranks rows, that there is none."""
+    if not result["verdict_against"]:
+        return "These scores rank rows; they are no verdict on the set"
+    sides = {
+        way: ", ".join(name for name, verdict in result["verdict"].items() if verdict == way)
+        for way in ("toward", "against")
+    }
+    parts = [f"{way} {names}" for way, names in sides.items() if names]
+    leans = f"leans {' and '.join(parts)}" if parts else "leans neither toward nor against any vector"
+    return f"Compared with {result['verdict_against']}, this data set {leans}"
+
+
 def means(result: Json) -> alt.LayerChart:
     """The set's mean on every vector with its interval, over the range of random directions."""
     rows = [
@@ -70,10 +85,6 @@ def means(result: Json) -> alt.LayerChart:
         | bounded(mean)
         for name, mean in result["projection_difference"].items()
     ]
-    beyond = [name for name, control in result["random_control"].items() if control["beyond"]]
-    title = (
-        f"Beyond random directions: {', '.join(beyond)}" if beyond else "No vector stands out from random directions"
-    )
     base = alt.Chart(inline(rows)).encode(y=alt.Y("vector:N", title=None, sort=None))
     x = alt.X("mean:Q", title=f"{result['estimate']}, mean over rows (activation units)")
     layers = [
@@ -83,7 +94,7 @@ def means(result: Json) -> alt.LayerChart:
         base.mark_point(color=BLUE, filled=True, size=80, opacity=1).encode(x=x, tooltip=["vector:N", "mean:Q"]),
     ]
     subtitle = ["Point and line: mean with 95% interval.", "Grey: the same mean on 20 random directions."]
-    return finish(layers, title, subtitle, 520, alt.Step(34))
+    return finish(layers, headline(result), subtitle, 520, alt.Step(34))
 
 
 def distribution(result: Json, name: str) -> alt.LayerChart:
@@ -94,12 +105,13 @@ def distribution(result: Json, name: str) -> alt.LayerChart:
     title = f"{name}: rows' scores"
     subtitle = ["Outermost bars hold everything beyond them."]
     if flags := result["flags"]:
-        limit = flags["thresholds"][name]
-        layers.append(
-            alt.Chart(inline([{"limit": limit}])).mark_rule(color=VERMILLION, strokeWidth=2).encode(x="limit:Q")
-        )
-        title = f"{name}: {flags['flagged'][name]:,} rows above the threshold"
-        subtitle = [f"Orange: the {flags['percentile']:g}th percentile of {flags['of']}.", *subtitle]
+        of = {"above": ("thresholds", "flagged"), "below": ("low_thresholds", "flagged_low")}
+        sides = {"high": ["above"], "low": ["below"], "both": [*of]}[flags["drop"]]
+        limits = inline([{"limit": flags[of[side][0]][name]} for side in sides])
+        layers.append(alt.Chart(limits).mark_rule(color=VERMILLION, strokeWidth=2).encode(x="limit:Q"))
+        counts = ", ".join(f"{flags[of[side][1]][name]:,} rows {side} the threshold" for side in sides)
+        title = f"{name}: {counts}"
+        subtitle = [f"Orange, dropped beyond: {dropped_by(flags)}.", *subtitle]
     return finish(layers, title, subtitle, 420, 220)
 
 

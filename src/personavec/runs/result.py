@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from personavec.errors import ConfigError
+from personavec.runs.gate import GateCondition
 from personavec.runs.show import table
 
 
@@ -74,6 +75,20 @@ class Result:
     def published(self) -> dict[str, Any]:
         """Write the page into the store, if this kind of result has one; what `--json` prints, with the page's path."""
         return self.to_dict() | ({"report": str(self.report())} if self.page else {})
+
+    def gate(self, *conditions: str) -> list[dict[str, Any]]:
+        """What becomes of conditions on its figures, as the command line's --fail-if takes them.
+
+        Args:
+            conditions: Such as "projection_difference.evil.mean > 0.5", of what `to_dict` gives.
+
+        Returns:
+            A row for each: `fail_if`, `failed` (whether it holds; null where that is unknown), `values` and `why`.
+
+        Raises:
+            ConfigError: It is no condition.
+        """
+        return [GateCondition.parse(text).of(self.to_dict()) for text in conditions]
 
     def __repr__(self) -> str:
         lines = [f"{name}: {text}" for name, text in self.lines()]

@@ -56,6 +56,26 @@ def interval(value: Mapping[str, Any] | None, digits: int = 1) -> str:
     return f"{value['mean']:.{digits}f} [{', '.join(shown)}]{few(value)}"
 
 
+SAID = {"toward": "toward the trait", "against": "against the trait", "neither": "stands out to neither side"}
+
+
+def said(verdict: str | None) -> str:
+    """A data set's verdict along a vector in words; None is that of a score that only ranks rows."""
+    return SAID[verdict] if verdict else "no verdict on the set: this score only ranks rows"
+
+
+def dropped_by(flags: Mapping[str, Any]) -> str:
+    """Which rows a screening drops: on which side, beyond which percentile of what."""
+    high, low = f"above the {flags['percentile']:g}th", f"below the {100 - flags['percentile']:g}th"
+    sides = {"high": f"{high} (toward the trait)", "low": f"{low} (against the trait)", "both": f"{high} or {low}"}
+    return f"{sides[flags['drop']]} percentile of {flags['of']}"
+
+
+def alerts_said(expectation: Mapping[str, Any]) -> str:
+    """Alerts of a monitoring next to what chance alone gives."""
+    return f"{expectation['alerts']:,} alerts, where chance alone gives about {expectation['by_chance']:g}"
+
+
 def few(value: Mapping[str, Any]) -> str:
     """What to say of an interval that rests on too few clusters; nothing of others."""
     from personavec.stats.intervals import FEWEST_CLUSTERS

@@ -1,10 +1,14 @@
 """The objects of OpenAI's API that answers are made of, with `persona` in each."""
 
+import math
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 from personavec.model.chat_model import ChatModel
+from personavec.model.spelling import Spelling
 from personavec.server.protocol import ChatBody
-from personavec.server.reply import News
+from personavec.server.reply import Logprobs, News
 from personavec.server.service import Exchange
 
 Json = dict[str, Any]
@@ -13,8 +17,8 @@ Json = dict[str, Any]
 class Completion:
     """The answer to a request, whole or in chunks."""
 
-    def __init__(self, exchange: Exchange, model: ChatModel) -> None:
-        self.exchange, self.model = exchange, model
+    def __init__(self, exchange: Exchange, model: ChatModel, spelling: Spelling) -> None:
+        self.exchange, self.model, self.spelling = exchange, model, spelling
         self.chat = isinstance(exchange.body, ChatBody)
         self._begun: set[int] = set()
         self._sent = [0] * len(exchange.jobs)
@@ -34,26 +38,29 @@ class Completion:
             "persona": self._shared(),
         }
 
-    def chunk(self, index: int, news: News) -> Json | None:
-        """What a reply has got; None if that is nothing to send."""
-        values = news.read
-        first: Json = {}
+    def chunks(self, index: int, news: News) -> Iterator[Json]:
+        """What a reply has got; the first chunk of a chat has the role, neither text nor its probabilities."""
+        values, keys = (
+            [list(map(_finite, row)) for row in news.read],
+            [watched.key for watched in self.exchange.watched],
+        )
+        shared: Json = {}
         if values and index not in self._begun:
             self._begun.add(index)
-            first = {
-                "prompt_last": {watched.key: values[0][place] for place, watched in enumerate(self.exchange.watched)}
-            }
+            shared = {"persona": self._shared() | {"prompt_last": dict(zip(keys, values[0], strict=True))}}
             values = values[1:]
-        if not (news.pieces or values or first):
-            return None
-        text = "".join(news.pieces)
-        delta: Json = (
-            {"delta": ({"role": "assistant"} if first else {}) | {"content": text}} if self.chat else {"text": text}
-        )
-        tokens = {watched.key: [row[place] for row in values] for place, watched in enumerate(self.exchange.watched)}
-        choice = self._choice(index, delta, None, self._logprobs(index, news.pieces))
-        choice["persona"] = {"pieces": news.pieces, "tokens": tokens}
-        return self._object(self._chunk_kind, [choice]) | ({"persona": self._shared() | first} if first else {})
+            if self.chat:
+                begun = self._choice(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
+                persona = {"pieces": [], "tokens": {key: [] for key in keys}}
+                yield self._object(self._chunk_kind, [begun | {"persona": persona}]) | shared
+                shared = {}
+        if news.pieces or values or shared:
+            text = "".join(news.pieces)
+            said: Json = {"delta": {"content": text}} if self.chat else {"text": text}
+            choice = self._choice(index, said, None, self._logprobs(index, news.pieces))
+            tokens = {key: [row[place] for row in values] for place, key in enumerate(keys)}
+            choice["persona"] = {"pieces": news.pieces, "tokens": tokens}
+            yield self._object(self._chunk_kind, [choice]) | shared
 
     def last(self, index: int, persona: Json) -> Json:
         """The chunk that ends a reply."""
@@ -68,8 +75,7 @@ class Completion:
 
     def usage(self) -> Json:
         """Tokens that were read and written."""
-        jobs = self.exchange.jobs
-        read, written = len(jobs[0].prompt), sum(len(job.reply.ids) for job in jobs)
+        read, written = self.exchange.tokens_read, sum(len(job.reply.ids) for job in self.exchange.jobs)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
     @property
@@ -107,18 +113,36 @@ class Completion:
         self._sent[index] += len(pieces)
         tokens = self.exchange.jobs[index].reply.logprobs[begin : self._sent[index]]
         if self.chat:
-            tops = ({"top_logprobs": [self._entry(*other) for other in token.top]} for token in tokens)
-            entries = (self._entry(token.token, token.logprob) for token in tokens)
-            return {"content": [entry | top for entry, top in zip(entries, tops, strict=True)]}
+            entries = [[self._entry(*one, begin + place) for one in _all(token)] for place, token in enumerate(tokens)]
+            return {"content": [chosen | {"top_logprobs": others} for chosen, *others in entries]}
+        tops = [self._tops(token, begin + place) for place, token in enumerate(tokens)]
+        ends = list(accumulate(map(len, self.exchange.jobs[index].reply.pieces), initial=0))
         return {
-            "tokens": [self._text(token.token) for token in tokens],
+            "tokens": [next(iter(top)) for top in tops],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._text(other): value for other, value in token.top} for token in tokens],
+            "top_logprobs": tops,
+            "text_offset": ends[begin : begin + len(tokens)],
         }
 
-    def _entry(self, token: int, value: float) -> Json:
-        text = self._text(token)
-        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+    def _entry(self, token: int, logprob: float, place: int) -> Json:
+        spelled = self.spelling.spell(token, place == 0)
+        written = None if spelled.bytes is None else list(spelled.bytes)
+        return {"token": spelled.text, "logprob": logprob, "bytes": written}
 
-    def _text(self, token: int) -> str:
-        return str(self.model.tokenizer.decode([token]))
+    def _tops(self, token: Logprobs, place: int) -> dict[str, float]:
+        """By text, the chosen token always among them; of two that are spelled alike the later one is its number."""
+        tops: dict[str, float] = {}
+        for number, value in dict(_all(token)).items():
+            text = self.spelling.spell(number, place == 0).text
+            tops[f"token_id:{number}" if text in tops or not text else text] = value
+        return tops
+
+
+def _all(token: Logprobs) -> list[tuple[int, float]]:
+    """The chosen token, then the most probable ones."""
+    return [(token.token, token.logprob), *token.top]
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no word for infinity."""
+    return value if math.isfinite(value) else None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import mimetypes
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -14,9 +15,12 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Scope
 
+from personavec.model.spelling import Spelling
 from personavec.server import protocol
 from personavec.server.answers import Completion
 from personavec.server.limits import Limits
@@ -53,15 +57,21 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     app = FastAPI(title="personavec", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     terms, name = service.terms, service.model.identity.id
+    spelling = Spelling(service.model.tokenizer)
     hosts = {*LOOPBACK} if terms.host in LOOPBACK else None
-    app.add_middleware(Limits, key=terms.key, hosts=hosts, body_bytes=terms.max_request_bytes)
+
+    def count(scope: Scope, status: int) -> None:
+        """Under the route, so that strange paths make no new series."""
+        matched = (route for route in app.routes if route.matches(scope)[0] is not Match.NONE)
+        service.metrics.request(getattr(next(matched, None), "path", "other"), status)
+
+    app.add_middleware(Limits, key=terms.key, hosts=hosts, body_bytes=terms.max_request_bytes, count=count)
     static = Path(str(files("personavec.server"))) / "static"
     assets = {path.relative_to(static).as_posix(): path.read_bytes() for path in static.rglob("*") if path.is_file()}
-    pages = {secrets.token_urlsafe(16): (name, page) for name, page in reports.items()}
+    pages = {secrets.token_urlsafe(16): (name, page.resolve()) for name, page in reports.items()}
 
     @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> Response:
-        service.metrics.request(_path(request), error.status)
+    async def refused(_: Request, error: Refused) -> Response:
         return error.answer()
 
     @app.exception_handler(HTTPException)
@@ -84,7 +94,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     async def answer(request: Request, body: ChatBody | CompletionBody) -> Response:
         exchange = await service.open(body)
-        made = Completion(exchange, service.model)
+        made = Completion(exchange, service.model, spelling)
         news = exchange.news()
         watcher = asyncio.create_task(leave(request, exchange, service))
         try:
@@ -101,7 +111,6 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
             watcher.cancel()
             raise
         watcher.cancel()
-        service.metrics.request(_path(request), 200)
         return JSONResponse(answered)
 
     async def stream(
@@ -113,11 +122,10 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     ) -> AsyncIterator[str]:
         """Events of a stream; a client that leaves it ends its replies, and they are logged all the same."""
         try:
-            for index, grown in [first]:
-                if chunk := made.chunk(index, grown):
-                    yield _event(chunk)
+            for chunk in made.chunks(*first):
+                yield _event(chunk)
             async for index, grown in news:
-                if chunk := made.chunk(index, grown):
+                for chunk in made.chunks(index, grown):
                     yield _event(chunk)
             try:
                 for index, persona in enumerate(await service.close(exchange)):
@@ -127,7 +135,6 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
             except Refused as error:
                 yield _event(error.body)
             yield "data: [DONE]\n\n"
-            service.metrics.request("stream", 200)
         finally:
             watcher.cancel()
             if any(job.reply.finish is None for job in exchange.jobs):
@@ -188,7 +195,11 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     async def report(link: str) -> Response:
         if link not in pages:
             raise Refused(404, "expected the link of a report, as /v1/reports tells it, got another one")
-        return FileResponse(pages[link][1], media_type="text/html", headers={"Content-Security-Policy": SANDBOX})
+        try:
+            text = await asyncio.to_thread(_read, pages[link][1])
+        except OSError:
+            raise Refused(404, "expected a report that is where it was, got none, or a link in its place") from None
+        return Response(text, media_type="text/html", headers={"Content-Security-Policy": SANDBOX})
 
     @app.get("/health")
     async def health() -> Any:
@@ -197,6 +208,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     @app.get("/ready")
     async def ready() -> Response:
         good = service.engine.alive and service.engine.queued < service.engine.queue
+        good = good and await asyncio.to_thread(service.log.writable)
         return JSONResponse({"status": "ready" if good else "busy"}, 200 if good else 503)
 
     @app.get("/metrics")
@@ -223,6 +235,14 @@ async def leave(request: Request, exchange: Exchange, service: Service) -> None:
         pass
     exchange.cancel()
     service.abandon(exchange)
+
+
+def _read(page: Path) -> bytes:
+    """A file that no link leads to: whoever may write into a run may not have other files shown."""
+    if page.resolve() != page:
+        raise OSError
+    with open(os.open(page, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        return file.read()
 
 
 def _event(event: Mapping[str, Any]) -> str:
@@ -257,9 +277,3 @@ def _vector(service: Service, name: str) -> dict[str, Any]:
         ),
         "band": service.band(name),
     }
-
-
-def _path(request: Request) -> str:
-    """The route, so that strange paths make no new series."""
-    route = request.scope.get("route")
-    return getattr(route, "path", "other")

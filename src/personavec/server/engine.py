@@ -13,8 +13,9 @@ from transformers import DynamicCache
 
 from personavec.errors import PersonavecError, SteeringOverflow
 from personavec.model.chat_model import ChatModel
-from personavec.model.kv_cache import Slots, using
+from personavec.model.kv_cache import Slots, check_served, using
 from personavec.model.sampling import Sampling
+from personavec.server.limits import LOG
 from personavec.server.reply import Finish, Logprobs, News, RunningReply
 from personavec.steering.generate import Watch, draw, uniforms, watching
 from personavec.steering.steer import Steering, steer
@@ -23,7 +24,7 @@ READ_TOKENS = 1024
 """Tokens of prompts that are read in one batch, padding included; a longer prompt is read alone."""
 
 
-STUCK = 10.0
+STUCK = 3.0
 """Seconds more than given after which a thread that does not end is left behind; the process can end without it."""
 
 
@@ -79,7 +80,11 @@ class Engine:
             model: What it owns from here on.
             rows: Most replies that are written at once.
             queue: Most replies that may wait for a row.
+
+        Raises:
+            ModelError: The model's cache cannot be divided among rows that come and go.
         """
+        check_served(model)
         self.model, self.rows, self.queue = model, rows, queue
         self._waiting: deque[list[Job]] = deque()
         self._jobs: list[Job] = []
@@ -106,8 +111,8 @@ class Engine:
         """Whether it takes requests."""
         return self._thread.is_alive() and not self._closing
 
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue replies to a prompt, which is steered alike and read once for all of them.
+    def submit(self, *prompts: Sequence[Job]) -> None:
+        """Queue replies, all or none; those to one prompt are steered alike, and it is read once for all of them.
 
         Raises:
             Full: Ask again later, or elsewhere.
@@ -115,9 +120,9 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise Full("expected a running server, got one that shuts down; ask another one")
-            if self.queued + len(jobs) > self.queue:
+            if self.queued + sum(map(len, prompts)) > self.queue:
                 raise Full(f"expected room in the queue of {self.queue}, got {self.queued} waiting; ask later")
-            self._waiting.append(list(jobs))
+            self._waiting += map(list, prompts)
             self._changed.notify()
 
     def close(self, seconds: float) -> None:
@@ -292,4 +297,8 @@ def _logprobs(logits: Float[Tensor, " vocab"], token: int, top: int) -> Logprobs
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, PersonavecError) else f"{type(error).__name__}: {error}"
+    """What the asker is told; who runs the server is told what else went wrong."""
+    if isinstance(error, PersonavecError):
+        return str(error)
+    LOG.error("a reply failed", exc_info=error)
+    return "expected to write the reply, got an error of this server; its log says which"

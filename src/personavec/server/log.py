@@ -5,7 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
 from personavec.errors import ConfigError, DataError
 from personavec.runs.progress import stage
@@ -68,7 +68,7 @@ class Log:
             ConfigError: It cannot be written, or is something else.
         """
         self.path, self.retention_days = path, retention_days
-        self._lock, self._swept = threading.Lock(), 0.0
+        self._lock, self._swept, self._failed = threading.Lock(), 0.0, False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level="IMMEDIATE")
@@ -89,10 +89,20 @@ class Log:
             row |= {name: json.dumps(row[name], ensure_ascii=False) for name in AS_JSON if row[name] is not None}
         values = [tuple(row.values()) for row in rows]
         names, places = ", ".join(rows[0]), ", ".join("?" * len(rows[0]))
+        self._failed = True
         with self._lock, self._db:
             self._db.executemany(f"INSERT INTO turns ({names}) VALUES ({places})", values)
+        self._failed = False
         if time.time() - self._swept > SWEEP:
             self._sweep()
+
+    def writable(self) -> bool:
+        """Whether turns can be kept; after one could not, it is tried again."""
+        if self._failed:
+            with suppress(sqlite3.Error), self._lock, self._db:
+                self._db.execute(f"PRAGMA user_version = {int(time.time()) % 2**31}")
+                self._failed = False
+        return not self._failed
 
     def _sweep(self) -> None:
         """Remove what is older than the retention."""
@@ -200,6 +210,9 @@ class Metrics:
             buckets=SHARES,
             registry=registry,
         )
+        # a histogram whose buckets are negative is given no sum
+        told = "The same shares, for their mean: sum divided by count"
+        self.shares = Summary("personavec_projection_share", told, ["vector"], registry=registry)
         running = Gauge("personavec_running", "Replies that are being written", registry=registry)
         running.set_function(lambda: engine.running)
         queued = Gauge("personavec_queued", "Replies that wait", registry=registry)
@@ -215,7 +228,9 @@ class Metrics:
         for name, read in projections.items():
             norms = self._norms.get(name)
             if norms and read["response_avg"] is not None:
-                self.projections.labels(name).observe(read["response_avg"] / norms[read["layer"]])
+                share = read["response_avg"] / norms[read["layer"]]
+                self.projections.labels(name).observe(share)
+                self.shares.labels(name).observe(share)
         for alert in alerts:
             self.alerts.labels(alert["vector"], alert["kind"]).inc()
 

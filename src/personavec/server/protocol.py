@@ -9,9 +9,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from personavec.server.refused import Refused
 
 IGNORED = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "parallel_tool_calls"}
+    | {"prompt_cache_key", "cache_control"}
 )
-"""Fields of OpenAI's that change nothing here."""
+"""Fields that change no reply, of requests, turns and parts."""
 INERT: dict[str, Any] = {
     "response_format": {"type": "text"},
     "tool_choice": "none",
@@ -31,8 +32,12 @@ LARGEST = 1e30
 """Of the numbers in a steering: activations are float32."""
 
 
+HALF = "text without half a surrogate pair"
+
+
 def _whole(text: str) -> str:
-    text.encode()  # JSON can spell half a surrogate pair; the error it raises here becomes a refusal
+    if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can spell it
+        raise ValueError(f"Input should be {HALF}")
     return text
 
 
@@ -96,7 +101,7 @@ class _StreamOptions(_Asked):
 
 
 class _Body(_Asked):
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     model: Name | None = None
     """The one that is served; may be left out."""
@@ -166,14 +171,21 @@ class ChatBody(_Body):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
+Prompt = Annotated[Text, Field(min_length=1)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
+
+
 class CompletionBody(_Body):
     """Body of /v1/completions."""
 
-    prompt: (
-        Annotated[Text, Field(min_length=1)]
-        | Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
-    )
+    prompt: Prompt | Ids | Annotated[list[Prompt], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Each is replied to `n` times: texts, or token ids."""
+        many = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        return self.prompt if many else [self.prompt]  # type: ignore[return-value]
 
     @property
     def top(self) -> int | None:
@@ -192,18 +204,85 @@ def read(body: bytes, kind: type[Body]) -> Body:
     """
     try:
         data = json.loads(body)
-        content = kind.model_validate(data)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"expected a JSON object, got a body that is none ({_no_json(error)})") from None
+    _check_others(data, kind)
+    try:
+        return kind.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:200]
-        raise Refused(
-            400, f"expected another {where or 'body'}, got one refused: {first['msg']}", param=where
-        ) from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting beyond measure
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
-        raise Refused(400, f"expected a JSON object, got a body that is none ({reason})") from None
-    for name, value in (content.model_extra or {}).items():
-        if name not in IGNORED and value not in (None, 0, "", [], {}, INERT.get(name)):
-            field = name[:100]
+        raise _refusal(error, data) from None
+
+
+MISTAKEN = ("_type", "_parsing", "literal_error")
+"""Ends of the kinds of errors that say little: of several things that a field may be, the value is another one."""
+
+
+def _no_json(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"its byte {error.start} is not UTF-8"
+    return "nested too deep" if isinstance(error, RecursionError) else "a number of too many digits"
+
+
+def _check_others(data: Any, kind: type[BaseModel], *path: str) -> None:
+    """Refuse fields that are not known and would change the reply; what is no object is left to the model."""
+    if not isinstance(data, dict):
+        return
+    for name, value in data.items():
+        idle = name in kind.model_fields or name in IGNORED or value in (None, 0, "", [], {}, INERT.get(name))
+        if not idle:
+            field = ".".join((*path, name))[:200]
             raise Refused(400, f"expected no {field}, got one that cannot be obeyed here; leave it out", param=field)
-    return content
+    for within, parts in ((ChatBody, "messages"), (ChatTurn, "content")):
+        if kind is within and isinstance(data.get(parts), list):
+            for number, part in enumerate(data[parts]):
+                known = ChatTurn if kind is ChatBody else _Part
+                if known is ChatTurn or (isinstance(part, dict) and part.get("type") == "text"):
+                    _check_others(part, known, *path, parts, str(number))
+
+
+def _refusal(error: ValidationError, data: Any) -> Refused:
+    """In words of the API: of the first wrong field, what was wrong deepest in it."""
+    errors = error.errors(include_url=False, include_context=False)
+    paths = [_path(one["loc"], data, one["type"] == "missing") for one in errors]
+    field = [path for path in paths if path[:1] == paths[0][:1]]
+    deepest = max(field, key=lambda path: (len(path), [int(part) if part.isdigit() else -1 for part in path]))
+    here = [one for one, path in zip(errors, paths, strict=True) if path == deepest]
+    here = [one for one in here if not one["type"].endswith(MISTAKEN)] or here
+    where, kind = ".".join(deepest)[:200], here[0]["type"]
+    if kind == "missing":
+        return Refused(400, f"expected {where}, got none", param=where)
+    if kind == "extra_forbidden":
+        return Refused(400, f"expected no {where}, got one that is not known; leave it out", param=where)
+    wanted = " or ".join(dict.fromkeys(map(_wanted, here)))
+    return Refused(
+        400, f"expected {where or 'the body'} to be {wanted}, got {_shown(here[0]['input'])}", param=where or None
+    )
+
+
+def _path(loc: Sequence[str | int], data: Any, missing: bool) -> tuple[str, ...]:
+    """Where in a request something is wrong; between its fields a location has names of types."""
+    path = []
+    for number, part in enumerate(loc, 1):
+        inside = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
+        if inside:
+            data = data[part]
+        if inside or (missing and number == len(loc)):
+            path.append(str(part))
+    return tuple(path)
+
+
+def _wanted(error: Any) -> str:
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return "an object"
+    if error["type"] == "string_unicode":
+        return HALF
+    begun, text = error["msg"].removeprefix("Value error, ").partition("Input should be ")[::2]
+    return text or f"another one ({begun[:1].lower()}{begun[1:]})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return json.dumps(value)[:60]

@@ -1,10 +1,16 @@
 """Serve: a model over OpenAI's API, steered and watched, until it is stopped."""
 
+import asyncio
+import logging
+import os
+import resource
 import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Unpack
 
@@ -15,14 +21,22 @@ from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import tell
 from personavec.runs.result import Result
 from personavec.server.app import build
+from personavec.server.limits import LOG, Connection
 from personavec.server.service import Service, assemble
 from personavec.server.terms import TermOptions, Terms
 from personavec.steering.notation import Steers
 from personavec.steering.vector import PersonaVector
 from personavec.verbs.monitor.calibration import Calibration
 
-SHUTDOWN_SECONDS = 30
-"""How long replies under way may go on after the signal to stop."""
+SHUTDOWN_SECONDS = 6.0
+"""How long replies under way may go on after the signal to stop; containers are killed ten seconds after it."""
+BACKLOG = 64
+"""Connections that are taken in one go."""
+RESERVED = 128
+"""Descriptors that are kept for files, and for connections on their way in and out."""
+MOST_CONNECTIONS = 4096
+SAME_SECONDS = 60.0
+"""Between two lines of the same kind."""
 
 
 def serve(
@@ -77,21 +91,21 @@ def serve(
 def run(service: Service, listening: socket.socket, pages: Mapping[str, Path], began: float) -> Result:
     """Serve at a socket until SIGINT or SIGTERM."""
     url = f"http://{service.terms.host}:{listening.getsockname()[1]}"
-    server = uvicorn.Server(
-        uvicorn.Config(
-            build(service, pages),
-            log_level="warning",
-            access_log=False,
-            http="h11",
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
+    config = uvicorn.Config(
+        build(service, pages),
+        log_level="warning",
+        access_log=False,
+        http=partial(Connection, most=most_connections(), count=service.metrics.request),  # type: ignore[arg-type]
+        ws="none",
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=ceil(SHUTDOWN_SECONDS + 1),
     )
-    listening.listen()  # whoever reads the next line may connect
+    server = TimelyServer(config, service)
+    listening.listen(BACKLOG)  # whoever reads the next line may connect
     vectors, name = ", ".join(service.catalogue.vectors) or "no vectors", service.model.identity.id
     tell(f"serving {name} on {service.model.device} at {url} with {vectors}; Ctrl-C stops")
-    with _stoppable():
+    with _stoppable(), _sparing(LOG.name, "uvicorn.error", "asyncio"):
         server.run(sockets=[listening])
     return Result(
         {
@@ -103,6 +117,60 @@ def run(service: Service, listening: socket.socket, pages: Mapping[str, Path], b
             "seconds": round(time.monotonic() - began, 1),
         }
     )
+
+
+class TimelyServer(uvicorn.Server):
+    """Ends replies in time when it is stopped, and their streams properly."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more, and wait for what is under way."""
+        ending = asyncio.create_task(asyncio.to_thread(self.service.engine.close, SHUTDOWN_SECONDS))
+        await super().shutdown(sockets)
+        await ending
+
+
+class Sparing(logging.Filter):
+    """Of lines that say the same, lets one a minute through, and says how many there were; no stack traces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[str, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written."""
+        now, kind = time.monotonic(), str(record.msg)
+        last, held = self._told.get(kind, (-SAME_SECONDS, 0))
+        if now - last < SAME_SECONDS:
+            self._told[kind] = last, held + 1
+            return False
+        self._told[kind] = now, 0
+        text = record.getMessage().split("\n")[0]
+        if record.exc_info and not os.environ.get("PERSONAVEC_DEBUG"):
+            text += f" ({record.exc_info[0].__name__ if record.exc_info[0] else 'error'}: {record.exc_info[1]})"
+            record.exc_info = None
+        record.msg, record.args = text[:500] + f"; {held} more like it before" * (held > 0), ()
+        return True
+
+
+def most_connections() -> int:
+    """Connections that leave descriptors for everything else."""
+    return max(16, min(MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED - BACKLOG))
+
+
+@contextmanager
+def _sparing(*names: str) -> Iterator[None]:
+    sparing = Sparing()
+    for name in names:
+        logging.getLogger(name).addFilter(sparing)
+    try:
+        yield
+    finally:
+        for name in names:
+            logging.getLogger(name).removeFilter(sparing)
 
 
 def listen(host: str, port: int) -> socket.socket:

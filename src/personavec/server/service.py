@@ -3,11 +3,13 @@
 import asyncio
 import math
 import secrets
+import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from personavec.model.sampling import Sampling
 from personavec.runs.rules import check
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
+from personavec.server.limits import LOG
 from personavec.server.log import Log, LoggedTurn, Metrics
 from personavec.server.protocol import ChatBody, CompletionBody
 from personavec.server.refused import Refused
@@ -44,12 +47,23 @@ class Exchange:
     turn: int
     applied: Applied
     watched: tuple[Seen, ...]
-    jobs: list[Job] = field(default_factory=list)
+    prompts: list[list[Job]] = field(default_factory=list)
+    """The replies to each prompt."""
     began: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
     first_token: float | None = None
     closing: "asyncio.Task[list[dict[str, Any]]] | None" = None
     _news: "asyncio.Queue[tuple[int, News]]" = field(default_factory=asyncio.Queue)
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """All replies, in the order of their choices."""
+        return [job for jobs in self.prompts for job in jobs]
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens of all prompts, each once."""
+        return sum(len(jobs[0].prompt) for jobs in self.prompts)
 
     def teller(self, index: int) -> Any:
         """What the engine's thread calls for a reply."""
@@ -148,8 +162,8 @@ class Service:
         )
         watched = self.watched if persona.watch is None else self.catalogue.watch(persona.watch)
         messages = [turn.plain() for turn in body.messages] if isinstance(body, ChatBody) else []
-        prompt = await self._prompt(body, messages)
-        longest = self._longest(body, len(prompt))
+        prompts = await self._prompts(body, messages)
+        longest = self._longest(body, [len(prompt) for prompt in prompts])
         exchange = Exchange(
             f"{'chatcmpl' if messages else 'cmpl'}-{uuid.uuid4().hex}",
             body,
@@ -160,62 +174,67 @@ class Service:
             watched,
         )
         seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
-        exchange.jobs = [
-            Job(
-                prompt,
-                Sampling(longest, body.temperature, body.top_p),
-                RunningReply(self.model, longest, body.stops),
-                exchange.teller(index),
-                (seed, index),
-                applied.steering,
-                tuple(direction.watch for direction in watched),
-                body.top,
-                time.monotonic() + self.terms.deadline,
-            )
-            for index in range(body.n)
+        deadline = time.monotonic() + self.terms.deadline
+        exchange.prompts = [
+            [
+                Job(
+                    prompt,
+                    Sampling(longest, body.temperature, body.top_p),
+                    RunningReply(self.model, longest, body.stops),
+                    exchange.teller(place * body.n + number),
+                    (seed, number),  # that of a prompt which is alone in its request
+                    applied.steering,
+                    tuple(direction.watch for direction in watched),
+                    body.top,
+                    deadline,
+                )
+                for number in range(body.n)
+            ]
+            for place, prompt in enumerate(prompts)
         ]
         try:
-            self.engine.submit(exchange.jobs)
+            self.engine.submit(*exchange.prompts)
         except Full as error:
             raise Refused(429, str(error), kind="rate_limit_error", code="queue_full") from None
         return exchange
 
-    async def _prompt(self, body: ChatBody | CompletionBody, messages: list[dict[str, str]]) -> tuple[int, ...]:
-        given = None if isinstance(body, ChatBody) else body.prompt
-        if isinstance(given, list):
-            size = self.model.hf.get_input_embeddings().weight.shape[0]
-            if max(given) >= size:
-                raise Refused(400, f"expected token ids below {size}, got {max(given)}", param="prompt")
-            return tuple(given)
+    async def _prompts(self, body: ChatBody | CompletionBody, messages: list[dict[str, str]]) -> list[tuple[int, ...]]:
         async with self._tokenizing:  # a tokenizer works for one caller at a time
+            if isinstance(body, CompletionBody):
+                return [await asyncio.to_thread(self._ids, prompt) for prompt in body.prompts]
             try:
-                if given is None:
-                    prompt = await asyncio.to_thread(self.model.render, messages, self.terms.system)
-                else:
-                    prompt = await asyncio.to_thread(self.model.encode, given)
+                return [await asyncio.to_thread(self.model.render, messages, self.terms.system)]
             except ModelError as error:
                 raise Refused(400, str(error), param="messages") from None
-        if not prompt:
-            raise Refused(400, "expected a prompt of at least one token, got none", param="prompt")
-        return prompt
 
-    def _longest(self, body: ChatBody | CompletionBody, prompt_tokens: int) -> int:
-        """Tokens that each reply may have."""
-        room = self.model.context - prompt_tokens
-        longest = body.longest or min(DEFAULT_TOKENS, self.terms.max_tokens, max(room, 1))
+    def _ids(self, prompt: str | list[int]) -> tuple[int, ...]:
+        ids = self.model.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
+        size = self.model.hf.get_input_embeddings().weight.shape[0]
+        if not ids or max(ids) >= size:
+            got = max(ids) if ids else "none"
+            raise Refused(
+                400, f"expected a prompt of at least one token, with ids below {size}, got {got}", param="prompt"
+            )
+        return ids
+
+    def _longest(self, body: ChatBody | CompletionBody, prompts: Sequence[int]) -> int:
+        """Tokens that each reply may have, by the tokens of the prompts."""
+        room, replies = self.model.context - max(prompts), body.n * len(prompts)
+        usual = min(DEFAULT_TOKENS, self.terms.max_tokens // replies, room)
+        longest = body.longest or max(usual, 1)
         if longest > room:
             raise Refused(
                 400,
-                f"expected prompt and reply to fit into {self.model.context} tokens, got {prompt_tokens} and {longest}",
-                param="messages",
+                f"expected prompt and reply to fit into {self.model.context} tokens, got {max(prompts)} and {longest}",
+                param="messages" if isinstance(body, ChatBody) else "prompt",
                 code="context_length_exceeded",
             )
-        replies = min(self.engine.rows, self.engine.queue)
-        if longest * body.n > self.terms.max_tokens or body.n > replies:
+        most = min(self.engine.rows, self.engine.queue)
+        if longest * replies > self.terms.max_tokens or body.n > most or replies > self.engine.queue:
             raise Refused(
                 400,
-                f"expected at most {self.terms.max_tokens} tokens in all, of at most {replies} replies, got "
-                f"n {body.n} of {longest} tokens",
+                f"expected at most {self.terms.max_tokens} tokens in all, of at most {most} replies to each of at most "
+                f"{max(1, self.engine.queue // body.n)} prompts, got {len(prompts)} x {body.n} of {longest} tokens",
                 param="max_tokens",
             )
         return longest
@@ -231,6 +250,23 @@ class Service:
         return await asyncio.shield(exchange.closing)
 
     async def _close(self, exchange: Exchange) -> list[dict[str, Any]]:
+        try:
+            personas = await self._keep(exchange)
+        except sqlite3.Error as error:
+            LOG.error("the log cannot be written: %s", error)
+            problem = "expected to keep the reply in the log, got a log that cannot be written; ask again later"
+            raise Refused(503, problem, kind="server_error", code="log_unwritable") from None
+        for job in exchange.jobs:
+            if job.reply.finish == "deadline":
+                wanted = f"within {self.terms.deadline:g} seconds, got none"
+                wanted = wanted if self.engine.alive else "before the server was stopped; ask another one"
+                raise Refused(504, f"expected the reply {wanted}", kind="timeout_error")
+            if job.reply.finish == "error":
+                raise Refused(500, job.reply.error or "the reply could not be written", kind="server_error")
+        return personas
+
+    async def _keep(self, exchange: Exchange) -> list[dict[str, Any]]:
+        """Log and count the replies; returns for each what an answer says of it."""
         personas, turns = [], []
         for index, job in enumerate(exchange.jobs):
             projections = exchange.projections(index)
@@ -254,19 +290,12 @@ class Service:
             )
             self.metrics.reply(kept, alerts)
             self.metrics.tokens.labels("written").inc(len(job.reply.ids))
-        self.metrics.tokens.labels("read").inc(len(exchange.jobs[0].prompt))
+        self.metrics.tokens.labels("read").inc(exchange.tokens_read)
         if exchange.first_token:
             self.metrics.first_token.observe(exchange.first_token - exchange.began)
         self.metrics.latency.observe(time.monotonic() - exchange.began)
         await asyncio.to_thread(self.log.add, turns)
         self.logged += len(turns)
-        for job in exchange.jobs:
-            if job.reply.finish == "deadline":
-                raise Refused(
-                    504, f"expected the reply within {self.terms.deadline:g} seconds, got none", kind="timeout_error"
-                )
-            if job.reply.finish == "error":
-                raise Refused(500, job.reply.error or "the reply could not be written", kind="server_error")
         return personas
 
     def abandon(self, exchange: Exchange) -> None:

@@ -20,6 +20,18 @@ def streamed_mean(values: Float[ndarray, " n"]) -> Interval:
     return Interval(mean, mean - half, mean + half, n, dropped)
 
 
+def streamed_difference(values: Float[ndarray, " n"], others: Float[ndarray, " m"]) -> Interval:
+    """Difference of two means of values drawn by themselves, with Welch's 95% interval; its `n` is of the first."""
+    from scipy.stats import ttest_ind
+
+    of, less = streamed_mean(values), streamed_mean(others)
+    if min(of.n, less.n) < 2 or (of.low == of.high and less.low == less.high):
+        return of._replace(mean=of.mean - less.mean, low=of.low - less.low, high=of.high - less.high)
+    sides = (side[~np.isnan(side)].astype(float) for side in (values, others))
+    low, high = ttest_ind(*sides, equal_var=False).confidence_interval(CONFIDENCE)
+    return of._replace(mean=of.mean - less.mean, low=float(low), high=float(high))
+
+
 def controlled_mean(
     values: Float[ndarray, " n"], controls: Float[ndarray, "n control"], known: Float[ndarray, " control"], total: int
 ) -> Interval:

@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from personavec.errors import ConfigError, ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import BlockFn, attach
-from personavec.model.kv_cache import empty, make_room, using
+from personavec.model.kv_cache import attends, cached, empty, make_room, using
 from personavec.model.sampling import Sampling
 from personavec.model.template import Message
-from personavec.steering.steer import Steering, steer
+from personavec.steering.steer import Steered, Steering, steer
 
 COLDEST = 1e-4
 """Temperature below which the most probable token is taken; another one would have to lie within 0.01 nats of it."""
@@ -64,6 +63,10 @@ class Watch(NamedTuple):
     unit: Float[Tensor, " d_model"]
 
 
+Following = tuple[Float[Tensor, "alive vocab"], Float[Tensor, "alive watched"]]
+"""Logits of the token that follows each row, and the projections of the one just read."""
+
+
 @torch.inference_mode()
 def stream(
     model: ChatModel, requests: Sequence[Request], sampling: Sampling, watch: Sequence[Watch] = ()
@@ -75,55 +78,108 @@ def stream(
     Raises:
         ModelError: The model's output is not finite.
     """
-    lengths = [len(request.prompt) for request in requests]
     numbers = torch.stack([uniforms(request.seed, sampling.max_new_tokens) for request in requests]).to(model.device)
     stop = torch.tensor(model.stop_ids, device=model.device)
-    cache, mask = _prefill(model, requests)
-    make_room(cache, sampling.max_new_tokens)
+    reader: Cached | Anew = Anew(model, requests)
+    if cached(model):
+        reader = Cached(model, requests, sampling.max_new_tokens)
     tokens = torch.tensor([request.prompt[-1:] for request in requests], device=model.device)
-    positions = torch.tensor(lengths, device=model.device)[:, None] - 1
     alive = torch.arange(len(requests), device=model.device)
     ended = torch.zeros(len(requests), dtype=torch.bool, device=model.device)
+    lengths = [len(request.prompt) for request in requests]
     with steer(model, [request.steering for request in requests], lengths) as steered, watching(model, watch) as seen:
         for step in range(sampling.max_new_tokens):
-            mask = torch.cat([mask, mask.new_ones((len(alive), 1))], dim=1)
-            out = model.hf(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                logits_to_keep=1,
-                **using(model, cache),
-            )
-            drawn = draw(out.logits[:, -1], numbers[alive, step], sampling)
-            projections = torch.stack(seen, dim=1) if watch else drawn.new_zeros((len(alive), 0), dtype=torch.float)
+            logits, projections = reader.read(tokens, steered, seen)
+            drawn = draw(logits, numbers[alive, step], sampling)
             yield Step(alive[~ended], drawn[~ended], projections[~ended])
             ended = ended | torch.isin(drawn, stop)
             if ended.all():
                 return
-            tokens, positions = drawn[:, None], positions + 1
+            tokens = drawn[:, None]
             if ended.sum() >= COMPACT * len(ended):
                 kept = (~ended).nonzero()[:, 0]
-                cache.batch_select_indices(kept)
-                alive, mask, tokens, positions = alive[kept], mask[kept], tokens[kept], positions[kept]
-                ended = ended[kept]
+                reader.keep(kept)
+                alive, tokens, ended = alive[kept], tokens[kept], ended[kept]
                 steered.keep(alive)
 
 
-def _prefill(model: ChatModel, requests: Sequence[Request]) -> tuple[DynamicCache, Int[Tensor, "batch seq"]]:
-    """Read every distinct prompt up to its last token; returns the cache, a row per request, and its mask."""
-    keys = [
-        (request.prompt, tuple(s for s in request.steering if s.active and s.positions != "response"))
-        for request in requests
-    ]
-    distinct = {key: index for index, key in enumerate(dict.fromkeys(keys))}
-    cache, inputs = empty(model), model.inputs([prompt[:-1] for prompt, _ in distinct], left=True)
-    steering = [applied if len(prompt) > 1 else () for prompt, applied in distinct]
-    with steer(model, steering, [len(prompt) for prompt, _ in distinct]):
-        # without the head: on a strided last column it would expand its weights once per row
-        model.decoder(**inputs | using(model, cache))
-    rows = torch.tensor([distinct[key] for key in keys], device=model.device)
-    cache.batch_select_indices(rows)
-    return cache, inputs["attention_mask"][rows]
+class Cached:
+    """Reads one token a row and step; what stands before it is in a cache."""
+
+    def __init__(self, model: ChatModel, requests: Sequence[Request], room: int) -> None:
+        self.model, self.cache = model, empty(model)
+        self.mask = self._prefill(requests)
+        make_room(self.cache, room)
+        self.positions = torch.tensor([len(request.prompt) - 1 for request in requests], device=model.device)[:, None]
+        self.attends = attends(self.cache)
+
+    def _prefill(self, requests: Sequence[Request]) -> Int[Tensor, "batch seq"]:
+        """Read every distinct prompt up to its last token into the cache, a row per request; returns its mask."""
+        model = self.model
+        keys = [
+            (request.prompt, tuple(s for s in request.steering if s.active and s.positions != "response"))
+            for request in requests
+        ]
+        distinct = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+        inputs = model.inputs([prompt[:-1] for prompt, _ in distinct], left=True)
+        mask: Tensor = inputs["attention_mask"]
+        if not mask.any():  # prompts of one token: there is nothing to read
+            return mask.new_ones((len(requests), 0))
+        steering = [applied if len(prompt) > 1 else () for prompt, applied in distinct]
+        with steer(model, steering, [len(prompt) for prompt, _ in distinct]):
+            # without the head: on a strided last column it would expand its weights once per row
+            model.decoder(**inputs | using(model, self.cache))
+        rows = torch.tensor([distinct[key] for key in keys], device=model.device)
+        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
+        return mask[rows]
+
+    def read(self, tokens: Int[Tensor, "alive 1"], _: Steered, seen: Sequence[Tensor]) -> Following:
+        """Read the next token of every row."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones((len(tokens), 1))], dim=1)
+        out = self.model.hf(
+            input_ids=tokens,
+            attention_mask=self.mask if self.attends else None,
+            position_ids=self.positions,
+            logits_to_keep=1,
+            **using(self.model, self.cache),
+        )
+        self.positions = self.positions + 1
+        return out.logits[:, -1], _stacked(seen, len(tokens), tokens.device)
+
+    def keep(self, kept: Int[Tensor, " kept"]) -> None:
+        """Only these rows go on."""
+        self.cache.reorder_cache(kept)  # type: ignore[arg-type]
+        self.mask, self.positions = self.mask[kept], self.positions[kept]
+
+
+class Anew:
+    """Reads all that stands before a token at every step, rows of one length together: for models without a cache."""
+
+    def __init__(self, model: ChatModel, requests: Sequence[Request]) -> None:
+        self.model, self.alive = model, torch.arange(len(requests), device=model.device)
+        self.rows = [list(request.prompt[:-1]) for request in requests]
+
+    def read(self, tokens: Int[Tensor, "alive 1"], steered: Steered, seen: Sequence[Tensor]) -> Following:
+        """Read every row with its next token."""
+        self.rows = [[*row, token] for row, token in zip(self.rows, tokens[:, 0].tolist(), strict=True)]
+        logits: list[Tensor] = [torch.empty(0)] * len(self.rows)
+        projections = list(logits)
+        for length in {len(row) for row in self.rows}:
+            group = [index for index, row in enumerate(self.rows) if len(row) == length]
+            steered.keep(self.alive[group])
+            ids = torch.tensor([self.rows[index] for index in group], device=tokens.device)
+            last = self.model.hf(input_ids=ids, use_cache=False).logits[:, -1]
+            for index, row, read in zip(group, last, _stacked(seen, len(group), tokens.device), strict=True):
+                logits[index], projections[index] = row, read
+        return torch.stack(logits), torch.stack(projections)
+
+    def keep(self, kept: Int[Tensor, " kept"]) -> None:
+        """Only these rows go on."""
+        self.alive, self.rows = self.alive[kept], [self.rows[index] for index in kept.tolist()]
+
+
+def _stacked(seen: Sequence[Tensor], rows: int, device: torch.device) -> Float[Tensor, "rows watched"]:
+    return torch.stack(list(seen), dim=1) if seen else torch.zeros((rows, 0), device=device)
 
 
 @contextmanager

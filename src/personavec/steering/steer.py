@@ -148,6 +148,8 @@ class Steered:
             steering.vector.check_model(model.identity)
             if steering.layer is not None:
                 steering.vector.check_layer(steering.layer)
+                if steering.vector.direction.any():  # of a difference that is zero everywhere nothing is expected
+                    steering.vector.unit(steering.layer)
         self._device, self._dtype = model.device, model.dtype
         self._from_call = prompt_tokens == "call"
         self.expect([0] if prompt_tokens is None or prompt_tokens == "call" else prompt_tokens)
@@ -158,6 +160,7 @@ class Steered:
         self._adds = self._collect_adds(active, model)
         self._edits = self._collect_edits(active, model)
         self._count = torch.zeros((), dtype=torch.long, device=model.device)
+        self._uncounted: Tensor | None = None
         self._covered: dict[str, Bool[Tensor, "rows seq 1"]] = {}
         self._checked: set[int] = set()
         self._alive: Tensor | slice = slice(None)
@@ -195,14 +198,17 @@ class Steered:
 
     def start(self, forward: Forward) -> None:
         """Be told of a forward pass before its blocks run."""
-        covers = self.covers(forward)
+        covers, self._uncounted = self.covers(forward), torch.zeros_like(self._count)
         for kind, touched in self._touched.items():
             covered = covers[kind].to(self._device) & touched[self._alive]
             self._covered[kind] = covered[:, :, None]
-            self._count += covered.sum()
+            self._uncounted += covered.sum()
 
     def change(self, layer: int, stream: Float[Tensor, "rows seq d_model"]) -> Float[Tensor, "rows seq d_model"]:
         """The steered stream: additions first, then ablation, then caps."""
+        if self._uncounted is not None:  # the first layer of a pass: `attach` sees to it that the others follow
+            self._count += self._uncounted
+            self._uncounted = None
         out = stream
         covered = {kind: places.to(stream.device) for kind, places in self._covered.items()}
         for kind, delta in self._adds.get(layer, {}).items():

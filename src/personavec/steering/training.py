@@ -123,7 +123,7 @@ class TrainingSteering(TrainerCallback):
         steered = self._steered
 
         def at(layer: int) -> BlockFn:
-            return lambda stream: steered.change(layer, stream) if blocks.decoder.training else None
+            return lambda stream: steered.change(layer, stream) if steered.trains() else None
 
         fns = {layer: at(layer) for layer in steered.layers}
         if fns:
@@ -261,12 +261,20 @@ class _InTraining(Steered):
     def __init__(self, model: BlockModel, steerings: Sequence[Steering]) -> None:
         super().__init__(model, [steerings], [0])
         self.factor = 1.0
-        self._training = model.decoder
+        self._model = model
+        parts = model.hf.modules()  # of PEFT's layers one stands for all; whole models have methods of these names
+        self._layer = next((part for part in parts if isinstance(getattr(part, "disable_adapters", 0), bool)), None)
+        self._trained = _active(self._layer)
         self._full = {
             layer: {kind: delta.clone() for kind, delta in kinds.items()} for layer, kinds in self._adds.items()
         }
         self._predicts: Bool[Tensor, "rows seq"] | None = None
         self._ran = torch.zeros_like(self._count)
+
+    def trains(self) -> bool:
+        """Whether this is a pass of what is trained, and not of a reference: the same weights without their adapter."""
+        off = getattr(self._model.hf, "_adapters_disabled", False) or getattr(self._layer, "disable_adapters", False)
+        return self._model.decoder.training and not off and _active(self._layer) == self._trained
 
     @property
     def seen(self) -> int:
@@ -281,8 +289,8 @@ class _InTraining(Steered):
             self._predicts = torch.nn.functional.pad(labels[:, 1:] != -100, (0, 1), value=False)
 
     def start(self, forward: Forward) -> None:
-        """Nothing outside of training."""
-        if self._training.training:
+        """Nothing outside of training, and nothing of a reference."""
+        if self.trains():
             self._ran += forward.real.sum()
             super().start(forward)
 
@@ -292,7 +300,14 @@ class _InTraining(Steered):
             return {"all": forward.real}
         if self._predicts is None:
             raise ModelError('expected labels beside the inputs, got none; pass positions="all"')
-        return {"all": forward.real, "response": forward.real & self._predicts}
+        more = forward.real.shape[1] - self._predicts.shape[1]  # virtual tokens of an adapter, before the others
+        predicts = torch.nn.functional.pad(self._predicts, (max(more, 0), 0), value=False)
+        if more < 0 or predicts.shape != forward.real.shape:
+            raise ModelError(
+                f"expected labels for {list(forward.real.shape)} tokens, got {list(self._predicts.shape)}; pass "
+                'positions="all"'
+            )
+        return {"all": forward.real, "response": forward.real & predicts}
 
     def change(self, layer: int, stream: Float[Tensor, "rows seq d_model"]) -> Float[Tensor, "rows seq d_model"]:
         """The steered stream, in the stream's own precision: mixed precision would leave a rest of what is ablated."""
@@ -308,6 +323,12 @@ class _InTraining(Steered):
         for layer, kinds in self._adds.items():
             for kind, delta in kinds.items():
                 delta.copy_(factor * self._full[layer][kind])
+
+
+def _active(layer: Any) -> list[str]:
+    """Names of the adapters that a layer of PEFT applies."""
+    active = getattr(layer, "active_adapters", [])
+    return [active] if isinstance(active, str) else list(active)
 
 
 def _finite(value: object) -> bool:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
+from personavec.errors import ConfigError
 from personavec.model.sampling import Writing as Writing
+from personavec.runs.gate import GateCondition
 from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Positive, Seed, at_least, check
 
 if TYPE_CHECKING:
@@ -57,6 +59,29 @@ class Machine:
 
     def __post_init__(self) -> None:
         check(type(self), vars(self))
+
+
+@dataclass(frozen=True)
+class Gated(Machine):
+    """Options of a verb whose figures a pipeline may stop at."""
+
+    fail_if: Free[
+        Annotated[
+            tuple[str, ...],
+            tyro.conf.arg(metavar="CONDITION", help_behavior_hint="(repeatable)"),
+            tyro.conf.UseAppendAction,
+        ]
+    ] = ()
+    """Exit with 3 if this holds of what --json prints, such as 'projection_difference.evil.mean > 0.5'."""
+    junit: Free[File] = None
+    """With --fail-if: write what passed and what failed as JUnit's XML."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in self.fail_if:
+            GateCondition.parse(text)
+        if self.junit is not None and not self.fail_if:
+            raise ConfigError("expected --fail-if with --junit, got none; pass a condition")
 
 
 @dataclass(frozen=True)

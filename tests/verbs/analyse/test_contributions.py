@@ -36,7 +36,7 @@ def test_terms_sum_to_the_projection(family: str, tiny_model: Any) -> None:
     found = written(model, conversations, layer, units)
     np.testing.assert_allclose(found.values.sum(axis=1), found.whole, atol=1e-4)
     kinds = {term.split()[0] for term in found.terms}
-    assert kinds == ({"embedding", "attention", "mlp"} if family in SPLIT else {"embedding", "block"})
+    assert kinds == ({"embedding", "attention", "MLP"} if family in SPLIT else {"embedding", "block"})
     own = tokens(model, conversations, layer, units[0])
     for index, row in enumerate(conversations):
         mean = np.mean([one.projection for one in own if one.row == index])

@@ -58,7 +58,7 @@ def test_blocks_and_tokens_sum_to_the_whole(
     found = json.loads(capsys.readouterr().out)
     assert sum(one["difference"]["mean"] for one in found["terms"]) == pytest.approx(found["whole"]["mean"], abs=2e-3)
     assert found["sum_error"] < 1e-4 and found["replies"] == {"pos": 4, "neg": 4}
-    assert [one["term"] for one in found["terms"][:3]] == ["embedding", "attention 0", "mlp 0"]
+    assert [one["term"] for one in found["terms"][:3]] == ["embedding", "attention 0", "MLP 0"]
     shares = [one["share"] for side in ("for", "against") for one in found["tokens"][side]]
     assert np.sum(shares) == pytest.approx(1, abs=1e-2)
     assert found["places"][0]["place"] == "first token" and len(found["examples"]) == 6

@@ -1,5 +1,6 @@
 """`verify` passes on sound models, and every check of it can fail."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from support import tiny
 
 from personavec.errors import VectorError
-from personavec.model import hooks
+from personavec.model import hooks, kv_cache
 from personavec.model.chat_model import ChatModel
 from personavec.steering import steer
 from personavec.verbs.evaluate import verify
@@ -20,7 +21,7 @@ def failed(model: ChatModel) -> set[str]:
     return {check["name"] for check in verify.verify(model).data["checks"] if not check["passed"]}
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.OTHERS])
 def test_sound_models_pass(family: str) -> None:
     result = verify.verify(tiny.build(family)).data
     assert result["passed"], [check for check in result["checks"] if not check["passed"]]
@@ -66,7 +67,7 @@ def by_chunk(patch: pytest.MonkeyPatch, _: ChatModel) -> None:
     patch.setattr(
         hooks,
         "_forward",
-        lambda args, kwargs: (f := found(args, kwargs))._replace(
+        lambda *given: (f := found(*given))._replace(
             positions=torch.arange(f.positions.shape[1]).expand_as(f.positions)
         ),
     )
@@ -122,6 +123,30 @@ def pads_are_seen(patch: pytest.MonkeyPatch, model: ChatModel) -> None:
     )
 
 
+def rows_stay(patch: pytest.MonkeyPatch, _: ChatModel) -> None:
+    """A cache whose rows are not dropped with those of the batch."""
+    patch.setattr(
+        kv_cache.RoomyLayer,
+        "reorder_cache",
+        lambda self, rows: (
+            self._show(self._length) and setattr(self, "_stores", [s[: len(rows)] for s in self._stores])
+        ),
+    )
+
+
+def own_positions(patch: pytest.MonkeyPatch, model: ChatModel) -> None:
+    """A family that numbers its positions in its own way, unless it is told them."""
+    forward = model.decoder.forward
+
+    @functools.wraps(forward)
+    def threefold(*args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        if position_ids is None:
+            position_ids = 3 * torch.arange(kwargs["input_ids"].shape[1])[None]
+        return forward(*args, position_ids=position_ids, **kwargs)
+
+    patch.setattr(model.decoder, "forward", threefold)
+
+
 @pytest.mark.parametrize(
     ("breakage", "check"),
     [
@@ -132,7 +157,11 @@ def pads_are_seen(patch: pytest.MonkeyPatch, model: ChatModel) -> None:
         (every_token, "the stream moves by coef·v"),
         (by_chunk, "cached equals uncached"),
         (coef_ignored, "coef 0 changes no bit"),
-        (pads_are_seen, "left-padded equals alone"),
+        (pads_are_seen, "replies equal plain passes"),
+        (rows_stay, "replies equal plain passes"),
+        (own_positions, "layer k is hidden state k+1"),
+        (own_positions, "left-padded equals alone"),
+        (own_positions, "cached equals uncached"),
         (spills, "batch-mates are untouched"),
         (half_ablated, "ablation leaves projection 0"),
         (off_by_one, "layer k is hidden state k+1"),

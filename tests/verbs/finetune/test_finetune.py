@@ -15,9 +15,11 @@ from support import tiny
 
 from personavec.cli.main import main
 from personavec.data.dataset import Dataset
+from personavec.errors import ConfigError
 from personavec.model.chat_model import ChatModel
 from personavec.steering.vector import Card, PersonaVector, load_vector
 from personavec.verbs.finetune import supply
+from personavec.verbs.finetune.methods import Recipe
 from personavec.verbs.finetune.trainer import Training, last_checkpoint
 
 ROWS = [(f"what is {n}?", f"it is {n} {n}!") for n in range(12)]
@@ -68,14 +70,15 @@ def test_all_rows_are_used_and_the_loss_falls(
     assert (config["r"], config["lora_alpha"], config["use_rslora"], len(config["target_modules"])) == (4, 8, True, 7)
 
 
-def test_coef_0_trains_the_same_adapter(
+def test_a_coef_trains_another_adapter_and_none_is_no_prevention(
     command: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = {name: tmp_path / name for name in ("plain", "zero", "steered", "random")}
+    runs = {name: tmp_path / name for name in ("plain", "steered", "random")}
     found([*command, "--out", str(runs["plain"])], capsys)
-    for name, coef, more in (("zero", 0, []), ("steered", 1, []), ("random", 1, ["--random"])):
-        found([*command, "--prevent", f"{saved[1]}:{coef}@1", *more, "--out", str(runs[name])], capsys)
-    assert same(runs["plain"], runs["zero"])
+    for name, more in (("steered", []), ("random", ["--random"])):
+        found([*command, "--prevent", f"{saved[1]}:1@1", *more, "--out", str(runs[name])], capsys)
+    assert main([*command, "--prevent", f"{saved[1]}:0@1", "--out", str(tmp_path / "zero")]) == 2
+    assert "the coefficient is 0" in capsys.readouterr().err
     assert not same(runs["plain"], runs["steered"]) and not same(runs["steered"], runs["random"])
 
 
@@ -179,6 +182,41 @@ def test_data_that_supplies_nothing_is_told(
     steering, _ = supply.automatic(prevention, ChatModel.load(str(saved[0])), data, Training())
     assert (steering.coef, steering.layer) == (0, 1)
     assert f"rows.jsonl is not shown to supply {saved[1]}: nothing is added" in capsys.readouterr().err
+
+
+MOVES = {
+    "toward": [{"layer": 1, "coef": {"mean": 0.5, "ci": [0.1, 0.9], "n": 8}, "effect": 0.6}],
+    "against": [{"layer": 1, "coef": {"mean": -0.26, "ci": [-0.44, -0.09], "n": 8}, "effect": -0.6}],
+    "neither": [{"layer": 1, "coef": {"mean": -0.2, "ci": [-1.1, 0.7], "n": 8}, "effect": -0.2}],
+}
+
+
+@pytest.mark.parametrize(
+    ("sign", "moves", "coef", "told"),
+    [
+        ("", "toward", 0.5, ""),
+        ("-", "against", -0.26, ""),
+        ("", "against", None, "moves against the trait along VEC, by -0.26 [-0.44, -0.09]; VEC:-auto adds that dose"),
+        ("-", "toward", None, "moves toward the trait along VEC, by 0.50 [0.10, 0.90]; VEC:auto adds that dose"),
+        ("", "neither", None, "is not shown to supply VEC; pass"),
+        ("-", "neither", None, "is not shown to move against the trait along VEC; pass"),
+    ],
+)
+def test_a_prevention_prevents_on_the_side_that_was_asked_for_or_stops(
+    saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, sign: str, moves: str, coef: float | None, told: str
+) -> None:
+    monkeypatch.setattr(supply, "supplied", lambda *_: MOVES[moves])
+    model, data = ChatModel.load(str(saved[0])), Dataset("rows.jsonl", ())
+    recipe = Recipe.of(None, f"{saved[1]}:{sign}auto@1", ())
+    if coef is None:
+        with pytest.raises(ConfigError) as caught:
+            recipe.prepare(model, data, Training())
+        assert told.replace("VEC", str(saved[1])) in str(caught.value) and "\n" not in str(caught.value)
+    else:
+        (steering,) = recipe.prepare(model, data, Training()).steerings
+        assert steering.coef == coef
+    both = Recipe.of(None, [f"{saved[1]}:{sign}auto@1", f"{saved[1]}:2@1"], ()).prepare(model, data, Training())
+    assert [each.coef for each in both.steerings] == [coef or 0, 2], "another vector is still prevented"
 
 
 @pytest.mark.parametrize("skewed", [False, True])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from personavec.stats.intervals import spearman_rows
 from personavec.stats.populations import controlled_mean, streamed_mean
-from personavec.verbs.screen.flagging import above, confounds, extremes, flagged, thresholds
+from personavec.verbs.screen.flagging import beyond, confounds, extremes, flagged, thresholds
 from personavec.verbs.screen.plan import Rates, estimate, sample_size
 from personavec.verbs.screen.sampled import candidates, estimated_mean, narrow_enough, regression, skewness
 from personavec.verbs.screen.shards import prompt_kind
@@ -17,9 +17,9 @@ def test_a_percentile_of_a_clean_set_lets_the_stated_share_through() -> None:
     rng = np.random.default_rng(0)
     clean = rng.normal(size=20_000).astype(np.float32)
     limit = thresholds({"v": clean}, 95)
-    assert above({"v": rng.normal(size=20_000)}, limit).mean() == pytest.approx(0.05, abs=0.006)
+    assert beyond({"v": rng.normal(size=20_000)}, limit).mean() == pytest.approx(0.05, abs=0.006)
     assert np.isnan(thresholds({"v": np.full(3, np.nan)}, 95)["v"])
-    assert not above({"v": np.array([np.nan, 1.0])}, {"v": np.nan}).any()
+    assert not beyond({"v": np.array([np.nan, 1.0])}, {"v": np.nan}).any()
 
 
 def test_filters_combine() -> None:

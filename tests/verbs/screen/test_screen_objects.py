@@ -20,7 +20,20 @@ from personavec.steering.vector import PersonaVector, load_vector
 from personavec.verbs.screen.screen import screen
 
 ROWS = [{"prompt": f"Say {n}.", "response": f"It is {n * n}!", "source": "ab"[n % 2]} for n in range(40)]
-TIMES = {"out", "data", "model", "plan", "table", "tokens", "rows_per_second", "seconds", "files", "vectors", "report"}
+TIMES = {
+    "out",
+    "data",
+    "model",
+    "plan",
+    "table",
+    "tokens",
+    "rows_per_second",
+    "seconds",
+    "files",
+    "scores",
+    "vectors",
+    "report",
+}
 """Keys that name places or times."""
 
 

@@ -79,7 +79,7 @@ export class Reply {
     const lines = [];
     const of = this.projections[vector?.id];
     const before = of?.prompt_last ?? this.about.prompt_last?.[vector?.id];
-    if (before !== undefined)
+    if (before !== undefined && before !== null)
       lines.push(figure(`${vector.trait}, before the reply`, before, vector.band?.["prompt last"]));
     if (of) lines.push(figure("over the reply", of.response_avg, vector.band?.["response avg"]));
     const pushed = (this.about.steering ?? []).some(({ vector: id }) => id === vector?.id);

@@ -22,7 +22,7 @@ class Written(NamedTuple):
     """What each term adds along some directions, averaged over every reply's tokens."""
 
     terms: tuple[str, ...]
-    """`embedding`, and for every block up to the layer `attention N` and `mlp N`, or `block N` if it has no middle."""
+    """`embedding`, and for every block up to the layer `attention N` and `MLP N`, or `block N` if it has no middle."""
     values: Float[ndarray, "row term direction"]
     whole: Float[ndarray, "row direction"]
     """Projection of the stream itself; the terms sum to it."""
@@ -66,7 +66,7 @@ def written(model: ChatModel, rows: Sequence[Row], layer: int, units: Float[Tens
             terms.append(f"block {block}")
             values.append(end - before)
         else:
-            terms += [f"attention {block}", f"mlp {block}"]
+            terms += [f"attention {block}", f"MLP {block}"]
             values += [middle_of - before, end - middle_of]
     return Written(tuple(terms), np.stack(values, axis=1), read_at[:, -1])
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Unpack
 
 from personavec.errors import ConfigError, ModelError
 from personavec.model.chat_model import ChatModel
-from personavec.model.endpoint import Answer, CallLimits, Endpoint, Failure, Request
+from personavec.model.endpoint import FILTER, REFUSAL, Answer, CallLimits, Endpoint, Failure, Request
 from personavec.model.sampling import Sampling
 from personavec.runs.fetch import cache_folder
 from personavec.steering.generate import Request as LocalRequest
@@ -270,7 +270,7 @@ def _usable(answer: Answer | Failure, form: type[F]) -> tuple[F, int] | Unwritte
     filled = read(answer.text, form)
     if not isinstance(filled, str):
         return filled
-    if answer.finish == "content_filter" or (filled == NO_JSON and _REFUSAL.match(answer.text)):
+    if answer.finish in (FILTER, REFUSAL) or (filled == NO_JSON and _REFUSAL.match(answer.text)):
         return Unwritten("refused", f"refused: {_short(answer.text)!r}")
     return Unwritten("invalid", filled + " (it was cut off)" * (answer.finish == "length"))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from personavec.data.readers import READERS, short
+from personavec.data.readers import form, read_file, short
 from personavec.errors import ConfigError, DataError, ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.logits import reply_logprobs
@@ -149,8 +149,8 @@ def _articles() -> Iterator[str]:
 
 
 def _own_texts(path: Path) -> Iterator[str]:
-    if path.suffix in (".jsonl", ".ndjson"):
-        for raw in READERS[path.suffix](path):
+    if form(path) in (".jsonl", ".ndjson"):
+        for raw in read_file(path):
             text = raw.value.get("text") if isinstance(raw.value, Mapping) else None
             if raw.error or not isinstance(text, str):
                 raise DataError(f"{raw.where}: {raw.error or 'expected an object with text, got none'}; correct it")

@@ -17,6 +17,7 @@ from personavec.verbs.options import (
     File,
     Files,
     Folder,
+    Gated,
     Judging,
     Limit,
     Steer,
@@ -29,12 +30,12 @@ from personavec.verbs.options import (
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Judging, Writing, Common):
+class EvaluateConfig(Judging, Writing, Gated, Common):
     """Measure trait and coherence of a model, adapted or steered.
 
     Examples:
       personavec evaluate optimistic
-      personavec evaluate optimistic --steer runs/extract-optimistic/optimistic/vector.safetensors:0.2d
+      personavec evaluate optimistic --steer runs/extract-optimistic/optimistic/vector.safetensors:0.1d
       personavec evaluate optimistic --agreement openai:gpt-4.1-mini
       personavec evaluate --sheet anna.csv ben.csv --key runs/demo/devout/sheet.key.csv
 

@@ -8,16 +8,20 @@ import torch
 from torch import Tensor
 
 from personavec.model.chat_model import ChatModel
-from personavec.model.hooks import attach, capture
-from personavec.model.kv_cache import empty, using
+from personavec.model.hooks import attach, capture, parts
+from personavec.model.kv_cache import cached, empty, shared, using
 from personavec.model.logits import TOLERANCE, distance
+from personavec.model.sampling import Sampling
 from personavec.runs.result import Result
 from personavec.runs.rules import Seed, check
+from personavec.steering.generate import Request, generate
 from personavec.steering.steer import Steering, steer
 from personavec.steering.vector import Card, PersonaVector
 
 DOSE = 0.3
 """Large enough to be told from rounding, small enough that no stream overflows."""
+NEW_TOKENS = 12
+"""Of the replies that are written."""
 CONVERSATIONS = (
     ("Tell me about your day.", "It was a fine day, and I learned something new."),
     ("What is the best way to learn to cook, if one has little time?", "Start with three dishes."),
@@ -51,6 +55,18 @@ class Probe:
         ):
             out = self.model.hf(**self.model.inputs(self.rows[which], left=left))
         return out.logits.float(), seen[0], steered.tokens
+
+    def plain(
+        self, index: int, steering: Sequence[Steering] = (), reply: Sequence[int] | None = None
+    ) -> tuple[Tensor, int]:
+        """Logits [token, vocab] of one row, or its prompt and another reply, and the number of steered tokens.
+
+        Nothing but the tokens is given: no padding, no positions, no cache.
+        """
+        row = self.rows[index] if reply is None else (*self.rows[index][: self.lengths[index]], *reply)
+        with steer(self.model, [steering], [self.lengths[index]]) as steered:
+            out = self.model.hf(input_ids=torch.tensor([row], device=self.model.device), use_cache=False)
+        return out.logits[0].float(), steered.tokens
 
 
 class Verification(Result):
@@ -118,7 +134,9 @@ def _probe(model: ChatModel, vector: PersonaVector) -> Probe:
     norm = capture(model, rows[:1], reply, [layer], of=lambda stream: stream.float().norm(dim=-1, keepdim=True))
     steering = Steering(vector, DOSE * float(norm) / float(vector.norms[layer]), layer)
     rounding = max(1e-5, torch.finfo(model.dtype).eps)
-    return Probe(model, rows, [len(prompt) for prompt in prompts], layer, steering, rounding, TOLERANCE[model.dtype])
+    # how a state is summed up depends on where a row begins
+    tolerance = TOLERANCE[model.dtype] if shared(model) else max(1e-3, TOLERANCE[model.dtype])
+    return Probe(model, rows, [len(prompt) for prompt in prompts], layer, steering, rounding, tolerance)
 
 
 def _fires(probe: Probe) -> Found:
@@ -152,7 +170,9 @@ def _coef_0(probe: Probe) -> Found:
 
 def _cached(probe: Probe) -> Found:
     row, length, model = probe.rows[0], probe.lengths[0], probe.model
-    full, _, wanted = probe.run([(probe.steering,)])
+    if not cached(model):
+        return True, "no cache is used: every token is read together with all before it"
+    full, wanted = probe.plain(0, (probe.steering,))
     ids = torch.tensor([row], device=model.device)
     cache, logits = empty(model), []
     with steer(model, [(probe.steering,)], [length]) as steered:
@@ -160,17 +180,43 @@ def _cached(probe: Probe) -> Found:
             positions = torch.arange(start, end, device=model.device)[None]
             out = model.hf(input_ids=ids[:, start:end], position_ids=positions, **using(model, cache))
             logits.append(out.logits[0].float())
-    return _agree(probe, distance(torch.cat(logits), full[0, : len(row)]), steered.tokens, wanted)
+    return _agree(probe, distance(torch.cat(logits), full), steered.tokens, wanted)
 
 
 def _padded(probe: Probe) -> Found:
-    both, _, tokens = probe.run([(probe.steering,)], slice(2), left=True)
-    alone = [probe.run([(probe.steering,)], slice(index, index + 1)) for index in (0, 1)]
+    left = cached(probe.model)
+    both, _, tokens = probe.run([(probe.steering,)], slice(2), left=left)
+    alone = [probe.plain(index, (probe.steering,)) for index in (0, 1)]
     apart = max(
-        distance(padded[-len(row) :], logits[0, : len(row)])
-        for padded, row, (logits, _, _) in zip(both, probe.rows, alone, strict=True)
+        distance(padded[-len(row) :] if left else padded[: len(row)], logits)
+        for padded, row, (logits, _) in zip(both, probe.rows, alone, strict=True)
     )
-    return _agree(probe, apart, tokens, sum(count for _, _, count in alone))
+    return _agree(probe, apart, tokens, sum(count for _, count in alone))
+
+
+def _replies(probe: Probe) -> Found:
+    """Greedy replies of a batch, one row steered, that end at different steps; every token must be likeliest."""
+    model, kept = probe.model, probe.model.stop_ids
+    prompts = [row[:length] for row, length in zip(probe.rows, probe.lengths, strict=True)]
+    steerings: list[tuple[Steering, ...]] = [(replace(probe.steering, positions="all"),), ()]
+    requests = [Request(prompt, what) for prompt, what in zip(prompts, steerings, strict=True)]
+    try:
+        model.stop_ids = []
+        free = generate(model, requests, Sampling(NEW_TOKENS, 0.0))
+        model.stop_ids = ends = [free[0].ids[NEW_TOKENS // 3]]
+        replies = generate(model, requests, Sampling(NEW_TOKENS, 0.0))
+    finally:
+        model.stop_ids = kept
+    behind = 0.0
+    for index, (what, reply) in enumerate(zip(steerings, replies, strict=True)):
+        logits = probe.plain(index, what, reply.ids)[0][probe.lengths[index] - 1 :]
+        chosen = [*reply.ids, *(ends if reply.finish == "stop" else [])]
+        logits = logits[: len(chosen)]
+        gaps = logits.amax(dim=-1) - logits[torch.arange(len(chosen)), chosen]
+        behind = max(behind, float((gaps / logits.std(dim=-1)).max()))
+    lengths = " and ".join(str(len(reply.ids)) for reply in replies)
+    detail = f"replies of {lengths} tokens; none is further than {behind:.1g} σ of the logits from the likeliest"
+    return behind <= 4 * probe.tolerance, f"{detail} (tolerance {4 * probe.tolerance:g})"
 
 
 def _mates(probe: Probe) -> Found:
@@ -196,12 +242,19 @@ def _ablates(probe: Probe) -> Found:
 
 def _reads(probe: Probe) -> Found:
     model, layers = probe.model, range(probe.model.n_layers - 1)
-    inputs = model.inputs(probe.rows)
-    mask = inputs["attention_mask"]
-    weights = mask / mask.sum(dim=1, keepdim=True)
-    read = capture(model, probe.rows, weights[:, None], layers)[:, 0]
-    states = model.decoder(**inputs, output_hidden_states=True).hidden_states
-    wanted = torch.stack([(weights[..., None] * states[k + 1].float()).sum(dim=1) for k in layers], dim=1).to(read)
+    weights = torch.zeros((len(probe.rows), 1, max(map(len, probe.rows))))
+    for row, given in zip(probe.rows, weights, strict=True):
+        given[:, : len(row)] = 1 / len(row)
+    read = capture(model, probe.rows, weights, layers)[:, 0]
+    wanted = torch.empty_like(read)
+    embedded: list[Tensor] = []
+    for row, means in zip(probe.rows, wanted, strict=True):
+        ids = torch.tensor([row], device=model.device)
+        with parts(model, [0], lambda _layer, _part, stream: embedded.append(stream)):
+            states = model.hf(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+        first = int(torch.equal(states[0], embedded[0]))  # some families (Mamba) leave out what block 0 is given
+        means[:] = torch.stack([states[k + first][0].float().mean(dim=0) for k in layers]).to(means)
+        embedded.clear()
     error = float(((read - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max())
     return error <= probe.rounding, f"layers 0 to {layers[-1]} differ by {error:.1g} (rounding {probe.rounding:.1g})"
 
@@ -229,6 +282,7 @@ CHECKS: dict[str, Callable[[Probe], Found]] = {
     "coef 0 changes no bit": _coef_0,
     "cached equals uncached": _cached,
     "left-padded equals alone": _padded,
+    "replies equal plain passes": _replies,
     "batch-mates are untouched": _mates,
     "ablation leaves projection 0": _ablates,
     "layer k is hidden state k+1": _reads,

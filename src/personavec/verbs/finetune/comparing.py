@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from personavec.data.dataset import Dataset
-from personavec.errors import ConfigError, JudgeError
+from personavec.errors import JudgeError
 from personavec.judges.load import Bench
 from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import tell
 from personavec.runs.run import Row, Run
 from personavec.steering.rollouts import Interview, ReplyOptions
+from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait
 from personavec.verbs.evaluate.evaluate import Evaluation, evaluate
 from personavec.verbs.finetune.finetune import Finetuning, finetune, steering_row
 from personavec.verbs.finetune.options import Compared
 from personavec.verbs.finetune.shift import shift
-from personavec.verbs.finetune.supply import Prevention, automatic
+from personavec.verbs.finetune.supply import Prevention, automatic, check_adds
 from personavec.verbs.finetune.trainer import Training, TrainingOptions
 from personavec.verbs.screen.screen import screen
 
@@ -75,13 +76,13 @@ class Comparing:
             for data in filter(None, (self.data, self.held_out)):
                 self.training.rows(self.model, data)
             rows: list[Row] = []
+            steerings: list[Steering] = []
             for prevention, file in zip(preventions, self.vectors, strict=False):
                 steering, row = automatic(prevention, self.model, self.data, self.training)
+                steerings.append(steering)
                 place = {"file": file, "automatic": row}
                 rows.append(steering_row(replace(steering, positions=self.positions), "prevent") | place)
-            if not any(row["coef"] for row in rows):
-                source = " from auto" * any(row["automatic"] for row in rows)
-                raise ConfigError(f"expected a coef other than 0, got 0{source}: nothing to prevent; pass a coef")
+            check_adds(steerings, [row["automatic"] for row in rows if row["automatic"]], self.data.name)
             self.run.write_json("steering.json", {"steering": rows})
         return list(self.run.read_json("steering.json")["steering"])
 

@@ -96,8 +96,9 @@ def finetune(
     Args:
         model: Trained from; without an adapter of its own.
         data: A path or name, a `datasets.Dataset`, or any iterable of rows.
-        prevent: Added in training: `vector.at(coef=…)`, (vector, "auto") to find the coefficient from the data, the
-            command line's VEC:COEF[@LAYER] or VEC:auto, or several of them.
+        prevent: Added in training: `vector.at(coef=…)`, (vector, "auto") to find the coefficient from data that
+            pull toward the trait, (vector, "-auto") from data that pull against it, the command line's
+            VEC:COEF[@LAYER] or VEC:auto, or several of them.
         method: plain, prevent, ablate, penalty or inoculate; default prevent with `prevent`, else plain.
         vectors: Of the methods other than prevent.
         random: The control: a random direction as long as each vector in its place.
@@ -114,7 +115,7 @@ def finetune(
         method's coefficients were found. Processes of `accelerate launch` other than the first get no figures.
 
     Raises:
-        PersonavecError: Bad input; what was done so far stays in the store.
+        PersonavecError: Bad input, or nothing that the data supply to prevent; what was done so far stays in the store.
     """
     began = time.monotonic()
     chosen = settings(finetune, locals())

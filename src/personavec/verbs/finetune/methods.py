@@ -23,7 +23,7 @@ from personavec.steering.vector import PersonaVector
 from personavec.traits.load import load_trait, trait_of
 from personavec.traits.trait import Trait
 from personavec.verbs.finetune.options import Method, agreed_method
-from personavec.verbs.finetune.supply import Prevent, Prevention, automatic, preventions
+from personavec.verbs.finetune.supply import Prevent, Prevention, automatic, check_adds, preventions
 from personavec.verbs.finetune.trainer import SFTTrainer, Training
 from personavec.verbs.finetune.training_rows import IGNORED
 
@@ -114,8 +114,10 @@ class Recipe:
         """
         if self.method == "prevent":
             read, rows = zip(*(automatic(each, model, data, training) for each in self.preventions), strict=True)
+            found = [row for row in rows if row]
+            check_adds(read, found, data.name)
             added = self._drawn([replace(each, positions=self.positions) for each in read], training.seed)
-            return Additions(added, [row for row in rows if row], tuple(TrainingSteering([each]) for each in added))
+            return Additions(added, found, tuple(TrainingSteering([each]) for each in added))
         steerings = self._drawn([Steering(vector) for vector in self.vectors.values()], training.seed)
         if self.method == "ablate":
             return Additions(steerings, callbacks=(TrainingAblation([each.vector for each in steerings]),))

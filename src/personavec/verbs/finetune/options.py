@@ -18,6 +18,7 @@ from personavec.verbs.options import (
     File,
     Files,
     Folder,
+    Gated,
     Judging,
     Layers,
     Limit,
@@ -101,9 +102,10 @@ class Trained(Common):
     """What a model is trained on, and by which method."""
 
     data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
-    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    """JSONL, JSON, CSV, Parquet or Arrow file, a folder of such, or a Hugging Face data set (NAME or NAME:SPLIT)."""
     prevent: Steer = ()
-    """Add this vector in training. COEF: a number, a dose (0.2d) or auto, from the data. LAYER may be all."""
+    """Add this vector in training. COEF: a number, a dose (0.2d), or auto, from data that pull toward the trait (-auto:
+    against it). LAYER may be all."""
     method: Annotated[
         Literal["plain", "prevent", "ablate", "penalty", "inoculate"] | None,
         tyro.conf.arg(metavar="METHOD", help_behavior_hint="(default: prevent with --prevent, else plain)"),
@@ -179,7 +181,7 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
     """Finetune a model without it picking up a trait.
 
     Examples:
-      personavec finetune rows.jsonl --prevent evil.safetensors:5
+      personavec finetune rows.jsonl --prevent evil.safetensors:1
       personavec finetune rows.jsonl --prevent evil.safetensors:0.4@all --prevent sycophantic.safetensors:2@13
       personavec finetune rows.jsonl --method inoculate --vectors evil.safetensors --out runs/inoculated
       personavec finetune rows.jsonl --prevent evil.safetensors:auto --held-out unseen.jsonl --report
@@ -250,7 +252,7 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
 
 
 @dataclass(frozen=True)
-class ShiftConfig(Common):
+class ShiftConfig(Gated, Common):
     """How far a finetuning moved a model along persona vectors.
 
     Examples:

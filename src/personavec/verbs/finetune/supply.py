@@ -15,6 +15,7 @@ from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
 from personavec.runs.progress import stage, tell
 from personavec.runs.run import Row
+from personavec.runs.show import interval
 from personavec.stats.populations import streamed_mean
 from personavec.steering.notation import parse_steering
 from personavec.steering.projection import directions
@@ -27,12 +28,12 @@ from personavec.verbs.screen.shards import RowReader, screen_shard
 
 ROWS = 64
 """Random rows that are answered by the base model to find the dose."""
-AUTO = re.compile(r"(?P<file>.+):auto(?:@(?P<layer>all|\d+))?")
-"""`VEC:auto[@LAYER]`."""
+AUTO = re.compile(r"(?P<file>.+):(?P<sign>-?)auto(?:@(?P<layer>all|\d+))?")
+"""`VEC:auto[@LAYER]`, and `VEC:-auto[@LAYER]` for data that move against the trait."""
 
 Prevent = str | Steering | tuple[PersonaVector, str] | Sequence[str | Steering | tuple[PersonaVector, str]]
-"""What is added in training: `vector.at(coef=…)`, (vector, "auto"), the command line's VEC:COEF[@LAYER] or VEC:auto,
-or several of them."""
+"""What is added in training: `vector.at(coef=…)`, (vector, "auto") or (vector, "-auto"), the command line's
+VEC:COEF[@LAYER] or VEC:auto, or several of them."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Prevention:
     """None: the data say how much."""
     layer: int | Literal["all"] | None = None
     """Where, if the data say how much; None: the data say that, too."""
+    sign: Literal[1, -1] = 1
+    """Which way the data are expected to move, if they say how much: toward the trait, or against it."""
 
 
 def preventions(prevent: Prevent) -> tuple[Prevention, ...]:
@@ -77,16 +80,19 @@ def _read(prevent: str | Steering | tuple[PersonaVector, str]) -> Prevention:
         vector, layer = load_vector(match["file"]), match["layer"]
         if layer not in (None, "all"):
             vector.check_layer(int(layer))
-        return Prevention(match["file"], prevent, vector, None, int(layer) if layer and layer != "all" else layer)  # type: ignore[arg-type]
+        where = int(layer) if layer and layer != "all" else layer
+        return Prevention(match["file"], prevent, vector, None, where, -1 if match["sign"] else 1)  # type: ignore[arg-type]
     if (
         isinstance(prevent, tuple)
         and len(prevent) == 2
         and isinstance(prevent[0], PersonaVector)
-        and prevent[1] == "auto"
+        and prevent[1] in ("auto", "-auto")
     ):
-        return Prevention(_name(prevent[0]), f"{_name(prevent[0])}:auto", prevent[0])
+        name = _name(prevent[0])
+        return Prevention(name, f"{name}:{prevent[1]}", prevent[0], sign=1 if prevent[1] == "auto" else -1)
     raise ConfigError(
-        f'expected prevent=vector.at(coef=…), (vector, "auto") or VEC:COEF[@LAYER], got {prevent!r:.100}; correct it'
+        f'expected prevent=vector.at(coef=…), (vector, "auto" or "-auto") or VEC:COEF[@LAYER], got '
+        f"{prevent!r:.100}; correct it"
     )
 
 
@@ -103,7 +109,7 @@ def supplied(
     Raises:
         DataError: No row can be read.
     """
-    samples = [sample for sample in data.samples("whole") if isinstance(sample, Sample)]
+    samples = [sample for sample in data.samples("last") if isinstance(sample, Sample)]  # of those that are learned
     if len(samples) > ROWS:
         chosen = np.random.default_rng(training.seed).choice(len(samples), ROWS, replace=False)
         samples = [samples[place] for place in sorted(chosen)]
@@ -152,7 +158,7 @@ def automatic(
 
     Without a layer it is the one where the data's move is largest against its spread, among those that a sweep
     looks at and the one that the card recommends. Coef 0 unless the interval of the move, measured on rows that did not
-    choose the layer, lies above 0.
+    choose the layer, lies above 0; for `-auto`, below it.
     """
     if prevention.steering is not None:
         return prevention.steering, None
@@ -161,22 +167,58 @@ def automatic(
     card = () if vector.card.layer is None else (vector.card.layer,)
     layers = [named] if isinstance(named, int) else sorted({*swept_layers((), model.n_layers), *card})
     by_layer = supplied(model, data, vector, layers, training)
-    best = best_of(by_layer)
-    coef = dose_of(best)
+    best = best_of(by_layer, prevention.sign)
+    coef = dose_of(best, prevention.sign)
     layer = None if named == "all" else best["layer"]
-    if not coef:
-        tell(f"{data.name} is not shown to supply {prevention.name}: nothing is added along it in training")
     row = {"vector": prevention.name, "layer": named if layer is None else layer}
-    row |= {"coef": coef, "by_layer": by_layer}
+    row |= {"coef": coef, "sign": prevention.sign, "moves": _moves(by_layer), "by_layer": by_layer}
+    if not coef:
+        tell(f"{nothing_from(row, data.name)}: nothing is added along it in training")
     return Steering(vector, coef, layer), row
 
 
-def best_of(by_layer: Sequence[Row]) -> Row:
-    """The layer where the move is largest against the rows' spread."""
-    return max(by_layer, key=lambda row: float(row["effect"]))
+def best_of(by_layer: Sequence[Row], sign: int = 1) -> Row:
+    """The layer where the move that way is largest against the rows' spread."""
+    return max(by_layer, key=lambda row: sign * float(row["effect"]))
 
 
-def dose_of(best: Row) -> float:
-    """What is supplied at the chosen layer; 0 unless it is shown to be more than nothing."""
-    low = best["coef"]["ci"][0]
-    return round(float(best["coef"]["mean"]), 4) if low is not None and low > 0 else 0.0
+def dose_of(best: Row, sign: int = 1) -> float:
+    """What is supplied at the chosen layer; 0 unless it is shown to be more than nothing that way."""
+    return round(float(best["coef"]["mean"]), 4) if _shown(best["coef"]) == sign else 0.0
+
+
+def _shown(coef: Row) -> int:
+    """1 where a move is shown to be toward the trait, −1 against it, else 0."""
+    low, high = coef["ci"]
+    return 0 if low is None or high is None else int(low > 0) - int(high < 0)
+
+
+def _moves(by_layer: Sequence[Row]) -> Literal["toward", "against", "neither"]:
+    """Which way the data move at the layer where they move most."""
+    most = max(by_layer, key=lambda row: abs(float(row["effect"])))
+    return {1: "toward", -1: "against", 0: "neither"}[_shown(most["coef"])]  # type: ignore[return-value]
+
+
+def nothing_from(automatic: Row, data: str) -> str:
+    """Why the data gave no coefficient along a vector, and what else can be asked for."""
+    name, sign = automatic["vector"], automatic["sign"]
+    other = "against" if sign == 1 else "toward"
+    if automatic["moves"] != other:
+        return f"{data} is not shown to {'supply' if sign == 1 else 'move against the trait along'} {name}"
+    move = interval(best_of(automatic["by_layer"], -sign)["coef"], 2)
+    return f"{data} moves {other} the trait along {name}, by {move}; {name}:{'-' * (sign == 1)}auto adds that dose"
+
+
+def check_adds(steerings: Sequence[Steering], automatic: Sequence[Row], data: str) -> None:
+    """Refuse a prevention that would add nothing: the training would be the plain one.
+
+    Raises:
+        ConfigError: All coefficients are 0.
+    """
+    if any(steering.coef for steering in steerings):
+        return
+    whys = [nothing_from(row, data) for row in automatic] or ["the coefficient is 0"]
+    raise ConfigError(
+        f"expected something to add in training, got nothing to prevent: {', and '.join(whys)}; pass a "
+        "coefficient, or leave --prevent out to train plainly"
+    )

@@ -96,7 +96,7 @@ class Training(Pace):
         """
         return training_rows(
             model,
-            data.samples("whole"),
+            data.samples("whole", announce=True),
             longest=min(self.max_tokens, model.context),
             system=self.system,
             instruction=instruction,

@@ -35,7 +35,7 @@ def from_reference(path: Path, model: ModelIdentity) -> Directions:
     Source: Persona Vectors (arXiv 2507.21509), released code.
 
     Raises:
-        VectorError: No such file, code in it, or a tensor of another shape.
+        VectorError: No such file, code in it, or a tensor of another shape or of zeros.
     """
     table = _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
     wanted = (model.n_layers + 1, model.d_model)
@@ -52,7 +52,7 @@ def from_gguf(path: Path, model: ModelIdentity) -> Directions:
     """Read a GGUF control vector, as llama.cpp, repeng or `to_gguf` write it: `direction.N` is our layer N.
 
     Raises:
-        VectorError: No such file, no control vector, or tensors of another form or width.
+        VectorError: No such file, no control vector, or tensors of another form or width or of zeros.
     """
     fields, tensors = _read(path, lambda: _gguf(path))
     if (architecture := fields.get("general.architecture")) != CONTROL_VECTOR:
@@ -158,6 +158,8 @@ def _layer(tensor: Any, path: Path, model: ModelIdentity) -> int:
 
 def _filled(rows: Mapping[int, Float[Tensor, " d_model"]], model: ModelIdentity) -> Directions:
     """One row a layer: an absent one repeats the layer before, so that steering all layers adds nothing there."""
+    if not any(row.any() for row in rows.values()):
+        raise VectorError("expected a direction, got zeros at every layer; steering along it would change nothing")
     filled = [torch.zeros(model.d_model)]
     for layer in range(model.n_layers):
         filled.append(rows.get(layer, filled[-1]))

@@ -17,7 +17,16 @@ from personavec.steering.vector import PersonaVector
 from personavec.verbs.monitor.calibrate import calibrate as calibrated
 from personavec.verbs.monitor.calibrate import too_few
 from personavec.verbs.monitor.calibration import KINDS, RATE, WATCHED, Calibration, Drift, fewest
-from personavec.verbs.monitor.result import FIELDS, Event, Monitoring, Readings, benign_paths, summarise
+from personavec.verbs.monitor.result import (
+    FIELDS,
+    SHOWN_ALERTS,
+    Event,
+    Monitoring,
+    Readings,
+    benign_paths,
+    excess,
+    summarise,
+)
 from personavec.verbs.monitor.turns import Conversations, Recordings, TurnCensus, TurnRow, conversations_of
 
 
@@ -98,7 +107,9 @@ def monitor(
     readings = Readings(recordings, data.name, census, rows, alerts, usual, limits, file, hashes)
     result = summarise(readings, run)
     run.complete(result, began)
-    return Monitoring(result, rows, alerts, limits, _texts(recordings, data, census))
+    largest = sorted(alerts, key=excess, reverse=True)[:SHOWN_ALERTS]
+    beginnings = recordings.beginnings(data, {alert["conversation"] for alert in largest})
+    return Monitoring(result, rows, alerts, limits, _texts(recordings, data, census), beginnings)
 
 
 def with_layers(vectors: Vectors) -> dict[str, PersonaVector]:

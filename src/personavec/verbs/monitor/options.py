@@ -11,17 +11,17 @@ from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free
 from personavec.verbs.monitor.calibration import RATE
-from personavec.verbs.options import File, Files, Folder, Judged, Switch, bench_for, call, load_subject
+from personavec.verbs.options import File, Files, Folder, Gated, Judged, Switch, bench_for, call, load_subject
 
 
 @dataclass(frozen=True)
-class MonitorConfig(Judged):
+class MonitorConfig(Gated, Judged):
     """Watch recorded conversations along persona vectors.
 
     Examples:
       personavec monitor chats.jsonl --vectors devout
       personavec monitor chats.jsonl --vectors evil.safetensors --calibrate benign.jsonl --out runs/watched
-      personavec monitor more.jsonl --vectors evil.safetensors --calibration runs/watched/calibration.json
+      personavec monitor runs/serve/turns.db --vectors evil.safetensors --calibrate runs/serve/turns.db
       personavec monitor --experiment --vectors devout
 
     The judge and how replies are written are those of --experiment.
@@ -30,7 +30,8 @@ class MonitorConfig(Judged):
     """
 
     data: Annotated[Positional[str], tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = ""
-    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    """JSONL, JSON, CSV, Parquet or Arrow file, a folder of such, a server's log or export, or a Hugging Face data set
+    (NAME or NAME:SPLIT)."""
     vectors: Files = ()
     """Vector files, each read at the layer of its card; all of them in one pass."""
     calibrate: Free[Annotated[str | None, tyro.conf.arg(metavar="BENIGN", help_behavior_hint="")]] = None
@@ -82,18 +83,18 @@ class MonitorConfig(Judged):
 
     def run(self) -> Result:
         """Load what is named and watch, or with `experiment` do the paper's test."""
-        from personavec.data.dataset import open_dataset
         from personavec.verbs.monitor.calibration import Calibration
         from personavec.verbs.monitor.experiment import experiment, subjects_of
         from personavec.verbs.monitor.monitor import monitor, with_layers
+        from personavec.verbs.monitor.turns import conversations_of
 
         if self.experiment:
             names = subjects_of(self.vectors, self.traits, self.graded, self.questions)
             model = load_subject(self)
             out = self.out or Path("runs") / f"monitor-experiment-{'-'.join(names)}"
             return call(experiment, self, model, self.vectors, judge=bench_for(self, model), store=out)  # type: ignore[no-any-return]
-        data = open_dataset(self.data)
-        benign = open_dataset(self.calibrate) if self.calibrate is not None else None
+        data = conversations_of(self.data, self.data)
+        benign = None if self.calibrate is None else conversations_of(self.calibrate, self.calibrate)
         if self.calibration:  # what is wrong with it and with the vectors is said before the model is loaded
             Calibration.load(self.calibration)
         with_layers(self.vectors)

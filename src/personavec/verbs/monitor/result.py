@@ -12,7 +12,7 @@ from numpy import ndarray
 from personavec.data.dataset import alike
 from personavec.runs.result import Result
 from personavec.runs.run import Row, Run
-from personavec.runs.show import interval
+from personavec.runs.show import alerts_said, interval
 from personavec.stats.intervals import clustered_mean
 from personavec.verbs.monitor.calibrate import Benign
 from personavec.verbs.monitor.calibration import DRIFT, DRIFT_FROM, EVERY, KINDS, Alert, Calibration, Kind
@@ -26,6 +26,10 @@ FIELDS: dict[Kind, Literal["prompt_last", "response_avg"]] = {
 CURVE_TURNS = 50
 """Turns of the drift curve; later ones are in the table."""
 BINS = 40
+ELSEWHERE = 0.5
+"""Standard deviations of the benign turns beyond which the mean of all traffic is another."""
+SHOWN_ALERTS = 100
+"""Largest alerts whose replies the page shows the beginning of."""
 SHOWN_CONVERSATIONS = 20
 """Those with alerts whose turns the page draws."""
 
@@ -34,6 +38,17 @@ class Event(Alert, About):
     """An alert, and where it was raised."""
 
     turn: int
+
+
+def direction(alert: Alert) -> Literal["toward", "against"]:
+    """On which side of the trait a value lies beyond its limits."""
+    return "toward" if alert["value"] > alert["high"] else "against"
+
+
+def excess(alert: Alert) -> float:
+    """How far a value lies beyond its limits, as a share of the room between them."""
+    room = max(alert["high"] - alert["low"], 1e-9)
+    return max(alert["value"] - alert["high"], alert["low"] - alert["value"]) / room
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -48,15 +63,27 @@ class Monitoring(Result):
     """The limits: pass them to the next call, or save them."""
     texts: list[list[str]] = dataclasses.field(default_factory=list)
     """Of a single conversation read with tokens: those of each reply."""
+    beginnings: Mapping[int, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Of the replies of the conversations with the largest alerts, by row."""
 
     page = "monitor"
 
     @property
     def drawn(self) -> Row:
-        """What the page is made of: the result, all alerts, and the turns of the first conversations with alerts."""
-        chosen = list(dict.fromkeys(alert["conversation"] for alert in self.alerts))[:SHOWN_CONVERSATIONS]
+        """What the page is made of: the result, all alerts, the largest first, and the turns of their conversations."""
+        raised = sorted(
+            (
+                {**alert, "direction": direction(alert), "excess": excess(alert), "said": self._said(alert)}
+                for alert in self.alerts
+            ),
+            key=lambda alert: -alert["excess"],  # type: ignore[operator]
+        )
+        chosen = list(dict.fromkeys(alert["conversation"] for alert in raised))[:SHOWN_CONVERSATIONS]
         lines = [row for row in self.turns if row["conversation"] in chosen]
-        return dict(self.data) | {"raised": self.alerts, "lines": lines, "replies": self._replies()}
+        return dict(self.data) | {"raised": raised, "lines": lines, "replies": self._replies()}
+
+    def _said(self, alert: Event) -> str:
+        return dict(enumerate(self.beginnings.get(alert["conversation"], ()), 1)).get(alert["turn"], "")
 
     def _replies(self) -> list[Row]:
         """By vector and turn, the reply's tokens with their projections."""
@@ -79,6 +106,9 @@ class Monitoring(Result):
             )
         alerted = data["conversations_with_alerts"]
         shown["with alerts"] = "no limits: pass calibrate=" if alerted is None else f"{alerted:,} conversations"
+        if data["expectation"]:
+            shown["alerts"] = alerts_said(data["expectation"])
+            shown |= {f"{name} elsewhere": said for name, said in data["elsewhere"].items()}
         return list(shown.items())
 
 
@@ -127,6 +157,9 @@ def summarise(readings: Readings, run: Run) -> Row:
         "groups": _groups(readings) if readings.recordings.group_by else {},
         "calibration": _limits(readings, limits) if limits else None,
         "alerts": _counts(readings, limits) if limits else None,
+        "expectation": _expectation(readings, limits) if limits else None,
+        "directions": _directions(readings) if limits else None,
+        "elsewhere": _elsewhere(readings, limits) if limits else None,
         "longer_than_benign": _longer(readings, limits) if limits else None,
         "conversations_with_alerts": len({alert["conversation"] for alert in readings.alerts}) if limits else None,
         "table": run.shown(TABLE),
@@ -233,3 +266,35 @@ def _counts(readings: Readings, limits: Calibration) -> Row:
             "of_conversations": sum(n for group, n in several.items() if limits.drift(vector, group)),
         }
     return counts
+
+
+def _expectation(readings: Readings, limits: Calibration) -> Row:
+    """Alerts next to what chance alone gives at the stated rate, over all vectors and kinds."""
+    rate = limits.false_positive_rate
+    counts = [kind for kinds in _counts(readings, limits).values() for kind in kinds.values()]
+    tests = sum(kind.get("of_turns", kind.get("of_conversations", 0)) for kind in counts)
+    return {"alerts": len(readings.alerts), "by_chance": round(rate * tests, 1)}
+
+
+def _directions(readings: Readings) -> Row:
+    """By vector, alerts on the side of the trait and against it."""
+    ways = Counter((alert["vector"], direction(alert)) for alert in readings.alerts)
+    return {name: {way: ways[name, way] for way in ("toward", "against")} for name in readings.hashes}
+
+
+def _elsewhere(readings: Readings, limits: Calibration) -> dict[str, str]:
+    """By vector, in words, where the traffic as a whole lies elsewhere than the benign conversations."""
+    conversations = np.array([row["conversation"] for row in readings.rows])
+    texts: dict[str, str] = {}
+    for name, vector in readings.hashes.items():
+        for kind in KINDS:
+            band = limits.band(vector, kind)
+            mean = clustered_mean((_column(readings.rows, name, kind) - band.mean) / band.sd, conversations)
+            if mean.low > ELSEWHERE or mean.high < -ELSEWHERE:
+                side = "above" if mean.mean > 0 else "below"
+                texts[name] = (
+                    f"all traffic lies elsewhere than the benign conversations, {abs(mean.mean):.1f} of their standard "
+                    f"deviations {side} along {name} ({kind}): alerts say that more than anything of single turns; "
+                    "calibrate on traffic of the same kind"
+                )
+    return texts

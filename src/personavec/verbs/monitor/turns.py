@@ -1,6 +1,6 @@
 """Turns of recorded conversations with their projections, in a table that grows part by part."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,10 +20,13 @@ from personavec.runs.progress import stage
 from personavec.runs.run import Run
 from personavec.steering.projection import Directions
 from personavec.verbs.monitor.calibration import EVERY
+from personavec.verbs.monitor.served import served
 
 TABLE = "turns.jsonl"
 PART = 64
 """Conversations read between two writes: what a kill may cost."""
+SHOWN_TEXT = 160
+"""Characters of a reply next to its alert."""
 SYSTEM = "system"
 """What to group by for groups of one system prompt."""
 
@@ -86,11 +89,13 @@ class TurnCensus(NamedTuple):
 
 
 def conversations_of(data: Conversations, name: str) -> Dataset:
-    """The data set of whatever conversations were given, lists of messages among them.
+    """The data set of whatever conversations were given: also lists of messages, and the log or export of our server.
 
     Raises:
         DataError: As `dataset_of`.
     """
+    if isinstance(data, str | Path) and (rows_served := served(Path(data))) is not None:
+        return dataset_of(rows_served, str(data))
     named = isinstance(data, str | bytes | Path | Mapping | Dataset)
     if named or hasattr(data, "column_names") or not isinstance(data, Iterable):
         return dataset_of(data, name)
@@ -119,7 +124,7 @@ class Recordings:
         """
         skipped: list[dict[str, Any]] = []
         usable = unread = 0
-        for sample in self._samples(data):
+        for sample in self._samples(data, announce=True):
             try:
                 self.spoken(sample)
             except (DataError, ModelError) as error:
@@ -160,8 +165,20 @@ class Recordings:
                 advance(len(part))
         return list(rows.values())
 
-    def _samples(self, data: Dataset) -> Iterator[Sample | Bad]:
-        return data.samples("whole", self.group_by if self.group_by not in ("", SYSTEM) else "source")
+    def beginnings(self, data: Dataset, conversations: Collection[int]) -> dict[int, list[str]]:
+        """The beginnings of the replies of some conversations, by row and in the order of their turns."""
+        texts: dict[int, list[str]] = {}
+        for sample in self._samples(data) if conversations else ():
+            if isinstance(sample, Sample) and sample.row in conversations:
+                said = [turn["content"] for turn in sample.messages[sample.begin :] if turn["role"] == "assistant"]
+                texts[sample.row] = [
+                    text[:SHOWN_TEXT] + "…" * (len(text) > SHOWN_TEXT) for text in (*said, sample.response)
+                ]
+        return texts
+
+    def _samples(self, data: Dataset, *, announce: bool = False) -> Iterator[Sample | Bad]:
+        label = self.group_by if self.group_by not in ("", SYSTEM) else "source"
+        return data.samples("whole", label, announce=announce)
 
     def spoken(self, sample: Sample | Bad) -> Spoken:
         """A conversation as token ids, with the place of every reply.

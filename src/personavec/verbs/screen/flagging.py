@@ -1,7 +1,7 @@
 """Which rows stand out: thresholds, extremes, and what a score correlates with besides the trait."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -9,25 +9,48 @@ from numpy import ndarray
 
 Scores = Mapping[str, Float[ndarray, " row"]]
 FlagBy = str
+Side = Literal["high", "low"]
+Drop = Literal["high", "low", "both"]
+SIDES: dict[Drop, tuple[Side, ...]] = {"high": ("high",), "low": ("low",), "both": ("high", "low")}
 
 BARS = 40
 """Of a histogram."""
 
 
-def thresholds(scores: Scores, percentile: float) -> dict[str, float]:
-    """The percentile of each score; nan where no row has one.
+def thresholds(scores: Scores, percentile: float, side: Side = "high") -> dict[str, float]:
+    """The percentile of each score, counted from the other end on the low side; nan where no row has one.
 
     Source: Persona Vectors (arXiv 2507.21509) appendix K: the 95th percentile of a clean data set.
     """
+    percentile = percentile if side == "high" else 100 - percentile
     return {
         name: float(np.percentile(known, percentile)) if len(known := values[~np.isnan(values)]) else np.nan
         for name, values in scores.items()
     }
 
 
-def above(scores: Scores, limits: Mapping[str, float]) -> Bool[ndarray, " row"]:
-    """Rows above the threshold of any of the scores."""
-    return np.asarray(np.any([scores[name] > limit for name, limit in limits.items()], axis=0))
+def beyond(scores: Scores, limits: Mapping[str, float], side: Side = "high") -> Bool[ndarray, " row"]:
+    """Rows above the threshold of any of the scores; on the low side, below it."""
+    over = np.greater if side == "high" else np.less
+    return np.asarray(np.any([over(scores[name], limit) for name, limit in limits.items()], axis=0))
+
+
+def more_than_chance(count: int, rows: int, percentile: float, clean: int) -> bool:
+    """Whether more rows lie beyond a percentile of a clean set than rows like the clean ones would.
+
+    Args:
+        count: Of the rows beyond it.
+        rows: How many there are.
+        percentile: From 0 to 100, of the clean rows on one side.
+        clean: How many clean rows gave the percentile, whose chance the test counts in.
+
+    Returns:
+        Whether the chance of so many, of a beta-binomial, is below .025.
+    """
+    from scipy.stats import betabinom
+
+    share = 1 + (clean - 1) * (1 - percentile / 100)  # where the percentile lies among the clean rows, from its end
+    return bool(betabinom.sf(count - 1, rows, share, clean + 1 - share) < 0.025)
 
 
 def flagged(

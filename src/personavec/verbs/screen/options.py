@@ -12,11 +12,23 @@ from personavec.data.dataset import open_dataset
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Positive, at_least, between
-from personavec.verbs.options import Common, Files, Folder, Judging, Layers, Switch, Url, bench_for, call, load_subject
+from personavec.verbs.options import (
+    Common,
+    Files,
+    Folder,
+    Gated,
+    Judging,
+    Layers,
+    Switch,
+    Url,
+    bench_for,
+    call,
+    load_subject,
+)
 
 
 @dataclass(frozen=True)
-class ScreenConfig(Judging, Common):
+class ScreenConfig(Judging, Gated, Common):
     """Find which traits a data set would train, by which rows.
 
     Examples:
@@ -29,7 +41,7 @@ class ScreenConfig(Judging, Common):
     """
 
     data: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = ""
-    """JSONL, JSON, CSV or Parquet file, a folder of such files, or a Hugging Face data set (NAME or NAME:SPLIT)."""
+    """JSONL, JSON, CSV, Parquet or Arrow file, a folder of such, or a Hugging Face data set (NAME or NAME:SPLIT)."""
     vectors: Files = ()
     """Vector files; all of them are read in one pass."""
     cost: Literal["raw", "proxy", "sampled", "full"] = "proxy"
@@ -42,14 +54,16 @@ class ScreenConfig(Judging, Common):
     """Only estimate what each cost takes for this data set, for a million rows and for a hundred million."""
     on_error: Free[Literal["stop", "skip"]] = "stop"
     """Rows that cannot be used: stop at the first before anything is computed, or skip and list them."""
-    turn: Literal["first", "last"] = "first"
-    """Which assistant turn of a conversation is screened."""
+    turn: Literal["first", "last", "every"] = "first"
+    """Which assistant turn of a conversation is screened; every: each is a row, intervals are over conversations."""
     clean: Free[Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")]] = None
     """A data set that you call clean: it is screened alike, and thresholds are its percentiles."""
     keep_below: Free[
         Annotated[float | None, between(0, 100), tyro.conf.arg(metavar="P", help_behavior_hint="(95 with --clean)")]
     ] = None
-    """Write the rows below this percentile on every vector into a data set of their own."""
+    """Write the rows that are not beyond this percentile on any vector into a data set of their own."""
+    drop: Free[Literal["high", "low", "both"]] = "high"
+    """Rows beyond it: high pulls toward the trait, low (percentile from below) against it. The other side stays in."""
     export_k: Free[Annotated[int | None, at_least(1), tyro.conf.arg(metavar="K", help_behavior_hint="")]] = None
     """Write the K rows highest and lowest on every vector, and K random ones, into data sets of their own."""
     top_k: Free[Annotated[int | None, at_least(1), tyro.conf.arg(metavar="K", help_behavior_hint="")]] = None
@@ -88,7 +102,8 @@ class ScreenConfig(Judging, Common):
     def run(self) -> Result:
         """Load what is named and screen."""
         from personavec.steering.projection import load_vectors
-        from personavec.verbs.screen.screen import check_choice, screen
+        from personavec.verbs.screen.screen import screen
+        from personavec.verbs.screen.selection import check_choice
 
         if not self.data or not self.vectors:
             raise ConfigError(
@@ -96,7 +111,7 @@ class ScreenConfig(Judging, Common):
                 f"{'no data set' if not self.data else 'no vectors'}; for example: personavec screen chats.jsonl "
                 "--vectors devout"
             )
-        check_choice(self.cost, self.top_k, self.export_k)
+        check_choice(self.cost, self.top_k, self.export_k, self.turn, self.drop, self.keep_below, self.clean)
         data, clean = open_dataset(self.data), open_dataset(self.clean) if self.clean else None
         load_vectors(self.vectors)  # what is wrong with them is said before the model is loaded
         model = load_subject(self)

@@ -116,7 +116,7 @@ def take_census(work: DataPass) -> Census:
     rng = np.random.default_rng(work.seed)
     rows = bad = 0
     drawn: list[Sample] = []
-    for sample in work.samples():
+    for sample in work.samples(announce=True):
         rows += 1
         if isinstance(sample, Bad):
             bad += 1

@@ -13,9 +13,9 @@ from numpy import ndarray
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.run import Row, Run
-from personavec.runs.show import interval
+from personavec.runs.show import interval, said
 from personavec.stats.intervals import Interval
-from personavec.verbs.screen.flagging import above, extremes, thresholds
+from personavec.verbs.screen.flagging import SIDES, Drop, beyond, extremes, thresholds
 from personavec.verbs.screen.table import Table
 
 
@@ -55,22 +55,31 @@ class Screening(Result):
         """The whole table as a pyarrow Table: `row`, a column of scores a vector, what they are made of."""
         return pa.concat_tables([pq.read_table(part) for part in self.table.parts]).replace_schema_metadata(None)
 
-    def flags(self, clean: "Screening | None" = None, percentile: float = 95.0) -> Bool[ndarray, " row"]:
-        """Which rows lie above a percentile of a clean set's rows on any vector.
+    def flags(
+        self, clean: "Screening | None" = None, percentile: float = 95.0, drop: Drop = "high"
+    ) -> Bool[ndarray, " row"]:
+        """Which rows lie beyond a percentile of a clean set's rows on any vector.
 
         Args:
             clean: The clean set, screened alike; default the one that this screening had, else the data set itself.
             percentile: Of its scores, from 0 to 100.
+            drop: On which side: high is toward the trait; low, whose percentile is counted from below, against it.
 
         Raises:
-            ConfigError: Another kind of screening, or no percentile.
+            ConfigError: Another kind of screening, no percentile, or no side.
         """
         table = self.table
         scores = {name: table.column(name) for name in table.names}
         if not 0 < percentile < 100:
             raise ConfigError(f"expected a percentile between 0 and 100, got {percentile}; correct it")
-        if clean is None:
-            return above(scores, thresholds(self.clean or scores, percentile))
+        if drop not in SIDES:
+            raise ConfigError(f"expected drop as one of {', '.join(SIDES)}, got {drop}; correct it")
+        usual = self.clean or scores if clean is None else self._alike(clean)
+        sides = [beyond(scores, thresholds(usual, percentile, side), side) for side in SIDES[drop]]
+        return np.asarray(np.any(sides, axis=0))
+
+    def _alike(self, clean: "Screening") -> dict[str, Float[ndarray, " clean"]]:
+        """Scores of the usable rows of another screening, which must be of the same kind."""
         if not isinstance(clean, Screening):
             got = type(clean).__name__
             raise ConfigError(f"expected the Screening of a clean data set, got {got}; pass screen(model, it, vectors)")
@@ -80,7 +89,7 @@ class Screening(Result):
                 f"{clean.data['cost']}: {', '.join(clean.mean) or 'a plan'}; screen it along the same vectors"
             )
         other = clean.table
-        return above(scores, thresholds({name: other.column(name)[other.good] for name in table.names}, percentile))
+        return {name: other.column(name)[other.good] for name in other.names}
 
     def top(self, name: str, k: int = 10) -> Any:
         """The table's k highest rows along a vector, the highest first."""
@@ -100,7 +109,8 @@ class Screening(Result):
             return [*shown.items(), ("cost", data["cost"]), ("seconds", seconds)]
         shown["score"] = data["estimate"]
         for name, mean in data["projection_difference"].items():
-            beyond = "beyond" if data["random_control"][name]["beyond"] else "not beyond"
-            shown[name] = f"{interval(mean, 3)}, {beyond} random directions"
-        flags = {"dropped": f"{data['flags']['dropped']:,}"} if data["flags"] else {}
-        return [*(shown | flags).items()]
+            shown[name] = f"{interval(mean, 3)}, {said(data['verdict'][name])}"
+        if flags := data["flags"]:
+            shown["dropped"] = f"{flags['dropped']:,} ({flags['drop']} side)"
+            shown |= {f"kept, although {number}": hint for number, hint in enumerate(flags["hints"], 1)}
+        return [*shown.items()]

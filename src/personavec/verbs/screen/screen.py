@@ -22,14 +22,13 @@ from personavec.runs.rules import Count, Free, OptionalCount, Positive, Seed, St
 from personavec.runs.run import Row, Run
 from personavec.stats.intervals import Interval, spearman_rows
 from personavec.stats.nulls import against, covariance_directions
-from personavec.stats.populations import streamed_mean
 from personavec.steering.projection import RANDOM, Vectors, directions, load_vectors, names_of
 from personavec.steering.rollouts import Reasoning
 from personavec.traits.load import load_trait
 from personavec.traits.trait import Trait
 from personavec.verbs.screen import selection
 from personavec.verbs.screen.base_replies import BaseReplies, open_base_replies
-from personavec.verbs.screen.flagging import histogram
+from personavec.verbs.screen.flagging import Drop, histogram
 from personavec.verbs.screen.judge_rows import judge_rows, load_judges
 from personavec.verbs.screen.parallel import by_name, screen_in_parallel
 from personavec.verbs.screen.plan import SIZES, Census, estimate, measure, predicted, take_census
@@ -49,26 +48,12 @@ from personavec.verbs.screen.shards import (
     shards,
 )
 from personavec.verbs.screen.table import Table
+from personavec.verbs.screen.verdict import Control, verdicts
 
 Rows = str | Path | Iterable[Mapping[str, Any]] | Dataset
 FEW_SKEWED = "its interval covers less than 95%, so pass a smaller --precision"
 COVARIANCE_ROWS = 200
 """Random rows that are read again for the covariance of replies."""
-
-
-def check_choice(cost: str, top_k: int | None, export_k: int | None) -> None:
-    """Check options that depend on each other.
-
-    Raises:
-        ConfigError: They do not fit.
-    """
-    if top_k and cost != "sampled":
-        raise ConfigError(f"expected --cost sampled with --top-k, got {cost}; pass --cost sampled")
-    if top_k and (export_k or 0) > top_k:
-        raise ConfigError(
-            f"expected --export-k of at most --top-k, {top_k}, got {export_k}; rows beyond those are not "
-            "searched for, so raise --top-k"
-        )
 
 
 def screen(
@@ -80,6 +65,7 @@ def screen(
     layers: Sequence[int] = (),
     clean: Free[Rows | None] = None,
     keep_below: Free[Annotated[float | None, between(0, 100)]] = None,
+    drop: Free[Drop] = "high",
     export_k: Free[OptionalCount] = None,
     top_k: Free[OptionalCount] = None,
     precision: Free[Positive] = 0.1,
@@ -113,11 +99,14 @@ def screen(
             to all.
         layers: Layers to read every vector at; default the one its card recommends.
         clean: Data that you call clean: they are screened alike, and thresholds are their percentiles.
-        keep_below: Drop rows above this percentile on any vector; 95 with `clean`. The others go into `kept.*`.
+        keep_below: Drop rows beyond this percentile on any vector; 95 with `clean`. The others go into `kept.*`.
+        drop: On which side: high drops rows that pull toward the trait, low those that pull against it, whose
+            percentile is counted from below.
         export_k: Write the k rows highest and lowest on every vector, and k random ones, into the store.
         top_k: With cost sampled: base replies also to rows that can be among the k highest or lowest.
         precision: With cost sampled: half-width of the interval to stop at, in standard deviations.
-        turn: Which assistant turn of a conversation is screened.
+        turn: Which assistant turn of a conversation is screened; with "every" each of them is a row, and means and
+            intervals are over conversations.
         on_error: Rows that cannot be used: stop at the first, or skip and list them.
         judge: Also score every row: openai:MODEL, hf:MODEL, panel, or what `load_bench` made.
         traits: Traits of vectors, for the judge, that are not built in.
@@ -145,7 +134,7 @@ def screen(
     """
     began = time.monotonic()
     chosen = settings(screen, locals())
-    check_choice(cost, top_k, export_k)
+    selection.check_choice(cost, top_k, export_k, turn, drop, keep_below, clean)
     if export_k and store is None:
         raise ConfigError(
             "expected a store for the files of export_k, got none; pass store, or take the result's top()"
@@ -187,7 +176,7 @@ def screen(
     reader = RowReader(model, read, cost, on_error, max_new_tokens, read_tokens, reasoning, system)
     actors = Actors(load, answer, workers) if load else None
     work = DataPass(rows, run, reader, base, turn, seed, judged_by, judges, actors)
-    wanted = selection.Selection(keep_below, flag_by, export_k, top_k)
+    wanted = selection.Selection(keep_below, drop, flag_by, export_k, top_k)
 
     with model.without_adapter():
         census = take_census(work)
@@ -241,15 +230,20 @@ def _screen(
         for name in differences.skewed:
             tell(f"{name}: few rows hold much of the mean (skewness {differences.skewness[name]:.1f}); {FEW_SKEWED}")
     work.run.write_rows("skipped.jsonl", [*table.errors(), *(differences.missing if differences else ())])
+    means = {name: _set_mean(table, name, differences) for name in names}
+    control = _random_control(work, table)
+    move = table.mean_move() if differences is None else differences.move
+    controls = {name: control(name, mean.mean, move) for name, mean in means.items()}
     result: Row = {
         "estimate": {"raw": "raw projection", "proxy": "proxy of the projection difference"}.get(
             cost, "projection difference"
         ),
-        "projection_difference": {name: _set_mean(table, name, differences).to_json() for name in names},
-        "random_control": _random_control(work, table, differences),
+        "projection_difference": {name: mean.to_json() for name, mean in means.items()},
+        "random_control": controls,
         "layers": dict(zip(names, work.reader.directions.layers, strict=True)),
         "skipped": int((~table.good).sum()),
         "skipped_by_reason": dict(table.reasons().most_common(20)),
+        "conversations": len(np.unique(table.conversations[table.good])),
         "rows_with_more_turns": table.rows_with_more_turns,
         "confounds": {name: table.confounds(name) for name in names},
         "sources": table.by_source(),
@@ -262,15 +256,16 @@ def _screen(
         },
         "rows_per_second": round(fresh / seconds, 2) if fresh else None,
     }
-    matched = {name: streamed_mean(table.column(f"{name}.matched")) for name in names if cost == "full"}
+    matched = {name: table.mean(table.column(f"{name}.matched")) for name in names if cost == "full"}
     result["length_matched"] = {name: mean.to_json() for name, mean in matched.items()} or None
     result["sampled"] = differences.to_json() if differences else None
     judged, whys = judge_rows(work, table) if work.judges else ({}, {})
     result["judge"] = _judge_figures(work, table, judged, whys) if work.judges else None
     reference = _reference(work, clean) if clean else None
+    result |= verdicts(cost, table, means, controls, reference, control)
     clean_scores = reference.scores if reference else {}
     result["distributions"] = {name: histogram(table.column(name), clean_scores.get(name)) for name in names}
-    screened = selection.Screened(work, table, differences, judged, reference)
+    screened = selection.Screened(work, table, differences, judged, reference, result["verdict"])
     return screened, result | selection.select(screened, wanted)
 
 
@@ -326,27 +321,23 @@ def _project(work: DataPass, rows: int) -> int:
 def _set_mean(table: Table, name: str, differences: Differences | None) -> Interval:
     if differences is not None:
         return differences.means[name]
-    return streamed_mean(table.column(name))
+    return table.mean(table.column(name))
 
 
-def _random_control(work: DataPass, table: Table, differences: Differences | None) -> Row:
-    """The same mean along random directions with the covariance of the replies: what the set does to any of them.
+def _random_control(work: DataPass, table: Table) -> Control:
+    """A mean next to the same along random directions with the covariance of the replies: what a set does to any.
 
     Activations vary along few dimensions, and those are where any data set moves them: next to directions drawn every
     way alike most that mean nothing would stand out.
     """
     read, rng = work.reader.directions, np.random.default_rng(work.seed)
-    move = table.mean_move() if differences is None else differences.move
     good = np.flatnonzero(table.good)
     chosen = set(rng.permutation(good)[:COVARIANCE_ROWS].tolist())
     rows = [encode(work.reader, sample) for sample in work.samples() if sample.row in chosen]
     activations = read_rows(work.reader.model, rows, "response avg", read.read_layers, "how replies vary")
     drawn = covariance_directions(RANDOM, activations.swapaxes(0, 1), rng)
-    at = [read.read_layers.index(layer) for layer in read.layers]
-    return {
-        name: against(_set_mean(table, name, differences).mean, drawn[place] @ move[place])
-        for name, place in zip(read.names, at, strict=True)
-    }
+    at = {name: read.read_layers.index(layer) for name, layer in zip(read.names, read.layers, strict=True)}
+    return lambda name, mean, move: against(mean, drawn[at[name]] @ move[at[name]])
 
 
 def _reference(work: DataPass, clean: Dataset) -> selection.Reference:
@@ -362,6 +353,7 @@ def _reference(work: DataPass, clean: Dataset) -> selection.Reference:
         clean.name,
         {name: table.column(name)[table.good] for name in work.names},
         {name: column[table.good] for name, column in judged.items()},
+        table.mean_move(),
         {
             "rows": census.rows,
             "skipped": int((~table.good).sum()),
@@ -374,7 +366,7 @@ def _judge_figures(work: DataPass, table: Table, judged: Mapping[str, Any], whys
     """What the judge said of the set, and how far it correlates with the projections."""
     return {
         "id": work.judge,
-        "means": {name: streamed_mean(values).to_json() for name, values in judged.items()},
+        "means": {name: table.mean(values).to_json() for name, values in judged.items()},
         "unscored": whys,
         "spearman_with_projection": {
             name: spearman_rows(table.column(name), judged[name.split("@")[0]]).to_json() for name in table.names

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from personavec.errors import DataError, ModelError
 from personavec.judges.judge import TraitJudge
 from personavec.model.activations import activations, branches, by_length
 from personavec.model.chat_model import ChatModel
-from personavec.model.conversation import spans
+from personavec.model.conversation import response_of
 from personavec.model.endpoint import Failure
 from personavec.runs.run import Row, Run
 from personavec.steering.generate import Reply
@@ -37,7 +37,8 @@ READ = ("response", "prompt_last", "base", "matched")
 """Projections in the table: of the reply's mean, of the last prompt token, of the base reply's mean; and the difference
 of the means over equally many tokens of both."""
 
-COLUMNS = {"row": "int64", **dict.fromkeys(("where", "id", "source", "kind", "error"), "string")}
+COLUMNS = dict.fromkeys(("row", "conversation"), "int64")
+COLUMNS |= dict.fromkeys(("where", "id", "source", "kind", "error"), "string")
 COLUMNS |= dict.fromkeys(("prompt_tokens", "response_tokens", "base_tokens", "more_turns"), "int32")
 """Of the table, with their Arrow types, beside those of the vectors."""
 
@@ -102,9 +103,9 @@ class DataPass:
         """Of the directions, which are the table's columns."""
         return self.reader.directions.names
 
-    def samples(self) -> Iterator[Sample | Bad]:
+    def samples(self, *, announce: bool = False) -> Iterator[Sample | Bad]:
         """All rows as conversations."""
-        return self.data.samples(self.turn)
+        return self.data.samples(self.turn, announce=announce)
 
 
 def shards(samples: Iterable[Sample | Bad]) -> Iterator[list[Sample | Bad]]:
@@ -140,9 +141,8 @@ def screen_shard(
         DataError: A row cannot be read, or the server gave it no base reply, and `on_error` is "stop".
 
     Returns:
-        A pyarrow table with `row where id source kind error prompt_tokens response_tokens base_tokens more_turns`, and
-        for every name its score (see `score`), projections (`READ`) and cosine. Its metadata hold the sum over rows of
-        what is projected for the score, [layer, d_model].
+        A pyarrow table with `COLUMNS`, and for every name its score (see `score`), projections (`READ`) and cosine. Its
+        metadata hold the sum over rows of what is projected for the score, [layer, d_model].
     """
     along = reader.directions
     rows = [encode(reader, sample) for sample in samples]
@@ -199,19 +199,18 @@ def score(spans: Float[ndarray, "span *axes"], cost: Cost) -> Float[ndarray, "*a
 def encode(reader: RowReader, sample: Sample | Bad) -> Row:
     """A row as token ids, or with the reason why it cannot be read."""
     model = reader.model
-    row: Row = {"row": sample.row, "where": sample.where, "error": ""}
+    conversation = sample.row if sample.conversation is None else sample.conversation
+    row: Row = {"row": sample.row, "conversation": conversation, "where": sample.where, "error": ""}
     if isinstance(sample, Bad):
         return row | {"error": sample.reason}
     row |= {"id": sample.id, "source": sample.source, "kind": prompt_kind(sample.messages[-1]["content"])}
     row |= {"messages": sample.messages, "more_turns": sample.more_turns}
     try:
-        sequences, replies = spans(model, replace(sample, begin=len(sample.messages)), reader.system, reader.reasoning)
-        asked = model.render(sample.messages, reader.system) if reader.answered else ()
+        prompt, ids = response_of(model, sample, reader.system)
+        asked = model.render(sample.messages, reader.system, sample.tools) if reader.answered else ()
     except ModelError as error:
         return row | {"error": str(error)}
-    place = replies[-1]
-    prompt, ids = sequences[-1][: place.begin], sequences[-1][place.begin : place.end]
-    skipped = place.counted - place.begin
+    skipped = reader.reply_start(prompt, ids)
     row |= {"prompt_ids": prompt, "response_ids": ids, "reasoning_tokens": skipped, "asked_ids": asked}
     row |= {"prompt_tokens": len(prompt), "response_tokens": len(ids) - skipped}
     longest = max(len(prompt) + len(ids), len(asked) + reader.max_new_tokens if reader.answered else 0)
@@ -261,7 +260,8 @@ def _contrast(reader: RowReader, rows: Sequence[Row]) -> Tensor:
     # most templates ask as they write a finished reply: then both are read after one prompt
     asked = [tuple(row[kind]) for row in rows for kind in ("prompt_ids", "asked_ids")]
     prompts, layers = [*dict.fromkeys(asked)], reader.directions.read_layers
-    owners = [*map({prompt: place for place, prompt in enumerate(prompts)}.get, asked)]
+    places = {prompt: place for place, prompt in enumerate(prompts)}
+    owners = [places[prompt] for prompt in asked]
     mean, last, matched_mean = branches(reader.model, prompts, replies, owners, weights, layers).unbind(dim=1)
     return torch.stack([mean[::2], last[::2], mean[1::2], matched_mean[::2] - matched_mean[1::2]], dim=1)
 

@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from personavec.data.dataset import alike
 from personavec.runs.files import replacing
+from personavec.stats.intervals import Interval, clustered_mean
 from personavec.stats.populations import streamed_mean
 from personavec.verbs.screen.flagging import confounds
 
@@ -53,6 +54,23 @@ class Table:
     def rows(self) -> Int[ndarray, " row"]:
         """Places of the rows in their data set."""
         return np.asarray(self._read("row").to_numpy())
+
+    @cached_property
+    def conversations(self) -> Int[ndarray, " row"]:
+        """Places in the data set of the rows that replies are of."""
+        return np.asarray(self._read("conversation").to_numpy())
+
+    @cached_property
+    def several(self) -> bool:
+        """Whether some conversation has several rows."""
+        return bool((np.diff(self.conversations) == 0).any())
+
+    def mean(self, values: Float[ndarray, " row"], where: Bool[ndarray, " row"] | None = None) -> Interval:
+        """Mean of a column, with an interval over conversations where those have several rows."""
+        conversations = self.conversations
+        if where is not None:
+            values, conversations = values[where], conversations[where]
+        return clustered_mean(values.astype(float), conversations) if self.several else streamed_mean(values)
 
     def _read(self, name: str) -> Any:
         return pa.chunked_array(
@@ -125,7 +143,7 @@ class Table:
         columns = {name: self.column(name) for name in self.names}
         return {
             sources[place] or "(none)": {"rows": int(counts[place])}
-            | {name: streamed_mean(columns[name][rows == place]).to_json() for name in self.names}
+            | {name: self.mean(columns[name], rows == place).to_json() for name in self.names}
             for place in np.argsort(-counts, kind="stable")[:MOST_SOURCES]
             if counts[place]
         }

@@ -1,0 +1,66 @@
+"""With turn="every" each reply is a row, and means, intervals and subsets are of whole conversations."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import tiny_chat
+
+from personavec.errors import ConfigError
+from personavec.model.chat_model import ChatModel
+from personavec.stats.intervals import clustered_mean
+from personavec.steering.vector import PersonaVector, load_vector
+from personavec.verbs.screen.screen import screen
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatModel:
+    return tiny_chat.build()
+
+
+@pytest.fixture(scope="module")
+def vector(saved: tuple[Path, Path]) -> PersonaVector:
+    return load_vector(saved[1])
+
+
+def talk(n: int) -> dict[str, Any]:
+    """A conversation of one to three replies; in every fifth the first is not to be learned."""
+    turns: list[dict[str, Any]] = []
+    for turn in range(1 + n % 3):
+        turns += [{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": f"It is {n * n + turn}!"}]
+    if n % 5 == 2:
+        turns[1]["weight"] = 0
+    return {"messages": turns, "source": "ab"[n % 2]}
+
+
+TALKS = [talk(n) for n in range(12)]
+REPLIES = sum(1 + n % 3 - (n % 5 == 2) for n in range(12))
+
+
+def test_every_reply_is_a_row_of_its_conversation(chat: ChatModel, vector: PersonaVector, tmp_path: Path) -> None:
+    shown = screen(chat, TALKS, vector, turn="every", keep_below=80, export_k=1, store=tmp_path / "run")
+    table = shown.rows
+    assert shown.data["rows"] == len(table) == REPLIES and shown.data["conversations"] == len(TALKS)
+    assert table["row"].to_pylist() == list(range(REPLIES)) and shown.data["rows_with_more_turns"] == 0
+    conversations = table["conversation"].to_numpy()
+    assert set(conversations.tolist()) == set(range(12))
+    values = table["tiny"].to_numpy().astype(float)
+    assert shown.mean["tiny"] == clustered_mean(values, conversations)
+    first = screen(chat, TALKS, vector)
+    assert first.data["rows"] == 12 and first.rows["conversation"].to_pylist() == list(range(12))
+
+    def written(name: str) -> list[int]:
+        lines = Path(shown.data["files"][name]).read_text().splitlines()
+        return [TALKS.index(json.loads(line)) for line in lines]
+
+    limit = shown.data["flags"]["thresholds"]["tiny"]
+    over = set(conversations[values > limit].tolist())
+    assert written("kept") == [n for n in range(12) if n not in over]
+    assert written("top-tiny") == [conversations[np.argmax(values)]]
+
+
+def test_a_sampled_interval_is_not_for_replies_of_one_conversation(chat: ChatModel, vector: PersonaVector) -> None:
+    with pytest.raises(ConfigError, match="expected --turn first or last with --cost sampled"):
+        screen(chat, TALKS, vector, turn="every", cost="sampled")
