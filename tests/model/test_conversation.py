@@ -137,7 +137,7 @@ MODELS: dict[Any, ChatModel] = {}
 
 
 def _empty() -> str:
-    from personavec.model.control import _stand_in
+    from personavec.model.spelling import _stand_in
 
     return _stand_in("")
 

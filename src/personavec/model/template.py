@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from personavec.errors import ModelError
-from personavec.model.control import ControlTokens, Encoded
+from personavec.model.spelling import ControlTokens, Encoded
 
 Message = Mapping[str, Any]
 """A turn: `role` and `content`, and what the chat template is to show of an agent's besides."""
