@@ -76,14 +76,15 @@ def response_of(model: ChatModel, sample: Sample, system: str) -> tuple[Ids, Ids
         turns, policy, tools = model.template.inert(sample.messages, system, sample.tools)
         before = model.template.text(turns, policy, tools=tools)
         ids, (begin,) = model.template.encode(f"{before}{sample.response}{model.template.tail}", [len(before)])
-        return ids[:begin], ids[begin : begin + _length(model, ids[begin:])]
+        prompt, reply = ids[:begin], ids[begin:]
+        return prompt, reply[: _length(model, reply)]
     (piece,) = pieces(model, replace(sample, begin=len(sample.messages)), system)
     return piece.prompt, piece.reply[: _length(model, piece.reply)]
 
 
 def _length(model: ChatModel, reply: Ids) -> int:
     """Tokens of a reply before the one that ends it."""
-    return next((place for place, token in enumerate(reply) if token in model.stop_ids), len(reply))
+    return min((reply.index(token) for token in model.stop_ids if token in reply), default=len(reply))
 
 
 class Span(NamedTuple):

@@ -1,4 +1,4 @@
-"""What single tokens write, to the byte; and text as token ids, in which nothing but a template makes control tokens."""
+"""What single tokens write, to the byte; and text as token ids, in which only a template makes control tokens."""
 
 import re
 import secrets
@@ -141,15 +141,17 @@ class ControlTokens:
         Raises:
             ModelError: The tokenizer makes a control token of that text, too.
         """
-        if SECRET not in text:
-            if self._backend is None:
-                return self._by_prefix(text, cuts)
-            encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(cuts))
-            ids = encoding["input_ids"]
-            ends = [end for _, end in encoding["offset_mapping"]] if cuts else []
-        else:
+        if SECRET in text:
             ids, ends, cuts = self._separate(text, cuts)
-        return Encoded(tuple(ids), tuple(bisect_right(ends, cut) for cut in cuts))
+            return Encoded(tuple(ids), tuple(bisect_right(ends, cut) for cut in cuts))
+        if self._backend is None:
+            return self._by_prefix(text, cuts)
+        encoding = self.tokenizer(text, add_special_tokens=False)
+        places = [encoding.char_to_token(cut) for cut in cuts]
+        if None in places:  # no token is of that character, or the text ends there
+            ends = [end for _, end in encoding[0].offsets]
+            places = [bisect_right(ends, cut) for cut in cuts]
+        return Encoded(tuple(encoding["input_ids"]), tuple(places))
 
     def restored(self, text: str) -> str:
         """A rendered text without stand-ins."""
