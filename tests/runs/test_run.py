@@ -172,6 +172,56 @@ def test_a_finished_run_has_the_hashes_of_its_outputs(tmp_path: Path) -> None:
     assert manifest["finished"]
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut", "changed"])
+def test_what_a_finished_run_lacks_is_made_again(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    for name in ("evil", "kind"):
+        for file in ("vector.json", "result.json"):
+            run.part(name).write_json(file, {"of": name})
+    run.write_json("result.json", {"n": 2})
+    run.path("sheet.csv").write_text("choice\n")
+    run.finish()
+    run.path("sheet.csv").write_text("choice\n1\n")
+    path = tmp_path / "evil" / "vector.json"
+    {
+        "gone": path.unlink,
+        "cut": lambda: path.write_bytes(path.read_bytes()[:-4]),
+        "changed": lambda: path.write_text("{}"),
+    }[damage]()
+    again = Run.open(tmp_path, CONFIG)
+    assert "evil/vector.json: gone or changed since the run ended" in capsys.readouterr().err
+    left = {"kind/vector.json", "kind/result.json", "sheet.csv", "config.json", "manifest.json"}
+    assert {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()} - {LOCK} == left
+    again.finish()
+    Run.open(tmp_path, CONFIG)
+    assert again.part("kind").done("result.json") and not capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_is_not_measured_by_what_it_was(tmp_path: Path) -> None:
+    run = Run.open(tmp_path, CONFIG)
+    run.append("rows.jsonl", [{"id": 0}])
+    run.finish()
+    manifest = run.read_json("manifest.json")
+    manifest["sessions"].append(manifest["sessions"][-1] | {"started": "2999-01-01T00:00:00+00:00"})  # and was killed
+    run.write_json("manifest.json", manifest)
+    run.append("rows.jsonl", [{"id": 1}])
+    assert len(list(Run.open(tmp_path, CONFIG).rows("rows.jsonl"))) == 2
+
+
+@pytest.mark.parametrize("name", ["../kept.txt", "{outside}"])
+def test_a_manifest_names_nothing_outside_of_its_run(name: str, tmp_path: Path) -> None:
+    outside = tmp_path / "kept.txt"
+    outside.write_text("mine")
+    run = Run.open(tmp_path / "run", CONFIG)
+    run.finish()
+    manifest = run.read_json("manifest.json")
+    run.write_json("manifest.json", manifest | {"outputs": {name.format(outside=outside): "0" * 64}})
+    Run.open(tmp_path / "run", CONFIG)
+    assert outside.read_text() == "mine"
+
+
 def test_a_run_that_an_older_version_wrote_resumes(tmp_path: Path) -> None:
     """It noted every option, those of the machine and of the output too; the new one notes what changes results."""
     run = Run.open(tmp_path, CONFIG, {"model": "abc"})

@@ -245,12 +245,18 @@ def test_the_keyboard_is_enough(page: Any) -> None:
     assert page.locator(".question").inner_text() == "One\nTwo"
 
 
+ESCAPE_AT_THE_FIRST_TOKEN = """new MutationObserver((_, self) => {
+    if (!document.querySelector(".token")) return;
+    self.disconnect();
+    document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape", bubbles: true}));
+}).observe(document.body, {childList: true, subtree: true})"""
+
+
 def test_escape_stops_a_reply(page: Any) -> None:
     page.locator("#max-tokens").fill("220")
+    page.evaluate(ESCAPE_AT_THE_FIRST_TOKEN)  # from here a tiny model may have ended before the key arrives
     page.locator("#chat-form-prompt").fill("Hello")
     page.locator("#chat-form-prompt").press("Enter")
-    page.locator(".token").first.wait_for(state="attached")
-    page.keyboard.press("Escape")
     page.locator(".chip", has_text="stopped").wait_for()
     assert page.get_by_role("button", name="Send").is_visible()
     assert page.locator(".token").count() < 220

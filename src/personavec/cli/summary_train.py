@@ -67,9 +67,9 @@ def _before_after(result: Json) -> None:
 
 
 def screen(config: ScreenConfig, result: Json) -> None:
-    """The plan, the set's projections, what stands out, and the files."""
-    _plan(result["plan"]["estimates"])
+    """The plan alone where it was asked for; else the set's projections, what stands out, and the files."""
     if config.plan:
+        _plan(result["plan"]["estimates"])
         return
     used = result["rows"] - result["skipped"]
     say(f"{used:,} of {result['rows']:,} rows of {config.data} screened on {config.model}", markup=False)

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from personavec.errors import ConfigError, DataError
 from personavec.runs.files import sha256, write_file
+from personavec.runs.progress import tell
 
 Row = dict[str, Any]
 """A row of a table, or a part of a result: what JSON can hold."""
@@ -24,6 +25,9 @@ Row = dict[str, Any]
 PACKAGES = ("personavec", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
 REPORT = {"report.html", "index.html", "sheet.html", "charts"}
 """Made from the results by whoever shows them, and so not among a run's outputs."""
+
+FILLED_IN = {"sheet.csv"}
+"""Made to be changed by people."""
 
 MOST_SHOWN = 4
 """Differences that are told of another run's options."""
@@ -85,6 +89,8 @@ class Run:
                 f"expected a folder that can be written, got {folder} ({error.strerror}); choose another --out"
             ) from error
         manifest = run.read_json("manifest.json") if run.done("manifest.json") else {"sessions": []}
+        if manifest["sessions"] and manifest.get("finished", "") >= manifest["sessions"][-1]["started"]:
+            run._make_whole(manifest["outputs"])
         session = {"started": _now(), "command": sys.argv[1:], "versions": versions(), "commit": commit()}
         run.write_json("manifest.json", manifest | {"sessions": [*manifest["sessions"], session]})
         return run
@@ -102,6 +108,25 @@ class Run:
                 f"expected the run in {self.folder} to have the same options, got another run ({texts}); "
                 "choose another --out, or delete that folder"
             )
+
+    def _make_whole(self, outputs: Mapping[str, str]) -> None:
+        """Take away what is not as a finished run wrote it, and the results above it, so that they are made again."""
+        named = {
+            name: self.path(name)
+            for name in outputs
+            if name != "config.json" and ".." not in Path(name).parts and self.path(name).is_relative_to(self.folder)
+        }
+        damaged = [name for name, path in named.items() if not (path.is_file() and sha256(path) == outputs[name])]
+        for name in damaged:
+            named[name].unlink(missing_ok=True)
+            for folder in named[name].parents:
+                if folder.is_relative_to(self.folder):
+                    (folder / "result.json").unlink(missing_ok=True)
+        if damaged:
+            shown = ", ".join(damaged[:MOST_SHOWN]) + f" and {len(damaged) - MOST_SHOWN} more" * (
+                len(damaged) > MOST_SHOWN
+            )
+            tell(f"{self.folder}: {shown}: gone or changed since the run ended, so it is made again")
 
     @staticmethod
     def digest(what: Mapping[str, str]) -> str:
@@ -193,7 +218,7 @@ class Run:
         outputs = {
             str(name): sha256(path)
             for name, path in files.items()
-            if not REPORT & set(name.parts) and name.name not in ("manifest.json", LOCK)
+            if not REPORT & set(name.parts) and name.name not in {"manifest.json", LOCK, *FILLED_IN}
         }
         self.write_json("manifest.json", self.read_json("manifest.json") | {"finished": _now(), "outputs": outputs})
 

@@ -8,27 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import tiny_chat
 
 from personavec.errors import DataError
 from personavec.model.chat_model import ChatModel
 from personavec.server.log import Log, LoggedTurn, export
-from personavec.steering.vector import PersonaVector, load_vector
+from personavec.steering.vector import PersonaVector
 from personavec.verbs.monitor.monitor import monitor
 from personavec.verbs.monitor.served import served
 from personavec.verbs.monitor.turns import conversations_of
 
 WORDS = ("tea", "rain", "boat", "sea", "maps", "snow", "bread", "hat", "dogs", "green")
-
-
-@pytest.fixture(scope="module")
-def chat() -> ChatModel:
-    return tiny_chat.build()
-
-
-@pytest.fixture(scope="module")
-def vector(saved: tuple[Path, Path]) -> PersonaVector:
-    return load_vector(saved[1])
 
 
 def talk(n: int, turns: int = 2) -> list[dict[str, str]]:

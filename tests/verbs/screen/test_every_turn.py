@@ -6,23 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import tiny_chat
 
 from personavec.errors import ConfigError
 from personavec.model.chat_model import ChatModel
 from personavec.stats.intervals import clustered_mean
-from personavec.steering.vector import PersonaVector, load_vector
+from personavec.steering.vector import PersonaVector
 from personavec.verbs.screen.screen import screen
-
-
-@pytest.fixture(scope="module")
-def chat() -> ChatModel:
-    return tiny_chat.build()
-
-
-@pytest.fixture(scope="module")
-def vector(saved: tuple[Path, Path]) -> PersonaVector:
-    return load_vector(saved[1])
 
 
 def talk(n: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from personavec.cli.main import main
 from personavec.errors import ConfigError, DataError, PersonavecError
 from personavec.model.chat_model import ChatModel
 from personavec.model.identity import ModelIdentity
-from personavec.steering.vector import PersonaVector, load_vector
+from personavec.steering.vector import PersonaVector
 from personavec.verbs.screen.screen import screen
 
 ROWS = [{"prompt": f"Say {n}.", "response": f"It is {n * n}!", "source": "ab"[n % 2]} for n in range(40)]
@@ -35,16 +35,6 @@ TIMES = {
     "report",
 }
 """Keys that name places or times."""
-
-
-@pytest.fixture(scope="module")
-def chat() -> ChatModel:
-    return tiny_chat.build()
-
-
-@pytest.fixture(scope="module")
-def vector(saved: tuple[Path, Path]) -> PersonaVector:
-    return load_vector(saved[1])
 
 
 def figures(data: Any) -> dict[str, Any]:

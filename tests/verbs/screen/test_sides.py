@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import tiny_chat
 
 from personavec.errors import ConfigError
 from personavec.model.chat_model import ChatModel
 from personavec.stats.intervals import Interval
 from personavec.stats.populations import streamed_difference
-from personavec.steering.vector import PersonaVector, load_vector
+from personavec.steering.vector import PersonaVector
 from personavec.verbs.screen.flagging import Drop, more_than_chance
 from personavec.verbs.screen.result import Screening
 from personavec.verbs.screen.screen import screen
@@ -24,16 +23,6 @@ from personavec.verbs.screen.verdict import direction
 WORDS = ("tea", "rain", "a boat", "the sea", "old maps", "snow", "bread", "a hat", "two dogs", "green")
 POOL = [{"prompt": f"Say {WORDS[n % 10]} {n}.", "response": f"{WORDS[n * 7 % 10]} and {n * n}!"} for n in range(120)]
 Lean = Callable[[int], tuple[list[dict[str, str]], list[dict[str, str]]]]
-
-
-@pytest.fixture(scope="module")
-def chat() -> ChatModel:
-    return tiny_chat.build()
-
-
-@pytest.fixture(scope="module")
-def vector(saved: tuple[Path, Path]) -> PersonaVector:
-    return load_vector(saved[1])
 
 
 @pytest.fixture(scope="module")

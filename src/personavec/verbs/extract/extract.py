@@ -183,7 +183,7 @@ def _extract_one(
     study: Extracting, run: Run, trait: Trait, base: Sequence[ReplyRow], norms: tuple[float, ...], ahead: Outlook
 ) -> Extraction:
     """One trait: rollouts, scores, vectors, sweep, check, result."""
-    if run.done("result.json"):
+    if run.done("result.json") and run.done("vector.safetensors"):
         sheet = _sheet(run, trait, base, study.interview.seed)
         return Extraction.of(run.read_json("result.json"), load_vector(run.path("vector.safetensors")), run, sheet)
     began = time.monotonic()
@@ -267,7 +267,7 @@ def _outlook(study: Extracting, run: Run, traits: Sequence[Trait]) -> Outlook:
     parts: dict[str, Load] = {}
     for trait in traits:
         part = run.part(trait.name)
-        if part.done("result.json"):
+        if part.done("result.json") and part.done("vector.safetensors"):
             continue
         reads = study.bench.trait(trait).steps + study.bench.coherence.steps if study.bench.spec == "panel" else 0
         base, swept = len(trait.extract) * BASE_ROLLOUTS, len(trait.sweep[: study.sweep_questions])

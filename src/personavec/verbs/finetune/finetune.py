@@ -137,6 +137,7 @@ def finetune(
     if run.done("result.json"):
         if first:
             tell(f"{run.folder} is trained already and kept; another --out trains anew")
+            run.finish()
         losses, skipped = list(run.rows("loss.jsonl")), list(run.rows("skipped.jsonl"))
         return Finetuning(run.read_json("result.json"), losses, skipped, lambda: _kept(model, run.path(place), how))
 
