@@ -147,11 +147,12 @@ class ControlTokens:
         if self._backend is None:
             return self._by_prefix(text, cuts)
         encoding = self.tokenizer(text, add_special_tokens=False)
-        places = [encoding.char_to_token(cut) for cut in cuts]
-        if None in places:  # no token is of that character, or the text ends there
+        ids = encoding["input_ids"]
+        places = [encoding.char_to_token(cut) if cut < len(text) else len(ids) for cut in cuts]
+        if None in places:  # no token is of that character
             ends = [end for _, end in encoding[0].offsets]
             places = [bisect_right(ends, cut) for cut in cuts]
-        return Encoded(tuple(encoding["input_ids"]), tuple(places))
+        return Encoded(tuple(ids), tuple(places))
 
     def restored(self, text: str) -> str:
         """A rendered text without stand-ins."""
