@@ -210,7 +210,8 @@ class ControlTokens:
                 content = _name(place) if token.content in self._control else token.content
                 sides = {"lstrip": token.lstrip, "rstrip": token.rstrip, "normalized": token.normalized}
                 twin.add_tokens([AddedToken(content, single_word=False, **sides)])
-                originals[int(twin.token_to_id(content))] = place
+                if (there := twin.token_to_id(content)) is not None:
+                    originals[there] = place
             self._twin = twin, originals
         return self._twin
 
