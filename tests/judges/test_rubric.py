@@ -166,8 +166,9 @@ def test_a_local_judge_takes_the_whole_distribution() -> None:
 
 def test_a_tokenizer_without_single_letters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_chat.build()
-    whole = model.encode
-    monkeypatch.setattr(model, "encode", lambda text: (1, 2) if text.strip() == "Q" else whole(text))
+    for name in ("encode", "reply_ids"):
+        whole = getattr(model, name)
+        monkeypatch.setattr(model, name, lambda text, whole=whole: (1, 2) if text.strip() == "Q" else whole(text))
     with pytest.raises(JudgeError, match="got several for Q; choose another judge model"):
         LocalReader(model)
 

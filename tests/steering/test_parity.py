@@ -269,14 +269,16 @@ def test_planted_direction_is_found() -> None:
 
 
 def test_reasoning_is_out_of_the_span() -> None:
-    model = tiny.build("llama", seed=6)
-    model._think = (250, 251)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    opened, closed = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    model = ChatModel(tiny.build("llama", seed=6, vocab_size=len(tokenizer)).hf, tokenizer)
     assert model.reasoning_tokens([1, 2], [5, 6, 7]) == 0
-    assert model.reasoning_tokens([1, 2], [250, 5, 251, 7]) == 3
-    assert model.reasoning_tokens([1, 250], [5, 251, 7]) == 2, "the template opened the block"
-    assert model.reasoning_tokens([1, 250, 251], [5, 7]) == 0, "the template closed it at once"
-    assert model.reasoning_tokens([1], [250, 5, 6]) == 3, "never closed: all of it"
-    row = {"prompt_ids": [1, 2], "response_ids": [250, 5, 251, 7, 8], "reasoning_tokens": 3}
+    assert model.reasoning_tokens([1, 2], [opened, 5, closed, 7]) == 3
+    assert model.reasoning_tokens([1, opened], [5, closed, 7]) == 2, "the template opened the block"
+    assert model.reasoning_tokens([1, opened, closed], [5, 7]) == 0, "the template closed it at once"
+    assert model.reasoning_tokens([1], [opened, 5, 6]) == 3, "never closed: all of it"
+    row = {"prompt_ids": [1, 2], "response_ids": [opened, 5, closed, 7, 8], "reasoning_tokens": 3}
     assert weights([row], ["response avg", "prompt avg"])[0].tolist() == [
         [0, 0, 0, 0, 0, 0.5, 0.5],
         [0.5, 0.5] + [0] * 5,

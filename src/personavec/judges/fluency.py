@@ -70,7 +70,7 @@ class FluencyJudge:
         self, questions: Sequence[str], answers: Sequence[str], progress: Progress
     ) -> Float[ndarray, "reply feature"]:
         """Mean log-probability, that of the least likely tokens, and repetition; nan for empty replies."""
-        loops = [repetition(self._plain.model.encode(answer)) for answer in answers]
+        loops = [repetition(self._plain.model.reply_ids(answer)) for answer in answers]
         return np.column_stack([self._plain.read(questions, answers, progress), loops])
 
     def _scores(self, chances: Float[ndarray, " reply"]) -> list[Score]:

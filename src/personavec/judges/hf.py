@@ -24,7 +24,10 @@ class LocalReader:
         self.id = f"hf:{model.identity.id}"
         self.basis = f"weights {model.identity.revision[:16]}, expected value on {self.scale.name}"
         labels = [*self.scale.values, REFUSED]
-        forms = {label: [model.encode(form) for form in (label, f" {label}")] for label in labels}
+        forms = {
+            label: [read(form) for read in (model.encode, model.reply_ids) for form in (label, f" {label}")]
+            for label in labels
+        }
         # some tokenizers make one token of both forms
         self._labels = {ids[0]: label for label, tokens in forms.items() for ids in tokens if len(ids) == 1}
         missing = [label for label in labels if label not in self._labels.values()]

@@ -66,7 +66,7 @@ class PanelJudge:
             after: Per reply, a pair: the next ones in the trait's order (and around) read the reply.
             progress: Told of every reading.
         """
-        replies = [self._model.encode(answer) for answer in answers]
+        replies = [self._model.reply_ids(answer) for answer in answers]
 
         def read(rows: Sequence[int], instruction: str) -> Float[ndarray, " row"]:
             """Mean log-probability of some replies under an instruction."""

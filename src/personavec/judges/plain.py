@@ -32,7 +32,7 @@ class PlainReader:
         fresh = [key for key in dict.fromkeys(keys) if key not in self._remembered]
         progress(len(keys) - len(fresh))
         prompts = [self.model.render([{"role": "user", "content": question}], self.system) for question, _ in fresh]
-        replies = [self.model.encode(answer) for _, answer in fresh]
+        replies = [self.model.reply_ids(answer) for _, answer in fresh]
         known = {key: self._remembered[key] for key in dict.fromkeys(keys) if key in self._remembered}
         for key, logprob in zip(fresh, reply_logprobs(self.model, prompts, replies, progress), strict=True):
             ordered = logprob.sort().values

@@ -5,19 +5,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from personavec.errors import ModelError
 from personavec.model.identity import ModelIdentity, _fingerprint
 from personavec.model.loading import load, pick_device, pick_dtype
-from personavec.model.template import PLAIN_TEMPLATE, Message, shown_turns
+from personavec.model.template import PLAIN_TEMPLATE, ChatTemplate, Message
 
 
 class BlockModel:
@@ -110,8 +108,7 @@ class ChatModel(BlockModel):
         stop = hf.generation_config.eos_token_id
         stop = [stop] if isinstance(stop, int) else list(stop or [])
         self.stop_ids = sorted({*stop, tokenizer.eos_token_id} - {None})
-        vocabulary = tokenizer.get_vocab()
-        self._think = vocabulary.get("<think>"), vocabulary.get("</think>")
+        self._template = ChatTemplate(tokenizer, self.identity.id)
         self.pad_id = self.stop_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     @classmethod
@@ -190,6 +187,13 @@ class ChatModel(BlockModel):
         return pieces
 
     @property
+    def template(self) -> ChatTemplate:
+        """The chat template that the tokenizer holds now."""
+        if self._template.source is not self.tokenizer.chat_template:
+            self._template = ChatTemplate(self.tokenizer, self.identity.id)
+        return self._template
+
+    @property
     def numbers(self) -> str:
         """Number format and kind of device: a run stays on one of them."""
         return f"{str(self.dtype).removeprefix('torch.')} on {self.device.type}"
@@ -241,7 +245,8 @@ class ChatModel(BlockModel):
         Raises:
             ModelError: The chat template cannot render these turns, or would leave something of them out.
         """
-        return self.encode(self.text(messages, system, tools=tools))
+        turns, policy, shown = self.template.inert(messages, system, tools)
+        return self.template.encode(self.template.text(turns, policy, tools=shown)).ids
 
     def text(
         self,
@@ -262,55 +267,25 @@ class ChatModel(BlockModel):
         Raises:
             ModelError: The chat template cannot render these turns, or would leave something of them out.
         """
-        if tools or any(len(turn) > 2 or turn["role"] == "tool" for turn in messages):
-            template = self.tokenizer.get_chat_template(tools=[*tools] or None)
-            messages = shown_turns(messages, tools, template, self.identity.id)
-        if messages[0]["role"] == "system" or system == "template":
-            return self._apply(messages, open_reply, tools)
-        if system != "none":
-            return self._apply([{"role": "system", "content": system}, *messages], open_reply, tools)
-        bare = self._apply(messages, open_reply, tools)
-        empty = self._apply([{"role": "system", "content": ""}, *messages], open_reply, tools)
-        return min(bare, empty, key=len)
-
-    @cached_property
-    def writes_replies_as_they_are(self) -> bool:
-        """Whether the chat template puts a reply's text, if nothing is around it, where it opens the reply."""
-        asked: list[Message] = [{"role": "user", "content": "a"}]
-        before = self.text(asked)
-        after = self.text([*asked, {"role": "assistant", "content": "b"}], open_reply=False)
-        return after.startswith(f"{before}b")
-
-    def _apply(self, messages: Sequence[Message], open_reply: bool, tools: Sequence[Any] = ()) -> str:
-        def text(turns: Sequence[Message]) -> str:
-            apply = self.tokenizer.apply_chat_template
-            shown = {"tools": [*tools]} if tools else {}
-            return str(apply(list(turns), add_generation_prompt=open_reply, tokenize=False, **shown))
-
-        instructed = messages[0]["role"] == "system" and len(messages) > 1
-        try:
-            rendered = text(messages)
-            if not (instructed and messages[0]["content"] and rendered == text(messages[1:])):
-                return rendered
-        except TemplateError as error:
-            if not instructed:
-                reason = f"{self.identity.id}'s chat template refused this conversation ({error})"
-                raise ModelError(f"expected turns that alternate and end with the user, got: {reason}") from error
-        # some families (Gemma) have no system role, or pass over it: the instruction then leads the first user turn
-        system, first, *rest = messages
-        return text([{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest])
+        turns, policy, shown = self.template.inert(messages, system, tools)
+        text = self.template.text(turns, policy, open_reply=open_reply, tools=shown)
+        return self.template.control.restored(text)
 
     def reasoning_tokens(self, prompt: Sequence[int], reply: Sequence[int]) -> int:
-        """How many tokens of a reply are reasoning: up to the last `</think>`, or all where it was never closed."""
-        opened, closed = self._think
-        if closed in reply:
-            return len(reply) - list(reply)[::-1].index(closed)
-        marks = [token for token in (*prompt, *reply) if token in self._think]
-        return len(reply) if marks and marks[-1] == opened else 0
+        """How many tokens of a reply are reasoning: up to the last mark that closes it, or all where none does."""
+        return self.template.reasoning_tokens(prompt, reply)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text as it stands: nothing is put before or after it."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Token ids of a text as it stands, control tokens included: nothing is put before or after it."""
+        return self.template.encode(text).ids
+
+    def reply_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text where a reply stands: what it says in words is no control token.
+
+        Raises:
+            ModelError: The tokenizer makes one of it.
+        """
+        return self.template.reply_ids(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of reply ids, special tokens left out."""

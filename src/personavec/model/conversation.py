@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from personavec.data.sample import Sample
-from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
 
 Ids = tuple[int, ...]
@@ -38,21 +37,33 @@ def pieces(model: ChatModel, sample: Sample, system: str) -> Iterator[Piece]:
     Raises:
         ModelError: The chat template cannot render it.
     """
-    turns, tools = sample.turns, sample.tools
+    turns, policy, tools = model.template.inert(sample.turns, system, sample.tools)
+    moved = len(turns) - len(sample.turns)  # by the system turn that a policy puts first
     done = ""
+    cuts: list[int] = []
+    learned: list[bool] = []
     for place, turn in enumerate(turns):
-        if turn["role"] != "assistant" or place < sample.begin:
+        if turn["role"] != "assistant" or place - moved < sample.begin:
             continue
-        before = model.text(turns[:place], system, tools=tools)
-        after = model.text(turns[: place + 1], system, open_reply=False, tools=tools)
+        before = model.template.text(turns[:place], policy, tools=tools)
+        after = model.template.text(turns[: place + 1], policy, open_reply=False, tools=tools)
+        begin = len(before)
         if not after.startswith(before):
-            raise ModelError(
-                f"expected a chat template that puts replies where it opens them, got {model.identity.id}'s"
-            )
-        anew = not (done and before.startswith(done))
-        prompt, reply = before[0 if anew else len(done) :], after[len(before) :]
-        yield Piece(anew, model.encode(prompt), model.encode(reply), place not in sample.unlearned)
-        done = after
+            begin = model.template.reply_start(turns[:place], policy, after, tools)
+        if done and not after[:begin].startswith(done):
+            yield from _sequence(model, done, cuts, learned)
+            cuts, learned = [], []
+        done, cuts, learned = after, [*cuts, begin, len(after)], [*learned, place - moved not in sample.unlearned]
+    yield from _sequence(model, done, cuts, learned)
+
+
+def _sequence(model: ChatModel, text: str, cuts: Sequence[int], learned: Sequence[bool]) -> Iterator[Piece]:
+    """The replies of a text that is encoded as a whole; the cuts are where each begins and ends."""
+    ids, places = model.template.encode(text, cuts)
+    done = 0
+    for begin, end, learn in zip(places[::2], places[1::2], learned, strict=True):
+        yield Piece(not done, ids[done:begin], ids[begin:end], learn)
+        done = end
 
 
 def response_of(model: ChatModel, sample: Sample, system: str) -> tuple[Ids, Ids]:
@@ -61,16 +72,19 @@ def response_of(model: ChatModel, sample: Sample, system: str) -> tuple[Ids, Ids
     Raises:
         ModelError: The chat template cannot render it.
     """
-    text = sample.response
-    if not sample.said and text == text.strip() and "think>" not in text and model.writes_replies_as_they_are:
-        return model.render(sample.messages, system, sample.tools), model.encode(text)
+    if not sample.said and model.template.as_it_is(sample.response):
+        turns, policy, tools = model.template.inert(sample.messages, system, sample.tools)
+        before = model.template.text(turns, policy, tools=tools)
+        ids, (begin,) = model.template.encode(f"{before}{sample.response}{model.template.tail}", [len(before)])
+        prompt, reply = ids[:begin], ids[begin:]
+        return prompt, reply[: _length(model, reply)]
     (piece,) = pieces(model, replace(sample, begin=len(sample.messages)), system)
     return piece.prompt, piece.reply[: _length(model, piece.reply)]
 
 
 def _length(model: ChatModel, reply: Ids) -> int:
     """Tokens of a reply before the one that ends it."""
-    return next((place for place, token in enumerate(reply) if token in model.stop_ids), len(reply))
+    return min((reply.index(token) for token in model.stop_ids if token in reply), default=len(reply))
 
 
 class Span(NamedTuple):

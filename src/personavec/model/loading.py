@@ -1,6 +1,7 @@
 """Finding and loading models: Hugging Face ids, local folders, GGUF files, and two small aliases."""
 
 import difflib
+import json
 import math
 import shutil
 import sys
@@ -26,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from personavec.errors import ModelError
 from personavec.runs.fetch import cache_folder, fetch_wheels
@@ -103,6 +105,8 @@ def load(
         with quiet():
             hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            if tokenizer.chat_template is None:
+                tokenizer.chat_template = _template_beside(source)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         near = difflib.get_close_matches(name, ALIASES, n=1)
@@ -112,6 +116,23 @@ def load(
             f"got {name} ({reason}); {advice}"
         ) from error
     return hf.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _template_beside(source: str) -> Any:
+    """The chat template of a `chat_template.json`, where older repositories keep it; None without one.
+
+    Raises:
+        ModelError: That file holds none.
+    """
+    path = cached_file(source, "chat_template.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text("utf-8"))["chat_template"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"expected a chat_template in {path}, got none ({type(error).__name__}); correct that file"
+        ) from error
 
 
 def _weights(source: str, **options: Any) -> Any:

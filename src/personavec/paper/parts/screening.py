@@ -70,7 +70,7 @@ def _matched_auc(
             for row, ids in zip(prompts, written, strict=True)
         ]
         for written in (
-            [model.encode(row["response"]) for row in samples],
+            [model.reply_ids(row["response"]) for row in samples],
             [reply.ids if isinstance(reply, Reply) else () for reply in replies],
         )
     )

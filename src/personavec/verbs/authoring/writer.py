@@ -120,7 +120,7 @@ class Local:
         begun = opening(form)
         marks = [zlib.crc32(json.dumps(conversation).encode()) for conversation in conversations]
         requests = [
-            LocalRequest(self._model.render(conversation) + self._model.encode(begun), seed=(self._seed, draw, mark))
+            LocalRequest(self._model.render(conversation) + self._model.reply_ids(begun), seed=(self._seed, draw, mark))
             for conversation, mark in zip(conversations, marks, strict=True)
         ]
         full = f"a prompt that leaves no room in {self._model.context} tokens"

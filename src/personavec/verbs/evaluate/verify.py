@@ -125,7 +125,7 @@ def verify(model: ChatModel, vector: PersonaVector | None = None, *, seed: Seed 
 
 def _probe(model: ChatModel, vector: PersonaVector) -> Probe:
     prompts = [model.render([{"role": "user", "content": question}]) for question, _ in CONVERSATIONS]
-    rows = [prompt + model.encode(reply) for prompt, (_, reply) in zip(prompts, CONVERSATIONS, strict=True)]
+    rows = [prompt + model.reply_ids(reply) for prompt, (_, reply) in zip(prompts, CONVERSATIONS, strict=True)]
     layer = model.n_layers // 2 if vector.card.layer is None else vector.card.layer
     # over the reply: the first token's norm is often a thousand times the usual one
     reply = torch.zeros((1, 1, len(rows[0])))

@@ -87,7 +87,7 @@ def _check_architecture(model: ChatModel) -> None:
 @torch.inference_mode()
 def _logits(model: ChatModel, row: tuple[Steering, ...]) -> Float[Tensor, "seq vocab"]:
     question, reply = CONVERSATION
-    ids = model.render([{"role": "user", "content": question}]) + model.encode(reply)
+    ids = model.render([{"role": "user", "content": question}]) + model.reply_ids(reply)
     with steer(model, [row]):
         logits: Tensor = model.hf(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
     return logits[0].float().cpu()

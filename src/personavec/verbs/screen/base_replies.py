@@ -64,7 +64,7 @@ class RemoteReplies:
         return [
             answer
             if isinstance(answer, Failure)
-            else Reply(self.model.encode(answer.text), "length" if answer.finish == "length" else "stop")
+            else Reply(self.model.reply_ids(answer.text), "length" if answer.finish == "length" else "stop")
             for answer in answers
         ]
 

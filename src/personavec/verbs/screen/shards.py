@@ -151,7 +151,8 @@ def screen_shard(
         raise DataError(f"{bad['where']}: {bad['error']}; correct that row, or pass --on-error skip")
     if base:
         readable = [row for row in rows if not row["error"]]
-        for row, reply in zip(readable, base.replies(readable, advance), strict=True):
+        questions = [row | {"prompt_ids": row["asked_ids"]} for row in readable]
+        for row, reply in zip(readable, base.replies(questions, advance), strict=True):
             _answer(reader, row, reply)
     usable = [index for index, row in enumerate(rows) if not row["error"]]
     good = [rows[index] for index in usable]
@@ -177,7 +178,7 @@ def _answer(reader: RowReader, row: Row, reply: Reply | Failure) -> None:
         if reader.on_error == "stop":
             raise DataError(f"{row['where']}: {row['error']}; run the same command again, or pass --on-error skip")
         return
-    skipped = reader.reply_start(row["prompt_ids"], reply.ids)
+    skipped = reader.reply_start(row["asked_ids"], reply.ids)
     row |= {"base_ids": reply.ids, "base_reasoning": skipped, "base_tokens": len(reply.ids) - skipped}
     if not reply.ids:
         row["error"] = f"{NO_BASE_REPLY}, got none"
@@ -206,12 +207,13 @@ def encode(reader: RowReader, sample: Sample | Bad) -> Row:
     row |= {"messages": sample.messages, "more_turns": sample.more_turns}
     try:
         prompt, ids = response_of(model, sample, reader.system)
+        asked = model.render(sample.messages, reader.system, sample.tools) if reader.answered else ()
     except ModelError as error:
         return row | {"error": str(error)}
     skipped = reader.reply_start(prompt, ids)
-    row |= {"prompt_ids": prompt, "response_ids": ids, "reasoning_tokens": skipped}
+    row |= {"prompt_ids": prompt, "response_ids": ids, "reasoning_tokens": skipped, "asked_ids": asked}
     row |= {"prompt_tokens": len(prompt), "response_tokens": len(ids) - skipped}
-    longest = len(prompt) + max(len(ids), reader.max_new_tokens if reader.answered else 0)
+    longest = max(len(prompt) + len(ids), len(asked) + reader.max_new_tokens if reader.answered else 0)
     if longest > model.context:
         return row | {"error": f"expected prompt and reply to fit into {model.context:,} tokens, got {longest:,}"}
     if len(ids) == skipped:
@@ -255,8 +257,11 @@ def _contrast(reader: RowReader, rows: Sequence[Row]) -> Tensor:
         weight[0, 1 + skip : 1 + skip + tokens] = 1 / tokens
         weight[1, 0] = 1
         weight[2, 1 + skip : 1 + skip + matched] = 1 / matched
-    owners = [row for row in range(len(rows)) for _ in range(2)]
-    prompts, layers = [row["prompt_ids"] for row in rows], reader.directions.read_layers
+    # most templates ask as they write a finished reply: then both are read after one prompt
+    asked = [tuple(row[kind]) for row in rows for kind in ("prompt_ids", "asked_ids")]
+    prompts, layers = [*dict.fromkeys(asked)], reader.directions.read_layers
+    places = {prompt: place for place, prompt in enumerate(prompts)}
+    owners = [places[prompt] for prompt in asked]
     mean, last, matched_mean = branches(reader.model, prompts, replies, owners, weights, layers).unbind(dim=1)
     return torch.stack([mean[::2], last[::2], mean[1::2], matched_mean[::2] - matched_mean[1::2]], dim=1)
 
