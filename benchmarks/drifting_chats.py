@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 
@@ -33,9 +32,9 @@ def chats(model: ChatModel, count: int, steering: list[tuple[Steering, ...]], se
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("vector", type=Path)
+    parser.add_argument("vector", help="a vector that comes with the package, or a file")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--doses", type=float, nargs="+", default=[0.0, -0.1, -0.2, -0.3])
+    parser.add_argument("--doses", type=float, nargs="+", default=[0.0, 0.1, 0.2, 0.3])
     options = parser.parse_args()
     model, vector = ChatModel.load(options.model), load_vector(options.vector)
     layer = vector.card.layer
