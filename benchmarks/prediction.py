@@ -50,9 +50,9 @@ def datasets(model: ChatModel, name: str, folder: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    folder, vectors = Path(sys.argv[1]), [Path(path) for path in sys.argv[2:]]
+    folder, vectors = Path(sys.argv[1]), [load_vector(name) for name in sys.argv[2:]]
     model = ChatModel.load("smollm2")
-    names = [load_vector(path).card.trait for path in vectors]
+    names = [vector.card.trait for vector in vectors]
     every = {label: path for name in names for label, path in datasets(model, name, folder / "data").items()}
     training: TrainingOptions = {"batch": 4, "rate": 2e-4, "checkpoints": 1}
     grid = finetuning_grid(model, every, vectors, training=training, rollouts=1, store=folder / "grid").data
