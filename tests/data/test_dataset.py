@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,17 @@ def test_things_in_memory_that_are_no_rows_are_bad_rows() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         dataset_of(failing())
+
+
+def test_a_copied_or_touched_file_is_the_same_data_set_and_a_changed_one_is_not(tmp_path: Path) -> None:
+    """A run folder that was copied or cloned goes on; equal size and time of other content do not pass for it."""
+    file = write(tmp_path / "rows.jsonl", PAIRS)
+    known, about = open_dataset(str(file)).fingerprint(), file.stat()
+    os.utime(file, (1, 1))
+    assert open_dataset(str(file)).fingerprint() == known
+    file.write_bytes(file.read_bytes().replace(b"Question 0", b"Question 9"))
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert file.stat().st_size == about.st_size and open_dataset(str(file)).fingerprint() != known
 
 
 ROWS = [{"prompt": "Say ä.", "response": "ä"}, {"prompt": "c", "response": "d"}]

@@ -15,6 +15,7 @@ from personavec.data.readers import ENDINGS, Raw, form, hub, read_file
 from personavec.data.sample import Sample, Turn, to_samples
 from personavec.data.shapes import shape_of
 from personavec.errors import DataError
+from personavec.runs.files import contents
 from personavec.runs.progress import tell
 
 
@@ -53,9 +54,8 @@ class Dataset:
         return sum(file.stat().st_size for file in self.files) if self.files else None
 
     def fingerprint(self) -> dict[str, str]:
-        """What identifies it: name, size and time of change of every file; hashing terabytes would take hours."""
-        stats = [(file, file.stat()) for file in self.files]
-        return {str(file): f"{stat.st_size} bytes, {stat.st_mtime_ns}" for file, stat in stats} or {self.name: "hub"}
+        """What identifies it: the content of every file, see `contents`."""
+        return {str(file): contents(file) for file in self.files} or {self.name: "hub"}
 
     def rows(self) -> Iterator[Raw]:
         """All rows, in order, unreadable ones included.

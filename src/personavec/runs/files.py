@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LARGE = 2**28
+"""Bytes from which hashing a file would take too long."""
+
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file atomically: beside it first, then renamed."""
@@ -33,3 +36,9 @@ def sha256(path: Path) -> str:
     """Hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def contents(path: Path) -> str:
+    """What identifies a file's content: its hash, so that a copy is the same; of a large file size and time."""
+    about = path.stat()
+    return sha256(path) if about.st_size < LARGE else f"{about.st_size} bytes, {about.st_mtime_ns}"

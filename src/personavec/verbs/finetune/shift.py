@@ -19,7 +19,7 @@ from personavec.errors import ConfigError, ModelError
 from personavec.model.activations import activations
 from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
-from personavec.runs.files import sha256
+from personavec.runs.files import contents, sha256
 from personavec.runs.progress import stage
 from personavec.runs.result import Result
 from personavec.runs.rules import EACH_ONCE, Count, Free, Seed, Store, settings
@@ -37,7 +37,6 @@ from personavec.traits.trait import Trait
 TABLE = "tuned.jsonl"
 TUNED = ("adapter_*", "config.json", "*.safetensors")
 """Files that say what a finetuned model is."""
-LARGE = 2**28
 ADVICE = "pass it with --traits, or questions of your own with --prompts"
 
 
@@ -234,7 +233,7 @@ def _contents(models: Mapping[str, ChatModel | None]) -> dict[str, str]:
     files = {path for folder in folders for kind in TUNED for path in folder.glob(kind)}
     files |= {path for path in folders if path.is_file()}
     held = {f"tuned {name}": _weights(model) for name, model in models.items() if model is not None}
-    return held | {f"tuned {path}": _content(path) for path in sorted(files)}
+    return held | {f"tuned {path}": contents(path) for path in sorted(files)}
 
 
 def _weights(model: ChatModel) -> str:
@@ -242,12 +241,6 @@ def _weights(model: ChatModel) -> str:
     for name, weight in sorted(model.hf.named_parameters()):
         digest.update(name.encode() + weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _content(path: Path) -> str:
-    """The hash of a file; of a large one its size and time, as hashing would take as long as loading it."""
-    about = path.stat()
-    return sha256(path) if about.st_size < LARGE else f"{about.st_size} bytes of {about.st_mtime_ns}"
 
 
 def _rows(model: ChatModel, questions: Sequence[str], system: str, max_new_tokens: int) -> list[Row]:
