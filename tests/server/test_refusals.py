@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.serving import ASKED, Client, bad
 
-from personavec.server.protocol import ChatBody, CompletionBody, read
+from personavec.server.api.protocol import ChatBody, CompletionBody, read
 from personavec.server.refused import Refused
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}

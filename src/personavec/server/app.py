@@ -21,10 +21,10 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from personavec.model.spelling import Spelling
-from personavec.server import protocol
-from personavec.server.answers import Completion
+from personavec.server.api import protocol
+from personavec.server.api.answers import Completion
+from personavec.server.api.protocol import ChatBody, CompletionBody
 from personavec.server.limits import Limits
-from personavec.server.protocol import ChatBody, CompletionBody
 from personavec.server.refused import Refused
 from personavec.server.reply import News
 from personavec.server.service import Exchange, Service

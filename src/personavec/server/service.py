@@ -17,11 +17,11 @@ from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
 from personavec.runs.rules import check
+from personavec.server.api.protocol import ChatBody, CompletionBody
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
 from personavec.server.limits import LOG
 from personavec.server.log import Log, LoggedTurn, Metrics
-from personavec.server.protocol import ChatBody, CompletionBody
 from personavec.server.refused import Refused
 from personavec.server.reply import News, RunningReply
 from personavec.server.terms import Terms
@@ -61,9 +61,14 @@ class Exchange:
         return [job for jobs in self.prompts for job in jobs]
 
     @property
-    def tokens_read(self) -> int:
+    def prompt_tokens(self) -> int:
         """Tokens of all prompts, each once."""
         return sum(len(jobs[0].prompt) for jobs in self.prompts)
+
+    @property
+    def tokens_reused(self) -> int:
+        """Those among them that an earlier conversation began with, so that they were not read again."""
+        return sum(jobs[0].reused for jobs in self.prompts)
 
     def teller(self, index: int) -> Any:
         """What the engine's thread calls for a reply."""
@@ -290,7 +295,8 @@ class Service:
             )
             self.metrics.reply(kept, alerts)
             self.metrics.tokens.labels("written").inc(len(job.reply.ids))
-        self.metrics.tokens.labels("read").inc(exchange.tokens_read)
+        self.metrics.tokens.labels("read").inc(exchange.prompt_tokens - exchange.tokens_reused)
+        self.metrics.tokens.labels("reused").inc(exchange.tokens_reused)
         if exchange.first_token:
             self.metrics.first_token.observe(exchange.first_token - exchange.began)
         self.metrics.latency.observe(time.monotonic() - exchange.began)
@@ -374,5 +380,5 @@ def assemble(
         for seen in watched:
             calibration.check_vector(catalogue.vectors[seen.vector].content_hash, seen.vector, seen.layer)
     kept = Log(Path(log), retention_days)
-    engine = Engine(model, terms.rows_at_once, terms.queue)
+    engine = Engine(model, terms.rows_at_once, terms.queue, terms.prefix_mib * 2**20)
     return Service(model, terms, engine, catalogue, kept, Metrics(engine, catalogue), watched, steering, calibration)

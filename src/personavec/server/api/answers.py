@@ -7,7 +7,7 @@ from typing import Any
 
 from personavec.model.chat_model import ChatModel
 from personavec.model.spelling import Spelling
-from personavec.server.protocol import ChatBody
+from personavec.server.api.protocol import ChatBody
 from personavec.server.reply import Logprobs, News
 from personavec.server.service import Exchange
 
@@ -75,8 +75,13 @@ class Completion:
 
     def usage(self) -> Json:
         """Tokens that were read and written."""
-        read, written = self.exchange.tokens_read, sum(len(job.reply.ids) for job in self.exchange.jobs)
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        read, written = self.exchange.prompt_tokens, sum(len(job.reply.ids) for job in self.exchange.jobs)
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": self.exchange.tokens_reused},
+        }
 
     @property
     def _chunk_kind(self) -> str:
