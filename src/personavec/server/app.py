@@ -25,7 +25,7 @@ from personavec.server.api import protocol
 from personavec.server.api.answers import Completion
 from personavec.server.api.protocol import ChatBody, CompletionBody
 from personavec.server.limits import Limits
-from personavec.server.refused import Refused
+from personavec.server.refused import HEADERS, Refused
 from personavec.server.reply import News
 from personavec.server.service import Exchange, Service
 from personavec.server.terms import LOOPBACK
@@ -209,7 +209,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     async def ready() -> Response:
         good = service.engine.alive and service.engine.queued < service.engine.queue
         good = good and await asyncio.to_thread(service.log.writable)
-        return JSONResponse({"status": "ready" if good else "busy"}, 200 if good else 503)
+        return JSONResponse({"status": "ready"}) if good else JSONResponse({"status": "busy"}, 503, HEADERS[503])
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -241,7 +241,7 @@ def _read(page: Path) -> bytes:
     """A file that no link leads to: whoever may write into a run may not have other files shown."""
     if page.resolve() != page:
         raise OSError
-    with open(os.open(page, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+    with open(os.open(page, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
         return file.read()
 
 

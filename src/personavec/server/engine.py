@@ -25,7 +25,7 @@ from personavec.steering.steer import Steering, steer
 READ_TOKENS = 1024
 """Tokens of prompts that are read in one batch, padding included; a longer prompt is read alone."""
 
-STUCK = 3.0
+STUCK = 0.5
 """Seconds more than given after which a thread that does not end is left behind; the process can end without it."""
 
 
@@ -147,9 +147,12 @@ class Engine:
             self._closing = True
             self._changed.notify()
         until = time.monotonic() + seconds
-        for job in [*self._jobs, *self._joining, *(job for jobs in tuple(self._waiting) for job in jobs)]:
+        jobs = [*self._jobs, *self._joining, *(job for jobs in tuple(self._waiting) for job in jobs)]
+        for job in jobs:
             job.deadline = min(job.deadline, until)
         self._thread.join(seconds + STUCK)
+        for job in jobs:  # in the middle of a long step it looks at no clock
+            job.end("deadline")
 
     @torch.inference_mode()
     def _run(self) -> None:

@@ -200,6 +200,8 @@ class Service:
         try:
             self.engine.submit(*exchange.prompts)
         except Full as error:
+            if not self.engine.alive:
+                raise Refused(503, str(error), kind="server_error", code="shutting_down") from None
             raise Refused(429, str(error), kind="rate_limit_error", code="queue_full") from None
         return exchange
 
