@@ -22,6 +22,7 @@ from openai import AsyncOpenAI
 from personavec.stats.intervals import clustered_mean
 
 CLIENTS, TOKENS, ROUNDS, SOAK = 16, 48, 6, 1000
+TURN_TOKENS = 16
 QUESTIONS = (
     "How was your day?",
     "What is a good way to spend a Sunday?",
@@ -159,7 +160,7 @@ async def turns(clients: Clients) -> None:
                 reply = await clients.openai.chat.completions.create(
                     model="smollm2",
                     messages=messages,
-                    max_tokens=TOKENS,
+                    max_tokens=TURN_TOKENS,
                     temperature=0,
                     extra_body={"persona": {"steering": steering}},
                 )

@@ -17,7 +17,7 @@ from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
 from personavec.runs.rules import check
-from personavec.server.api.protocol import ChatBody, CompletionBody
+from personavec.server.api.protocol import AskedBody, CompletionBody
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
 from personavec.server.limits import LOG
@@ -41,7 +41,7 @@ class Exchange:
     """A request under way, and all its replies."""
 
     id: str
-    body: ChatBody | CompletionBody
+    body: AskedBody
     messages: list[dict[str, str]]
     conversation: str
     turn: int
@@ -111,6 +111,15 @@ class Exchange:
         for job in self.jobs:
             job.cancelled = True
 
+    def shared(self) -> dict[str, Any]:
+        """What an answer says of all replies."""
+        return {
+            "conversation": self.conversation,
+            "turn": self.turn,
+            "steering": self.applied.descriptions,
+            "warnings": self.applied.warnings,
+        }
+
     def projections(self, index: int) -> dict[str, dict[str, Any]]:
         """By vector what was read at a reply: layer, prompt_last, response_avg and tokens."""
         read = self.jobs[index].reply.read
@@ -146,7 +155,7 @@ class Service:
     _tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
 
-    async def open(self, body: ChatBody | CompletionBody) -> Exchange:
+    async def open(self, body: AskedBody) -> Exchange:
         """Check a request and hand its replies to the engine.
 
         Raises:
@@ -166,11 +175,11 @@ class Service:
             else self.catalogue.steer(persona.steering)
         )
         watched = self.watched if persona.watch is None else self.catalogue.watch(persona.watch)
-        messages = [turn.plain() for turn in body.messages] if isinstance(body, ChatBody) else []
-        prompts = await self._prompts(body, messages)
+        messages = body.said
+        prompts = await self._prompts(body)
         longest = self._longest(body, [len(prompt) for prompt in prompts])
         exchange = Exchange(
-            f"{'chatcmpl' if messages else 'cmpl'}-{uuid.uuid4().hex}",
+            f"{body.prefix}{uuid.uuid4().hex}",
             body,
             messages,
             persona.conversation or uuid.uuid4().hex,
@@ -205,14 +214,14 @@ class Service:
             raise Refused(429, str(error), kind="rate_limit_error", code="queue_full") from None
         return exchange
 
-    async def _prompts(self, body: ChatBody | CompletionBody, messages: list[dict[str, str]]) -> list[tuple[int, ...]]:
+    async def _prompts(self, body: AskedBody) -> list[tuple[int, ...]]:
         async with self._tokenizing:  # a tokenizer works for one caller at a time
             if isinstance(body, CompletionBody):
                 return [await asyncio.to_thread(self._ids, prompt) for prompt in body.prompts]
             try:
-                return [await asyncio.to_thread(self.model.render, messages, self.terms.system)]
+                return [await asyncio.to_thread(self.model.render, body.said, self.terms.system)]
             except ModelError as error:
-                raise Refused(400, str(error), param="messages") from None
+                raise Refused(400, str(error), param=body.asks) from None
 
     def _ids(self, prompt: str | list[int]) -> tuple[int, ...]:
         ids = self.model.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
@@ -224,7 +233,7 @@ class Service:
             )
         return ids
 
-    def _longest(self, body: ChatBody | CompletionBody, prompts: Sequence[int]) -> int:
+    def _longest(self, body: AskedBody, prompts: Sequence[int]) -> int:
         """Tokens that each reply may have, by the tokens of the prompts."""
         room, replies = self.model.context - max(prompts), body.n * len(prompts)
         usual = min(DEFAULT_TOKENS, self.terms.max_tokens // replies, room)
@@ -233,7 +242,7 @@ class Service:
             raise Refused(
                 400,
                 f"expected prompt and reply to fit into {self.model.context} tokens, got {max(prompts)} and {longest}",
-                param="messages" if isinstance(body, ChatBody) else "prompt",
+                param=body.asks,
                 code="context_length_exceeded",
             )
         most = min(self.engine.rows, self.engine.queue)
