@@ -30,6 +30,8 @@ class InputTurn(BaseModel):
     id: str | None = None
     status: str | None = None
     phase: str | None = None
+    persona: Any = None
+    """Of an earlier response; it says nothing here."""
     role: Role
     content: Text | list[_InputPart]
 
