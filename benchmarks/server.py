@@ -1,4 +1,4 @@
-"""What the server costs and survives: python benchmarks/server.py VECTOR [cost|streams|soak …].
+"""What the server costs and survives: python benchmarks/server.py VECTOR [turns|cost|streams|soak …].
 
     pip install -e ".[serve]"
 
@@ -22,6 +22,7 @@ from openai import AsyncOpenAI
 from personavec.stats.intervals import clustered_mean
 
 CLIENTS, TOKENS, ROUNDS, SOAK = 16, 48, 6, 1000
+TURN_TOKENS = 16
 QUESTIONS = (
     "How was your day?",
     "What is a good way to spend a Sunday?",
@@ -53,7 +54,8 @@ def serve(vector: str, port: int) -> None:
     from personavec.server.options import ServeConfig
     from personavec.steering.generate import Request, generate
 
-    config = ServeConfig(vectors=(Path(vector),), log=Path(mkdtemp()) / "turns.db", watch=("none",), queue=SOAK)
+    log = Path(mkdtemp()) / "turns.db"
+    config = ServeConfig(dtype="float32", vectors=(Path(vector),), log=log, watch=("none",), queue=SOAK)
     service = config.assemble()
     service.model.stop_ids = []
     app = build(service, {})
@@ -78,6 +80,13 @@ def serve(vector: str, port: int) -> None:
             "mebibytes": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
         }
 
+    @app.get("/prefixes/{mebibytes}")
+    def prefixes(mebibytes: int) -> int:
+        """Forget what was kept, and keep so much from here on; nothing may be under way."""
+        service.engine.prefixes.clear()
+        service.engine.prefixes.most_bytes = mebibytes * 2**20
+        return mebibytes
+
     uvicorn.run(app, port=port, log_level="error", access_log=False)
 
 
@@ -92,9 +101,9 @@ class Clients:
 
     async def get(self, path: str) -> Any:
         return (
-            (await self.openai.get(f"{self.url}{path}", cast_to=object))
-            if path != "/offline"
-            else await self.openai.get(f"{self.url}{path}", cast_to=float)
+            await self.openai.get(f"{self.url}{path}", cast_to=float)
+            if path.startswith(("/offline", "/prefixes"))
+            else await self.openai.get(f"{self.url}{path}", cast_to=object)
         )
 
     async def ask(self, number: int, stream: bool, tokens: int = TOKENS, persona: Any = None) -> float:
@@ -129,6 +138,39 @@ def told(name: str, speeds: list[float], against: list[float]) -> None:
     ratios = np.array(speeds) / np.array(against)
     found = clustered_mean(ratios, np.arange(len(ratios)))
     print(f"| {name} | {np.median(speeds):.1f} | {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}] |", flush=True)
+
+
+async def turns(clients: Clients) -> None:
+    """A chat of ten turns, with what was read of earlier ones and without."""
+    steered = {"vector": clients.trait, "dose": 0.1}
+    arms: dict[str, Any] = {
+        "not steered": [],
+        "replies steered": [steered],
+        "all tokens steered": [steered | {"positions": "all"}],
+    }
+    print("| a chat of 10 turns | tokens of its prompts | read | a share of | replies | seconds | without |")
+    print("|---|---|---|---|---|---|---|")
+    for name, steering in arms.items():
+        found = []
+        for mebibytes in (512, 0):
+            await clients.get(f"/prefixes/{mebibytes}")
+            began, prompts, reused, messages = time.monotonic(), 0, 0, []
+            for question in QUESTIONS[:10]:
+                messages.append({"role": "user", "content": question})
+                reply = await clients.openai.chat.completions.create(
+                    model="smollm2",
+                    messages=messages,
+                    max_tokens=TURN_TOKENS,
+                    temperature=0,
+                    extra_body={"persona": {"steering": steering}},
+                )
+                messages.append({"role": "assistant", "content": reply.choices[0].message.content})
+                prompts += reply.usage.prompt_tokens
+                reused += reply.usage.prompt_tokens_details.cached_tokens
+            found.append((prompts, prompts - reused, time.monotonic() - began, messages))
+        (prompts, read, seconds, said), (_, whole, slowly, alike) = found
+        same = "the same" if said == alike else "other ones"
+        print(f"| {name} | {prompts:,} | {read:,} | 1/{whole / read:.1f} | {same} | {seconds:.1f} | {slowly:.1f} |")
 
 
 async def cost(clients: Clients) -> None:
@@ -254,7 +296,8 @@ async def main(vector: str, parts: list[str]) -> None:
             except Exception:
                 await asyncio.sleep(0.2)
         for part in parts:
-            await {"cost": cost, "streams": streams, "soak": soak}[part](clients)
+            await clients.get("/prefixes/0")  # arms ask the same questions again and again
+            await {"turns": turns, "cost": cost, "streams": streams, "soak": soak}[part](clients)
     finally:
         server.terminate()
         server.wait()
@@ -264,4 +307,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(sys.argv[2], int(sys.argv[3]))
     else:
-        asyncio.run(main(sys.argv[1], sys.argv[2:] or ["cost", "streams", "soak"]))
+        asyncio.run(main(sys.argv[1], sys.argv[2:] or ["turns", "cost", "streams", "soak"]))

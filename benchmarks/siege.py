@@ -179,7 +179,7 @@ async def main(model: str, path: str) -> int:
         figures |= await asyncio.to_thread(siege.stop)
     print(json.dumps(figures, indent=2))
     held = not siege.outcomes["good, not"] and not siege.wrong and not any(figures["left"].values())
-    held = held and figures["stop_seconds"] < 10 and figures["stderr_bytes"] < 1e6 and figures["exit"] == 0
+    held = held and figures["exit_seconds"] < 10 and figures["stderr_bytes"] < 1e6 and figures["exit"] == 0
     return 0 if held else 1
 
 

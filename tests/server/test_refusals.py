@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.serving import ASKED, Client, bad
 
-from personavec.server.protocol import ChatBody, CompletionBody, read
+from personavec.server.api.protocol import ChatBody, CompletionBody, read
 from personavec.server.refused import Refused
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -85,9 +85,9 @@ def test_what_an_answer_brought_is_taken_back() -> None:
     """An assistant's turn as the official client dumps it, and fields that change nothing."""
     empty = dict.fromkeys(("refusal", "audio", "function_call", "tool_calls", "annotations", "name"))
     body = read(json.dumps(turn("Hello", "assistant", **empty | {"annotations": []})).encode(), ChatBody)
-    assert body.messages[1].plain() == {"role": "assistant", "content": "Hello"}
+    assert body.said[1] == {"role": "assistant", "content": "Hello"}
     cached = [{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}]
-    assert read(json.dumps(turn(cached)).encode(), ChatBody).messages[1].plain()["content"] == "Hi"
+    assert read(json.dumps(turn(cached)).encode(), ChatBody).said[1]["content"] == "Hi"
 
 
 JSON = st.recursive(

@@ -143,3 +143,19 @@ def test_reports_open_by_links_that_only_the_key_tells(
         found = server.get(link["url"])
         assert (link["name"], found.text) == ("demo/tiny", "<p>A report")
         assert "sandbox" in found.headers["content-security-policy"]
+
+
+def test_a_second_turn_reads_only_what_is_new(server: Client) -> None:
+    """Its usage says so as OpenAI does, and the counters tell what was read from what was reused."""
+    said = [{"role": "user", "content": "Tell me about the sea, the ships and the wind"}]
+    first = good(server.ask(messages=said))
+    said += [{"role": "assistant", "content": first["choices"][0]["message"]["content"]}, said[0]]
+    second = good(server.ask(messages=said))
+    again = server.events(messages=said, stream_options={"include_usage": True})[-1]["usage"]
+    reused = [usage["prompt_tokens_details"]["cached_tokens"] for usage in (first["usage"], second["usage"], again)]
+    assert reused[0] == 0 < reused[1] < second["usage"]["prompt_tokens"] and reused[2] >= reused[1]
+    prompts = first["usage"]["prompt_tokens"] + 2 * second["usage"]["prompt_tokens"]
+    text = server.get("/metrics").text
+    assert f'personavec_tokens_total{{kind="read"}} {prompts - sum(reused)}.0' in text
+    assert f'personavec_tokens_total{{kind="reused"}} {sum(reused)}.0' in text
+    assert f"personavec_prefix_bytes {server.service.engine.prefixes.bytes}.0" in text

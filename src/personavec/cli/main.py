@@ -1,8 +1,10 @@
 """The `personavec` command: one subcommand a verb. Verbs are imported when they run, so that help comes at once."""
 
+import atexit
 import contextlib
 import difflib
 import errno
+import gc
 import inspect
 import io
 import itertools
@@ -33,6 +35,9 @@ from personavec.verbs.finetune.options import ReportConfig, ShiftConfig
 from personavec.verbs.interop.options import InteropConfig
 from personavec.verbs.monitor.options import MonitorConfig
 from personavec.verbs.screen.options import ScreenConfig
+
+# what is left goes with the process: looking through all of it once more would take seconds
+atexit.register(gc.freeze)
 
 DONE, FAILED, BAD_INPUT, GATED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""

@@ -17,6 +17,10 @@ COLUMNS = 256
 """Room in `Slots` is made in steps of this size."""
 
 
+States = Sequence[tuple[Tensor, Tensor]]
+"""Of every layer the keys and the values of a row, [heads, tokens, width] each."""
+
+
 def empty(model: ChatModel) -> DynamicCache:
     """A cache of this model with nothing in it."""
     return DynamicCache(config=model.hf.config.get_text_config())
@@ -55,6 +59,17 @@ def shared(model: ChatModel) -> bool:
     return cached(model) and _layers(model, KEYS)
 
 
+def continued(model: ChatModel) -> bool:
+    """Whether keys and values of the first tokens are the same in a longer conversation.
+
+    Some rotary embeddings turn all tokens otherwise once a conversation is long.
+    """
+    config = model.hf.config.get_text_config()
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = {one.get("rope_type") for one in (rotary, *rotary.values()) if isinstance(one, dict)}
+    return shared(model) and not kinds & {"dynamic", "longrope"}
+
+
 def check_served(model: ChatModel) -> None:
     """Refuse what `Slots` cannot hold.
 
@@ -72,6 +87,12 @@ def check_served(model: ChatModel) -> None:
 def _layers(model: ChatModel, names: tuple[str, ...]) -> bool:
     known = tuple(getattr(cache_utils, name) for name in names if hasattr(cache_utils, name))
     return all(type(layer) in known for layer in empty(model).layers)
+
+
+def states_of(cache: DynamicCache, row: int, tokens: int) -> States:
+    """The last tokens of a row."""
+    layers: list[Any] = [*cache.layers]
+    return [(layer.keys[row, :, -tokens:], layer.values[row, :, -tokens:]) for layer in layers]
 
 
 def attends(cache: DynamicCache) -> bool:
@@ -216,6 +237,11 @@ class Slots:
         for layer, prompt in zip(self._layers, prompts.layers, strict=True):
             for store, states in zip(layer.stores, (prompt.keys, prompt.values), strict=True):
                 store[new, :, self.end - length : self.end] = states[row, :, -length:]
+
+    def row(self, row: int) -> States:
+        """What a row has read, until the next step is taken."""
+        own = slice(self.end - self.lengths[row], self.end)
+        return [(keys[row, :, own], values[row, :, own]) for keys, values in (layer.stores for layer in self._layers)]
 
     def reserve(self) -> None:
         """Make sure that a step has a column to write."""

@@ -21,11 +21,12 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from personavec.model.spelling import Spelling
-from personavec.server import protocol
-from personavec.server.answers import Completion
+from personavec.server.api import protocol
+from personavec.server.api.answers import Completion
+from personavec.server.api.protocol import AskedBody, ChatBody, CompletionBody
+from personavec.server.api.responses import ModelResponse, ResponseBody
 from personavec.server.limits import Limits
-from personavec.server.protocol import ChatBody, CompletionBody
-from personavec.server.refused import Refused
+from personavec.server.refused import HEADERS, Refused
 from personavec.server.reply import News
 from personavec.server.service import Exchange, Service
 from personavec.server.terms import LOOPBACK
@@ -92,9 +93,14 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     async def complete(request: Request) -> Response:
         return await answer(request, protocol.read(await request.body(), CompletionBody))
 
-    async def answer(request: Request, body: ChatBody | CompletionBody) -> Response:
+    @app.post("/v1/responses")
+    async def respond(request: Request) -> Response:
+        return await answer(request, protocol.read(await request.body(), ResponseBody))
+
+    async def answer(request: Request, body: AskedBody) -> Response:
         exchange = await service.open(body)
-        made = Completion(exchange, service.model, spelling)
+        responds = isinstance(body, ResponseBody)
+        made = ModelResponse(exchange, service.model) if responds else Completion(exchange, service.model, spelling)
         news = exchange.news()
         watcher = asyncio.create_task(leave(request, exchange, service))
         try:
@@ -115,7 +121,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     async def stream(
         exchange: Exchange,
-        made: Completion,
+        made: Completion | ModelResponse,
         first: tuple[int, News],
         news: AsyncIterator[tuple[int, News]],
         watcher: "asyncio.Task[None]",
@@ -128,13 +134,12 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
                 for chunk in made.chunks(index, grown):
                     yield _event(chunk)
             try:
-                for index, persona in enumerate(await service.close(exchange)):
-                    yield _event(made.last(index, persona))
-                if exchange.body.wants_usage:
-                    yield _event(made.counted())
+                for chunk in made.ending(await service.close(exchange)):
+                    yield _event(chunk)
             except Refused as error:
-                yield _event(error.body)
-            yield "data: [DONE]\n\n"
+                yield _event(made.failed(error))
+            if made.done:
+                yield made.done
         finally:
             watcher.cancel()
             if any(job.reply.finish is None for job in exchange.jobs):
@@ -209,7 +214,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     async def ready() -> Response:
         good = service.engine.alive and service.engine.queued < service.engine.queue
         good = good and await asyncio.to_thread(service.log.writable)
-        return JSONResponse({"status": "ready" if good else "busy"}, 200 if good else 503)
+        return JSONResponse({"status": "ready"}) if good else JSONResponse({"status": "busy"}, 503, HEADERS[503])
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -241,12 +246,13 @@ def _read(page: Path) -> bytes:
     """A file that no link leads to: whoever may write into a run may not have other files shown."""
     if page.resolve() != page:
         raise OSError
-    with open(os.open(page, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+    with open(os.open(page, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
         return file.read()
 
 
 def _event(event: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(event, ensure_ascii=False, allow_nan=False).translate(LINE_ENDS)}\n\n"
+    name = f"event: {event['type']}\n" if "type" in event else ""
+    return f"{name}data: {json.dumps(event, ensure_ascii=False, allow_nan=False).translate(LINE_ENDS)}\n\n"
 
 
 def _date(seconds: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from personavec.errors import ConfigError, VectorError
 from personavec.model.identity import ModelIdentity
-from personavec.server.protocol import SteeringSpec, WatchSpec
+from personavec.server.api.protocol import SteeringSpec, WatchSpec
 from personavec.server.refused import Refused
 from personavec.server.terms import Guard
 from personavec.steering.dose import largest_dose

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -13,9 +14,10 @@ from transformers import DynamicCache
 
 from personavec.errors import PersonavecError, SteeringOverflow
 from personavec.model.chat_model import ChatModel
-from personavec.model.kv_cache import Slots, check_served, using
+from personavec.model.kv_cache import Slots, States, check_served, continued, states_of, using
 from personavec.model.sampling import Sampling
 from personavec.server.limits import LOG
+from personavec.server.prefixes import BLOCK, Block, Prefixes, Reading
 from personavec.server.reply import Finish, Logprobs, News, RunningReply
 from personavec.steering.generate import Watch, draw, uniforms, watching
 from personavec.steering.steer import Steering, steer
@@ -23,8 +25,7 @@ from personavec.steering.steer import Steering, steer
 READ_TOKENS = 1024
 """Tokens of prompts that are read in one batch, padding included; a longer prompt is read alone."""
 
-
-STUCK = 3.0
+STUCK = 0.5
 """Seconds more than given after which a thread that does not end is left behind; the process can end without it."""
 
 
@@ -50,6 +51,8 @@ class Job:
     """By the clock of `time.monotonic`."""
     cancelled: bool = False
     """Set if nobody waits any more; the row leaves before the next step."""
+    reused: int = 0
+    """Tokens of the prompt that were not read, because an earlier conversation began with them."""
 
     def __post_init__(self) -> None:
         self.numbers = uniforms(self.seed, self.sampling.max_new_tokens).tolist()
@@ -58,6 +61,17 @@ class Job:
     def over(self) -> bool:
         """Whether nothing more is to be written."""
         return self.reply.finish is not None or self.cancelled or time.monotonic() > self.deadline
+
+    @cached_property
+    def reading(self) -> Reading:
+        """What changes every token of the prompt but the last one."""
+        return tuple(added for added in self.steering if added.active and added.positions != "response")
+
+    @property
+    def lasting(self) -> int:
+        """Tokens of prompt and reply that a later prompt of the same `reading` would read in the same way."""
+        alike = all(added.positions == "all" for added in self.steering if added.active)
+        return len(self.prompt) + (len(self.reply.ids) if alike else -1)
 
     def end(self, finish: Finish, error: str | None = None) -> None:
         """Write no more, and say why; nothing if that is over already."""
@@ -73,13 +87,14 @@ class Engine:
     cannot change it. A row whose numbers overflow ends with an error, and the others go on.
     """
 
-    def __init__(self, model: ChatModel, rows: int = 16, queue: int = 64) -> None:
+    def __init__(self, model: ChatModel, rows: int = 16, queue: int = 64, prefix_bytes: int = 2**29) -> None:
         """Start the thread.
 
         Args:
             model: What it owns from here on.
             rows: Most replies that are written at once.
             queue: Most replies that may wait for a row.
+            prefix_bytes: Memory for what was read of earlier conversations.
 
         Raises:
             ModelError: The model's cache cannot be divided among rows that come and go.
@@ -91,6 +106,7 @@ class Engine:
         self._joining: list[Job] = []
         """Taken from the queue, and not yet among those that are written."""
         self._slots = Slots(rows, model.device)
+        self.prefixes = Prefixes(prefix_bytes if continued(model) else 0)
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -131,9 +147,12 @@ class Engine:
             self._closing = True
             self._changed.notify()
         until = time.monotonic() + seconds
-        for job in [*self._jobs, *self._joining, *(job for jobs in tuple(self._waiting) for job in jobs)]:
+        jobs = [*self._jobs, *self._joining, *(job for jobs in tuple(self._waiting) for job in jobs)]
+        for job in jobs:
             job.deadline = min(job.deadline, until)
         self._thread.join(seconds + STUCK)
+        for job in jobs:  # in the middle of a long step it looks at no clock
+            job.end("deadline")
 
     @torch.inference_mode()
     def _run(self) -> None:
@@ -150,6 +169,7 @@ class Engine:
                 for job in (*self._jobs, *self._joining):
                     job.end("error", _reason(error))
                 self._jobs.clear()
+                self.prefixes.clear()
                 self._slots = Slots(self.rows, self.model.device)
 
     @property
@@ -163,7 +183,7 @@ class Engine:
             admitted: list[list[Job]] = []
             free = self.rows - len(self._jobs)
             with self._changed:
-                while self._waiting and len(self._waiting[0]) <= free and _small([*admitted, self._waiting[0]]):
+                while self._waiting and len(self._waiting[0]) <= free and self._small([*admitted, self._waiting[0]]):
                     admitted.append(self._waiting.popleft())
                     free -= len(admitted[-1])
             self._joining = [job for jobs in admitted for job in jobs]
@@ -195,19 +215,49 @@ class Engine:
         )
         for row, jobs in enumerate(admitted):
             going = [job for job in jobs if not job.over]
+            size = len(jobs[0].prompt)
+            if any(job.reply.finish != "error" for job in jobs):
+                self._keep(jobs[0], states_of(cache, row, size))
             if going:
-                self._slots.add(cache, row, len(jobs[0].prompt), len(going))
+                self._slots.add(cache, row, size, len(going))
                 self._jobs += going
 
     def _read(self, first: Sequence[Job]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], list[list[float]]]:
-        """Read prompts in one batch: the cache, what follows each, and the projections at its last token."""
-        ids, mask = self.model.tensor([job.prompt for job in first], left=True)
-        cache, lengths = DynamicCache(), [len(job.prompt) for job in first]
+        """Read prompts in one batch: the cache, what follows each, and the projections at its last token.
+
+        Of every prompt the last tokens are read, as many as the longest of what no earlier conversation began with.
+        """
+        lengths = [len(job.prompt) for job in first]
+        known = [self._known(job) for job in first]
+        tail = max(length - BLOCK * len(path) for length, path in zip(lengths, known, strict=True))
+        ids, mask = self.model.tensor([job.prompt[-tail:] for job in first], left=True)
+        kept = [max(0, length - tail) for length in lengths]
+        cache = DynamicCache()
+        if any(kept):
+            before = _fill(cache, known, kept).to(mask)
+            ids, mask = ids[:, 1:], torch.cat([before, mask[:, 1:]], dim=1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         watch, places = _watched(first)
         with steer(self.model, [job.steering for job in first], lengths), watching(self.model, watch) as seen:
-            logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+            logits = self._forward(ids, mask, positions, cache)
         read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(first)
+        for job, reused in zip(first, kept, strict=True):
+            job.reused = reused
         return cache, logits, [[row[place] for place in columns] for columns, row in zip(places, read, strict=True)]
+
+    def _known(self, job: Job) -> list[Block]:
+        """What a prompt begins with and was read before; its last token is always read, for what follows it."""
+        return self.prefixes.find(job.reading, job.prompt[:-1])
+
+    def _keep(self, job: Job, states: States) -> None:
+        """Remember what was read of a conversation, given its keys and values."""
+        ids = (*job.prompt, *job.reply.ids)[: min(job.lasting, states[0][0].shape[1])]
+        self.prefixes.keep(job.reading, ids, states)
+
+    def _small(self, prompts: Sequence[list[Job]]) -> bool:
+        """Whether prompts may be read in one batch: those who write replies wait for it."""
+        unread = [len(jobs[0].prompt) - BLOCK * len(self._known(jobs[0])) for jobs in prompts]
+        return len(prompts) == 1 or len(prompts) * max(unread) <= READ_TOKENS
 
     def _write(self) -> None:
         """Take steps until somebody leaves or can join."""
@@ -272,14 +322,29 @@ class Engine:
             if job.over:
                 if job.reply.finish is None:
                     job.end("cancelled" if job.cancelled else "deadline")
+                if job.reply.finish != "error":
+                    self._keep(job, self._slots.row(row))
                 self._slots.remove(row)
                 self._jobs[row] = self._jobs[-1]
                 self._jobs.pop()
 
 
-def _small(prompts: Sequence[list[Job]]) -> bool:
-    """Whether prompts may be read in one batch: those who write replies wait for it."""
-    return len(prompts) == 1 or len(prompts) * max(len(jobs[0].prompt) for jobs in prompts) <= READ_TOKENS
+def _fill(cache: DynamicCache, known: Sequence[list[Block]], kept: Sequence[int]) -> Int[Tensor, "rows columns"]:
+    """Put the first tokens of every row into an empty cache, as many as are kept; returns their mask.
+
+    They end in the last column, and the first one is always padding, see `ChatModel.tensor`.
+    """
+    columns = max(kept) + 1
+    first = next(path[0] for path in known if path)
+    for layer, like in enumerate(first.states):
+        keys, values = (part.new_zeros((len(kept), len(part), columns, part.shape[2])) for part in like)
+        for row, (path, size) in enumerate(zip(known, kept, strict=True)):
+            for place, states in enumerate((keys, values)):
+                if size:
+                    whole = torch.cat([block.states[layer][place] for block in path], dim=1)
+                    states[row, :, columns - size :] = whole[:, :size]
+        cache.update(keys, values, layer)
+    return (torch.arange(columns) >= columns - torch.tensor(kept)[:, None]).long()
 
 
 def _watched(jobs: Sequence[Job]) -> tuple[list[Watch], list[list[int]]]:

@@ -201,7 +201,7 @@ class Metrics:
         timed = partial(Histogram, buckets=SECONDS, registry=registry)
         self.first_token = timed("personavec_first_token_seconds", "Seconds to the first token")
         self.latency = timed("personavec_request_seconds", "Seconds of a whole request")
-        self.tokens = Counter("personavec_tokens", "Tokens read and written", ["kind"], registry=registry)
+        self.tokens = Counter("personavec_tokens", "Tokens read, reused and written", ["kind"], registry=registry)
         self.alerts = Counter("personavec_alerts", "Alerts raised", ["vector", "kind"], registry=registry)
         self.projections = Histogram(
             "personavec_projection",
@@ -217,6 +217,8 @@ class Metrics:
         running.set_function(lambda: engine.running)
         queued = Gauge("personavec_queued", "Replies that wait", registry=registry)
         queued.set_function(lambda: engine.queued)
+        kept = Gauge("personavec_prefix_bytes", "Memory of what was read of conversations", registry=registry)
+        kept.set_function(lambda: engine.prefixes.bytes)
 
     def request(self, path: str, status: int) -> None:
         """Count a request that was answered."""

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import resource
 import signal
 import socket
 import time
@@ -158,6 +157,10 @@ class Sparing(logging.Filter):
 
 def most_connections() -> int:
     """Connections that leave descriptors for everything else."""
+    try:
+        import resource
+    except ImportError:  # Windows, where sockets are no files
+        return MOST_CONNECTIONS
     return max(16, min(MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED - BACKLOG))
 
 

@@ -17,11 +17,11 @@ from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
 from personavec.runs.rules import check
+from personavec.server.api.protocol import AskedBody, CompletionBody
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
 from personavec.server.limits import LOG
 from personavec.server.log import Log, LoggedTurn, Metrics
-from personavec.server.protocol import ChatBody, CompletionBody
 from personavec.server.refused import Refused
 from personavec.server.reply import News, RunningReply
 from personavec.server.terms import Terms
@@ -41,7 +41,7 @@ class Exchange:
     """A request under way, and all its replies."""
 
     id: str
-    body: ChatBody | CompletionBody
+    body: AskedBody
     messages: list[dict[str, str]]
     conversation: str
     turn: int
@@ -61,9 +61,14 @@ class Exchange:
         return [job for jobs in self.prompts for job in jobs]
 
     @property
-    def tokens_read(self) -> int:
+    def prompt_tokens(self) -> int:
         """Tokens of all prompts, each once."""
         return sum(len(jobs[0].prompt) for jobs in self.prompts)
+
+    @property
+    def tokens_reused(self) -> int:
+        """Those among them that an earlier conversation began with, so that they were not read again."""
+        return sum(jobs[0].reused for jobs in self.prompts)
 
     def teller(self, index: int) -> Any:
         """What the engine's thread calls for a reply."""
@@ -106,6 +111,15 @@ class Exchange:
         for job in self.jobs:
             job.cancelled = True
 
+    def shared(self) -> dict[str, Any]:
+        """What an answer says of all replies."""
+        return {
+            "conversation": self.conversation,
+            "turn": self.turn,
+            "steering": self.applied.descriptions,
+            "warnings": self.applied.warnings,
+        }
+
     def projections(self, index: int) -> dict[str, dict[str, Any]]:
         """By vector what was read at a reply: layer, prompt_last, response_avg and tokens."""
         read = self.jobs[index].reply.read
@@ -141,7 +155,7 @@ class Service:
     _tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
 
-    async def open(self, body: ChatBody | CompletionBody) -> Exchange:
+    async def open(self, body: AskedBody) -> Exchange:
         """Check a request and hand its replies to the engine.
 
         Raises:
@@ -161,11 +175,11 @@ class Service:
             else self.catalogue.steer(persona.steering)
         )
         watched = self.watched if persona.watch is None else self.catalogue.watch(persona.watch)
-        messages = [turn.plain() for turn in body.messages] if isinstance(body, ChatBody) else []
-        prompts = await self._prompts(body, messages)
+        messages = body.said
+        prompts = await self._prompts(body)
         longest = self._longest(body, [len(prompt) for prompt in prompts])
         exchange = Exchange(
-            f"{'chatcmpl' if messages else 'cmpl'}-{uuid.uuid4().hex}",
+            f"{body.prefix}{uuid.uuid4().hex}",
             body,
             messages,
             persona.conversation or uuid.uuid4().hex,
@@ -195,17 +209,19 @@ class Service:
         try:
             self.engine.submit(*exchange.prompts)
         except Full as error:
+            if not self.engine.alive:
+                raise Refused(503, str(error), kind="server_error", code="shutting_down") from None
             raise Refused(429, str(error), kind="rate_limit_error", code="queue_full") from None
         return exchange
 
-    async def _prompts(self, body: ChatBody | CompletionBody, messages: list[dict[str, str]]) -> list[tuple[int, ...]]:
+    async def _prompts(self, body: AskedBody) -> list[tuple[int, ...]]:
         async with self._tokenizing:  # a tokenizer works for one caller at a time
             if isinstance(body, CompletionBody):
                 return [await asyncio.to_thread(self._ids, prompt) for prompt in body.prompts]
             try:
-                return [await asyncio.to_thread(self.model.render, messages, self.terms.system)]
+                return [await asyncio.to_thread(self.model.render, body.said, self.terms.system)]
             except ModelError as error:
-                raise Refused(400, str(error), param="messages") from None
+                raise Refused(400, str(error), param=body.asks) from None
 
     def _ids(self, prompt: str | list[int]) -> tuple[int, ...]:
         ids = self.model.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
@@ -217,7 +233,7 @@ class Service:
             )
         return ids
 
-    def _longest(self, body: ChatBody | CompletionBody, prompts: Sequence[int]) -> int:
+    def _longest(self, body: AskedBody, prompts: Sequence[int]) -> int:
         """Tokens that each reply may have, by the tokens of the prompts."""
         room, replies = self.model.context - max(prompts), body.n * len(prompts)
         usual = min(DEFAULT_TOKENS, self.terms.max_tokens // replies, room)
@@ -226,7 +242,7 @@ class Service:
             raise Refused(
                 400,
                 f"expected prompt and reply to fit into {self.model.context} tokens, got {max(prompts)} and {longest}",
-                param="messages" if isinstance(body, ChatBody) else "prompt",
+                param=body.asks,
                 code="context_length_exceeded",
             )
         most = min(self.engine.rows, self.engine.queue)
@@ -290,7 +306,8 @@ class Service:
             )
             self.metrics.reply(kept, alerts)
             self.metrics.tokens.labels("written").inc(len(job.reply.ids))
-        self.metrics.tokens.labels("read").inc(exchange.tokens_read)
+        self.metrics.tokens.labels("read").inc(exchange.prompt_tokens - exchange.tokens_reused)
+        self.metrics.tokens.labels("reused").inc(exchange.tokens_reused)
         if exchange.first_token:
             self.metrics.first_token.observe(exchange.first_token - exchange.began)
         self.metrics.latency.observe(time.monotonic() - exchange.began)
@@ -374,5 +391,5 @@ def assemble(
         for seen in watched:
             calibration.check_vector(catalogue.vectors[seen.vector].content_hash, seen.vector, seen.layer)
     kept = Log(Path(log), retention_days)
-    engine = Engine(model, terms.rows_at_once, terms.queue)
+    engine = Engine(model, terms.rows_at_once, terms.queue, terms.prefix_mib * 2**20)
     return Service(model, terms, engine, catalogue, kept, Metrics(engine, catalogue), watched, steering, calibration)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from personavec.errors import ConfigError
-from personavec.runs.rules import Count, Free, Positive, check
+from personavec.runs.rules import Count, Free, Natural, Positive, check
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEY = "PERSONAVEC_API_KEY"
@@ -21,6 +21,7 @@ class TermOptions(TypedDict, total=False):
     guard: Guard
     rows_at_once: int
     queue: int
+    prefix_mib: int
     deadline: float
     max_tokens: int
     max_request_bytes: int
@@ -43,6 +44,8 @@ class Offer:
     """Replies that are written at once, in one batch."""
     queue: Count = 64
     """Replies that may wait; one more gets status 429."""
+    prefix_mib: Free[Natural] = 512
+    """Mebibytes for what was read of conversations, so that their next turn reads only what is new; 0 keeps nothing."""
     deadline: Positive = 120.0
     """Seconds that a reply may take, waiting included; then status 504."""
     max_tokens: Count = 4096

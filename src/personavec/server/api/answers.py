@@ -7,7 +7,8 @@ from typing import Any
 
 from personavec.model.chat_model import ChatModel
 from personavec.model.spelling import Spelling
-from personavec.server.protocol import ChatBody
+from personavec.server.api.protocol import ChatBody
+from personavec.server.refused import Refused
 from personavec.server.reply import Logprobs, News
 from personavec.server.service import Exchange
 
@@ -16,6 +17,9 @@ Json = dict[str, Any]
 
 class Completion:
     """The answer to a request, whole or in chunks."""
+
+    done = "data: [DONE]\n\n"
+    """What a stream ends with."""
 
     def __init__(self, exchange: Exchange, model: ChatModel, spelling: Spelling) -> None:
         self.exchange, self.model, self.spelling = exchange, model, spelling
@@ -35,19 +39,19 @@ class Completion:
             choices.append(self._choice(index, said, reply.finish, logprobs) | {"persona": persona})
         return self._object("chat.completion" if self.chat else "text_completion", choices) | {
             "usage": self.usage(),
-            "persona": self._shared(),
+            "persona": self.exchange.shared(),
         }
 
     def chunks(self, index: int, news: News) -> Iterator[Json]:
         """What a reply has got; the first chunk of a chat has the role, neither text nor its probabilities."""
         values, keys = (
-            [list(map(_finite, row)) for row in news.read],
+            [list(map(finite, row)) for row in news.read],
             [watched.key for watched in self.exchange.watched],
         )
         shared: Json = {}
         if values and index not in self._begun:
             self._begun.add(index)
-            shared = {"persona": self._shared() | {"prompt_last": dict(zip(keys, values[0], strict=True))}}
+            shared = {"persona": self.exchange.shared() | {"prompt_last": dict(zip(keys, values[0], strict=True))}}
             values = values[1:]
             if self.chat:
                 begun = self._choice(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
@@ -62,34 +66,33 @@ class Completion:
             choice["persona"] = {"pieces": news.pieces, "tokens": tokens}
             yield self._object(self._chunk_kind, [choice]) | shared
 
-    def last(self, index: int, persona: Json) -> Json:
-        """The chunk that ends a reply."""
-        said: Json = {"delta": {}} if self.chat else {"text": ""}
-        finish = self.exchange.jobs[index].reply.finish
-        persona = {name: persona[name] for name in ("projections", "alerts")}  # the pieces were all sent
-        return self._object(self._chunk_kind, [self._choice(index, said, finish, None) | {"persona": persona}])
+    def ending(self, personas: list[Json]) -> Iterator[Json]:
+        """The chunks that end the replies, and one that counts tokens if it was asked for."""
+        for index, persona in enumerate(personas):
+            said: Json = {"delta": {}} if self.chat else {"text": ""}
+            finish = self.exchange.jobs[index].reply.finish
+            kept = {name: persona[name] for name in ("projections", "alerts")}  # the pieces were all sent
+            yield self._object(self._chunk_kind, [self._choice(index, said, finish, None) | {"persona": kept}])
+        if self.exchange.body.wants_usage:
+            yield self._object(self._chunk_kind, []) | {"usage": self.usage()}
 
-    def counted(self) -> Json:
-        """The chunk that counts tokens."""
-        return self._object(self._chunk_kind, []) | {"usage": self.usage()}
+    def failed(self, error: Refused) -> Json:
+        """The chunk that ends a stream whose replies cannot be written."""
+        return error.body
 
     def usage(self) -> Json:
         """Tokens that were read and written."""
-        read, written = self.exchange.tokens_read, sum(len(job.reply.ids) for job in self.exchange.jobs)
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        read, written = self.exchange.prompt_tokens, sum(len(job.reply.ids) for job in self.exchange.jobs)
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": self.exchange.tokens_reused},
+        }
 
     @property
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.chat else "text_completion"
-
-    def _shared(self) -> Json:
-        exchange = self.exchange
-        return {
-            "conversation": exchange.conversation,
-            "turn": exchange.turn,
-            "steering": exchange.applied.descriptions,
-            "warnings": exchange.applied.warnings,
-        }
 
     def _object(self, kind: str, choices: list[Json]) -> Json:
         exchange = self.exchange
@@ -143,6 +146,6 @@ def _all(token: Logprobs) -> list[tuple[int, float]]:
     return [(token.token, token.logprob), *token.top]
 
 
-def _finite(value: float) -> float | None:
-    """JSON has no word for infinity."""
+def finite(value: float) -> float | None:
+    """A number, or null: JSON has no word for infinity."""
     return value if math.isfinite(value) else None

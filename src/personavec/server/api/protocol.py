@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -10,22 +10,24 @@ from personavec.server.refused import Refused
 
 IGNORED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "parallel_tool_calls"}
-    | {"prompt_cache_key", "cache_control"}
+    | {"prompt_cache_key", "prompt_cache_retention", "cache_control"}
 )
 """Fields that change no reply, of requests, turns and parts."""
-INERT: dict[str, Any] = {
-    "response_format": {"type": "text"},
-    "tool_choice": "none",
-    "function_call": "none",
-    "reasoning_effort": "none",
-    "modalities": ["text"],
-    "suffix": "",
-    "best_of": 1,
-    "repetition_penalty": 1,
-    "top_k": -1,
-    "min_p": 0,
+NOTHING: tuple[Any, ...] = (None, 0, "", [], {})
+INERT: dict[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "text": ({"format": {"type": "text"}},),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "reasoning_effort": ("none",),
+    "reasoning": ({"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),
+    "truncation": ("disabled",),
+    "modalities": (["text"],),
+    "best_of": (1,),
+    "repetition_penalty": (1,),
+    "top_k": (-1,),
 }
-"""Fields that are taken with this value alone."""
+"""Fields that are taken with these values alone, or one that says nothing: without tools a choice of them is none."""
 
 
 LARGEST = 1e30
@@ -100,8 +102,16 @@ class _StreamOptions(_Asked):
     include_usage: bool = False
 
 
-class _Body(_Asked):
+class AskedBody(_Asked):
+    """What bodies of all routes that write replies have in common."""
+
     model_config = ConfigDict(frozen=True)
+    prefix: ClassVar[str]
+    """What ids of its answers begin with."""
+    asks: ClassVar[str]
+    """The field that says what is to be answered."""
+    items: ClassVar[tuple[str, type[BaseModel]] | None] = None
+    """The field that is a list of objects, and what they are."""
 
     model: Name | None = None
     """The one that is served; may be left out."""
@@ -118,6 +128,16 @@ class _Body(_Asked):
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     persona: PersonaSpec = PersonaSpec()
+
+    @property
+    def said(self) -> list[dict[str, str]]:
+        """The conversation as a chat template takes it; none if it is not one."""
+        return []
+
+    @property
+    def top(self) -> int | None:
+        """How many of the most probable tokens are given next to each; None for no log-probabilities."""
+        return None
 
     @property
     def stops(self) -> Sequence[str]:
@@ -140,25 +160,40 @@ class _Part(BaseModel):
     text: Text
 
 
+Role = Literal["system", "developer", "user", "assistant"]
+
+
+def plain(role: Role, content: Any) -> dict[str, str]:
+    """A turn as a chat template takes it, of a text or its parts."""
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    return {"role": "system" if role == "developer" else role, "content": text}
+
+
 class ChatTurn(BaseModel):
     """A turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    items: ClassVar = ("content", _Part)
+
+    role: Role
     content: Text | list[_Part]
 
-    def plain(self) -> dict[str, str]:
-        """As a chat template takes it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
-
-class ChatBody(_Body):
+class ChatBody(AskedBody):
     """Body of /v1/chat/completions."""
+
+    prefix: ClassVar = "chatcmpl-"
+    asks: ClassVar = "messages"
+    items: ClassVar = ("messages", ChatTurn)
 
     messages: Annotated[list[ChatTurn], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def said(self) -> list[dict[str, str]]:
+        """The conversation as a chat template takes it."""
+        return [plain(turn.role, turn.content) for turn in self.messages]
 
     @property
     def longest(self) -> int | None:
@@ -175,8 +210,11 @@ Prompt = Annotated[Text, Field(min_length=1)]
 Ids = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
 
 
-class CompletionBody(_Body):
+class CompletionBody(AskedBody):
     """Body of /v1/completions."""
+
+    prefix: ClassVar = "cmpl-"
+    asks: ClassVar = "prompt"
 
     prompt: Prompt | Ids | Annotated[list[Prompt], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -193,7 +231,7 @@ class CompletionBody(_Body):
         return self.logprobs
 
 
-Body = TypeVar("Body", ChatBody, CompletionBody)
+Body = TypeVar("Body", bound=AskedBody)
 
 
 def read(body: bytes, kind: type[Body]) -> Body:
@@ -230,16 +268,17 @@ def _check_others(data: Any, kind: type[BaseModel], *path: str) -> None:
     if not isinstance(data, dict):
         return
     for name, value in data.items():
-        idle = name in kind.model_fields or name in IGNORED or value in (None, 0, "", [], {}, INERT.get(name))
+        idle = name in kind.model_fields or name in IGNORED or value in (*NOTHING, *INERT.get(name, ()))
         if not idle:
             field = ".".join((*path, name))[:200]
             raise Refused(400, f"expected no {field}, got one that cannot be obeyed here; leave it out", param=field)
-    for within, parts in ((ChatBody, "messages"), (ChatTurn, "content")):
-        if kind is within and isinstance(data.get(parts), list):
-            for number, part in enumerate(data[parts]):
-                known = ChatTurn if kind is ChatBody else _Part
-                if known is ChatTurn or (isinstance(part, dict) and part.get("type") == "text"):
-                    _check_others(part, known, *path, parts, str(number))
+    within, items = getattr(kind, "items", None) or ("", kind)
+    for number, item in enumerate(data[within] if isinstance(data.get(within), list) else ()):
+        types = get_args(items.model_fields["type"].annotation) if "type" in items.model_fields else ()
+        if not types or (
+            isinstance(item, dict) and item.get("type", "message") in types
+        ):  # of others the type is wrong
+            _check_others(item, items, *path, within, str(number))
 
 
 def _refusal(error: ValidationError, data: Any) -> Refused:
