@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from personavec.judges.panel import OTHER_READERS, PanelJudge
 from personavec.judges.personas import every_persona, panel
 from personavec.judges.plain import PlainReader
 from personavec.judges.scale import LogisticScale
-from personavec.judges.scoring import Judges
+from personavec.judges.scoring import Judges, take_scale
 from personavec.model.chat_model import ChatModel
 from personavec.steering.rollouts import Interview
 from personavec.traits.load import builtin_names, load_trait
@@ -197,6 +198,35 @@ def test_a_scale_of_the_likelihood_judge_is_refused(model: ChatModel) -> None:
         judges.restore(old, "judge.json")
     with pytest.raises(JudgeError, match="the panel has taken its place: --judge panel"):
         load_bench("likelihood", model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": [float("nan")]},
+        {"weights": ["1"]},
+        {"weights": 3},
+        {"weights": None},
+        {"intercept": float("inf")},
+        {"intercept": None},
+        {"aucs": []},
+        {"aucs": {"opposite": 3}},
+        {"aucs": {"opposite": {"mean": "0.9", "low": 0.8, "high": 1.0, "n": 3}}},
+        {"aucs": {"opposite": {"mean": 0.9}}},
+        {"basis": [1]},
+    ],
+)
+def test_a_scale_of_wrong_fields_is_refused(change: dict[str, Any], model: ChatModel) -> None:
+    bench = load_bench("panel", model)
+    judge = bench.trait(TRAIT)
+    good = {"id": judge.id, "basis": judge.basis, "weights": [1.0], "intercept": 0, "aucs": {}}
+    take_scale(judge, good, "judge.json")
+    for learned in (good | change, None, [], "text", 3):
+        with pytest.raises(JudgeError, match=r"judge\.json") as error:
+            take_scale(judge, learned, "judge.json")
+        assert "\n" not in str(error.value)
+    with pytest.raises(JudgeError, match="expected a scale of 2 weights, got 1"):
+        LogisticScale((1.0,), 0.0).predict(np.zeros((3, 2)))
 
 
 def test_one_plain_reading_serves_both_judges(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Which files of a folder are a data set: all that can be read; what is left out is named, or refused."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from personavec.data.readers import ENDINGS, UNPACKED, csv_columns, form, short
 from personavec.data.tables import schema_of
 from personavec.errors import DataError
+from personavec.runs.json_files import read_json
 from personavec.runs.progress import tell
 
 PACKED = frozenset({*UNPACKED, ".zip", ".tar", ".tgz", ".tbz2", ".rar", ".7z"})
@@ -57,8 +57,8 @@ def data_files(folder: Path) -> tuple[Path, ...]:
 def _saved(state: Path) -> tuple[Path, ...]:
     """The Arrow files of `Dataset.save_to_disk`, in its order; none where that file is of something else."""
     try:
-        names = [str(part["filename"]) for part in json.loads(state.read_bytes())["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        names = [str(part["filename"]) for part in read_json(state, strict=False)["_data_files"]]
+    except (ValueError, KeyError, TypeError):
         return ()
     files = tuple(state.parent / Path(name).name for name in names)
     if absent := [path.name for path in files if not path.is_file()]:

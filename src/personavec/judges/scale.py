@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from personavec.errors import JudgeError
+
 
 @dataclass(frozen=True)
 class LogisticScale:
@@ -17,9 +19,18 @@ class LogisticScale:
     intercept: float
 
     def predict(self, evidence: Float[ndarray, "n feature"]) -> Float[ndarray, " n"]:
-        """Probability from 0 to 1; nan where evidence is missing."""
+        """Probability from 0 to 1; nan where evidence is missing.
+
+        Raises:
+            JudgeError: The scale is one of other evidence.
+        """
         from scipy.special import expit
 
+        if evidence.shape[1] != len(self.weights):
+            raise JudgeError(
+                f"expected a scale of {evidence.shape[1]} weights, got {len(self.weights)}; pass the judge.json or "
+                "the vector as its run wrote it"
+            )
         return np.asarray(expit(evidence @ np.array(self.weights) + self.intercept))
 
 

@@ -13,6 +13,7 @@ from personavec.judges.fluency import FluencyJudge
 from personavec.judges.judge import Judge, Score, TraitJudge, Why
 from personavec.judges.lessons import Lessons
 from personavec.judges.scale import LogisticScale
+from personavec.runs.json_files import finite
 from personavec.runs.progress import stage
 from personavec.runs.run import Run
 from personavec.stats.intervals import Interval, clustered_mean
@@ -153,9 +154,13 @@ def take_scale(judge: Judge, learned: Any, source: str) -> None:
         basis = learned["basis"]
         calibration = None
         if "weights" in learned:
+            if not all(map(finite, [*learned["weights"], learned["intercept"]])):
+                raise ValueError("weights or an intercept that are no finite numbers")
             calibration = LogisticScale(tuple(learned["weights"]), float(learned["intercept"]))
         aucs = {name: Interval(**auc) for name, auc in learned["aucs"].items()}
-    except (KeyError, TypeError, ValueError) as error:
+        if not all(isinstance(value, int | float | None) for auc in aucs.values() for value in auc):
+            raise ValueError("aucs that are no numbers")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise JudgeError(f"expected the scale of a judge in {source}, got {error!r}; pass a judge.json") from error
     if basis != judge.basis:
         raise JudgeError(
@@ -190,7 +195,7 @@ def score(
     # a call that failed is made again by the next run; of two lines of one reply the later one counts
     scores: dict[str, ScoreRow] = {
         row["id"]: cast(ScoreRow, row)
-        for row in (run.rows(file) if run else ())
+        for row in (run.rows(file, _wrong) if run else ())
         if "failed" not in (row.get("trait_why"), row.get("coherence_why"))
     }
     # replies to one question are scored together, because they share their prompts
@@ -209,6 +214,14 @@ def score(
                 run.append(file, fresh)
             scores |= {row["id"]: row for row in fresh}
     return joined(rows, list(scores.values()))
+
+
+def _wrong(row: Row) -> str:
+    """The first field of a score in a table that is not what a score has there, with its value; empty if none."""
+    fine = {name: isinstance(row.get(name), str) for name in ("id", "judge")}
+    fine |= {name: name in row and (row[name] is None or finite(row[name])) for name in ("trait", "coherence")}
+    fine["evidence"] = isinstance(row.get("evidence"), dict)
+    return next((f"{name} {repr(row.get(name))[:60]}" for name, good in fine.items() if not good), "")
 
 
 def _rows(rows: Sequence[ReplyRow], trait: Sequence[Score], coherence: Sequence[Score]) -> list[ScoreRow]:

@@ -364,8 +364,8 @@ def _adapt(hf: Any, adapter: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of PEFT's use of transformers; no user can act on it
             return PeftModel.from_pretrained(hf, str(adapter)).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # of many kinds: files cut short, another base, another form
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(
             f"expected a PEFT adapter trained on {type(hf).__name__}, got {adapter} ({reason}); "
             "pass the adapter folder of this --model"

@@ -1,7 +1,6 @@
 """Finding and loading models: Hugging Face ids, local folders, GGUF files, and two small aliases."""
 
 import difflib
-import json
 import math
 import shutil
 import sys
@@ -13,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from jaxtyping import Float
 from numpy import ndarray
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,9 +33,12 @@ from transformers.utils.hub import cached_file
 from personavec.errors import ModelError
 from personavec.runs.fetch import cache_folder, fetch_wheels
 from personavec.runs.files import sha256
+from personavec.runs.json_files import read_json
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Rotary scaling of all Llama 3.1, 3.2 and 3.3 models; only the factor differs. Source: their config.json."""
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
+"""Small files of a model folder, looked at before anything is loaded."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -102,12 +106,19 @@ def load(
     """
     try:
         source = _folder(name)
+        _check_settings(source)
         with quiet():
             hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             if tokenizer.chat_template is None:
                 tokenizer.chat_template = _template_beside(source)
-    except (OSError, ValueError, KeyError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # of many kinds: no such name, no network, a file cut short or of another form
+        if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
+            raise
+        if Path(name).is_dir():
+            raise _unloadable(name, _damage(Path(name)) or _reason(error)) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         near = difflib.get_close_matches(name, ALIASES, n=1)
         advice = f"did you mean {near[0]}?" if near else "check the name and the connection"
@@ -116,6 +127,43 @@ def load(
             f"got {name} ({reason}); {advice}"
         ) from error
     return hf.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _check_settings(source: str) -> None:
+    """Refuse a folder with a damaged file of settings: some of them transformers leaves out without a word."""
+    for name in SETTINGS:
+        path = Path(source) / name
+        if path.exists() and (wrong := _wrong(path)):
+            raise _unloadable(source, wrong)
+
+
+def _damage(folder: Path) -> str:
+    """The first file of a model that cannot be read, and why; empty if all can."""
+    files = (path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors"))
+    return next(filter(None, map(_wrong, files)), "")
+
+
+def _wrong(path: Path) -> str:
+    try:
+        if path.suffix == ".json":
+            kind = type(read_json(path, strict=False))
+            return "" if kind is dict else f"{path.name}: a {kind.__name__}, where an object is needed"
+        with safe_open(path, "pt"):
+            return ""
+    except Exception as error:  # safetensors has a kind of its own for damaged files
+        return f"{path.name}: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "weights of other shapes than config.json says" if "ignore_mismatched_sizes" in text else text[:200]
+
+
+def _unloadable(folder: str, reason: str) -> ModelError:
+    return ModelError(
+        f"expected a model folder that transformers loads, got {folder} ({reason}); copy it again, or pass another "
+        "--model"
+    )
 
 
 def _template_beside(source: str) -> Any:
@@ -128,8 +176,8 @@ def _template_beside(source: str) -> Any:
     if path is None:
         return None
     try:
-        return json.loads(Path(path).read_text("utf-8"))["chat_template"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return read_json(path)["chat_template"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"expected a chat_template in {path}, got none ({type(error).__name__}); correct that file"
         ) from error
@@ -194,20 +242,46 @@ def _download(name: str, scratch: Path) -> Path:
     return joined
 
 
-def _convert(gguf: Path, folder: Path) -> Path:
+class BoundedReader(gguf.GGUFReader):
+    """A reader that ends with the file, whatever lengths and counts the file declares."""
+
+    def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+        end, size = int(offset) + int(count) * np.dtype(dtype).itemsize, len(self.data)
+        if end > size:
+            raise ValueError(f"it declares {end:,} bytes or more, and has {size:,}")
+        return super()._get(int(offset), dtype, int(count), override_order)
+
+
+def read_gguf(path: Path) -> BoundedReader:
+    """Metadata and tensors of a GGUF file, mapped into memory.
+
+    Raises:
+        ModelError: It is none, or cut short.
+    """
+    try:
+        return BoundedReader(path)
+    except Exception as error:  # of many kinds: damaged, another version, another format
+        raise ModelError(f"expected a GGUF file, got {path} ({_reason(error)}); copy it again") from error
+
+
+def _convert(path: Path, folder: Path) -> Path:
     """Dequantise a GGUF file once into a bfloat16 safetensors folder, which loads in under a second."""
-    print(f"Converting {gguf.name}; this happens once.", file=sys.stderr)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    print(f"Converting {path.name}; this happens once.", file=sys.stderr)
+    read_gguf(path)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
         with quiet():
             hf = AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
             tokenizer = AutoTokenizer.from_pretrained(**where)
-        take_over_rope(gguf, hf.config)
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"expected a GGUF model that transformers can read, got {gguf} ({reason})") from error
+        take_over_rope(path, hf.config)
+    except ModelError:
+        raise
+    except Exception as error:  # of many kinds: another architecture, weights of other shapes, damage
+        raise ModelError(
+            f"expected a GGUF model that transformers can read, got {path} ({_reason(error)}); pass another file"
+        ) from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
@@ -242,9 +316,7 @@ def take_over_rope(path: Path, config: Any) -> None:
     Raises:
         ModelError: The file states a scaling that cannot be taken over.
     """
-    import gguf
-
-    reader = gguf.GGUFReader(path)
+    reader = read_gguf(path)
     fields = {name: field for name, field in reader.fields.items() if ".rope." in name}
     stated = {name.split(".rope.")[1]: field.contents() for name, field in fields.items()}
     text = config.get_text_config()

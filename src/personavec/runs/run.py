@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from personavec.errors import ConfigError, DataError
 from personavec.runs.files import sha256, write_file
+from personavec.runs.json_files import parse_json, read_json
 from personavec.runs.progress import tell
 
 Row = dict[str, Any]
@@ -88,15 +89,18 @@ class Run:
             raise ConfigError(
                 f"expected a folder that can be written, got {folder} ({error.strerror}); choose another --out"
             ) from error
-        manifest = run.read_json("manifest.json") if run.done("manifest.json") else {"sessions": []}
+        manifest = run._manifest()
         if manifest["sessions"] and manifest.get("finished", "") >= manifest["sessions"][-1]["started"]:
-            run._make_whole(manifest["outputs"])
+            run._make_whole(manifest.get("outputs", {}))
         session = {"started": _now(), "command": sys.argv[1:], "versions": versions(), "commit": commit()}
         run.write_json("manifest.json", manifest | {"sessions": [*manifest["sessions"], session]})
         return run
 
     def _check(self, options: Mapping[str, Any]) -> None:
-        there, here = _flat(self.read_json("config.json")), _flat(options)
+        config = self.read_json("config.json")
+        if not isinstance(config, dict) or not isinstance(config.get("inputs", {}), dict):
+            raise self._damaged("config.json", "the options of a run", "something else")
+        there, here = _flat(config), _flat(options)
         # options that this version does not ask for are no matter: older ones wrote all of them
         compared = {key for key in {*there, *here} if key in here or key.startswith("input ")}
         differing = sorted(key for key in compared if there.get(key) != here.get(key))
@@ -166,12 +170,30 @@ class Run:
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the run."""
         try:
-            return json.loads(self.path(name).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"expected JSON in {self.path(name)}, got {error}; "
-                + ("choose another --out" if name == "config.json" else "delete that file and run again")
-            ) from error
+            return read_json(self.path(name), strict=False)
+        except ValueError as error:
+            raise self._damaged(name, "JSON", str(error)) from error
+
+    def _damaged(self, name: str, expected: str, got: str) -> DataError:
+        advice = "choose another --out" if name == "config.json" else "delete that file and run again"
+        return DataError(f"expected {expected} in {self.path(name)}, got {got}; {advice}")
+
+    def _manifest(self) -> dict[str, Any]:
+        """The manifest, once it was written."""
+        name = "manifest.json"
+        manifest = self.read_json(name) if self.done(name) else {"sessions": []}
+        if not isinstance(manifest, dict):
+            raise self._damaged(name, "an object", type(manifest).__name__)
+        sessions, outputs = manifest.get("sessions"), manifest.get("outputs", {})
+        if not isinstance(sessions, list) or not all(
+            isinstance(each, dict) and isinstance(each.get("started"), str) for each in sessions
+        ):
+            raise self._damaged(name, "sessions, each with the time it started,", "something else")
+        if not isinstance(outputs, dict) or not all(isinstance(digest, str) for digest in outputs.values()):
+            raise self._damaged(name, "outputs, each with its sha256,", "something else")
+        if not isinstance(manifest.get("finished", ""), str):
+            raise self._damaged(name, "the time it finished", repr(manifest["finished"])[:60])
+        return manifest
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a whole JSONL table, atomically."""
@@ -184,11 +206,15 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
 
-    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+    def rows(self, name: str, wrong: Callable[[Row], str] | None = None) -> Iterator[Row]:
         """Rows of a JSONL table; a line torn by a kill is cut off, so that appending can go on.
 
+        Args:
+            name: Of the file.
+            wrong: The first field of a row that is not what it has to be, with its value; empty if there is none.
+
         Raises:
-            DataError: A line in the middle is not JSON.
+            DataError: A line in the middle is not JSON, no object, or has a wrong field.
         """
         path = self.path(name)
         if not path.is_file():
@@ -201,11 +227,12 @@ class Run:
                     return
                 start += len(line)
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line, strict=False)
+                    got = type(row).__name__ if not isinstance(row, dict) else wrong(row) if wrong else ""
                 except ValueError as error:
-                    raise DataError(
-                        f"expected JSON in {path} line {number}, got {error}; delete that file and run again"
-                    ) from error
+                    row, got = None, str(error)
+                if got:
+                    raise self._damaged(f"{name} line {number}", "a row of JSON as a run writes it", got)
                 yield row
 
     def complete(self, result: dict[str, Any], began: float, name: str = "result.json") -> None:
@@ -222,7 +249,7 @@ class Run:
             for name, path in files.items()
             if not REPORT & set(name.parts) and name.name not in {"manifest.json", LOCK, *FILLED_IN}
         }
-        self.write_json("manifest.json", self.read_json("manifest.json") | {"finished": _now(), "outputs": outputs})
+        self.write_json("manifest.json", self._manifest() | {"finished": _now(), "outputs": outputs})
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from personavec.model.sampling import Sampling, Writing
 from personavec.model.template import Message
 from personavec.runs.progress import stage
 from personavec.runs.rules import Seed, check
-from personavec.runs.run import Run
+from personavec.runs.run import Row, Run
 from personavec.steering.generate import Reply, Request, batches, generate
 from personavec.steering.steer import Steering
 from personavec.traits.trait import Trait
@@ -173,7 +173,7 @@ class Interview(Writing):
                 f"--max-new-tokens {self.max_new_tokens}; lower it"
             )
         file = f"{name}.jsonl"
-        rows: dict[str, ReplyRow] = {row["id"]: cast(ReplyRow, row) for row in run.rows(file)} if run else {}
+        rows: dict[str, ReplyRow] = {row["id"]: cast(ReplyRow, row) for row in run.rows(file, _wrong)} if run else {}
         if run:
             _check_prompts(str(run.path(file)), plans, rows)
         requests = [plan.request for plan in plans]
@@ -211,6 +211,21 @@ SIDES: tuple[Literal["pos", "neg"], ...] = ("pos", "neg")
 def _seed(seed: int, *parts: str | int) -> tuple[int, ...]:
     """Random state of one reply: depends on what it answers, not on which batch or call it is part of."""
     return (seed, *(part if isinstance(part, int) else zlib.crc32(part.encode()) for part in parts))
+
+
+def _wrong(row: Row) -> str:
+    """The first field of a reply in a table that is not what a reply has there, with its value; empty if none."""
+
+    def ids(value: Any) -> bool:
+        return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
+
+    fine = {name: isinstance(row.get(name), str) for name in ("id", "question", "response")}
+    fine |= {name: type(row.get(name)) is int for name in ("question_id", "sample", "reasoning_tokens")}
+    fine |= {name: ids(row.get(name)) for name in ("prompt_ids", "response_ids")}
+    fine["finish"] = row.get("finish") in ("stop", "length")
+    if all(fine.values()):
+        fine["reasoning_tokens"] = 0 <= row["reasoning_tokens"] <= len(row["response_ids"])
+    return next((f"{name} {repr(row.get(name))[:60]}" for name, good in fine.items() if not good), "")
 
 
 def _check_prompts(place: str, plans: Sequence[Plan], rows: dict[str, ReplyRow]) -> None:

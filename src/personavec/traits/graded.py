@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from personavec.errors import TraitError
+from personavec.runs.json_files import read_json
 from personavec.traits.load import builtin_names
 
 
@@ -29,8 +30,8 @@ def graded_prompts(trait: str, prompts: Sequence[str] | str | Path | None = None
     texts: Any = prompts
     if isinstance(prompts, str | Path):
         try:
-            texts = json.loads(Path(prompts).read_text("utf-8-sig"))
-        except (OSError, ValueError) as error:
+            texts = read_json(prompts)
+        except ValueError as error:
             raise TraitError(f"expected a JSON list of system prompts, got {prompts} ({error}); correct it") from error
     place = prompts if isinstance(prompts, str | Path) else "the list"
     if (

@@ -47,9 +47,10 @@ class IndependentCheck:
         for phrase in self.phrases:
             try:
                 re.compile(phrase)
-            except re.error as error:
+            except (re.error, RecursionError, OverflowError) as error:
                 raise TraitError(
-                    f"expected regular expressions in independent_check.phrases, got {phrase!r} ({error}); correct it"
+                    f"expected regular expressions in independent_check.phrases, got {phrase[:60]!r} ({error}); "
+                    "correct it"
                 ) from error
 
     @classmethod
@@ -65,7 +66,10 @@ class IndependentCheck:
         phrases = data.get("phrases", [])
         if not isinstance(phrases, list) or not all(isinstance(each, str) and each for each in phrases):
             raise TraitError("expected a list of texts in independent_check.phrases, got something else; correct it")
-        return cls(data.get("kind"), data.get("direction"), tuple(phrases), data.get("what") or "")  # type: ignore[arg-type]
+        what = data.get("what") or ""
+        if not isinstance(what, str):
+            raise TraitError(f"expected text in independent_check.what, got {what!r:.60}; put it in quotes")
+        return cls(data.get("kind"), data.get("direction"), tuple(phrases), what)  # type: ignore[arg-type]
 
     def fields(self) -> dict[str, Any]:
         """The object of a trait file."""

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from personavec.errors import ConfigError, TraitError
+from personavec.runs.json_files import read_json
 from personavec.traits.trait import Trait, kind_of, parse, parse_halves
 
 
@@ -105,12 +106,9 @@ def _parse_two_files(data: Mapping[str, object], path: Path) -> Trait:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        where = f"{error.msg} at line {error.lineno}, column {error.colno}"
-        raise TraitError(f"expected JSON, got {where}; correct {path.name} there") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraitError(f"expected readable UTF-8 text, got {error}; correct {path.name}") from error
+        data = read_json(path)
+    except ValueError as error:
+        raise TraitError(f"expected JSON in UTF-8, got {error}; correct {path.name}") from error
     if not isinstance(data, dict):
         raise TraitError(f"expected a JSON object, got {kind_of(data)}; see a built-in trait for the form")
     return data

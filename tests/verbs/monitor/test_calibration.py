@@ -162,6 +162,46 @@ def test_alerts_are_json_and_nothing_is_said_of_what_is_not_there() -> None:
     assert not own.check("v", {"prompt last": band.low, "response avg": own.band("v", "response avg").high})
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("vectors.v.bands.all.response avg.low", 1e9),
+        ("vectors.v.bands.all.response avg.low", "3"),
+        ("vectors.v.bands.all.response avg.high", None),
+        ("vectors.v.bands.all.response avg.n", 2.5),
+        ("vectors.v.bands.all.response avg", {}),
+        ("vectors.v.bands.all", {}),
+        ("vectors.v.bands", []),
+        ("vectors.v.drift.all.sd", 0),
+        ("vectors.v.drift.all.threshold", -1.0),
+        ("vectors.v.drift.all.longest", True),
+        ("vectors.v.layer", "2"),
+        ("vectors.v.layer", -1),
+        ("vectors.v.trait", "warm\u0007"),
+        ("vectors.v", None),
+        ("vectors", []),
+        ("model", 3),
+        ("model", {"id": "m"}),
+        ("model.revision", 7),
+        ("false_positive_rate", 7.0),
+        ("false_positive_rate", 10**400),
+        ("benign", []),
+    ],
+)
+def test_a_file_is_checked_when_it_is_loaded(place: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    calibrated(benign(100), 0.1).save(path)
+    fields = inner = json.loads(path.read_text())
+    *outer, last = place.split(".")
+    for key in outer:
+        inner = inner[key]
+    inner[last] = value
+    path.write_text(json.dumps(fields))
+    with pytest.raises(DataError, match="expected a calibration, got") as error:
+        Calibration.load(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value) and len(str(error.value)) < 600
+
+
 def test_a_file_comes_back_equal_and_others_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     own = calibrated(benign(100), 0.1)

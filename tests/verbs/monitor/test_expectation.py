@@ -1,6 +1,8 @@
 """Alerts next to what chance gives, traffic that lies elsewhere, and conversations that our server wrote down."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,17 @@ def test_what_the_server_wrote_down_is_read_as_conversations(
         seen = monitor(chat, str(path), vector)
         assert seen.data["conversations"] == 2 and seen.data["turns"] == 4
         assert {row["name"] for row in seen.turns} == {"a", "b"} and seen.data["data"] == str(path)
+
+
+@pytest.mark.parametrize("messages", ["[" * 100_000, "{", '{"role": "user"}', "", '["\\ud800"]'])
+def test_messages_that_cannot_be_read_are_named(log: Path, messages: str) -> None:
+    with closing(sqlite3.connect(log)) as db, db:
+        db.execute("UPDATE turns SET messages = ? WHERE conversation = 'b' AND turn = 2", (messages,))
+    with pytest.raises(
+        DataError, match=r"expected a list of messages in each turn, got .* in the conversation b"
+    ) as error:
+        served(log)
+    assert "\n" not in str(error.value)
 
 
 def test_other_files_are_not_taken_for_it(log: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Sparse dictionaries (SAEs) of a layer: their files, what they see, what a vector is to them, and steering by them."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from personavec.errors import DataError
 from personavec.judges.scoring import Judges, mean_difference, score
+from personavec.runs.json_files import read_json
 from personavec.runs.run import Row, Run
 from personavec.stats.nulls import against, isotropic_directions, rounded
 from personavec.steering.rollouts import Interview
@@ -157,18 +157,20 @@ def _config(folder: Path) -> Row:
     for name in ("cfg.json", "config.json"):
         if (folder / name).is_file():
             try:
-                config = json.loads((folder / name).read_text("utf-8"))
+                config = read_json(folder / name, strict=False)
             except ValueError as error:
                 raise DataError(
                     f"expected JSON in {folder / name}, got something else ({error}); correct it"
                 ) from error
-            return dict(config.get("trainer", config)) if isinstance(config, dict) else {}
+            config = config.get("trainer", config) if isinstance(config, dict) else {}
+            return config if isinstance(config, dict) else {}
     return {}
 
 
 def _layer(config: Row) -> int | None:
     """The block whose output it was trained on; `hook_resid_pre` N is the output of block N − 1."""
-    hook = config.get("hook_name") or (config.get("metadata") or {}).get("hook_name") or ""
+    about = config.get("metadata")
+    hook = config.get("hook_name") or (about.get("hook_name") if isinstance(about, dict) else "")
     if site := re.search(r"blocks\.(\d+)\.hook_resid_(pre|post)", str(hook)):
         return int(site[1]) - (site[2] == "pre")
     return config["layer"] if isinstance(config.get("layer"), int) else None

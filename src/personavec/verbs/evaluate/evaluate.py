@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from personavec.judges.scoring import (
 )
 from personavec.model.chat_model import ChatModel
 from personavec.runs.files import sha256, write_file
+from personavec.runs.json_files import read_json
 from personavec.runs.progress import stage, tell
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Natural, OptionalCount, Seed, Store, settings
@@ -367,8 +367,8 @@ def _read(path: Path) -> Json:
     if path.suffix == ".safetensors":
         return dict(load_vector(path).card.details.get("judge", {}))
     try:
-        scales = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        scales = read_json(path, strict=False)  # the bounds of an AUC may be NaN
+    except ValueError as error:
         raise JudgeError(f"expected a judge.json, got {path} ({error}); pass the one of an earlier run") from error
     if not isinstance(scales, dict):
         raise JudgeError(f"expected the scales of a judge in {path}, got other JSON; pass the judge.json of a run")

@@ -1,6 +1,5 @@
 """Supervised finetuning with TRL: a LoRA adapter or all weights, resumed from its checkpoints."""
 
-import json
 import math
 import shutil
 import warnings
@@ -23,6 +22,7 @@ from personavec.errors import ConfigError, ModelError
 from personavec.model.chat_model import ChatModel, flags_kept
 from personavec.model.loading import pick_device, pick_dtype
 from personavec.model.logits import reply_logprobs
+from personavec.runs.json_files import read_json
 from personavec.runs.progress import stage
 from personavec.runs.rules import Seed, check, settings
 from personavec.runs.run import Row
@@ -239,9 +239,9 @@ def last_checkpoint(out: Path, *, tidy: bool = False) -> str | None:
     """The last checkpoint that was written to its end; one that a kill tore is removed if asked."""
     for place in sorted(out.glob("checkpoint-*"), key=lambda place: -int(place.name.split("-")[1])):
         try:
-            json.loads((place / "trainer_state.json").read_text("utf-8"))  # written last
+            read_json(place / "trainer_state.json", strict=False)  # written last
             return str(place)
-        except (OSError, ValueError):
+        except ValueError:
             if tidy:
                 shutil.rmtree(place)
     return None

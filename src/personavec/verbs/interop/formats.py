@@ -15,6 +15,7 @@ from personavec.data.readers import short
 from personavec.errors import VectorError
 from personavec.model.chat_model import BlockModel
 from personavec.model.identity import ModelIdentity
+from personavec.model.loading import BoundedReader
 from personavec.runs.files import replacing
 from personavec.steering.steer import Steering
 
@@ -140,7 +141,7 @@ def _read(path: Path, read: Callable[[], Any]) -> Any:
 
 def _gguf(path: Path) -> tuple[dict[str, Any], list[gguf.ReaderTensor]]:
     """Metadata and tensors of a GGUF file."""
-    reader = gguf.GGUFReader(path)
+    reader = BoundedReader(path)
     return {name: field.contents() for name, field in reader.fields.items()}, reader.tensors
 
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from personavec.errors import DataError
 from personavec.runs.files import write_file
+from personavec.runs.json_files import read_json
 from personavec.runs.rules import Rule
 from personavec.runs.run import Row
 
@@ -26,6 +29,9 @@ ALLOWANCE = 0.5
 """Of the sequential test, in standard deviations: half of the shift that it finds soonest. Source: Page (1954)."""
 DRIFT_FROM = 2
 """Turn from which on there can be drift."""
+
+CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""How the classes of a calibration are read: every field is there, of its type, and finite."""
 
 
 class Alert(TypedDict):
@@ -56,6 +62,12 @@ class Band:
     high: float
     """Of the turns of new benign conversations, no more than the stated share lies outside on average."""
 
+    __pydantic_config__ = CHECKED
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ValueError(f"low {self.low:g} above high {self.high:g}")
+
 
 @dataclass(frozen=True)
 class Cusum:
@@ -70,6 +82,12 @@ class Cusum:
     longest: int
     """Turns of the longest benign conversation; what is stated holds for conversations up to that length."""
     allowance: float = ALLOWANCE
+
+    __pydantic_config__ = CHECKED
+
+    def __post_init__(self) -> None:
+        if not (self.sd > 0 and self.threshold >= 0 and self.allowance >= 0):
+            raise ValueError(f"sd {self.sd:g}, threshold {self.threshold:g} and allowance {self.allowance:g}")
 
 
 @dataclass
@@ -114,6 +132,8 @@ class VectorCalibration:
     held_out: Mapping[str, Row] = field(default_factory=dict)
     """By kind and for drift: the false-positive rate on benign conversations that the limits had not seen."""
 
+    __pydantic_config__ = CHECKED
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -128,6 +148,8 @@ class Calibration:
     benign: Mapping[str, Any] = field(default_factory=dict)
     """The data set, its conversations and turns, and how its texts were read."""
 
+    __pydantic_config__ = CHECKED
+
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
         """Read a calibration.json.
@@ -136,14 +158,19 @@ class Calibration:
             DataError: It is none.
         """
         try:
-            fields = json.loads(Path(path).read_text("utf-8"))
-            vectors = {name: _vector(usual) for name, usual in fields.pop("vectors").items()}
-            return cls(**fields, vectors=vectors)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(
-                f"expected a calibration, got {path} ({' '.join(str(error).split())[:160]}); pass the calibration.json "
-                "of a run of personavec monitor with --calibrate"
-            ) from error
+            read = TypeAdapter(cls).validate_json(json.dumps(read_json(path)))
+            if missing := _missing(read):
+                raise ValueError(missing)
+            return read
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        except ValueError as error:
+            reason = str(error)
+        raise DataError(
+            f"expected a calibration, got {path} ({' '.join(reason.split())[:240]}); pass the calibration.json of a "
+            "run of personavec monitor with --calibrate"
+        )
 
     def save(self, path: str | Path) -> None:
         """Write calibration.json, atomically."""
@@ -222,9 +249,17 @@ def fewest(rate: float, sides: int = 2) -> int:
     return math.ceil(sides / rate - 1 - 1e-9)
 
 
-def _vector(usual: Row) -> VectorCalibration:
-    bands = {group: {kind: Band(**band) for kind, band in kinds.items()} for group, kinds in usual.pop("bands").items()}
-    drift = {group: Cusum(**cusum) for group, cusum in usual.pop("drift").items()}
-    if EVERY not in bands:
-        raise ValueError(f"no band of {EVERY}")
-    return VectorCalibration(**usual, bands=bands, drift=drift)
+def _missing(read: Calibration) -> str:
+    """What a calibration has to hold and this one does not; empty if there is nothing."""
+    if not all(isinstance(read.model.get(key), str) for key in ("id", "revision")):
+        return "no id and revision of its model"
+    if not RATE.holds(read.false_positive_rate):
+        return f"a false_positive_rate of {read.false_positive_rate:g}"
+    for usual in read.vectors.values():
+        if EVERY not in usual.bands:
+            return f"no band of {EVERY} for {usual.trait}"
+        if without := [group for group, kinds in usual.bands.items() if not {*KINDS} <= kinds.keys()]:
+            return f"no band of {' and '.join(KINDS)} in the group {without[0]} of {usual.trait}"
+        if not usual.trait.isprintable() or usual.layer < 0:
+            return f"the trait {usual.trait!r} at layer {usual.layer}"
+    return ""

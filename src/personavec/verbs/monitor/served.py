@@ -1,6 +1,5 @@
 """Conversations that our server wrote down: its log, or what `serve --export` made of it."""
 
-import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from personavec.errors import DataError
+from personavec.runs.json_files import parse_json
 
 COLUMNS = ("conversation", "turn", "time", "messages", "response")
 """Of a turn: what a conversation is put together from; log and export have them alike."""
@@ -33,7 +33,7 @@ def served(path: Path) -> list[Row] | None:
         if turn["messages"] is None or turn["response"] is None:
             without += 1
             continue
-        at = (int(turn["turn"]), str(turn["time"]))
+        at = (turn["turn"] if isinstance(turn["turn"], int) else 0, str(turn["time"]))
         if turn["conversation"] not in last or at >= last[turn["conversation"]][0]:
             last[turn["conversation"]] = at, turn
     if not last:
@@ -45,7 +45,15 @@ def served(path: Path) -> list[Row] | None:
 
 
 def _conversation(name: str, turn: Mapping[str, Any]) -> Row:
-    asked = json.loads(turn["messages"])
+    try:
+        asked = parse_json(turn["messages"])
+        if not isinstance(asked, list):
+            raise ValueError(type(asked).__name__)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"expected a list of messages in each turn, got {error} in the conversation {name}; serve again, or pass "
+            "another file"
+        ) from error
     return {"id": name, "messages": [*asked, {"role": "assistant", "content": turn["response"]}]}
 
 
