@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from personavec.data.arrays import DECODER, items
 from personavec.data.tables import arrow_batches, parquet_batches, values
 from personavec.errors import DataError
 
@@ -47,15 +48,13 @@ def _lines(path: Path) -> Iterator[Raw]:
                 yield Raw(where, error=_too_long(size))
             elif line.strip():
                 try:
-                    yield Raw(where, json.loads(line), line=line)
+                    yield Raw(where, DECODER.decode(line.decode()), line=line)
                 except (ValueError, RecursionError) as error:
                     torn = "" if line.endswith(b"\n") else " (the file ends within it)"
                     yield Raw(where, error=f"expected JSON, got {short(error)}{torn}")
 
 
 def _array(path: Path) -> Iterator[Raw]:
-    import ijson
-
     number = 0
     with _opened(path) as file:
         begins = file.peek().lstrip()[:1]
@@ -64,29 +63,14 @@ def _array(path: Path) -> Iterator[Raw]:
         return
     with _opened(path) as file:
         try:
-            bounded = _Bounded(file)
-            for value in ijson.items(bounded, "item", use_float=True):
-                bounded.used = 0
+            for value in items(file, LONGEST_ROW):
                 yield Raw(f"{path} row {number}", value)
                 number += 1
-        except (ijson.JSONError, UnicodeDecodeError, ValueError) as error:
+        except ValueError as error:
             yield Raw(f"{path} row {number}", error=f"expected JSON, got {short(error)}; the rest cannot be read")
             return
     if not number:
         yield Raw(f"{path}", error="expected a list of rows, got none")
-
-
-class _Bounded:
-    """A file that refuses to be read on within one row."""
-
-    def __init__(self, file: Any) -> None:
-        self._file, self.used = file, 0
-
-    def read(self, size: int) -> bytes:
-        self.used += size
-        if self.used > LONGEST_ROW:
-            raise ValueError(f"a row of more than {LONGEST_ROW:,} bytes")
-        return bytes(self._file.read(size))
 
 
 def _table(path: Path) -> Iterator[Raw]:
