@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import random
 import sys
 import time
 import traceback
@@ -22,9 +23,40 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
+
 SLOWEST_SECONDS = 10.0
 KEPT = 3
 """Failing inputs of a kind that are kept."""
+
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=12) | st.sampled_from(
+    ["Hi.", "", " ", "\n", "a\r\nb", "\0", "\u2028", "\ufeff", '"', "\ud83d\ude00", "\ud800", "[1]", "{}", "null"]
+)
+NUMBERS = st.integers() | st.floats() | st.sampled_from([2**64, -(2**63) - 1, 10**400, 1e308])
+ANY = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+"""Any value of JSON."""
+
+
+def torn(data: bytes, rng: random.Random) -> bytes:
+    """A file that something happened to."""
+    how = rng.randrange(6)
+    at = rng.randrange(len(data) + 1)
+    if how == 0:
+        return data[:at]
+    if how == 1:
+        return data[:at] + bytes(rng.randrange(256) for _ in range(rng.randrange(1, 5))) + data[at:]
+    if how == 2:
+        return data[:at] + bytes(rng.randrange(256) for _ in range(3)) + data[at + 3 :]
+    if how == 3:
+        return data[:at] + data[at:] * 2
+    if how == 4:
+        return data + data
+    return data[:at] + rng.choice([b"\0", b'"', b"\n", b"\r", b"[", b"\xff\xfe", b"\xed\xa0\x80"]) + data[at:]
 
 
 class Record:

@@ -25,6 +25,7 @@ with atheris.instrument_imports(include=["personavec.data"]):
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fuzz import ANY, TEXTS, torn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -50,15 +51,6 @@ Parsed = list[Any]
 """Rows; in the place of one that is none the `BROKEN`."""
 BROKEN = object()
 
-TEXTS = st.text(st.characters(exclude_categories=()), max_size=12) | st.sampled_from(
-    ["Hi.", "", " ", "\n", "a\r\nb", "\0", "\u2028", "\ufeff", '"', "\ud83d\ude00", "\ud800", "[1]", "{}", "null"]
-)
-NUMBERS = st.integers() | st.floats() | st.sampled_from([2**64, -(2**63) - 1, 10**400, 1e308])
-ANY = st.recursive(
-    st.none() | st.booleans() | NUMBERS | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
-    max_leaves=6,
-)
 NAMES = st.sampled_from(
     ["id", "system", "input", "context", "history", "tools", "label", "weight", "source", "conversation_id", "text"]
 )
@@ -233,23 +225,6 @@ def _whole(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def torn(data: bytes, rng: random.Random) -> bytes:
-    """A file that something happened to."""
-    how = rng.randrange(6)
-    at = rng.randrange(len(data) + 1)
-    if how == 0:
-        return data[:at]
-    if how == 1:
-        return data[:at] + bytes(rng.randrange(256) for _ in range(rng.randrange(1, 5))) + data[at:]
-    if how == 2:
-        return data[:at] + bytes(rng.randrange(256) for _ in range(3)) + data[at + 3 :]
-    if how == 3:
-        return data[:at] + data[at:] * 2
-    if how == 4:
-        return data + data
-    return data[:at] + rng.choice([b"\0", b'"', b"\n", b"\r", b"[", b"\xff\xfe", b"\xed\xa0\x80"]) + data[at:]
 
 
 def fuzz(record: Any, seed: int) -> None:

@@ -23,6 +23,7 @@ from starlette.types import Scope
 from personavec.model.spelling import Spelling
 from personavec.server import protocol
 from personavec.server.answers import Completion
+from personavec.server.api import openapi
 from personavec.server.limits import Limits
 from personavec.server.protocol import ChatBody, CompletionBody
 from personavec.server.refused import Refused
@@ -55,7 +56,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
         yield
         await service.stop(GRACE_SECONDS)
 
-    app = FastAPI(title="personavec", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan, responses=openapi.ERRORS)
     terms, name = service.terms, service.model.identity.id
     spelling = Spelling(service.model.tokenizer)
     hosts = {*LOOPBACK} if terms.host in LOOPBACK else None
@@ -84,11 +85,11 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
         first = error.errors()[0]
         return await refused(request, Refused(400, f"expected another {first['loc'][-1]}, got: {first['msg']}"))
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", openapi_extra=openapi.taking(ChatBody))
     async def chat(request: Request) -> Response:
         return await answer(request, protocol.read(await request.body(), ChatBody))
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", openapi_extra=openapi.taking(CompletionBody))
     async def complete(request: Request) -> Response:
         return await answer(request, protocol.read(await request.body(), CompletionBody))
 
@@ -200,6 +201,10 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
         except OSError:
             raise Refused(404, "expected a report that is where it was, got none, or a link in its place") from None
         return Response(text, media_type="text/html", headers={"Content-Security-Policy": SANDBOX})
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def described() -> Any:
+        return openapi.page(app.routes, ChatBody, CompletionBody)
 
     @app.get("/health")
     async def health() -> Any:

@@ -1,0 +1,1 @@
+"""The forms of OpenAI's API: what requests may say, and what answers are made of."""
