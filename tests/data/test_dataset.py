@@ -14,6 +14,7 @@ import pytest
 
 from personavec.data import readers, tables
 from personavec.data.dataset import Bad, Dataset, dataset_of, open_dataset
+from personavec.data.readers import csv_columns
 from personavec.data.sample import Sample, to_sample
 from personavec.data.subset import copy_rows
 from personavec.errors import DataError
@@ -168,6 +169,24 @@ def test_a_truncated_json_file_is_read_up_to_there(tmp_path: Path) -> None:
     found = samples(tmp_path / "torn.json")
     assert sum(isinstance(s, Sample) for s in found) == 3 and isinstance(found[-1], Bad)
     assert "the rest cannot be read" in found[-1].reason
+
+
+def test_empty_lines_of_a_csv_are_no_rows_and_places_are_lines(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text('\nprompt,response\n\nHi?,"Hel\nlo."\n\nWhy?,"So"x\nWho?,Me.\n')
+    found = samples(path)
+    assert [(each.where.rpartition(" ")[2], getattr(each, "reason", None)) for each in found] == [
+        ("4", None),
+        ("7", "expected CSV, got ',' expected after '\"'"),
+        ("8", None),
+    ]
+    assert csv_columns(path) == ["prompt", "response"]
+
+
+def test_a_csv_without_names_of_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text('prompt,"response"x\nHi?,Hello.\n')
+    with pytest.raises(DataError, match=r"expected names of columns in .*data.csv line 1, got ',' expected"):
+        samples(tmp_path / "data.csv")
 
 
 def test_rows_of_another_width_in_csv_are_told(tmp_path: Path) -> None:

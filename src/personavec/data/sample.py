@@ -170,6 +170,8 @@ def _asked(row: Mapping[str, Any], key: str) -> list[Said]:
 
 def _history(pairs: Any) -> list[Said]:
     """Alpaca's earlier turns: pairs of what was asked and replied."""
+    if isinstance(pairs, str) or not isinstance(pairs, Sequence):
+        raise DataError(f"expected pairs of prompt and reply in history, got {shown(pairs)}")
     said: list[Said] = []
     for number, pair in enumerate(pairs):
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:

@@ -54,8 +54,9 @@ def shape_of(row: Any) -> str:
         DataError: It has none of them.
     """
     if isinstance(row, Mapping):
+        held = {key for key, value in row.items() if value is not None}
         for shape, keys in SHAPES.items():
-            if all(row.get(key) is not None for key in keys):
+            if held.issuperset(keys):
                 return shape
         for keys, got in OTHERS:
             if all(key in row for key in keys):

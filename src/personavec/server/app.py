@@ -21,7 +21,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from personavec.model.spelling import Spelling
-from personavec.server.api import protocol
+from personavec.server.api import openapi, protocol
 from personavec.server.api.answers import Completion
 from personavec.server.api.protocol import AskedBody, ChatBody, CompletionBody
 from personavec.server.api.responses import ModelResponse, ResponseBody
@@ -56,7 +56,7 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
         yield
         await service.stop(GRACE_SECONDS)
 
-    app = FastAPI(title="personavec", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan, responses=openapi.ERRORS)
     terms, name = service.terms, service.model.identity.id
     spelling = Spelling(service.model.tokenizer)
     hosts = {*LOOPBACK} if terms.host in LOOPBACK else None
@@ -85,15 +85,15 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
         first = error.errors()[0]
         return await refused(request, Refused(400, f"expected another {first['loc'][-1]}, got: {first['msg']}"))
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", openapi_extra=openapi.taking(ChatBody))
     async def chat(request: Request) -> Response:
         return await answer(request, protocol.read(await request.body(), ChatBody))
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", openapi_extra=openapi.taking(CompletionBody))
     async def complete(request: Request) -> Response:
         return await answer(request, protocol.read(await request.body(), CompletionBody))
 
-    @app.post("/v1/responses")
+    @app.post("/v1/responses", openapi_extra=openapi.taking(ResponseBody))
     async def respond(request: Request) -> Response:
         return await answer(request, protocol.read(await request.body(), ResponseBody))
 
@@ -205,6 +205,10 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
         except OSError:
             raise Refused(404, "expected a report that is where it was, got none, or a link in its place") from None
         return Response(text, media_type="text/html", headers={"Content-Security-Policy": SANDBOX})
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def described() -> Any:
+        return openapi.page(app.routes, ChatBody, CompletionBody, ResponseBody)
 
     @app.get("/health")
     async def health() -> Any:

@@ -18,7 +18,7 @@ class Refused(Exception):
         param: str | None = None,
         code: str = "",
     ) -> None:
-        message, param = _whole(message), None if param is None else _whole(param)
+        message, param = _line(message), None if param is None else _line(param)
         super().__init__(message)
         self.status = status
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code or None}}
@@ -29,6 +29,6 @@ class Refused(Exception):
         return JSONResponse(self.body, self.status, headers)
 
 
-def _whole(text: str) -> str:
-    """Without half surrogate pairs, which a client's JSON can spell and an answer cannot."""
-    return text.encode("utf-8", "replace").decode()
+def _line(text: str) -> str:
+    """One line of whole characters: a request can spell others, and an error says what it was."""
+    return "".join(character if character.isprintable() else "?" for character in text)
