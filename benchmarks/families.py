@@ -9,10 +9,15 @@ goes on with the others. `--table` prints what is in FILE as a table.
 import argparse
 import json
 import logging
+import resource
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +40,10 @@ from personavec.steering.generate import Request, generate
 from personavec.steering.steer import Steering, steer
 from personavec.verbs.evaluate.verify import verify
 
+VERSION = transformers.__version__
 LAYERS, NEW = 4, 14
+SECONDS, GIB = 300, 8
+"""What a family may take."""
 ROWS = [tiny.prompt(5, 1), tiny.prompt(17, 2), tiny.prompt(1, 3), tiny.prompt(9, 4)]
 
 
@@ -43,10 +51,12 @@ def each(value: float, names: str) -> dict[str, float]:
     return dict.fromkeys(names.split(), value)
 
 
+DEPTHS = (
+    "num_hidden_layers n_layer n_layers num_layers depth decoder_layers encoder_layers num_decoder_layers "
+    "num_encoder_layers num_blocks"
+)
 SIZES: dict[str, float] = {
     **each(tiny.VOCAB, "vocab_size unpadded_vocab_size decoder_vocab_size vocab_size_per_layer_input"),
-    **each(LAYERS, "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers"),
-    **each(LAYERS, "num_encoder_layers num_blocks"),
     **each(32, "hidden_size d_model n_embd emb_dim embedding_dim embedding_size attention_hidden_size lru_width"),
     **each(32, "word_embed_proj_dim input_embedding_size output_embedding_size router_hidden_size mamba_d_ssm"),
     **each(4, "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads"),
@@ -54,17 +64,17 @@ SIZES: dict[str, float] = {
     **each(4, "swa_num_attention_heads linear_num_heads linear_num_value_heads mamba_n_heads mamba_num_heads"),
     **each(4, "n_mamba_heads num_experts num_local_experts n_routed_experts moe_num_experts"),
     **each(2, "num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads num_query_groups"),
-    **each(2, "num_experts_per_tok num_experts_per_token moe_k moe_topk index_n_heads num_loops max_window_layers"),
+    **each(2, "num_experts_per_tok num_experts_per_token moe_k moe_topk num_loops max_window_layers"),
     **each(2, "attn_layer_period expert_layer_period n_recurrent_layers"),
     **each(8, "head_dim kv_channels v_head_dim qk_nope_head_dim qk_rope_head_dim swa_head_dim linear_key_head_dim"),
     **each(8, "linear_value_head_dim linear_head_dim mamba_d_head mamba_head_dim mamba_headdim dim_head d_head"),
     **each(8, "attention_head_size attention_head_dim rotary_dim index_head_dim query_pre_attn_scalar"),
     **each(8, "sliding_window attention_window_size window_size sliding_window_size local_attention index_topk"),
-    **each(8, "local_attention_window_len attention_chunk_size keep_window_size chunk_size mamba_chunk_size"),
+    **each(8, "local_attention_window_len attention_chunk_size chunk_size mamba_chunk_size"),
     **each(8, "block_size block_multiple_of"),
     **each(16, "q_lora_rank kv_lora_rank o_lora_rank mamba_dt_rank time_step_rank d_rel state_size mamba_d_state"),
     **each(16, "ssm_state_size loop_gate_rank laurel_rank gated_norm_rank hidden_size_per_layer_input adapter_rank"),
-    **each(16, "qk_head_dim hc_lowrank"),
+    **each(16, "qk_head_dim hc_lowrank index_n_heads"),  # with few heads an index ties, and padding decides
     **each(48, "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim moe_intermediate_size d_inner"),
     **each(48, "shared_expert_intermediate_size shared_experts_intermediate_size shared_intermediate_size"),
     **each(48, "intermediate_size_mlp ffn_hidden_size expert_ffn_hidden_size feed_forward_size dim_ff dff"),
@@ -78,14 +88,15 @@ SIZES: dict[str, float] = {
     "moe_layer_end_index": 3,
 }
 """What a size is set to where a family has it."""
-VISION = (
-    each(2, "num_hidden_layers depth num_attention_heads num_heads") | each(16, "image_size") | each(8, "patch_size")
-)
+VISION = each(2, "num_attention_heads num_heads") | each(16, "image_size") | each(8, "patch_size")
+MROPE = "qwen2_vl_text qwen2_5_vl_text glm4v_text glm4v_moe_text glm_ocr_text cosmos3_edge_text".split()
+"""Kinds of text inside whose default divides the dimensions of a larger head among three axes."""
 KINDS = (
     "layer_types mlp_layer_types layers_block_type indexer_types attn_layers no_rope_layers layer_rope_theta".split()
 )
 """Lists with a value a layer: each of its values in turn."""
-LATENT = {"num_key_value_heads": 4}
+OF_ITS_DEPTH = frozenset({"transformers_version", "per_layer_config"})
+"""What of an inner configuration is made anew for its new depth."""
 CONV = {"layer_types": ["conv", "full_attention"] * 2}
 ENCODERS = (
     "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta "
@@ -93,13 +104,19 @@ ENCODERS = (
 )
 OTHERWISE: dict[str, dict[str, Any]] = {
     **dict.fromkeys("lfm2 lfm2_moe".split(), CONV),
-    **dict.fromkeys("deepseek_v2 deepseek_v3 deepseek_v32 axk1 axk2 glm_moe_dsa mistral_large4".split(), LATENT),
     **{family: {"is_decoder": True} for family in ENCODERS.split()},
+    **{family: {"head_dim": 8} for family in "hunyuan_v1_dense hunyuan_v1_moe ministral".split()},
+    "nemotron": {"num_key_value_heads": 2},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dory": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "zaya": {"num_experts_per_tok": 1},
+    "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16},
+    "zamba2": {"attention_hidden_size": 64, "attention_head_dim": 16},
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "mllama": {"cross_attention_layers": [1]},
 }
 """Of some families, what their default leaves out or what must fit together."""
 
@@ -121,18 +138,33 @@ def main() -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     text = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     images = [name for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if name not in text]
-    there = {row["family"] for row in done if row["transformers"] == transformers.__version__}
+    there = {row["family"] for row in done if row["transformers"] == VERSION}
     for family in asked.families or (images if asked.wrappers else text):
         if family not in there:
-            row = judged(family)
+            row = apart(family)
             with asked.out.open("a") as out:
                 out.write(json.dumps(row) + "\n")
             print(family, row["result"], {law: why for law, why in row["laws"].items() if why}, flush=True)
 
 
+def apart(family: str) -> dict[str, Any]:
+    """`judged` in a process of its own: some configurations are huge after all, or take for ever."""
+    with ProcessPoolExecutor(1, get_context("fork"), bounded) as pool:
+        try:
+            return pool.submit(judged, family).result()
+        except BrokenProcessPool:
+            why = f"takes more than {SECONDS} seconds or {GIB} GiB"
+            return {"family": family, "transformers": VERSION, "result": "unbuilt", "laws": {"build": why}, "cache": ""}
+
+
+def bounded() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (GIB << 30, GIB << 30))
+    signal.alarm(SECONDS)
+
+
 def judged(family: str) -> dict[str, Any]:
     """What became of a family: `result` is holds, fails, refused or unbuilt; `laws` has why, empty where it holds."""
-    row: dict[str, Any] = {"family": family, "transformers": transformers.__version__, "laws": {}, "cache": ""}
+    row: dict[str, Any] = {"family": family, "transformers": VERSION, "laws": {}, "cache": ""}
     began = time.perf_counter()
     try:
         hf = build(family)
@@ -160,29 +192,37 @@ def short(error: Exception) -> str:
 def build(family: str) -> Any:
     """A tiny random model of a family: its default configuration with small sizes."""
     kind = CONFIG_MAPPING[family]
-    default = kind()
-    changes = sizes(default)
-    for name in getattr(kind, "sub_configs", {}):
-        part = getattr(default, name, None)
-        if part is not None:
-            changes[name] = part.to_dict() | sizes(part) | (VISION if name != "text_config" else {})
-            changes[name] = {key: value for key, value in changes[name].items() if key != "transformers_version"}
+    config = kind(**changes(kind()) | OTHERWISE.get(family, {}))
     causal = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     torch.manual_seed(0)
     auto = AutoModelForCausalLM if causal else AutoModelForImageTextToText
-    return auto.from_config(kind(**changes | OTHERWISE.get(family, {}))).eval().requires_grad_(False)
+    return auto.from_config(config).eval().requires_grad_(False)
 
 
-def sizes(config: Any) -> dict[str, Any]:
-    """What is changed of a configuration: its sizes, and its kinds of layers; what is None stays so."""
+def changes(config: Any, layers: int = LAYERS) -> dict[str, Any]:
+    """What is changed of a configuration and of those inside it; what is None stays so."""
     there = config.to_dict()
-    named = {config.attribute_map.get(name, name): size for name, size in SIZES.items()}
-    changes = {name: size for name, size in named.items() if type(there.get(name)) in (int, float)}
-    for name in KINDS:
-        if isinstance(there.get(name), list) and there[name]:
-            values = list(dict.fromkeys(there[name]))
-            changes[name] = [values[layer % len(values)] for layer in range(LAYERS)]
-    return changes | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    named = {config.attribute_map.get(name, name): size for name, size in (SIZES | each(layers, DEPTHS)).items()}
+    small = {name: size for name, size in named.items() if type(there.get(name)) in (int, float)}
+    lists = {name: value for name, value in there.items() if isinstance(value, list) and value}
+    for name, values in lists.items():
+        if name in KINDS:
+            values = list(dict.fromkeys(values))
+            small[name] = [values[layer % len(values)] for layer in range(layers)]
+        elif len(values) == there.get("num_hidden_layers"):
+            small[name] = values[:layers]
+    if "kv_lora_rank" in there:  # latent attention: what is kept is of no head
+        small["num_key_value_heads"] = SIZES["num_attention_heads"]
+    if "cross_attention_layers" in there:
+        small["cross_attention_layers"] = [1]
+    if there.get("model_type") in MROPE:
+        small["rope_parameters"] = (there.get("rope_parameters") or {}) | {"mrope_section": [1, 1, 2]}
+    for name in getattr(config, "sub_configs", {}):
+        if (part := getattr(config, name, None)) is not None:
+            of_text = name == "text_config"
+            inner = part.to_dict() | changes(part, layers if of_text else 2) | ({} if of_text else VISION)
+            small[name] = {key: value for key, value in inner.items() if key not in OF_ITS_DEPTH}
+    return small | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 # the laws: each gives why it does not hold, or nothing

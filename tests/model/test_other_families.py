@@ -22,7 +22,7 @@ from personavec.verbs.interop.formats import from_reference
 
 ROWS = [prompt(5, 1), prompt(17, 2), prompt(1, 3), prompt(9, 4)]
 NEW = 10
-UNCACHED = {"recurrent_gemma", *tiny.INDEXED}
+UNCACHED = {"recurrent_gemma", *tiny.PLACED}
 
 
 @pytest.fixture(params=tiny.OTHERS, scope="module")
@@ -43,7 +43,7 @@ def plain(model: ChatModel, row: tiny.Row, what: tuple[Steering, ...] = ()) -> l
     return ids[len(row) :]
 
 
-@pytest.mark.parametrize("family", [*tiny.OTHERS, *tiny.INDEXED])
+@pytest.mark.parametrize("family", [*tiny.OTHERS, *tiny.PLACED])
 def test_greedy_replies_are_those_of_plain_passes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of unequal length, each steered in its way, that end at different times."""
     other = tiny.build(family)
@@ -150,6 +150,16 @@ def test_a_layer_that_does_not_run_is_named() -> None:
     assert steered.tokens == 0
     with pytest.raises(ModelError, match="expected layer 3 to run"):
         generate(model, [Request(ROWS[0], what)], Sampling(2, 0))
+
+
+def test_a_layer_that_does_not_run_below_others_is_named() -> None:
+    model = tiny.build()
+    model.decoder.layers = model.decoder.layers[:1] + model.decoder.layers[2:]  # type: ignore[operator, index]
+    model.decoder.config.num_hidden_layers = 3  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match="expected layer 1 to run"):
+        capture(model, ROWS[:1], torch.ones(1, 1, 5), [0, 1, 3])
+    assert capture(model, ROWS[:1], torch.ones(1, 1, 5), [0, 2, 3]).shape == (1, 1, 3, tiny.D_MODEL)
+    assert not tiny.hooks(model)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Families whose cache holds more than keys and values, or none of use, and wrappers."""
-INDEXED: dict[str, tuple[str, dict[str, Any]]] = {
+PLACED: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v32": (
         "DeepseekV32ForCausalLM",
         {k: v for k, v in ROPE.items() if k != "head_dim"}
@@ -89,8 +89,12 @@ INDEXED: dict[str, tuple[str, dict[str, Any]]] = {
         | {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 8, "n_routed_experts": 4, "num_experts_per_tok": 2}
         | {"moe_intermediate_size": 48, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4},
     ),
+    "bart": (
+        "BartForCausalLM",
+        {"decoder_layers": N_LAYERS, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "init_std": 0.2},
+    ),
 }
-"""A family that reads the 8 columns that its index likes best, which depends on how many there are."""
+"""Families to which it matters in which column a token stands: one reads the 8 that its index likes, one counts."""
 
 
 def tokenizer() -> Any:
@@ -109,7 +113,7 @@ def tokenizer() -> Any:
 
 def build(family: str = "llama", seed: int = 0, **changes: Any) -> ChatModel:
     """A random float32 model of a family, the same for the same seed."""
-    class_name, own = (FAMILIES | OTHERS | INDEXED)[family]
+    class_name, own = (FAMILIES | OTHERS | PLACED)[family]
     model_class = getattr(transformers, class_name)
     options = {
         "vocab_size": VOCAB,

@@ -85,11 +85,8 @@ def attach(
 
     def ended(*_: Any) -> None:
         running.clear()
-        if missed := sorted(fns.keys() - visited):
-            raise ModelError(
-                f"expected layer {', '.join(map(str, missed))} to run, got a forward pass that did not call it as a "
-                "module; choose layers that run on text, and call the model without kernels that go past hooks"
-            )
+        if missed := fns.keys() - visited:
+            raise _not_run(missed)
 
     handles = []
     try:
@@ -175,6 +172,13 @@ def _another_form(layer: int, stream: Any, wanted: tuple[int, ...]) -> ModelErro
     )
 
 
+def _not_run(layers: Collection[int]) -> ModelError:
+    return ModelError(
+        f"expected layer {', '.join(map(str, sorted(layers)))} to run, got a forward pass that did not call it as a "
+        "module; choose layers that run on text, and call the model without kernels that go past hooks"
+    )
+
+
 class _Deepest(Exception):
     """Raised inside the forward pass once the deepest layer asked for was read."""
 
@@ -188,14 +192,18 @@ def read(model: ChatModel, layers: Collection[int], fn: Callable[[int, Tensor], 
         layers: Which block outputs.
         fn: Told a layer and its stream [batch, seq, d_model].
         inputs: Of the decoder.
+
+    Raises:
+        ModelError: A layer that does not run.
     """
-    deepest = max(layers)
+    deepest, waiting = max(layers), set(layers)
 
     def at(layer: int) -> BlockFn:
         def block(stream: Tensor) -> None:
             fn(layer, stream)
+            waiting.discard(layer)
             if layer == deepest:
-                raise _Deepest
+                raise _not_run(waiting) if waiting else _Deepest
 
         return block
 
