@@ -17,6 +17,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"prompt": ["Once"], "max_tokens": 16, "temperature": 0.7, "top_p": 1, "frequency_penalty": 0}
         | {"presence_penalty": 0, "n": 1, "logit_bias": {}},
     ),
+    "LangChain OpenAI, several": ("completions", {"prompt": ["Once"], "max_tokens": 4, "n": 2, "best_of": 2}),
     "litellm": (
         "chat/completions",
         {"messages": [{"role": "system", "content": "Be kind."}, *CHAT], "extra_body": {}, "user": "someone"}
@@ -77,6 +78,7 @@ def test_bodies_of_clients_are_answered(server: Client, name: str) -> None:
         ("chat/completions", {"messages": CHAT, "response_format": {"type": "json_object"}}, "response_format"),
         ("completions", {"prompt": [[40]], "max_tokens": 1, "logprobs": 1, "echo": True}, "echo"),
         ("completions", {"prompt": "Hi", "best_of": 3}, "best_of"),
+        ("completions", {"prompt": "Hi", "best_of": 3, "n": 2}, "best_of"),
         ("completions", {"prompt": "Hi", "suffix": "x"}, "suffix"),
     ],
 )

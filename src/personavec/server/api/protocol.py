@@ -269,6 +269,7 @@ def _check_others(data: Any, kind: type[BaseModel], *path: str) -> None:
         return
     for name, value in data.items():
         idle = name in kind.model_fields or name in IGNORED or value in (*NOTHING, *INERT.get(name, ()))
+        idle = idle or (name == "best_of" and value == data.get("n"))  # the best of as many as are answered
         if not idle:
             field = ".".join((*path, name))[:200]
             raise Refused(400, f"expected no {field}, got one that cannot be obeyed here; leave it out", param=field)
