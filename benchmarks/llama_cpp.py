@@ -94,10 +94,11 @@ def main() -> None:
     print("| what | difference of the centred logits, relative |\n|---|---|")
     print(f"| llama.cpp, steered / unsteered | {distance(steered, plain):.3f} |")
     print(f"| unsteered, ours / llama.cpp | {distance(ours(model, ids, ()), plain):.3f} |")
-    near = [None] if steering.layer is None else [steering.layer + step for step in (-1, 0, 1)]
+    at = steering.single_layer
+    near: list[Any] = ["all"] if at is None else [at + step for step in (-1, 0, 1)]
     for layer in near:
         apart = distance(ours(model, ids, (dataclasses.replace(steering, layer=layer),)), steered)
-        print(f"| steered, ours at {'all layers' if layer is None else f'layer {layer}'} / llama.cpp | {apart:.3f} |")
+        print(f"| steered, ours at {'all layers' if layer == 'all' else f'layer {layer}'} / llama.cpp | {apart:.3f} |")
 
 
 if __name__ == "__main__":

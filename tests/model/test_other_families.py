@@ -48,7 +48,7 @@ def test_greedy_replies_are_those_of_plain_passes(family: str, monkeypatch: pyte
     """Rows of unequal length, each steered in its way, that end at different times."""
     other = tiny.build(family)
     v = tiny.vector(other)
-    whats = [(), (Steering(v, 1.0, 2, "all"),), (), (Steering(v, 1.0, None), Steering(v, 0.5, 1, "prompt"))]
+    whats = [(), (Steering(v, 1.0, 2, "all"),), (), (Steering(v, 1.0, "all"), Steering(v, 0.5, 1, "prompt"))]
     free = [plain(other, row, what) for row, what in zip(ROWS, whats, strict=True)]
     monkeypatch.setattr(other, "stop_ids", sorted({*other.stop_ids, free[0][2], free[1][5]}))
     wanted = [plain(other, row, what) for row, what in zip(ROWS, whats, strict=True)]

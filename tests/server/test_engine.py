@@ -58,7 +58,7 @@ def test_each_row_reads_its_own_vectors(model: ChatModel, engine: Engine, v: Per
 def test_batch_mates_are_untouched_bit_for_bit(model: ChatModel, v: PersonaVector, op: str) -> None:
     what = {
         "add": Steering(v, 3.0, 1),
-        "ablate": Steering(v, op="ablate", positions="all"),
+        "ablate": Steering(v, layer="all", op="ablate", positions="all"),
         "cap": Steering(v, layer=2, op="cap", ceiling=-1.0),
         "gated": Steering(v, 3.0, 1, above=-0.5),
     }[op]
@@ -90,8 +90,8 @@ def test_steered_rows_are_those_of_the_offline_batch(model: ChatModel, engine: E
         (),
         (Steering(v, 2.0, 1),),
         (Steering(v, -2.0, 3, "prompt"),),
-        (Steering(v, 1.0, None, "all"), Steering(v, layer=2, op="cap", floor=0.5)),
-        (Steering(v, op="ablate"),),
+        (Steering(v, 1.0, "all", "all"), Steering(v, layer=2, op="cap", floor=0.5)),
+        (Steering(v, layer="all", op="ablate"),),
         (Steering(v, 4.0, 2, above=0.0),),
     ]
     asked = ask(engine, [Asked(model, prompt(8), seed, steering=own) for seed, own in enumerate(steerings)])

@@ -104,7 +104,7 @@ def test_what_at_means(model: ChatModel) -> None:
     v = tiny.vector(model, layer=2, coef=1.5, activation_norms=(4.0,) * 4)
     assert (v.at().coef, v.at().layer, v.at().positions) == (1.5, 2, "response")
     assert v.at(dose=0.5).coef == pytest.approx(v.coef(2, 0.5)) and v.at(dose=-0.5).coef < 0
-    assert v.at(2.0, layer="all").layer is None and v.at(2.0, layer=0, positions="all").layer == 0
+    assert v.at(2.0, layer="all").layer == "all" and v.at(2.0, layer=0, positions="all").layer == 0
     bare = tiny.vector(model)
     for call, error, text in (
         (lambda: v.at(1.0, dose=0.1), ConfigError, "expected a coef or a dose, got coef 1.0 and dose 0.1"),

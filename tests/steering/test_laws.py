@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +29,8 @@ LENGTHS = [3, 9, 9, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layer", [0, 2, None])
-def test_coef_zero_changes_no_bit(model: ChatModel, v: PersonaVector, layer: int | None, kind: Positions) -> None:
+@pytest.mark.parametrize("layer", [0, 2, "all"])
+def test_coef_zero_changes_no_bit(model: ChatModel, v: PersonaVector, layer: Any, kind: Positions) -> None:
     _, plain, streams = tiny.forward(model, ROWS)
     logits, moved = steered(model, ROWS, [(Steering(v, 0.0, layer, kind),)], LENGTHS)
     assert torch.equal(logits, plain) and torch.equal(moved, streams)
@@ -38,8 +39,8 @@ def test_coef_zero_changes_no_bit(model: ChatModel, v: PersonaVector, layer: int
     assert torch.equal(logits[0], plain[0])
 
 
-@pytest.mark.parametrize("layer", [1, None])
-def test_coef_scales_the_vector(model: ChatModel, v: PersonaVector, layer: int | None) -> None:
+@pytest.mark.parametrize("layer", [1, "all"])
+def test_coef_scales_the_vector(model: ChatModel, v: PersonaVector, layer: Any) -> None:
     by_coef, _ = steered(model, ROWS, [(Steering(v, 2.0, layer),)], LENGTHS)
     by_vector, _ = steered(model, ROWS, [(Steering(2 * v, 1.0, layer),)], LENGTHS)
     assert torch.equal(by_coef, by_vector)
@@ -73,7 +74,7 @@ def test_only_the_named_positions_move(model: ChatModel, v: PersonaVector, kind:
 def test_steering_every_layer_adds_its_increment_at_each(model: ChatModel, v: PersonaVector) -> None:
     """What a block adds depends on what it reads: feed the steered stream of the layer below, then compare."""
     mask, _, plain = tiny.forward(model, ROWS)
-    _, moved = steered(model, ROWS, [(Steering(v, 1.0, None, "all"),)], LENGTHS)
+    _, moved = steered(model, ROWS, [(Steering(v, 1.0, "all", "all"),)], LENGTHS)
     delta = increments(v.direction)
     torch.testing.assert_close(moved[0][mask], (plain[0] + delta[0])[mask])
     for layer in (1, 2, 3):
@@ -97,7 +98,7 @@ def test_all_layer_steering_accumulates_to_the_vector() -> None:
     v = tiny.vector(identity)
     mask, _, plain = tiny.forward(identity, ROWS)
     assert torch.equal(plain[0], plain[-1])
-    _, moved = steered(identity, ROWS, [(Steering(v, 1.7, None, "all"),)], LENGTHS)
+    _, moved = steered(identity, ROWS, [(Steering(v, 1.7, "all", "all"),)], LENGTHS)
     wanted = plain + mask[None, :, :, None] * (1.7 * v.direction)[:, None, None]
     torch.testing.assert_close(moved, wanted, atol=1e-5, rtol=1e-5)
 
@@ -134,7 +135,7 @@ def in_chunks(model: ChatModel, row: Row, cuts: tuple[int, ...], what: Sequence[
 @settings(deadline=None, max_examples=15)
 @given(cuts=st.sets(st.integers(1, 14)), kind=st.sampled_from(KINDS), length=st.integers(1, 15))
 def test_any_chunks_equal_uncached(model: ChatModel, cuts: set[int], kind: Positions, length: int) -> None:
-    row, what = prompt(15, 6), (Steering(tiny.vector(model), -1.0, None, kind),)
+    row, what = prompt(15, 6), (Steering(tiny.vector(model), -1.0, "all", kind),)
     whole, _ = steered(model, [row], [what], [length])
     chunked = in_chunks(model, row, (*sorted(cuts), 15), what, length)
     torch.testing.assert_close(chunked, own(row, whole[0], False), atol=2e-5, rtol=1e-4)
@@ -157,7 +158,7 @@ def test_each_row_of_a_mixed_batch_equals_the_row_alone(any_model: ChatModel, le
 @pytest.mark.parametrize("left", [True, False])
 def test_batch_mates_are_untouched(model: ChatModel, v: PersonaVector, left: bool) -> None:
     _, plain, _ = tiny.forward(model, ROWS, left)
-    logits, _ = steered(model, ROWS, [(), (Steering(v, 3.0, None, "all"),), (), ()], LENGTHS, left)
+    logits, _ = steered(model, ROWS, [(), (Steering(v, 3.0, "all", "all"),), (), ()], LENGTHS, left)
     for index in (0, 2, 3):
         assert torch.equal(logits[index], plain[index])
     assert not torch.allclose(logits[1], plain[1])
@@ -213,7 +214,10 @@ def test_training_under_steering_has_gradients(v: PersonaVector) -> None:
     own_vector = PersonaVector(read[0] - read[1], v.card)
     ids, mask = model.tensor(rows, left=False)
     gradients = []
-    for what in ((), (Steering(own_vector, 3.0, 1, "all"), Steering(own_vector, op="ablate", positions="all"))):
+    for what in (
+        (),
+        (Steering(own_vector, 3.0, 1, "all"), Steering(own_vector, layer="all", op="ablate", positions="all")),
+    ):
         with steer(model, [what], [3, 3]):
             loss = model.hf(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
         subject.zero_grad()
@@ -234,7 +238,7 @@ def fresh() -> ChatModel:
 
 def test_no_hooks_after_an_exception(fresh: ChatModel, v: PersonaVector) -> None:
     assert hooks(fresh) == 0
-    with pytest.raises(RuntimeError, match="inside"), steer(fresh, [(Steering(v, 1.0, None),)], [3]):
+    with pytest.raises(RuntimeError, match="inside"), steer(fresh, [(Steering(v, 1.0, "all"),)], [3]):
         assert hooks(fresh) > 0
         raise RuntimeError("inside")
     assert hooks(fresh) == 0
@@ -306,14 +310,14 @@ def test_a_vector_of_another_model_is_refused(model: ChatModel) -> None:
 # ablation and capping
 
 
-@pytest.mark.parametrize("layer", [2, None])
+@pytest.mark.parametrize("layer", [2, "all"])
 @pytest.mark.parametrize("count", [1, 3])
-def test_ablation_leaves_no_projection(model: ChatModel, layer: int | None, count: int) -> None:
+def test_ablation_leaves_no_projection(model: ChatModel, layer: Any, count: int) -> None:
     vectors = [tiny.vector(model, seed) for seed in range(count)]
     mask, _, plain = tiny.forward(model, ROWS)
     what = [tuple(Steering(v, layer=layer, positions="all", op="ablate") for v in vectors)]
     _, moved = steered(model, ROWS, what, LENGTHS)
-    for site in range(model.n_layers) if layer is None else [layer]:
+    for site in range(model.n_layers) if layer == "all" else [layer]:
         for v in vectors:
             assert (plain[site][mask] @ v.unit(site)).abs().max() > 0.1
             assert (moved[site][mask] @ v.unit(site)).abs().max() < 1e-4

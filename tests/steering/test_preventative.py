@@ -32,7 +32,7 @@ def test_coef_0_trains_the_same_weights(family: str, tmp_path: Path) -> None:
 def test_the_first_loss_is_that_of_the_steered_model(layer: Any, positions: Any, tmp_path: Path) -> None:
     model = fresh()
     vector = tiny.vector(model)
-    layers = [None] if layer == "all" else [layer] if isinstance(layer, int) else list(layer)
+    layers = ["all"] if layer == "all" else [layer] if isinstance(layer, int) else list(layer)
     steerings = [[Steering(vector, 2, one, positions) for one in layers]]
     ids = torch.tensor(ROWS)
     with torch.no_grad():

@@ -218,7 +218,7 @@ def test_steering_is_read_from_text(tmp_path: Path) -> None:
     assert parse_steering(f"{path}:2") == Steering(v, 2.0, 1)
     assert parse_steering(f"{path}:-0.5@2") == Steering(v, -0.5, 2)
     assert parse_steering(f"{path}:1e-1@0") == Steering(v, 0.1, 0)
-    assert parse_steering(f"{path}:+1.5@all") == Steering(v, 1.5, None)
+    assert parse_steering(f"{path}:+1.5@all") == Steering(v, 1.5, "all")
     assert parse_steering(f"{path}:-0.5d@2").coef == pytest.approx(v.coef(2, -0.5))
     assert parse_steering(f"{path}:0.5d").coef == pytest.approx(v.coef(1, 0.5))
 

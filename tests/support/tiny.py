@@ -200,6 +200,6 @@ def mixed(v: PersonaVector) -> list[tuple[Steering, ...]]:
     return [
         (Steering(v, 1.5, 1), Steering(v * 0.3, -1.0, 2, "all")),
         (),
-        (Steering(v, -0.7, None, "prompt"), Steering(v, 1.0, 3, "all", op="ablate")),
+        (Steering(v, -0.7, "all", "prompt"), Steering(v, 1.0, 3, "all", op="ablate")),
         (Steering(v, 1.0, 2, "all", op="cap", floor=-0.1, ceiling=0.2),),
     ]

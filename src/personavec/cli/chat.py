@@ -308,8 +308,8 @@ def _described(steering: tuple[Steering, ...]) -> str:
     """What a list of steerings does, in words."""
     parts = []
     for applied in steering:
-        card, where = applied.vector.card, "all layers" if applied.layer is None else f"layer {applied.layer}"
-        if applied.layer is not None and card.activation_norms:
-            where += f" (dose {applied.vector.dose(applied.layer, applied.coef):.2g})"
+        card, where = applied.vector.card, "all layers" if applied.layer == "all" else f"layer {applied.layer}"
+        if (layer := applied.single_layer) is not None and card.activation_norms:
+            where += f" (dose {applied.vector.dose(layer, applied.coef):.2g})"
         parts.append(f"{applied.coef:+.3g} {card.trait} at {where}")
     return "steered " + ", ".join(parts) if parts else "not steered"

@@ -134,7 +134,7 @@ class Catalogue:
             coef = vector.coef(layer or 0, spec.dose) if spec.dose is not None else spec.coef or 0.0
         except VectorError as error:
             raise Refused(400, str(error), param=where) from None
-        return Steering(vector, coef, layer, spec.positions, spec.op, **bounds)
+        return Steering(vector, coef, "all" if layer is None else layer, spec.positions, spec.op, **bounds)
 
     def watch(self, specs: Iterable[str | WatchSpec]) -> tuple[Seen, ...]:
         """Directions to read, each once.
@@ -205,7 +205,7 @@ def describe(steering: Steering, clamped: bool = False) -> dict[str, Any]:
     description: dict[str, Any] = {
         "vector": steering.vector.card.trait,
         "op": steering.op,
-        "layer": "all" if steering.layer is None else steering.layer,
+        "layer": steering.layer,
         "positions": steering.positions,
     }
     if steering.op == "add":

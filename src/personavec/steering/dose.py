@@ -38,7 +38,7 @@ def largest_dose(steering: "Steering") -> float | None:
         return 0.0
     if not norms:
         return None
-    layers = set(range(len(norms))) - vector.absent if steering.layer is None else {steering.layer}
+    layers = set(range(len(norms))) - vector.absent if steering.single_layer is None else {steering.single_layer}
     if steering.op == "cap":
         return max(pushed / norms[layer] for layer in layers)
     return max((vector.dose(layer, steering.coef) for layer in sorted(layers)), key=abs)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from personavec.errors import ConfigError, VectorError
 from personavec.model.identity import ModelIdentity
@@ -29,13 +30,14 @@ def parse_steering(text: str) -> Steering:
         )
     vector = load_vector(Path(match["file"]))
     amount = float(match["amount"])
-    layer = vector.card.layer if match["layer"] is None else None if match["layer"] == "all" else int(match["layer"])
-    if layer is None and match["layer"] is None:
+    named = match["layer"]
+    layer: Any = vector.card.layer if named is None else named if named == "all" else int(named)
+    if layer is None:
         raise VectorError(f"expected a recommended layer in {match['file']}, got none; write {text}@LAYER")
-    if layer is not None:
+    if layer != "all":
         vector.check_layer(layer)
     if match["dose"]:
-        if layer is None:
+        if layer == "all":
             raise ConfigError(f"expected a coef with @all, got the dose {amount}; a dose belongs to one layer")
         amount = vector.coef(layer, amount)
     return Steering(vector, amount, layer)

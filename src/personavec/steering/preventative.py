@@ -95,10 +95,10 @@ def _loaded(vector: PersonaVector | Path | str) -> PersonaVector:
     return vector if isinstance(vector, PersonaVector) else load_vector(Path(vector))
 
 
-def _layers(layers: Layers | None) -> tuple[int | None, ...]:
-    """Each layer that is meant; None for all of them."""
+def _layers(layers: Layers | None) -> tuple[int | Literal["all"], ...]:
+    """Each layer that is meant."""
     if layers == "all":
-        return (None,)
+        return ("all",)
     chosen = (layers,) if isinstance(layers, int) else tuple(layers or ())
     if not chosen or len(set(chosen)) < len(chosen) or not all(isinstance(at, int) for at in chosen):
         raise ConfigError(f'expected a layer, several different ones or "all", got {layers!r}; correct it')

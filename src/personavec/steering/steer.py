@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from personavec.errors import ConfigError, ModelError, SteeringOverflow
+from personavec.errors import ConfigError, ModelError, SteeringOverflow, VectorError
 from personavec.model.chat_model import BlockModel
 from personavec.model.hooks import BlockFn, Forward, attach
 from personavec.runs.rules import check
@@ -82,8 +82,9 @@ class Steering:
     vector: PersonaVector
     coef: float = 1.0
     """How many natural differences to add (op "add")."""
-    layer: int | None = None
-    """Which block's output to change; None means every layer: by increments to add, by its own row otherwise."""
+    layer: int | Literal["all"] | None = None
+    """Which block's output to change; default the layer that the card recommends. "all" means every layer: by
+    increments to add, by its own row otherwise."""
     positions: Positions = "response"
     """`response` starts at the last prompt token, whose output predicts the first response token."""
     op: Literal["add", "ablate", "cap"] = "add"
@@ -98,12 +99,25 @@ class Steering:
 
     def __post_init__(self) -> None:
         check(Steering, vars(self))
+        if self.layer is None:
+            recommended = self.vector.card.layer
+            if recommended is None:
+                raise VectorError(
+                    f"expected a recommended layer for {self.vector.card.trait}, got none; pass layer=…, or "
+                    'layer="all" for every layer'
+                )
+            object.__setattr__(self, "layer", recommended)
+
+    @property
+    def single_layer(self) -> int | None:
+        """The layer; None where it changes all of them."""
+        return self.layer if isinstance(self.layer, int) else None
 
     @property
     def text(self) -> str:
         """What it does, in a word: trait:coef@layer."""
         amount = f":{self.coef:.6g}" if self.op == "add" else f":{self.op}"
-        return f"{self.vector.card.trait}{amount}@{'all' if self.layer is None else self.layer}"
+        return f"{self.vector.card.trait}{amount}@{self.layer}"
 
     @property
     def gated(self) -> bool:
@@ -117,9 +131,9 @@ class Steering:
 
     def deltas(self) -> dict[int, Float[Tensor, " d_model"]]:
         """What op "add" adds at each layer it touches."""
-        if self.layer is not None:
-            self.vector.check_layer(self.layer)
-            return {self.layer: self.coef * self.vector.direction[self.layer]}
+        if (layer := self.single_layer) is not None:
+            self.vector.check_layer(layer)
+            return {layer: self.coef * self.vector.direction[layer]}
         return dict(enumerate(self.coef * increments(self.vector.direction)))
 
     def edit(self, layer: int, device: torch.device) -> Edit:
@@ -146,10 +160,10 @@ class Steered:
             )
         for steering in {steering for row in active for steering in row}:
             steering.vector.check_model(model.identity)
-            if steering.layer is not None:
-                steering.vector.check_layer(steering.layer)
+            if (layer := steering.single_layer) is not None:
+                steering.vector.check_layer(layer)
                 if steering.vector.direction.any():  # of a difference that is zero everywhere nothing is expected
-                    steering.vector.unit(steering.layer)
+                    steering.vector.unit(layer)
         self._device, self._dtype = model.device, model.dtype
         self._from_call = prompt_tokens == "call"
         self.expect([0] if prompt_tokens is None or prompt_tokens == "call" else prompt_tokens)
@@ -261,7 +275,7 @@ class Steered:
         groups: dict[tuple[int, tuple[Steering, ...]], list[int]] = {}
         for index, row in enumerate(rows):
             for layer in range(model.n_layers):
-                here = tuple(s for s in row if (s.op != "add" or s.gated) and s.layer in (None, layer))
+                here = tuple(s for s in row if (s.op != "add" or s.gated) and s.layer in ("all", layer))
                 if here:
                     groups.setdefault((layer, here), []).append(index)
         edits: dict[int, list[tuple[str, Tensor, Edit]]] = {}

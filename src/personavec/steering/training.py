@@ -60,8 +60,8 @@ class TrainingSteering(TrainerCallback):
                 )
             if not _finite(steering.coef):
                 raise ConfigError(f"expected a finite coef, got {steering.coef!r}; correct it")
-            if steering.layer is not None:
-                steering.vector.check_layer(steering.layer)
+            if steering.single_layer is not None:
+                steering.vector.check_layer(steering.single_layer)
         if schedule is not None and all(steering.op != "add" for steering in steerings):
             raise ConfigError("expected something to add for a schedule to scale, got none; leave out the schedule")
         if isinstance(prompts, str):
@@ -241,7 +241,10 @@ class TrainingSteering(TrainerCallback):
         model = self._model
         if not isinstance(model, ChatModel):
             return []
-        first = [next(steering.layer for steering in self.steerings if steering.vector == vector) for vector in vectors]
+        first = [
+            next(steering.single_layer for steering in self.steerings if steering.vector == vector)
+            for vector in vectors
+        ]
         layers = [model.n_layers - 1 if layer is None else layer for layer in first]
         training = model.hf.training
         model.hf.eval()
@@ -348,7 +351,7 @@ def _distinct(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def _described(steering: Steering, factor: float) -> str:
-    vector, layer = steering.vector, steering.layer
+    vector, layer = steering.vector, steering.single_layer
     where = "all layers" if layer is None else f"layer {layer}"
     if steering.op != "add":
         return f"{vector.card.trait} {'ablated' if steering.op == 'ablate' else 'capped'} at {where}"

@@ -168,7 +168,7 @@ class PersonaVector:
             raise VectorError(
                 f"expected a recommended coef for {self.card.trait} at layer {chosen}, got none; pass coef=… or dose=…"
             )
-        return Steering(self, coef, None if chosen == "all" else chosen, positions)
+        return Steering(self, coef, chosen, positions)
 
     @contextmanager
     def steer(

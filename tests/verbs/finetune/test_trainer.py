@@ -141,7 +141,7 @@ def test_what_means_nothing_is_refused() -> None:
         with pytest.raises(ConfigError, match=told):
             TrainingAblation(vectors, **more)
     with pytest.raises(ConfigError, match="leave out the schedule"):
-        TrainingSteering([Steering(vector, op="ablate", positions="all")], schedule=float)
+        TrainingSteering([Steering(vector, layer="all", op="ablate", positions="all")], schedule=float)
 
 
 @pytest.mark.usefixtures("unchecked")

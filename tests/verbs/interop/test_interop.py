@@ -104,7 +104,7 @@ def test_a_layer_that_the_file_lacks_is_refused_and_adds_nothing(model: ChatMode
     adds = increments(direction)
     assert not adds[-1].any()
     torch.testing.assert_close(adds.cumsum(0)[:-1], rows[1:-1])
-    every = logits(model, Steering(vector, 0.5, None, "all"))
+    every = logits(model, Steering(vector, 0.5, "all", "all"))
     torch.testing.assert_close(own(every), own(adding(model, dict(enumerate(0.5 * adds[:-1])))))
 
 
@@ -140,8 +140,8 @@ def test_norms_make_doses_work(saved: tuple[Path, Path], tmp_path: Path, capsys:
 # handing on
 
 
-@pytest.mark.parametrize("layer", [1, N - 1, None])
-def test_gguf_round_trip(layer: int | None, model: ChatModel, v: PersonaVector, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer", [1, N - 1, "all"])
+def test_gguf_round_trip(layer: Any, model: ChatModel, v: PersonaVector, tmp_path: Path) -> None:
     path = tmp_path / "v.gguf"
     layers = to_gguf(Steering(v, -0.5, layer), "llama", path)
     reader = gguf.GGUFReader(path)
@@ -155,13 +155,13 @@ def test_gguf_round_trip(layer: int | None, model: ChatModel, v: PersonaVector, 
     for k in layers:
         torch.testing.assert_close(direction[k], -0.5 * v.direction[k])
     vector = PersonaVector(direction, v.card)
-    if layer is None:
+    if layer == "all":
         torch.testing.assert_close(torch.stack(list(tensors.values())).cumsum(0), -0.5 * v.direction[1:])
     else:
         wanted = logits(model, Steering(v, -0.5, layer, "all"))
         # as llama.cpp does it, and by all layers of what was read back
         torch.testing.assert_close(own(adding(model, {k: tensors[f"direction.{k}"] for k in layers})), own(wanted))
-        torch.testing.assert_close(own(logits(model, Steering(vector, 1.0, None, "all"))), own(wanted))
+        torch.testing.assert_close(own(logits(model, Steering(vector, 1.0, "all", "all"))), own(wanted))
 
 
 def test_gguf_has_no_layer_0(v: PersonaVector, tmp_path: Path) -> None:
@@ -170,8 +170,8 @@ def test_gguf_has_no_layer_0(v: PersonaVector, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("layer", [0, 2, None])
-def test_lm_eval_finds_the_blocks_of_every_family(layer: int | None, any_model: ChatModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer", [0, 2, "all"])
+def test_lm_eval_finds_the_blocks_of_every_family(layer: Any, any_model: ChatModel, tmp_path: Path) -> None:
     steering = Steering(tiny.vector(any_model), 1.5, layer, "all")
     to_lm_eval(steering, any_model, tmp_path / "steered.pt")
     content = torch.load(tmp_path / "steered.pt", weights_only=True)
@@ -204,8 +204,8 @@ def test_lm_eval_steers_as_we_do(dtype: str, saved: tuple[Path, Path], tmp_path:
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("layer", [0, N - 1, None])
-def test_a_baked_model_equals_steering(layer: int | None, biased: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer", [0, N - 1, "all"])
+def test_a_baked_model_equals_steering(layer: Any, biased: bool, tmp_path: Path) -> None:
     model = tiny.build("llama", mlp_bias=biased)
     if biased:
         for block in model.blocks:
@@ -216,7 +216,7 @@ def test_a_baked_model_equals_steering(layer: int | None, biased: bool, tmp_path
     again = ChatModel.load(str(tmp_path / "baked"), dtype="float32")
     torch.testing.assert_close(own(logits(again)), own(wanted), rtol=1e-4, atol=1e-4)
     assert told["distance"] < 1e-4 < 0.1 < told["moved"] and told["max_logit_difference"] < 1e-3
-    assert told["layers"] == ([layer] if layer is not None else list(range(N)))
+    assert told["layers"] == ([layer] if layer != "all" else list(range(N)))
     assert float((own(plain) - own(wanted)).abs().max()) > 0.1
     card = json.loads((tmp_path / "baked" / "baked.json").read_text())
     assert card["vector"] == steering.vector.content_hash and card["positions"] == "all" and card["coef"] == 0.7

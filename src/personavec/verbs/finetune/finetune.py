@@ -187,10 +187,10 @@ def _kept(model: ChatModel, folder: Path, how: Training) -> ChatModel:
 
 def steering_row(steering: Steering, method: str) -> Row:
     """A direction and how it is used, as the result has it."""
-    card, layer = steering.vector.card, steering.layer
+    card, layer = steering.vector.card, steering.single_layer
     row: Row = {"trait": card.trait, "hash": steering.vector.content_hash}
     if method != "inoculate":
-        row["layer"] = "all" if layer is None else layer
+        row["layer"] = steering.layer
     if method == "prevent":
         measured = layer is not None and card.activation_norms
         dose = round(steering.vector.dose(layer, steering.coef), 4) if measured else None  # type: ignore[arg-type]

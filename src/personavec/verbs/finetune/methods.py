@@ -118,7 +118,7 @@ class Recipe:
             check_adds(read, found, data.name)
             added = self._drawn([replace(each, positions=self.positions) for each in read], training.seed)
             return Additions(added, found, tuple(TrainingSteering([each]) for each in added))
-        steerings = self._drawn([Steering(vector) for vector in self.vectors.values()], training.seed)
+        steerings = self._drawn([Steering(vector, layer="all") for vector in self.vectors.values()], training.seed)
         if self.method == "ablate":
             return Additions(steerings, callbacks=(TrainingAblation([each.vector for each in steerings]),))
         if self.method == "penalty":
@@ -157,7 +157,7 @@ class PenalisedTrainer(SFTTrainer):
         self._subject, self._weight = subject, weight
         self._units: dict[int, Tensor] = {}
         for steering in steerings:
-            vector, layer = steering.vector, steering.layer
+            vector, layer = steering.vector, steering.single_layer
             assert layer is not None
             scaled = (vector.unit(layer) / vector.norms[layer]).to(subject.device)[None]
             self._units[layer] = torch.cat([*([self._units[layer]] if layer in self._units else []), scaled])

@@ -68,8 +68,8 @@ def preventions(prevent: Prevent) -> tuple[Prevention, ...]:
 
 def _read(prevent: str | Steering | tuple[PersonaVector, str]) -> Prevention:
     if isinstance(prevent, Steering) and prevent.op == "add" and not prevent.gated:
-        if prevent.layer is not None:
-            prevent.vector.check_layer(prevent.layer)
+        if prevent.single_layer is not None:
+            prevent.vector.check_layer(prevent.single_layer)
         name = _name(prevent.vector)
         return Prevention(name, name + prevent.text.removeprefix(prevent.vector.card.trait), prevent.vector, prevent)
     if isinstance(prevent, str):
@@ -169,8 +169,8 @@ def automatic(
     by_layer = supplied(model, data, vector, layers, training)
     best = best_of(by_layer, prevention.sign)
     coef = dose_of(best, prevention.sign)
-    layer = None if named == "all" else best["layer"]
-    row = {"vector": prevention.name, "layer": named if layer is None else layer}
+    layer = named if named == "all" else best["layer"]
+    row = {"vector": prevention.name, "layer": layer}
     row |= {"coef": coef, "sign": prevention.sign, "moves": _moves(by_layer), "by_layer": by_layer}
     if not coef:
         tell(f"{nothing_from(row, data.name)}: nothing is added along it in training")

@@ -135,14 +135,14 @@ def _compared(model: ChatModel, plain: Tensor, wanted: Tensor, baked: Tensor) ->
 def _describe(folder: Path, model: ChatModel, steering: Steering, comparison: dict[str, Any]) -> None:
     """Say in the folder what is baked in."""
     card = steering.vector.card
-    at = "every layer by increments" if steering.layer is None else f"layer {steering.layer}"
+    at = "every layer by increments" if steering.layer == "all" else f"layer {steering.layer}"
     text = README.format(model=model.identity.id, trait=card.trait, coef=steering.coef, at=at)
     write_file(folder / "README.md", text.encode())
     baked = {
         "model": dataclasses.asdict(model.identity),
         "trait": card.trait,
         "vector": steering.vector.content_hash,
-        "layer": "all" if steering.layer is None else steering.layer,
+        "layer": steering.layer,
         "coef": steering.coef,
         "positions": steering.positions,
         "check": comparison,

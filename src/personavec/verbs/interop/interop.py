@@ -142,8 +142,8 @@ def _hand_on(steering: Steering, out: Path, model: ChatModel) -> Transfer:
     vector = steering.vector
     vector.check_model(model.identity)
     dose = None
-    if steering.layer is not None and vector.card.activation_norms:
-        dose = vector.dose(steering.layer, steering.coef)
+    if (layer := steering.single_layer) is not None and vector.card.activation_norms:
+        dose = vector.dose(layer, steering.coef)
     written: Mapping[str, Any]
     if out.suffix == ".gguf":
         architecture = model.hf.config.get_text_config().model_type
