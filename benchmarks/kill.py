@@ -30,7 +30,7 @@ PAGES = {".html", ".svg", ".png"}
 """Made of the results, and of the times in them."""
 MOST, LATEST = 2, 0.8
 """Kills of one run, and when at the latest, as a share of what it takes by itself."""
-NEEDED = {"shift": {"finetune"}, **dict.fromkeys(("decompose", "monitor --experiment", "space"), {"extract"})}
+NEEDED = {"shift": {"finetune"}, "decompose": {"extract"}, "monitor --experiment": {"extract"}, "space": {"extract"}}
 """Verbs that read what others wrote."""
 
 
@@ -165,11 +165,7 @@ class Trial:
         self.name, self.rng = name, rng
         self.slug = name.replace(" --", "-").replace(" ", "-")
         self.out = Path(self.slug)
-        self.argv = (
-            [*argv, "--out", str(self.out)]
-            if argv[0] != "interop"
-            else [str(self.out) if a == "bake" else a for a in argv]
-        )
+        self.argv = [*argv, "--out", str(self.out)]
         self.wrong: list[str] = []
         first = attempt(self.argv)
         if first.code not in (0, 1):
