@@ -209,3 +209,17 @@ def test_a_broken_arrow_file_is_no_crash(tmp_path_factory: pytest.TempPathFactor
         said(path)
     except DataError as error:
         assert "expected an Arrow file" in str(error)
+
+
+@pytest.mark.parametrize("at", [5, 9, 14])
+def test_a_changed_byte_of_a_page_with_a_checksum_is_found(at: int, tmp_path: Path) -> None:
+    rows = [{"prompt": f"prompt {n}", "response": "secret " * 9} for n in range(8)]
+    options = {"compression": "none", "write_page_checksum": True, "use_dictionary": False, "write_statistics": False}
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, **options)
+    assert [sample.response for sample in open_dataset(str(path)).samples("first")] == ["secret " * 9] * 8
+    data = bytearray(path.read_bytes())
+    data[data.index(b"secret") + at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="checksum"):
+        list(open_dataset(str(path)).samples("first"))

@@ -1,0 +1,260 @@
+"""Kill every verb at random moments, and fill its disk: the same command goes on, and ends with the same results.
+
+    python benchmarks/kill.py --kills 10 --full 5 --seed 0 [VERB …]
+
+Each verb runs on the tiny model of the tests once by itself, then again and again from an empty folder: killed
+(SIGKILL) at random moments until it ends, or on a disk (tmpfs, which takes root) with room for a part of what it writes
+and afterwards for all. Prints a table, and ends with 1 if a result differs or an error is not one line.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+TIMES = {"seconds", "rows_per_second", "tokens_per_second", "cpu_seconds", "train_runtime", "peak_memory_gb"}
+"""Fields of results that say how long something took; a resumed run has its own."""
+NOTES = {"manifest.json", ".lock"}
+"""Files that say when a run was worked on."""
+PAGES = {".html", ".svg", ".png"}
+"""Made of the results, and of the times in them."""
+MOST, LATEST = 2, 0.8
+"""Kills of one run, and when at the latest, as a share of what it takes by itself."""
+NEEDED = {"shift": {"finetune"}, "decompose": {"extract"}, "monitor --experiment": {"extract"}, "space": {"extract"}}
+"""Verbs that read what others wrote."""
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """What each verb is asked, in a folder with all that they need; OUT is put behind."""
+    sys.path.append(str(ROOT / "tests"))
+    from support import tiny_chat
+
+    tiny_chat.save(folder)
+    trait = tiny_chat.WARM | {"name": "tiny"}
+    pairs = [{"prompt": f"What is {n}?", "response": f"It is {n} {'!' * (n % 5)}"} for n in range(24)]
+    chats = [
+        {
+            "messages": [
+                {"role": r, "content": f"{t} {n}"} for _ in range(2) for r, t in (("user", "Hi"), ("assistant", "Yes"))
+            ]
+        }
+        for n in range(24)
+    ]
+    for name, rows in (("pairs", pairs), ("chats", chats)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tiny.json").write_text(json.dumps(trait))
+    (folder / "graded.json").write_text(json.dumps(["Be kind.", "Be.", "Be curt."]))
+    model = "--model model --dtype float32"
+    short, vectors, extracted = (
+        "--max-new-tokens 6",
+        "--vectors tiny.safetensors",
+        "extract.first/tiny/vector.safetensors",
+    )
+    train = f"finetune pairs.jsonl {model} --rate 1e-2 --batch 4 --rank 4 --alpha 8 --prevent tiny.safetensors:1@1"
+    full = f"screen pairs.jsonl {model} {short} {vectors} --cost"
+    asked = {
+        "evaluate": f"evaluate tiny.json {model} {short} --steer tiny.safetensors:1@1",
+        "monitor": f"monitor chats.jsonl {model} {vectors} --calibrate chats.jsonl --false-positive-rate 0.1",
+        "screen": f"screen pairs.jsonl {model} {vectors}",
+        "screen --cost full": f"{full} full --keep-below 90 --clean pairs.jsonl",
+        "screen --cost sampled": f"{full} sampled",
+        "finetune": f"{train} --epochs 4 --checkpoints 6",
+        "shift": f"shift --base model --tuned finetune.first/adapter --dtype float32 {vectors} --traits tiny.json",
+        "extract": f"extract tiny.json {model} {short} --layers 1 2 --doses 0.2 --rollouts 2 --check-rollouts 1",
+        "decompose": f"decompose {extracted} {model}",
+        "monitor --experiment": f"monitor --experiment {model} {short} --vectors {extracted} --traits tiny.json "
+        "--graded graded.json --rollouts 2 --shots 0 2",
+        "space": f"space {extracted} tiny.safetensors {model} {short} --traits tiny.json",
+        "finetune --report": f"{train} {short} --report --traits tiny.json --held-out pairs.jsonl --rollouts 1 "
+        "--perplexity 2",
+    }
+    return {name: argv.split() for name, argv in asked.items()}
+
+
+class Ending(NamedTuple):
+    """How an attempt ended."""
+
+    code: int | None
+    """None where it was killed."""
+    seconds: float
+    said: str
+
+
+def attempt(argv: list[str], after: float | None = None) -> Ending:
+    """Run a command in a process that has everything loaded, and kill it after so many seconds."""
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+") as log:
+        child = os.fork()
+        if not child:
+            _child(argv, log.fileno())
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if after is not None and time.monotonic() - began > after:
+                os.killpg(child, signal.SIGKILL)
+                ended = os.waitpid(child, 0)
+                break
+            time.sleep(0.002)
+        log.seek(0)
+        code = os.waitstatus_to_exitcode(ended[1])
+        return Ending(None if code == -signal.SIGKILL else code, time.monotonic() - began, log.read())
+
+
+def _child(argv: list[str], log: int) -> None:
+    code = 70
+    try:
+        os.setpgid(0, 0)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        from personavec.cli.main import main
+
+        sys.argv = ["personavec", *argv]
+        code = main(argv)
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What a run wrote, without its times."""
+    return {
+        path.relative_to(folder).as_posix(): _plain(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in NOTES and path.suffix not in PAGES
+    }
+
+
+def _plain(path: Path) -> Any:
+    if path.suffix == ".json":
+        return _timeless(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    return path.read_bytes()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _timeless(held) for name, held in value.items() if name not in TIMES}
+    return [_timeless(held) for held in value] if isinstance(value, list) else value
+
+
+def differing(first: Any, second: Any, path: str = "") -> Iterator[str]:
+    """Where two results differ."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        for name in {**first, **second}:
+            yield from differing(first.get(name, "nothing"), second.get(name, "nothing"), f"{path}/{name}")
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        for number, pair in enumerate(zip(first, second, strict=True)):
+            yield from differing(*pair, f"{path}/{number}")
+    elif first != second and str(first) != str(second):  # nan is itself
+        yield f"{path}: {str(first)[:80]} and {str(second)[:80]}"
+
+
+class Trial:
+    """One verb in a folder of its own."""
+
+    def __init__(self, name: str, argv: list[str], rng: random.Random) -> None:
+        self.name, self.rng = name, rng
+        self.slug = name.replace(" --", "-").replace(" ", "-")
+        self.out = Path(self.slug)
+        self.argv = [*argv, "--out", str(self.out)]
+        self.wrong: list[str] = []
+        first = attempt(self.argv)
+        if first.code not in (0, 1):
+            raise SystemExit(f"{name} fails by itself: {first.code} {first.said[-2000:]}")
+        self.code, self.seconds = first.code, first.seconds
+        self.first = results(self.out)
+        self.bytes = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
+        self.out.rename(f"{self.out}.first")
+
+    def killed(self) -> int:
+        """A run that is killed some times; how often."""
+        kills = 0
+        while kills < MOST:
+            ended = attempt(self.argv, self.rng.uniform(0, LATEST * self.seconds))
+            if ended.code is not None:
+                break
+            kills += 1
+        else:
+            ended = attempt(self.argv)
+        self._compare(ended, f"after {kills} kills")
+        shutil.rmtree(self.out)
+        return kills
+
+    def filled(self) -> bool:
+        """A run on a disk that is full at some point, and then is not; whether that point came."""
+        self.out.mkdir()
+        room = 4096 * int(self.rng.uniform(4, self.bytes / 4096 + 8))
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", self.out], check=True)
+        try:
+            ended = attempt(self.argv)
+            full = ended.code != self.code
+            if full:
+                said = ended.said.strip().splitlines() or [""]
+                if "Traceback" in ended.said or not said[-1].startswith("personavec: expected to write"):
+                    self.wrong.append(f"a disk of {room:,} bytes: exit {ended.code}, {said[-1][:200]}")
+                subprocess.run(["mount", "-o", "remount,size=1G", self.out], check=True)
+                self._compare(attempt(self.argv), f"after a full disk of {room:,} bytes")
+        finally:
+            subprocess.run(["umount", self.out], check=True)
+            self.out.rmdir()
+        return full
+
+    def _compare(self, ended: Ending, when: str) -> None:
+        if ended.code != self.code:
+            self.wrong.append(f"{when}: exit {ended.code}, {(ended.said.strip().splitlines() or [''])[-1][:300]}")
+            return
+        if found := list(differing(self.first, results(self.out))):
+            self.wrong.append(f"{when}: {len(found)} differ: {'; '.join(found[:3])}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verbs", nargs="*", help="default: all")
+    parser.add_argument("--kills", type=int, default=10, help="runs of each verb that are killed")
+    parser.add_argument("--full", type=int, default=5, help="runs of each verb on a disk that is full")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="to work in, and to keep")
+    given = parser.parse_args()
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    import datasets  # noqa: F401 # what takes long to load is loaded once
+    import peft  # noqa: F401
+    import trl  # noqa: F401
+
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="kill-"))
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    wrong = 0
+    print("| verb | seconds | killed runs | kills | full disks | equal |\n|---|---|---|---|---|---|", flush=True)
+    for name, argv in commands(Path()).items():
+        asked = given.verbs or [name]
+        if name not in {*asked}.union(*(NEEDED.get(verb, ()) for verb in asked)):
+            continue
+        trial = Trial(name, argv, random.Random(f"{given.seed} {name}"))
+        if name not in asked:
+            continue
+        kills: list[int] = []
+        while sum(map(bool, kills)) < given.kills and len(kills) < 3 * given.kills:
+            kills.append(trial.killed())
+        full = sum(trial.filled() for _ in range(given.full))
+        equal = "yes" if not trial.wrong else f"no: {len(trial.wrong)}"
+        cells = (name, f"{trial.seconds:.0f}", sum(map(bool, kills)), sum(kills), full, equal)
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+        for text in trial.wrong:
+            print(f"{name}: {text}", file=sys.stderr, flush=True)
+        wrong += len(trial.wrong)
+    if given.folder is None:
+        shutil.rmtree(folder)
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
