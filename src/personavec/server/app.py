@@ -20,15 +20,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
-from personavec.model.spelling import Spelling
 from personavec.server.api import openapi, protocol
 from personavec.server.api.answers import Completion
 from personavec.server.api.protocol import AskedBody, ChatBody, CompletionBody
 from personavec.server.api.responses import ModelResponse, ResponseBody
+from personavec.server.exchange import Exchange
 from personavec.server.limits import Limits
 from personavec.server.refused import HEADERS, Refused
 from personavec.server.reply import News
-from personavec.server.service import Exchange, Service
+from personavec.server.service import Service
 from personavec.server.terms import LOOPBACK
 from personavec.steering.dose import largest_dose
 from personavec.steering.steer import Steering
@@ -58,7 +58,6 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan, responses=openapi.ERRORS)
     terms, name = service.terms, service.model.identity.id
-    spelling = Spelling(service.model.tokenizer)
     hosts = {*LOOPBACK} if terms.host in LOOPBACK else None
 
     def count(scope: Scope, status: int) -> None:
@@ -100,7 +99,11 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
     async def answer(request: Request, body: AskedBody) -> Response:
         exchange = await service.open(body)
         responds = isinstance(body, ResponseBody)
-        made = ModelResponse(exchange, service.model) if responds else Completion(exchange, service.model, spelling)
+        made = (
+            ModelResponse(exchange, service.model)
+            if responds
+            else Completion(exchange, service.model, service.spelling)
+        )
         news = exchange.news()
         watcher = asyncio.create_task(leave(request, exchange, service))
         try:

@@ -16,6 +16,7 @@ from personavec.errors import PersonavecError, SteeringOverflow
 from personavec.model.chat_model import ChatModel
 from personavec.model.kv_cache import Slots, States, check_served, continued, states_of, using
 from personavec.model.sampling import Sampling
+from personavec.server.api.forms import JsonForm
 from personavec.server.limits import LOG
 from personavec.server.prefixes import BLOCK, Block, Prefixes, Reading
 from personavec.server.reply import Finish, Logprobs, News, RunningReply
@@ -51,6 +52,8 @@ class Job:
     """By the clock of `time.monotonic`."""
     cancelled: bool = False
     """Set if nobody waits any more; the row leaves before the next step."""
+    form: JsonForm | None = None
+    """What the reply is held to."""
     reused: int = 0
     """Tokens of the prompt that were not read, because an earlier conversation began with them."""
 
@@ -300,6 +303,7 @@ class Engine:
                 alike.setdefault((job.sampling.temperature, job.sampling.top_p), []).append(row)
             else:
                 job.end("error", "expected finite logits, got inf or nan; lower the steering (a dose under 1 is usual)")
+        logits, free = self._held(jobs, logits), logits
         for rows in alike.values():
             numbers = torch.tensor([jobs[row].numbers[len(jobs[row].reply.ids)] for row in rows], device=logits.device)
             drawn_from = logits if len(rows) == len(jobs) else logits[rows]
@@ -312,8 +316,24 @@ class Engine:
             for row, token in zip(rows, tokens, strict=True):
                 job = jobs[row]
                 top = job.top_logprobs
-                job.reply.add(token, None if top is None else _logprobs(logits[row], token, top))
+                if job.form is not None and not job.form.take(token):
+                    job.end("error", "expected a token of the form that was asked for, got another one; ask again")
+                if job.reply.finish:
+                    continue
+                job.reply.add(token, None if top is None else _logprobs(free[row], token, top))
                 job.tell(job.reply.news())
+
+    def _held(self, jobs: Sequence[Job], logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+        """Logits of the tokens that each reply may go on with, by the form that was asked of it."""
+        forms = [(row, job.form) for row, job in enumerate(jobs) if job.form is not None and not job.reply.finish]
+        held = logits.clone() if forms else logits
+        for row, form in forms:
+            allowed = form.allowed(logits.shape[-1]).to(logits.device)
+            held[row, ~allowed] = float("-inf")
+            if not allowed.any():
+                jobs[row].end("error", "expected a form that can be gone on with, got none; change the schema")
+                held[row] = logits[row]
+        return held
 
     def _take_out(self) -> None:
         """Let those leave who are over."""

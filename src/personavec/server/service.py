@@ -1,140 +1,38 @@
 """From a request to rows of the engine, and from their replies to the log."""
 
 import asyncio
-import math
 import secrets
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
+from personavec.model.spelling import Spelling
 from personavec.runs.rules import check
+from personavec.server.api.forms import JsonForm, JsonForms
 from personavec.server.api.protocol import AskedBody, CompletionBody
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
 from personavec.server.engine import Engine, Full, Job
+from personavec.server.exchange import Exchange
 from personavec.server.limits import LOG
 from personavec.server.log import Log, LoggedTurn, Metrics
 from personavec.server.refused import Refused
-from personavec.server.reply import News, RunningReply
+from personavec.server.reply import RunningReply
 from personavec.server.terms import Terms
 from personavec.steering.notation import Steers, in_order
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 from personavec.verbs.monitor.calibration import KINDS, Calibration
 
-GRACE = 5.0
-"""Seconds after a deadline within which the engine ends a reply; later it is ended without it."""
 DEFAULT_TOKENS = 256
 """Longest reply where a request does not say."""
-
-
-@dataclass
-class Exchange:
-    """A request under way, and all its replies."""
-
-    id: str
-    body: AskedBody
-    messages: list[dict[str, str]]
-    conversation: str
-    turn: int
-    applied: Applied
-    watched: tuple[Seen, ...]
-    prompts: list[list[Job]] = field(default_factory=list)
-    """The replies to each prompt."""
-    began: float = field(default_factory=time.monotonic)
-    created: int = field(default_factory=lambda: int(time.time()))
-    first_token: float | None = None
-    closing: "asyncio.Task[list[dict[str, Any]]] | None" = None
-    _news: "asyncio.Queue[tuple[int, News]]" = field(default_factory=asyncio.Queue)
-
-    @cached_property
-    def jobs(self) -> list[Job]:
-        """All replies, in the order of their choices."""
-        return [job for jobs in self.prompts for job in jobs]
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of all prompts, each once."""
-        return sum(len(jobs[0].prompt) for jobs in self.prompts)
-
-    @property
-    def tokens_reused(self) -> int:
-        """Those among them that an earlier conversation began with, so that they were not read again."""
-        return sum(jobs[0].reused for jobs in self.prompts)
-
-    def teller(self, index: int) -> Any:
-        """What the engine's thread calls for a reply."""
-        loop = asyncio.get_running_loop()
-
-        def tell(news: News) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(self._news.put_nowait, (index, news))
-
-        return tell
-
-    async def news(self) -> AsyncIterator[tuple[int, News]]:
-        """What the replies get, with the index of each, until all are over."""
-        left = len(self.jobs)
-        while left:
-            try:
-                index, news = await asyncio.wait_for(self._news.get(), max(1.0, self.latest - time.monotonic()))
-            except TimeoutError:  # the engine is stuck: whoever waits is answered all the same
-                if not self.expire():
-                    return
-                continue
-            self.first_token = self.first_token or time.monotonic()
-            left -= news.over
-            yield index, news
-
-    @property
-    def latest(self) -> float:
-        """When the engine has ended every reply, by the clock of `time.monotonic`."""
-        return max(job.deadline for job in self.jobs) + GRACE
-
-    def expire(self) -> bool:
-        """End replies that the engine should have ended; whether there were any."""
-        late = [job for job in self.jobs if job.reply.finish is None]
-        for job in late:
-            job.end("deadline")
-        return bool(late)
-
-    def cancel(self) -> None:
-        """The client is gone."""
-        for job in self.jobs:
-            job.cancelled = True
-
-    def shared(self) -> dict[str, Any]:
-        """What an answer says of all replies."""
-        return {
-            "conversation": self.conversation,
-            "turn": self.turn,
-            "steering": self.applied.descriptions,
-            "warnings": self.applied.warnings,
-        }
-
-    def projections(self, index: int) -> dict[str, dict[str, Any]]:
-        """By vector what was read at a reply: layer, prompt_last, response_avg and tokens."""
-        read = self.jobs[index].reply.read
-        by_vector = {}
-        for place, direction in enumerate(self.watched):
-            # a steering that is far too large makes projections infinite, for which JSON has no word
-            values = [row[place] if math.isfinite(row[place]) else None for row in read]
-            tokens = [value for value in values[1:] if value is not None]
-            by_vector[direction.key] = {
-                "layer": direction.layer,
-                "prompt_last": values[0] if values else None,
-                "response_avg": sum(tokens) / len(tokens) if tokens else None,
-                "tokens": values[1:],
-            }
-        return by_vector
 
 
 @dataclass
@@ -150,10 +48,16 @@ class Service:
     watched: tuple[Seen, ...]
     steering: tuple[Steering, ...]
     calibration: Calibration | None = None
+    spelling: Spelling = field(init=False)
+    forms: JsonForms = field(init=False)
     started: float = field(default_factory=time.monotonic)
     logged: int = 0
     _tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.spelling = Spelling(self.model.tokenizer)
+        self.forms = JsonForms(self.model, self.spelling)
 
     async def open(self, body: AskedBody) -> Exchange:
         """Check a request and hand its replies to the engine.
@@ -187,6 +91,7 @@ class Service:
             applied,
             watched,
         )
+        grammar = body.form and await asyncio.to_thread(self.forms.grammar, body.form[1], body.form[0])
         seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
         deadline = time.monotonic() + self.terms.deadline
         exchange.prompts = [
@@ -201,6 +106,7 @@ class Service:
                     tuple(direction.watch for direction in watched),
                     body.top,
                     deadline,
+                    form=JsonForm(grammar) if grammar else None,
                 )
                 for number in range(body.n)
             ]

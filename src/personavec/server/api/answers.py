@@ -8,9 +8,9 @@ from typing import Any
 from personavec.model.chat_model import ChatModel
 from personavec.model.spelling import Spelling
 from personavec.server.api.protocol import ChatBody
+from personavec.server.exchange import Exchange
 from personavec.server.refused import Refused
 from personavec.server.reply import Logprobs, News
-from personavec.server.service import Exchange
 
 Json = dict[str, Any]
 

@@ -16,7 +16,6 @@ IGNORED = frozenset(
 NOTHING: tuple[Any, ...] = (None, 0, "", [], {})
 INERT: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
-    "text": ({"format": {"type": "text"}},),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "reasoning_effort": ("none",),
@@ -135,6 +134,11 @@ class AskedBody(_Asked):
         return []
 
     @property
+    def form(self) -> tuple[str, Any] | None:
+        """A JSON schema that replies are held to, and the field that says it."""
+        return None
+
+    @property
     def top(self) -> int | None:
         """How many of the most probable tokens are given next to each; None for no log-probabilities."""
         return None
@@ -169,6 +173,21 @@ def plain(role: Role, content: Any) -> dict[str, str]:
     return {"role": "system" if role == "developer" else role, "content": text}
 
 
+class NamedSchema(_Strict):
+    """A JSON schema, and what it is called."""
+
+    wanted: Any = Field(alias="schema")
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    """Replies are held to the schema either way."""
+
+
+class _Format(_Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+
 class ChatTurn(BaseModel):
     """A turn of a conversation."""
 
@@ -187,6 +206,7 @@ class ChatBody(AskedBody):
 
     messages: Annotated[list[ChatTurn], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    response_format: _Format | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -199,6 +219,19 @@ class ChatBody(AskedBody):
     def longest(self) -> int | None:
         """Most tokens of a reply, as far as the request says."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def form(self) -> tuple[str, Any] | None:
+        """A JSON schema that replies are held to, and the field that says it."""
+        asked = self.response_format
+        if asked is None or asked.type == "text":
+            return None
+        if asked.type == "json_object":
+            return "response_format", {"type": "object"}
+        if asked.json_schema is None:
+            where = "response_format.json_schema"
+            raise Refused(400, f"expected {where}, got none", param=where)
+        return "response_format.json_schema.schema", asked.json_schema.wanted
 
     @property
     def top(self) -> int | None:

@@ -8,10 +8,10 @@ from pydantic import BaseModel, Field
 
 from personavec.model.chat_model import ChatModel
 from personavec.server.api.answers import Json, finite
-from personavec.server.api.protocol import AskedBody, Role, Text, plain
+from personavec.server.api.protocol import AskedBody, Role, Text, _Strict, plain
+from personavec.server.exchange import Exchange
 from personavec.server.refused import Refused
 from personavec.server.reply import News
-from personavec.server.service import Exchange
 
 
 class _InputPart(BaseModel):
@@ -36,6 +36,18 @@ class InputTurn(BaseModel):
     content: Text | list[_InputPart]
 
 
+class _TextFormat(_Strict):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    wanted: Any = Field(None, alias="schema")
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class _TextAsked(_Strict):
+    format: _TextFormat = Field(default_factory=lambda: _TextFormat.model_validate({}))
+
+
 class ResponseBody(AskedBody):
     """Body of /v1/responses."""
 
@@ -45,6 +57,7 @@ class ResponseBody(AskedBody):
 
     input: Annotated[Text, Field(min_length=1)] | Annotated[list[InputTurn], Field(min_length=1)]
     instructions: Text | None = None
+    text: _TextAsked = _TextAsked()
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] = 1
 
@@ -55,6 +68,14 @@ class ResponseBody(AskedBody):
         if isinstance(self.input, str):
             return [*turns, plain("user", self.input)]
         return [*turns, *(plain(turn.role, turn.content) for turn in self.input)]
+
+    @property
+    def form(self) -> tuple[str, Any] | None:
+        """A JSON schema that the reply is held to, and the field that says it."""
+        asked = self.text.format
+        if asked.type == "text":
+            return None
+        return ("text", {"type": "object"}) if asked.type == "json_object" else ("text.format.schema", asked.wanted)
 
     @property
     def longest(self) -> int | None:
@@ -150,7 +171,7 @@ class ModelResponse:
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": body.text.format.model_dump(by_alias=True, exclude_none=True)},
             "tool_choice": "none",
             "tools": [],
             "top_p": body.top_p,
