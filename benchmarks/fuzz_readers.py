@@ -45,8 +45,7 @@ UNPACKS: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.decompress,
     ".zst": lambda data: pa.CompressedInputStream(pa.BufferReader(data), "zstd").read(),
 }
-TABLES = (".parquet", ".arrow")
-FORMATS = (*TEXT, *TABLES, *(text + pack for text in TEXT for pack in PACKS))
+FORMATS = (*TEXT, ".parquet", ".arrow", *(text + pack for text in TEXT for pack in PACKS))
 Parsed = list[Any]
 """Rows; in the place of one that is none the `BROKEN`."""
 BROKEN = object()
@@ -109,7 +108,11 @@ def parsed(data: bytes, suffix: str) -> tuple[Parsed, bool]:
     """Rows of a file by an independent parse, and whether it could be read to its end."""
     kind, _, pack = suffix[1:].partition(".")
     if kind in ("parquet", "arrow"):
-        return [], False  # their libraries alone know; see `law`
+        try:
+            table = pq.read_table(io.BytesIO(data)) if kind == "parquet" else _arrow(data)
+            return table.to_pylist(), True
+        except (pa.ArrowException, OSError, ValueError, OverflowError):
+            return [], False
     try:
         data = UNPACKS["." + pack](data) if pack else data
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, pa.ArrowException):
@@ -126,8 +129,8 @@ def parsed(data: bytes, suffix: str) -> tuple[Parsed, bool]:
             rows = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
         except (ValueError, csv.Error):
             return [], False
-        head, *rest = rows or [[]]
-        return [dict(zip(head, row, strict=True)) if len(row) == len(head) else BROKEN for row in rest if row], True
+        head, *rest = [row for row in rows if row] or [[]]
+        return [dict(zip(head, row, strict=True)) if len(row) == len(head) else BROKEN for row in rest], True
     found: Parsed = []
     for line in data.split(b"\n"):
         if line.strip():
@@ -136,6 +139,13 @@ def parsed(data: bytes, suffix: str) -> tuple[Parsed, bool]:
             except (ValueError, RecursionError):
                 found.append(BROKEN)
     return found, True
+
+
+def _arrow(data: bytes) -> Any:
+    reader = (pa.ipc.open_file if data.startswith(b"ARROW1") else pa.ipc.open_stream)(data)
+    table = reader.read_all()
+    table.validate(full=True)
+    return table
 
 
 class Readers:
@@ -166,8 +176,6 @@ class Readers:
             for each in got:
                 self.record.counts["rows refused" if isinstance(each, Bad) else "rows read"] += 1
                 assert not isinstance(each, Bad) or "\n" not in each.reason, "a reason of several lines"
-            if suffix in TABLES:
-                return
             want, whole = parsed(data, suffix)
             if turn == "every":
                 return

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -213,6 +214,27 @@ def test_other_endings(
     assert main(["extract", "evil", "--json"]) == code
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", f"noise of a library\npersonavec: {told}\n")
+
+
+def test_an_interrupt_is_not_lost_in_the_deletion_of_an_object(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Deleted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def run(_: Any) -> Any:
+        del_me = Deleted()
+        del del_me
+        for _ in range(10**6):  # the work goes on, and Python looks for interrupts
+            pass
+        return Result({})
+
+    monkeypatch.setattr(ExtractConfig, "run", run)
+    hook = sys.unraisablehook
+    assert main(["extract", "evil", "--json"]) == 130
+    assert capsys.readouterr().err == "personavec: interrupted; the same command resumes\n"
+    assert sys.unraisablehook is hook
 
 
 def test_a_trait_that_failed_beside_others_is_bad_input(fake_verb: Any) -> None:

@@ -1,5 +1,6 @@
 """The `personavec` command: one subcommand a verb. Verbs are imported when they run, so that help comes at once."""
 
+import _thread
 import atexit
 import contextlib
 import difflib
@@ -11,7 +12,8 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from importlib import import_module
 from operator import or_
@@ -39,6 +41,7 @@ from personavec.verbs.screen.options import ScreenConfig
 # what is left goes with the process: looking through all of it once more would take seconds
 atexit.register(gc.freeze)
 
+SOON_SECONDS = 0.01
 DONE, FAILED, BAD_INPUT, GATED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
 
@@ -80,12 +83,31 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 a --fail-if holds, 130 interrupted.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
-        code = _main(argv)
+        with _interrupts_arrive():
+            code = _main(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read has seen enough: personavec screen --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would complain
         return DONE
+
+
+@contextlib.contextmanager
+def _interrupts_arrive() -> Iterator[None]:
+    """Interrupt again where Python drops an interrupt: one that comes while an object is being deleted."""
+    before = sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            threading.Timer(SOON_SECONDS, _thread.interrupt_main).start()  # in here it would be dropped, too
+        else:
+            before(dropped)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _main(argv: Sequence[str] | None) -> int:

@@ -101,7 +101,7 @@ class JsonForms:
         if self._compiler is None:
             size = self.model.hf.get_input_embeddings().weight.shape[0]
             spelled = [self.spelling.spell(token, False).bytes or b"" for token in range(len(self.model.tokenizer))]
-            # JSON has control characters between its words alone, where none are written; grammars let strings have them
+            # JSON has control characters between words alone, where none are written; grammars let strings have them
             words = [word if min(word, default=0) >= 32 else b"" for word in spelled]
             stops = list(self.model.stop_ids)
             info = xgrammar.TokenizerInfo(words, xgrammar.VocabType.RAW, vocab_size=size, stop_token_ids=stops)

@@ -36,7 +36,7 @@ except ImportError as error:
     advice = "install it: pip install -e '.[train]' in a clone, or pip install 'personavec[train]'"
     raise ConfigError(f"expected the extra train (TRL), got none; {advice}") from error
 
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT's and TRL's
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)  # PEFT's and TRL's
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """What the paper's adapters are put on. Source: Persona Vectors (arXiv 2507.21509) appendix D.3."""
