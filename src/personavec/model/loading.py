@@ -23,7 +23,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
@@ -196,6 +195,8 @@ def _download(name: str, scratch: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> Path:
     """Dequantise a GGUF file once into a bfloat16 safetensors folder, which loads in under a second."""
+    from transformers import GgufConfig  # trainers that pin an older transformers take the callback all the same
+
     print(f"Converting {gguf.name}; this happens once.", file=sys.stderr)
     where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     try:
