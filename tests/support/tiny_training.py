@@ -52,9 +52,8 @@ def trained(
     **options: Any,
 ) -> Trainer:
     settings = {"per_device_train_batch_size": 2, "max_steps": 4, "logging_steps": 1, "learning_rate": 1e-2, "seed": 0}
-    args = TrainingArguments(
-        str(out), use_cpu=True, report_to=[], disable_tqdm=True, **{"save_strategy": "no"} | settings | options
-    )
+    quiet: dict[str, Any] = {"save_strategy": "no", "report_to": [], "disable_tqdm": True}
+    args = TrainingArguments(str(out), use_cpu=True, **quiet | settings | options)
     trainer = Trainer(
         model.hf,
         args,

@@ -15,19 +15,22 @@ def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
 
     The sample is rounded so far that no dtype shows in it, except float16 for weights stored in float32. Adapters
     are left out, and so are the copies that one trains: what they stand for is read. Weights that are not here as
-    numbers (quantised; partitioned by ZeRO-3 or FSDP; not loaded) are left out too, and the result then says that it
-    is partial.
+    numbers (quantised; partitioned by ZeRO-3 or FSDP; not loaded; moved into an adapter in part) are left out too, and
+    the result then says that it is partial.
     """
     text = hf.config.get_text_config()
     digest = hashlib.sha256(json.dumps([text.model_type, len(blocks), text.hidden_size, text.vocab_size]).encode())
     adapter = getattr(hf.base_model, "prefix", "lora_")
+    begun = {getattr(config, "init_lora_weights", True) for config in getattr(hf, "peft_config", {}).values()}
+    moved = any(str(way).startswith(MOVING) for way in begun)
     partial = ""
     for block in (blocks[0], blocks[len(blocks) // 2], blocks[-1]):
-        weights = {re.sub(r"\b(original_module|base_layer)\.", "", n): w for n, w in block.named_parameters()}
-        for name, weight in sorted(weights.items()):
+        weights = {re.sub(r"\boriginal_module\.", "", n): w for n, w in block.named_parameters()}
+        for name, weight in sorted(weights.items(), key=lambda item: item[0].replace("base_layer.", "")):
             if adapter in name or "modules_to_save." in name:
                 continue
             here = weight.numel() > 0 and not weight.is_meta and not hasattr(weight, "to_local")
+            here = here and not (moved and "base_layer." in name)
             if not (here and weight.is_floating_point() and weight.itemsize > 1):  # whole, in 16 bits or more
                 partial = PARTIAL
                 continue
@@ -36,6 +39,8 @@ def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
     return digest.hexdigest() + partial
 
 
+MOVING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Ways to begin a LoRA by which the weights below it lose what the adapter begins with; of both the sum is the same."""
 PARTIAL = " (partial)"
 """Ends the revision of a model whose weights could not all be read as numbers: quantised, or spread over processes."""
 

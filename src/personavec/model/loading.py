@@ -24,7 +24,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
@@ -266,6 +265,8 @@ def read_gguf(path: Path) -> BoundedReader:
 
 def _convert(path: Path, folder: Path) -> Path:
     """Dequantise a GGUF file once into a bfloat16 safetensors folder, which loads in under a second."""
+    from transformers import GgufConfig  # trainers that pin an older transformers take the callback all the same
+
     print(f"Converting {path.name}; this happens once.", file=sys.stderr)
     read_gguf(path)
     where: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}

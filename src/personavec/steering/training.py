@@ -75,7 +75,7 @@ class TrainingSteering(TrainerCallback):
         self._saved = 0
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        """See to it that an exception in training leaves no hook.
+        """See to it that an exception in training leaves no hook, and that loggers are called after this.
 
         The trainer is looked for on the stack, because transformers (5.24) has no event for an exception and hands its
         callbacks no trainer.
@@ -95,6 +95,8 @@ class TrainingSteering(TrainerCallback):
                 self.close()
 
         trainer.train = closing  # type: ignore[method-assign]
+        order = trainer.callback_handler
+        order.callbacks = [self, *(other for other in order.callbacks if other is not self)]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any

@@ -226,7 +226,8 @@ class PersonaVector:
     def check_model(self, model: ModelIdentity) -> None:
         """Raise VectorError unless the vector was extracted from this model; adapters on top do not matter.
 
-        Where one of the two was quantised or spread over processes, their weights cannot be compared: their names are.
+        Where one of the two was quantised, spread over processes, or lost part of them to an adapter, weights cannot
+        be compared: their names are.
         """
         origin = self.card.model
         if (origin.n_layers, origin.d_model) != (model.n_layers, model.d_model):
@@ -238,9 +239,9 @@ class PersonaVector:
         partial = origin.revision.endswith(PARTIAL) or model.revision.endswith(PARTIAL)
         if partial and origin.id != model.id and origin.revision != model.revision:
             raise VectorError(
-                f"expected a vector for {model.id} by name, as quantised or partitioned weights cannot be compared, "
-                f"got {self.card.trait} from {origin.id}; load the model by that name, or extract the "
-                "vector by this one"
+                f"expected a vector for {model.id} by name, as weights that are quantised, partitioned or partly in an "
+                f"adapter cannot be compared, got {self.card.trait} from {origin.id}; load the model by that name, or "
+                "extract the vector by this one"
             )
         if not partial and origin.revision != model.revision:
             raise VectorError(
