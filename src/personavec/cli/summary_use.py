@@ -122,7 +122,7 @@ def space(_config: SpaceConfig, result: Json) -> None:
         table.add_row(str(index), f"{axis['share']:.0%}", *ends, f"{axis['percentile']:.0f}%")
     console.print(table)
     if effects := result["coexpression"]:
-        r = "no correlation" if effects["r"] is None else f"r {effects['r']:.2f}, p {effects['null']['p']:.3f}"
+        r = "too few for a correlation" if effects["r"] is None else f"r {effects['r']:.2f}, p {effects['null']['p']:.3f}"
         say(f"cosine and co-expression over {effects['pairs']} pairs: {r}")
         for name, reach in effects["reach"].items():
             say(f"{name}: {reach['verdict']} in the dose", markup=False)

@@ -242,7 +242,7 @@ def effect_chart(result: Json) -> alt.LayerChart:
         base.mark_point(filled=True, size=60, opacity=1).encode(y=alt.Y("effect:Q", title="change of the trait score")),
     ]
     r, p = table["r"], table["null"]["p"]
-    correlation = "no correlation" if r is None else f"r = {r:.2f}, p = {p:.3f}"
+    correlation = "too few for a correlation" if r is None else f"r = {r:.2f}, p = {p:.3f}"
     title = f"Cosine and co-expression of other traits: {correlation}"
     subtitle = [f"{table['pairs']} pairs of different traits; p: names of the traits shuffled (Mantel)."]
     return finish(layers, title, subtitle, 420, 320)

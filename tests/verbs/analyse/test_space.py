@@ -136,6 +136,9 @@ def test_mantel_keeps_rows_and_columns_together() -> None:
     table[2, 4] = np.nan  # one unknown pair is left out of every order, not all pairs
     r, shuffled = mantel(table, 2 * table + 1, RNG(0))
     assert r == pytest.approx(1) and np.isfinite(shuffled).all()
+    for few in (1, 2, 3):  # of two traits r is 1 or -1 whatever they do
+        r, shuffled = mantel(table[:few, :few], 2 * table[:few, :few] + 1, RNG(0))
+        assert np.isnan(r) and against(r, shuffled)["p"] is None
 
 
 @pytest.mark.parametrize(

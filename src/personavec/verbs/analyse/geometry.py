@@ -19,6 +19,8 @@ Every = Float[ndarray, "persona question d_model"]
 
 DRAWS, SHUFFLES = 50, 1000
 """Of each null of a rank, and of names."""
+FEWEST = 4
+"""Names below which tables are not correlated: the p of three, with six orders, is never small."""
 ENOUGH = 0.9
 """Share of the variance that the counted components hold."""
 LEAST_RELIABLE = 0.3
@@ -234,8 +236,12 @@ def mantel(
 ) -> tuple[float, Float[ndarray, " shuffle"]]:
     """R of two square tables off their diagonals, and the same with the names of one of them shuffled.
 
+    Nan, and no shuffle, below `FEWEST` names.
+
     Source: Mantel (1967). Cells of one row are no independent pairs; shuffling names keeps rows and columns together.
     """
+    if len(table) < FEWEST:
+        return float("nan"), np.array([])
     off = ~np.eye(len(table), dtype=bool)
 
     def r(order: Int[ndarray, " vector"]) -> float:

@@ -66,7 +66,7 @@ class Space(Result):
             ends = " ↔ ".join(", ".join(axis[side][:2]) for side in ("low", "high"))
             shown.append((f"axis {number}", f"{axis['share']:.0%} of the variance: {ends}"))
         if co := data["coexpression"]:
-            r = "no correlation" if co["r"] is None else f"r {co['r']:.2f}, p {co['null']['p']:.3f}"
+            r = "too few for a correlation" if co["r"] is None else f"r {co['r']:.2f}, p {co['null']['p']:.3f}"
             shown.append(("cosine and co-expression", f"{r} over {co['pairs']} pairs"))
         return shown
 
