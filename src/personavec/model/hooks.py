@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -85,11 +86,8 @@ def attach(
 
     def ended(*_: Any) -> None:
         running.clear()
-        if missed := sorted(fns.keys() - visited):
-            raise ModelError(
-                f"expected layer {', '.join(map(str, missed))} to run, got a forward pass that did not call it as a "
-                "module; choose layers that run on text, and call the model without kernels that go past hooks"
-            )
+        if missed := fns.keys() - visited:
+            raise _missed(missed)
 
     handles = []
     try:
@@ -175,6 +173,34 @@ def _another_form(layer: int, stream: Any, wanted: tuple[int, ...]) -> ModelErro
     )
 
 
+def _missed(layers: Collection[int]) -> ModelError:
+    return ModelError(
+        f"expected layer {', '.join(map(str, sorted(layers)))} to run, got a forward pass that did not call it as a "
+        "module; choose layers that run on text, and call the model without kernels that go past hooks"
+    )
+
+
+_idle: WeakKeyDictionary[ChatModel, tuple[int, ...]] = WeakKeyDictionary()
+
+
+@torch.inference_mode()
+def idle_layers(model: ChatModel) -> tuple[int, ...]:
+    """Blocks that do not run on text alone, such as those that read an image; found by one short pass a model."""
+    if model not in _idle:
+        ran: set[int] = set()
+        handles = [
+            block.register_forward_hook(lambda *_, layer=layer: ran.add(layer))
+            for layer, block in enumerate(model.blocks)
+        ]
+        try:
+            model.decoder(**model.inputs([[model.pad_id] * 2]))
+        finally:
+            for handle in handles:
+                handle.remove()
+        _idle[model] = tuple(layer for layer in range(model.n_layers) if layer not in ran)
+    return _idle[model]
+
+
 class _Deepest(Exception):
     """Raised inside the forward pass once the deepest layer asked for was read."""
 
@@ -188,11 +214,15 @@ def read(model: ChatModel, layers: Collection[int], fn: Callable[[int, Tensor], 
         layers: Which block outputs.
         fn: Told a layer and its stream [batch, seq, d_model].
         inputs: Of the decoder.
+
+    Raises:
+        ModelError: One of them does not run.
     """
-    deepest = max(layers)
+    deepest, seen = max(layers), set[int]()
 
     def at(layer: int) -> BlockFn:
         def block(stream: Tensor) -> None:
+            seen.add(layer)
             fn(layer, stream)
             if layer == deepest:
                 raise _Deepest
@@ -201,6 +231,8 @@ def read(model: ChatModel, layers: Collection[int], fn: Callable[[int, Tensor], 
 
     with attach(model, lambda _: None, {layer: at(layer) for layer in set(layers)}), suppress(_Deepest):
         model.decoder(**inputs)
+    if missed := {*layers} - seen:
+        raise _missed(missed)
 
 
 @torch.inference_mode()
@@ -208,7 +240,7 @@ def capture(
     model: ChatModel,
     rows: Sequence[Sequence[int]],
     weights: Float[Tensor, "batch span seq"],
-    layers: Sequence[int],
+    layers: Sequence[int] | None,
     of: Callable[[Tensor], Tensor] = Tensor.float,
 ) -> Float[Tensor, "batch span layer d_model"]:
     """Weighted sums of the residual stream over positions, computed inside the hooks.
@@ -221,7 +253,8 @@ def capture(
         rows: Token ids of each conversation.
         weights: Per row and span, the weight of every position; a mean has weights that sum to 1. Zero beyond
             the row's own length.
-        layers: Which block outputs to read.
+        layers: Which block outputs to read; None for all. Of all, one that is idle repeats the layer before it, as the
+            stream does, and is zero where there is none.
         of: What to sum: the stream itself, or a function of it, such as its norms, that keeps the first two axes.
 
     The site is `resid_post`, never `output_hidden_states`, whose last entry is normed.
@@ -235,8 +268,12 @@ def capture(
     def add(layer: int, stream: Tensor) -> None:
         sums[layer] = torch.bmm(spread, of(stream))
 
-    read(model, layers, add, **inputs)
-    return torch.stack([sums[layer] for layer in layers], dim=2).cpu()
+    idle = idle_layers(model) if layers is None else ()
+    every = range(model.n_layers) if layers is None else layers
+    read(model, [layer for layer in every if layer not in idle] or every, add, **inputs)
+    for layer in idle:
+        sums[layer] = sums[layer - 1] if layer else torch.zeros_like(next(iter(sums.values())))
+    return torch.stack([sums[layer] for layer in every], dim=2).cpu()
 
 
 @contextmanager
