@@ -91,6 +91,7 @@ def test_characters_stay_whole(plain_model: ChatModel, monkeypatch: pytest.Monke
     turn: dict[str, Any] = {}
     assert [text for text, _ in session._reply(turn, [])] == ["a", "ü", "€", "😀", "b", "\ufffdc", ""]
     assert (turn["finish"], turn["response_tokens"]) == ("stop", 13)
+    assert "(cut at" not in said(session.notes)
 
 
 def test_watching_colours_each_token_by_its_own_projection(

@@ -1,5 +1,6 @@
 """The paper in one command: verdicts, parts that fail, resumption, and the pages."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from personavec.paper import paper as study
 from personavec.paper.claims import Claim, Control, judged
 from personavec.paper.options import PaperConfig
 from personavec.paper.study import surviving
+from personavec.report import paper as paper_page
 from personavec.report.paper import grouped, worded
 from personavec.runs.run import Run
 
@@ -106,6 +108,11 @@ def test_without_a_store_nothing_is_kept(model: ChatModel, monkeypatch: pytest.M
     assert result.data["out"] is None and result.claims[0]["verdict"] == "same direction"
     assert "same direction: 1" in repr(result)
     assert result.report(tmp_path / "page").name == "paper.html" and (tmp_path / "page" / "paper.md").is_file()
+    without = copy.deepcopy(dict(result.data)) | {"failed": [{"part": "two", "error": "no data"}]}
+    for claim in [*without["claims"], *without["parts"]["part"]["claims"]]:
+        claim.update(mean=None, ci=[None, None], controls=[], elsewhere=[], ceiling=None)
+    for parts in (without["parts"], {"part": without["parts"]["part"] | {"claims": []}}):
+        assert "</html>" in paper_page.write(without | {"parts": parts}, tmp_path).read_text("utf-8")
     with pytest.raises(ConfigError, match=r"report\(path\)"):
         result.report()
     plan = study.paper(model, quick=True, plan=True, judge=letters.bench())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support import tiny_chat
+from support.results import unknown
 
 from personavec.model.chat_model import ChatModel
 from personavec.report import finetune as finetune_page
@@ -19,7 +20,6 @@ from personavec.verbs.screen.screen import screen
 
 Data = dict[str, Any]
 WORDS = ("tea", "rain", "boat", "sea", "maps", "snow", "bread", "hat")
-UNKNOWN = {"mean": None, "ci": [None, None]}
 
 
 @pytest.fixture(autouse=True)
@@ -91,14 +91,6 @@ def of_traits(name: str, value: Any) -> Callable[[Data], None]:
             each["traits"]["warm"][name] = value
 
     return change
-
-
-def unknown(value: Any) -> Any:
-    """The same data without any mean that is known."""
-    if isinstance(value, dict):
-        known = {key: unknown(each) for key, each in value.items()}
-        return known | UNKNOWN if {"mean", "ci"} <= value.keys() else known
-    return [unknown(each) for each in value] if isinstance(value, list) else value
 
 
 COMPARED: dict[str, Callable[[Data], Any]] = {

@@ -81,6 +81,13 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Families whose cache holds more than keys and values, or none of use, and wrappers."""
+IDLE: dict[str, tuple[str, dict[str, Any]]] = {
+    "mllama": (
+        "MllamaForCausalLM",
+        {k: v for k, v in ROPE.items() if k != "head_dim"} | {"cross_attention_layers": [1]},
+    ),
+}
+"""A family with a layer that runs only where there is an image."""
 PLACED: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v32": (
         "DeepseekV32ForCausalLM",
@@ -113,7 +120,7 @@ def tokenizer() -> Any:
 
 def build(family: str = "llama", seed: int = 0, **changes: Any) -> ChatModel:
     """A random float32 model of a family, the same for the same seed."""
-    class_name, own = (FAMILIES | OTHERS | PLACED)[family]
+    class_name, own = (FAMILIES | OTHERS | PLACED | IDLE)[family]
     model_class = getattr(transformers, class_name)
     options = {
         "vocab_size": VOCAB,

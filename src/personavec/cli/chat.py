@@ -98,6 +98,8 @@ class Chat:
                 self.fail(question, turn["error"])
             else:
                 self.notes.print("(empty reply)", style="red")
+        if turn["finish"] == "length":
+            self.notes.print(f"(cut at {turn['response_tokens']} tokens, as --max-new-tokens says)")
         if self.watched and read:
             self._read_out(turn, torch.tensor(read).T)
         self.turns.append(turn)

@@ -122,8 +122,9 @@ def space(_config: SpaceConfig, result: Json) -> None:
         table.add_row(str(index), f"{axis['share']:.0%}", *ends, f"{axis['percentile']:.0f}%")
     console.print(table)
     if effects := result["coexpression"]:
-        r = "too few for a correlation" if effects["r"] is None else f"r {effects['r']:.2f}, p {effects['null']['p']:.3f}"
-        say(f"cosine and co-expression over {effects['pairs']} pairs: {r}")
+        r, p = effects["r"], effects["null"]["p"]
+        known = "too few for a correlation" if r is None else f"r {r:.2f}, p {p:.3f}"
+        say(f"cosine and co-expression over {effects['pairs']} pairs: {known}")
         for name, reach in effects["reach"].items():
             say(f"{name}: {reach['verdict']} in the dose", markup=False)
     say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)

@@ -51,11 +51,10 @@ def activations(
         rows: Conversations with `prompt_ids` and `response_ids`, what is averaged of them not empty; of the latter, the
             first `reasoning_tokens` (if given) do not count.
         positions: Some of `POSITIONS`.
-        layers: Which block outputs; None for all.
+        layers: Which block outputs; None for all, see `capture`.
         of: What to average, see `capture`.
         batch_tokens: Tokens in one forward pass, padding included; a longer row has one of its own.
     """
-    layers = range(model.n_layers) if layers is None else layers
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     for batch in by_length(ids, batch_tokens):
         mine = [rows[i] for i in batch]
@@ -63,10 +62,10 @@ def activations(
 
 
 def read_rows(
-    model: ChatModel, rows: Sequence[Row], position: str, layers: Sequence[int], title: str
+    model: ChatModel, rows: Sequence[Row], position: str, layers: Sequence[int] | None, title: str
 ) -> Float[ndarray, "row layer d_model"]:
-    """Activations of all rows at one kind of position, in their order, under a progress bar."""
-    means = np.empty((len(rows), len(layers), model.identity.d_model), np.float32)
+    """Activations of all rows at one kind of position and some layers (None: all), in order, under a progress bar."""
+    means = np.empty((len(rows), model.n_layers if layers is None else len(layers), model.identity.d_model), np.float32)
     with stage(title, len(rows)) as advance:
         for batch, averages in activations(model, rows, (position,), layers):
             means[batch] = averages[:, 0].numpy()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -179,6 +180,27 @@ def _not_run(layers: Collection[int]) -> ModelError:
     )
 
 
+_idle: WeakKeyDictionary[ChatModel, tuple[int, ...]] = WeakKeyDictionary()
+
+
+@torch.inference_mode()
+def idle_layers(model: ChatModel) -> tuple[int, ...]:
+    """Blocks that do not run on text alone, such as those that read an image; found by one short pass a model."""
+    if model not in _idle:
+        ran: set[int] = set()
+        handles = [
+            block.register_forward_hook(lambda *_, layer=layer: ran.add(layer))
+            for layer, block in enumerate(model.blocks)
+        ]
+        try:
+            model.decoder(**model.inputs([[model.pad_id] * 2]))
+        finally:
+            for handle in handles:
+                handle.remove()
+        _idle[model] = tuple(layer for layer in range(model.n_layers) if layer not in ran)
+    return _idle[model]
+
+
 class _Deepest(Exception):
     """Raised inside the forward pass once the deepest layer asked for was read."""
 
@@ -216,7 +238,7 @@ def capture(
     model: ChatModel,
     rows: Sequence[Sequence[int]],
     weights: Float[Tensor, "batch span seq"],
-    layers: Sequence[int],
+    layers: Sequence[int] | None,
     of: Callable[[Tensor], Tensor] = Tensor.float,
 ) -> Float[Tensor, "batch span layer d_model"]:
     """Weighted sums of the residual stream over positions, computed inside the hooks.
@@ -229,7 +251,8 @@ def capture(
         rows: Token ids of each conversation.
         weights: Per row and span, the weight of every position; a mean has weights that sum to 1. Zero beyond
             the row's own length.
-        layers: Which block outputs to read.
+        layers: Which block outputs to read; None for all. Of all, one that is idle repeats the layer before it, as the
+            stream does, and is zero where there is none.
         of: What to sum: the stream itself, or a function of it, such as its norms, that keeps the first two axes.
 
     The site is `resid_post`, never `output_hidden_states`, whose last entry is normed.
@@ -243,8 +266,12 @@ def capture(
     def add(layer: int, stream: Tensor) -> None:
         sums[layer] = torch.bmm(spread, of(stream))
 
-    read(model, layers, add, **inputs)
-    return torch.stack([sums[layer] for layer in layers], dim=2).cpu()
+    idle = idle_layers(model) if layers is None else ()
+    every = range(model.n_layers) if layers is None else layers
+    read(model, [layer for layer in every if layer not in idle] or every, add, **inputs)
+    for layer in idle:
+        sums[layer] = sums[layer - 1] if layer else torch.zeros_like(next(iter(sums.values())))
+    return torch.stack([sums[layer] for layer in every], dim=2).cpu()
 
 
 @contextmanager

@@ -25,7 +25,9 @@ def write(data: Json, folder: Path) -> Path:
         folder / "report.html",
         "decompose.html",
         result=data,
-        largest=max(abs(value) for example in data["examples"] for _, value in example["tokens"]) or 1,
+        centre=data["tokens"]["mean_projection"] or 0,
+        largest=max((abs(value) for example in data["examples"] for _, value in _known(example)), default=0) or 1,
+        examples=[{**example, "tokens": _known(example)} for example in data["examples"]],
         hide=data["trait"] in HIDDEN_TRAITS,
         **drawn(folder, {"terms": term_chart(data)}),
     )
@@ -36,9 +38,14 @@ def notebook(data: Json) -> str:
     shown = svg(term_chart(data))
     if data["trait"] not in HIDDEN_TRAITS:
         first = {example["side"]: example for example in reversed(data["examples"])}
-        for side in ("pos", "neg"):
-            shown += f"<p>{escape(first[side]['question'])}</p>" + shaded_tokens(first[side]["tokens"])
+        for example in (first[side] for side in ("pos", "neg") if side in first):
+            shown += f"<p>{escape(example['question'])}</p>" + shaded_tokens(_known(example))
     return shown
+
+
+def _known(example: Json) -> list[tuple[str, float]]:
+    """Tokens of a reply with their projections, 0 where one is not known."""
+    return [(text, value or 0.0) for text, value in example["tokens"]]
 
 
 def term_chart(result: Json) -> alt.LayerChart:
@@ -64,13 +71,14 @@ def term_chart(result: Json) -> alt.LayerChart:
         base.mark_bar().encode(y=alt.Y("value:Q", title="difference along the vector"), color=colour),
         base.mark_rule(strokeWidth=1.2).encode(y="low:Q", y2="high:Q"),
     ]
-    best = max(result["terms"], key=lambda term: term["difference"]["mean"])
-    share = best["difference"]["mean"] / result["whole"]["mean"]
-    title = (
-        f"{best['term'][0].upper()}{best['term'][1:]} writes more of the difference than any other: {100 * share:.0f}%"
-    )
+    whole, known = result["whole"]["mean"], [term for term in result["terms"] if term["difference"]["mean"] is not None]
+    title, total = "What each block writes of the difference", "what is not known"
+    if whole and known:
+        best = max(known, key=lambda term: term["difference"]["mean"])
+        share, name = best["difference"]["mean"] / whole, best["term"][0].upper() + best["term"][1:]
+        title, total = f"{name} writes more of the difference than any other: {share:.0%}", f"{whole:.2f}"
     subtitle = [
-        f"The terms sum to {result['whole']['mean']:.2f}, the difference at layer {result['layer']}.",
+        f"The terms sum to {total}, the difference at layer {result['layer']}.",
         "Lines: 95% intervals over questions. Grey: the range along random directions.",
     ]
     return finish(layers, title, subtitle, 820, 300)

@@ -92,7 +92,7 @@ def notebook(details: Json) -> str:
         for row in details["check"]
     ]
     replies = [
-        (side, text["question"], text[side])
+        (side, text["question"], text[side] + " [cut]" * (side in text["cut"]))
         for text in (() if details["trait"]["name"] in HIDDEN_TRAITS else details["transcripts"][:1])
         for side in ("suppressed", "base", "steered")
     ]

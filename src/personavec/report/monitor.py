@@ -1,5 +1,6 @@
 """The pages of monitoring: recorded turns next to benign ones, and how well projections predict scores."""
 
+import re
 from html import escape
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from personavec.runs.show import alerts_said, shaded_tokens, table
 RECORDED, BENIGN = "recorded", "benign"
 SHOWN_ALERTS, SHOWN_CONVERSATIONS = 100, 20
 """Alerts in the page's table, conversations in a notebook's."""
+DRAWN_ID = re.compile("[0-9a-f]{32}")
+"""What a server calls a conversation whose client gave no name."""
 TITLES = {"prompt last": "last prompt token", "response avg": "reply"}
 FIELDS = {"prompt last": "prompt_last", "response avg": "response_avg"}
 CONDITIONS = {"system": "system prompts", "shots": "shots"}
@@ -29,7 +32,7 @@ def write(data: Json, folder: Path) -> Path:
     if "traits" in data:
         return render(path, "monitoring_experiment.html", result=data, **drawn(folder, _scatters(data)))
     alerts = data["raised"]
-    shown = {"alerts": alerts[:SHOWN_ALERTS], "n_alerts": len(alerts)}
+    shown = {"alerts": [{**each, "named": named(each)} for each in alerts[:SHOWN_ALERTS]], "n_alerts": len(alerts)}
     shown["alerts_said"] = alerts_said(data["expectation"]) if data["expectation"] else ""
     return render(path, "monitor.html", result=data, **shown, **drawn(folder, _charts(data)))
 
@@ -40,7 +43,7 @@ def notebook(data: Json) -> str:
         return "".join(svg(chart) for chart in [*_scatters(data).values()][:1])
     alerts: dict[str, list[Json]] = {}
     for alert in data["raised"]:
-        alerts.setdefault(alert["name"] or alert["where"], []).append(alert)
+        alerts.setdefault(named(alert), []).append(alert)
     rows = [
         (name, *(", ".join(sorted({str(alert[key]) for alert in raised})) for key in ("turn", "vector", "kind")))
         for name, raised in [*alerts.items()][:SHOWN_CONVERSATIONS]
@@ -50,6 +53,12 @@ def notebook(data: Json) -> str:
         if reply["tokens"]:
             shown += f"<p>{escape(reply['vector'])}, turn {reply['turn']}</p>" + shaded_tokens(reply["tokens"])
     return shown
+
+
+def named(alert: Json) -> str:
+    """The conversation of an alert: its id, which of a server's log is cut to what a person can compare, or its row."""
+    name = alert["name"] or alert["where"]
+    return f"{alert['conversation']} ({name[:8]}…)" if DRAWN_ID.fullmatch(name) else str(name)
 
 
 def _charts(data: Json) -> dict[str, alt.LayerChart | alt.ConcatChart]:

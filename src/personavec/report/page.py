@@ -68,7 +68,13 @@ def render(path: Path, template: str, **context: Any) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"interval": _interval, "bounds": _bounds, "number": _number, "counts": _counts}
+    environment.filters |= {
+        "interval": _interval,
+        "bounds": _bounds,
+        "number": _number,
+        "share": _share,
+        "counts": _counts,
+    }
     page = environment.get_template(template).render(context)
     write_file(path, UNDRAWABLE.sub("\ufffd", page).encode())
     return path
@@ -95,6 +101,10 @@ def _bounds(value: Mapping[str, Any], digits: int = 1) -> str:
 
 def _number(value: float | None, digits: int = 1) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
+
+
+def _share(value: float | None, digits: int = 0) -> str:
+    return DASH if value is None else f"{value:.{digits}%}"
 
 
 def _counts(whys: Mapping[str, int]) -> str:

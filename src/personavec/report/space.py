@@ -180,7 +180,8 @@ def rank_chart(result: Json) -> alt.LayerChart:
         ),
     ]
     rank = result["ranks"][result["layer"]]["effective_rank"]["mean"]
-    title = f"At layer {result['layer']} {result['personas']} personas span about {rank:.1f} dimensions"
+    many = "dimensions that noise hides" if rank is None else f"about {rank:.1f} dimensions"
+    title = f"At layer {result['layer']} {result['personas']} personas span {many}"
     subtitle = [
         "Blue: effective rank (participation ratio) without noise, with its 95% interval. Dashed: with it; compare",
         "that with personas shuffled within each question (orange) and with random directions (grey).",

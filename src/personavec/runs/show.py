@@ -42,6 +42,8 @@ SHADED = (0.05, 0.95)
 
 def shaded_tokens(tokens: Sequence[Sequence[Any]]) -> str:
     """A reply whose tokens, given as text and value, are shaded against each other."""
+    if not tokens:
+        return ""
     texts, values = zip(*tokens, strict=True)
     order = sorted(values)
     low, high = (order[round(share * (len(order) - 1))] for share in SHADED)

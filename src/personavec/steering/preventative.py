@@ -17,7 +17,7 @@ class PreventativeSteering(TrainingSteering):
 
     In one line, with any `transformers.Trainer`, TRL's `SFTTrainer` among them; several of them compose:
 
-        SFTTrainer(…, callbacks=[PreventativeSteering("evil.safetensors", coef=5)])
+        SFTTrainer(…, callbacks=[PreventativeSteering("evil.safetensors", coef=1)])
 
     Source: Persona Vectors (arXiv 2507.21509) sections 5.2 and J.3.
     """

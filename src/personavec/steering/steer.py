@@ -134,7 +134,8 @@ class Steering:
         if (layer := self.single_layer) is not None:
             self.vector.check_layer(layer)
             return {layer: self.coef * self.vector.direction[layer]}
-        return dict(enumerate(self.coef * increments(self.vector.direction)))
+        adds = enumerate(self.coef * increments(self.vector.direction))
+        return {layer: delta for layer, delta in adds if layer not in self.vector.absent}
 
     def edit(self, layer: int, device: torch.device) -> Edit:
         """What a cap, or anything gated, does at a layer."""

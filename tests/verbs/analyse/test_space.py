@@ -11,11 +11,13 @@ import pytest
 from safetensors.numpy import load_file
 from support import tiny, tiny_chat
 from support.letters import Letters
+from support.results import unknown
 
 from personavec.cli.main import main
 from personavec.errors import PersonavecError
 from personavec.judges.load import Bench
 from personavec.model.chat_model import ChatModel
+from personavec.report import space as space_page
 from personavec.report.labels import LETTER, LINE, labels
 from personavec.stats.nulls import against
 from personavec.steering.vector import load_vector
@@ -228,6 +230,8 @@ def test_objects_give_what_the_command_gives(
     letters = Bench(Letters(flat=True), lambda _: Letters(), "hf:letters", "letters")
     both = verb.space(model, vector, coexpress=True, traits=[warm], judge=letters, max_new_tokens=5)
     assert both.data["coexpression"]["traits"] == ["tiny"] and "co-expression" in repr(both)
+    for data in (both.data, {**made.data, "empty_replies": 3}, unknown(dict(both.data))):
+        assert "</html>" in space_page.write(data, tmp_path).read_text("utf-8")
 
 
 def test_bad_objects_are_one_line(saved: tuple[Path, Path], unchecked: None) -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from support import tiny, tiny_chat
 from support.letters import Letters
+from support.results import unknown
 
 from personavec.cli.main import main
 from personavec.errors import PersonavecError, TraitError
 from personavec.judges.load import Bench
 from personavec.model.chat_model import ChatModel
+from personavec.report import monitor as monitor_page
 from personavec.runs.run import Run
 from personavec.stats.intervals import pearson, pearson_interval
 from personavec.steering.vector import load_vector
@@ -186,6 +188,11 @@ def test_objects_give_what_the_command_gives(
     made = experiment(model, vector, **options)
     assert json.loads(json.dumps(made.traits)) == printed["traits"] and made.data["out"] is None
     assert "<svg" in made._repr_html_() and "tiny, system: r " in repr(made) and tiny.hooks(model) == 0
+    without = dict(unknown(json.loads(json.dumps(dict(made.drawn)))))
+    for each in without["traits"].values():
+        for kind in each.values():
+            kind["conditions"][0].update(r=None, sd=None, projection=None)
+    assert "</html>" in monitor_page.write(without, tmp_path).read_text()
     kept = experiment(model, [saved[1]], **options, store=tmp_path / "out")
     assert kept.traits == made.traits, "the folder of the command is resumed by the call"
     for changed, message in (

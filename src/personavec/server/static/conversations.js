@@ -26,6 +26,9 @@ export async function open(id) {
   if (id) await detail(id);
 }
 
+/** Of a conversation whose client gave no name the server has drawn one, of which the beginning is enough. */
+const name = (id) => (/^[0-9a-f]{32}$/.test(id) ? `Conversation ${id.slice(0, 8)}` : id);
+
 async function list() {
   const alertsOnly = query("#alerts-only").checked;
   try {
@@ -52,7 +55,7 @@ function entry({ id, turns, last, alerts, steered: pushed }) {
   return make(
     "a",
     { class: "entry", href, "aria-current": location.hash === href ? "true" : null },
-    make("span", { class: "name", title: id }, id),
+    make("span", { class: "name", title: id }, name(id)),
     ...badges,
     make("span", { class: "quiet" }, `${turns} turn${turns === 1 ? "" : "s"} · ${time(last)}`),
   );
@@ -68,7 +71,7 @@ async function detail(id) {
     const back = make("a", { class: "back", href: "#conversations" }, "← All conversations");
     query("#detail").replaceChildren(
       back,
-      make("h3", {}, id),
+      make("h3", { title: id }, name(id)),
       make("div", { class: "card" }, make("div", { id: "drift-there" })),
       ...(kept ? [] : [note]),
       ...shown.turns.map(turn),
@@ -97,7 +100,7 @@ function turn({
     make(
       "p",
       { class: "quiet" },
-      `Turn ${number} · ${time(stamp)} · ${read} tokens read, ${written} written · ended by ${finish}`,
+      `Turn ${number} · ${time(stamp)} · ${read} tokens read, ${written} written · ${finish === "length" ? "cut off at the longest length" : `ended by ${finish}`}`,
     ),
     ...(question ? [make("p", { class: "question" }, question)] : []),
     ...(response !== null ? [make("p", { class: "kept" }, response)] : []),

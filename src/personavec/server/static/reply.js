@@ -118,7 +118,7 @@ export class Reply {
 }
 
 function figure(name, value, band) {
-  const usual = band ? ` (usual ${between(band)})` : "";
+  const usual = band ? ` (usual ${between(band)})` : " (what is usual is not known: no calibration)";
   return make("span", {}, `${name} `, make("b", {}, signed(value, 2)), usual);
 }
 

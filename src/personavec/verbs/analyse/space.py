@@ -211,7 +211,7 @@ def _read(interview: Interview, run: Run, personas: Personas) -> tuple[Read, int
         spoken = [index for index, row in enumerate(rows) if row["response_ids"]]
         read = np.full((len(rows), *shape[2:]), np.nan, np.float32)
         replies = [rows[index] for index in spoken]
-        read[spoken] = read_rows(model, replies, "response avg", range(model.n_layers), "reading personas")
+        read[spoken] = read_rows(model, replies, "response avg", None, "reading personas")
         write_file(path, save({"read": read}))
     read = load_file(path)["read"].reshape(shape)
     silent = np.asarray(np.isnan(read).any(axis=(2, 3)))

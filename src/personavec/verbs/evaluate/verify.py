@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from personavec.model.chat_model import ChatModel
-from personavec.model.hooks import attach, capture, parts
+from personavec.model.hooks import attach, capture, idle_layers, parts
 from personavec.model.kv_cache import cached, empty, shared, using
 from personavec.model.logits import TOLERANCE, distance
 from personavec.model.sampling import Sampling
@@ -126,7 +126,8 @@ def verify(model: ChatModel, vector: PersonaVector | None = None, *, seed: Seed 
 def _probe(model: ChatModel, vector: PersonaVector) -> Probe:
     prompts = [model.render([{"role": "user", "content": question}]) for question, _ in CONVERSATIONS]
     rows = [prompt + model.reply_ids(reply) for prompt, (_, reply) in zip(prompts, CONVERSATIONS, strict=True)]
-    layer = model.n_layers // 2 if vector.card.layer is None else vector.card.layer
+    running = [layer for layer in range(model.n_layers) if layer not in idle_layers(model)]
+    layer = running[len(running) // 2] if vector.card.layer is None else vector.card.layer
     # over the reply: the first token's norm is often a thousand times the usual one
     reply = torch.zeros((1, 1, len(rows[0])))
     reply[..., len(prompts[0]) :] = 1 / (len(rows[0]) - len(prompts[0]))
@@ -241,7 +242,9 @@ def _ablates(probe: Probe) -> Found:
 
 
 def _reads(probe: Probe) -> Found:
-    model, layers = probe.model, range(probe.model.n_layers - 1)
+    model = probe.model
+    running = [layer for layer in range(model.n_layers) if layer not in idle_layers(model)]
+    layers = running[:-1]
     weights = torch.zeros((len(probe.rows), 1, max(map(len, probe.rows))))
     for row, given in zip(probe.rows, weights, strict=True):
         given[:, : len(row)] = 1 / len(row)
@@ -253,7 +256,7 @@ def _reads(probe: Probe) -> Found:
         with parts(model, [0], lambda _layer, _part, stream: embedded.append(stream)):
             states = model.hf(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
         first = int(torch.equal(states[0], embedded[0]))  # some families (Mamba) leave out what block 0 is given
-        means[:] = torch.stack([states[k + first][0].float().mean(dim=0) for k in layers]).to(means)
+        means[:] = torch.stack([states[k + first][0].float().mean(dim=0) for k in range(len(layers))]).to(means)
         embedded.clear()
     error = float(((read - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max())
     return error <= probe.rounding, f"layers 0 to {layers[-1]} differ by {error:.1g} (rounding {probe.rounding:.1g})"

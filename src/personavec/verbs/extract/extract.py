@@ -26,6 +26,8 @@ from personavec.judges.scoring import (
 )
 from personavec.model.activations import activation_norms, read_rows
 from personavec.model.chat_model import ChatModel
+from personavec.model.hooks import idle_layers
+from personavec.runs.progress import tell
 from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Percent, Seed, Store, at_least, settings
 from personavec.runs.run import Run
 from personavec.steering.projection import matched_directions, random_directions, rescaled
@@ -128,7 +130,7 @@ def extract(
     study = Extracting(
         interview,
         bench,
-        swept_layers(layers, model.n_layers),
+        swept_layers(layers, model.n_layers, idle_layers(model)),
         tuple(doses),
         rollouts,
         sweep_questions,
@@ -136,6 +138,8 @@ def extract(
         confounds,
         coherence_floor,
     )
+    if idle := idle_layers(model):
+        tell(f"{model.identity.id}: layers {', '.join(map(str, idle))} do not run on text, and are left out")
     inputs = {f"trait {trait.name}": trait.content_hash for trait in loaded}
     inputs |= {"model": model.identity.revision, "judge": bench.fingerprint, "numbers": model.numbers}
     run = Run.open(store, chosen | interview.options, inputs)
@@ -304,7 +308,7 @@ def _matched(study: Extracting, vector: PersonaVector, base: Sequence[ReplyRow],
     """Random directions with the covariance of the base replies' activations, as long as the vector."""
     model = study.interview.model
     rows = [row for row in base if row["response"]]
-    read = read_rows(model, rows, "response avg", range(model.n_layers), f"{vector.card.trait}: base activations")
+    read = read_rows(model, rows, "response avg", None, f"{vector.card.trait}: base activations")
     return matched_directions(vector, read, count, study.interview.seed)
 
 
@@ -332,7 +336,8 @@ def _vectors(
                 "judge": judges.to_json(),
                 "seed": interview.seed,
                 "sampling": interview.sampling.sampling,
-            },
+            }
+            | ({"absent_layers": [*idle]} if (idle := idle_layers(interview.model)) else {}),
         )
         residualise = study.confounds == "residualise"
         for position, vector in difference_in_means(interview.model, kept, card, interview.seed, residualise).items():

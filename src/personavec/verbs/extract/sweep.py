@@ -30,20 +30,27 @@ class Cell:
     coherence: Interval
 
 
-def swept_layers(layers: Sequence[int], n_layers: int) -> tuple[int, ...]:
-    """The layers asked for, or else five spread over the middle of the depth.
+def swept_layers(layers: Sequence[int], n_layers: int, idle: Sequence[int] = ()) -> tuple[int, ...]:
+    """The layers asked for, or else five spread over the middle of the depth, those that are idle left out.
 
     Raises:
-        ConfigError: The model has no such layer.
+        ConfigError: The model has no such layer, or it does not run on text.
     """
+    if not_run := sorted({*layers} & {*idle}):
+        raise ConfigError(
+            f"expected layers that run on text, got {', '.join(map(str, not_run))}; leave these out: "
+            f"{', '.join(map(str, idle))}"
+        )
     wrong = [layer for layer in layers if not 0 <= layer < n_layers]
     if wrong:
         raise ConfigError(
             f"expected layers from 0 to {n_layers - 1}, got {', '.join(map(str, wrong))}; layers count blocks from 0"
         )
     low, high = SWEPT_DEPTH
-    spread = np.unique(np.linspace(low * n_layers, high * n_layers, SWEPT_LAYERS).astype(int).clip(0, n_layers - 1))
-    return tuple(layers) or tuple(spread.tolist())
+    running = np.array([layer for layer in range(n_layers) if layer not in idle])
+    spread = np.linspace(low * n_layers, high * n_layers, SWEPT_LAYERS).astype(int).clip(0, n_layers - 1)
+    nearest = np.abs(running[:, None] - spread).argmin(axis=0)
+    return tuple(layers) or tuple(np.unique(running[nearest]).tolist())
 
 
 def sweep_plans(

@@ -35,6 +35,11 @@ from personavec.verbs.finetune.trainer import (
 
 Data = str | Path | Iterable[Mapping[str, Any]] | Dataset
 
+SMALL_MODEL = 1_000_000_000
+"""Parameters."""
+SMALL_RATE = 1e-4
+"""Learning rate from which on adapters of small models learn what the rows hold."""
+
 
 @dataclass(frozen=True, repr=False)
 class Finetuning(Result):
@@ -146,6 +151,11 @@ def finetune(
     unseen, unusable = how.rows(model, unseen_of) if unseen_of else ([], [])
     share_out(args, how, len(rows))
     added = recipe.prepare(model, rows_of, how)
+    if model.hf.num_parameters() < SMALL_MODEL and how.rate < SMALL_RATE and not how.full:
+        tell(
+            f"learning rate {how.rate:g}, which suits models of billions of parameters: {model.identity.id} may learn "
+            f"next to nothing from it; small models need --rate {SMALL_RATE:g} or more"
+        )
     before = reply_losses(model, unseen) if unseen and first else None
     with trainable(model, how) as subject:
         losses = train(subject, rows, args, added.callbacks, added.trainer, **added.options(subject))

@@ -13,6 +13,7 @@ from personavec.data.dataset import Dataset
 from personavec.data.sample import Sample
 from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
+from personavec.model.hooks import idle_layers
 from personavec.runs.progress import stage, tell
 from personavec.runs.run import Row
 from personavec.runs.show import interval
@@ -165,7 +166,9 @@ def automatic(
     vector, named = prevention.vector, prevention.layer
     vector.check_model(model.identity)
     card = () if vector.card.layer is None else (vector.card.layer,)
-    layers = [named] if isinstance(named, int) else sorted({*swept_layers((), model.n_layers), *card})
+    layers = (
+        [named] if isinstance(named, int) else sorted({*swept_layers((), model.n_layers, idle_layers(model)), *card})
+    )
     by_layer = supplied(model, data, vector, layers, training)
     best = best_of(by_layer, prevention.sign)
     coef = dose_of(best, prevention.sign)
