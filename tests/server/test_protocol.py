@@ -79,7 +79,7 @@ def test_a_vector_without_some_layers_steers_those_it_has(options: dict[str, Any
 
 def test_a_stuck_engine_is_answered_for(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline holds even if the engine never speaks again."""
-    monkeypatch.setattr(service, "GRACE", 0.2)
+    monkeypatch.setattr(exchange, "GRACE", 0.2)
     with client(ServeConfig(**options, deadline=0.3)) as server:
         monkeypatch.setattr(Engine, "submit", lambda *_: None)
         began = time.monotonic()

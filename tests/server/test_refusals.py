@@ -61,8 +61,11 @@ def turn(content: Any = "Hi", role: str = "user", **fields: Any) -> dict[str, An
         (asked(temperature=float("nan")), "temperature", "NaN"),
         (asked(top_p=float("nan")), "top_p", "NaN"),
         (asked(tools=[{"type": "function"}]), "tools", "expected no tools"),
-        (asked(response_format={"type": "json_object"}), "response_format", "expected no response_format"),
-        (asked(response_format={"type": "json_schema"}), "response_format", "expected no response_format"),
+        (
+            asked(response_format={"type": "grammar"}),
+            "response_format.type",
+            "to be 'text', 'json_object' or 'json_schema'",
+        ),
         (asked(persona={"steering": [{"vector": "v", "coef": 1, "layer": "al"}]}), "persona.steering.0.layer", "'all'"),
         (asked(persona={"steering": [{"coef": 1}]}), "persona.steering.0.vector", "got none"),
         (asked(persona={"watch": [5]}), "persona.watch.0", "an object"),

@@ -18,7 +18,7 @@ try:
 except ImportError:
     xgrammar = None
 
-LONGEST, MOST, DEEPEST = 2**14, 200, 32
+LONGEST, MOST, DEEPEST = 2**14, 100, 32
 """Bytes of a schema, objects in it, and objects inside each other: the time that a grammar takes grows with them."""
 KEPT = 32
 """Schemas that are remembered."""
@@ -101,13 +101,13 @@ class JsonForms:
         if self._compiler is None:
             size = self.model.hf.get_input_embeddings().weight.shape[0]
             spelled = [self.spelling.spell(token, False).bytes or b"" for token in range(len(self.model.tokenizer))]
-            # JSON has control characters between words alone, where none are written; grammars let strings have them
+            # between the words of JSON none is written, and in its strings none is allowed, though a grammar lets it in
             words = [word if min(word, default=0) >= 32 else b"" for word in spelled]
             stops = list(self.model.stop_ids)
             info = xgrammar.TokenizerInfo(words, xgrammar.VocabType.RAW, vocab_size=size, stop_token_ids=stops)
             self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
         try:
-            return self._compiler.compile_json_schema(text, any_whitespace=False)
+            return self._compiler.compile_json_schema(text, any_whitespace=False, strict_mode=False)
         except RuntimeError as error:
             reason = str(error).strip().rpartition("] ")[2].partition(": ")[2] or "a schema that means nothing"
             raise Refused(400, f"expected a JSON schema, got one that is not: {reason[:200]}", param=param) from None
@@ -125,6 +125,8 @@ def check(schema: Any, where: str, depth: int = 0) -> None:
         raise Refused(400, f"expected {where} to be an object, got another value", param=where)
     if depth > DEEPEST:
         raise Refused(400, f"expected at most {DEEPEST} schemas inside each other, got more", param=where[:200])
+    properties = schema.get("properties")
+    named = properties.keys() if isinstance(properties, dict) else ()
     beside = {name: schema.keys() - NOTES - ALONE[name] - {name} for name in schema.keys() & ALONE.keys()}
     for name, value in schema.items():
         place = f"{where}.{name}"[:200]
@@ -133,8 +135,12 @@ def check(schema: Any, where: str, depth: int = 0) -> None:
                 400, f"expected no {place}, got one that replies cannot be held to; leave it out", param=place
             )
         wanted: Any = OBEYED.get(name, object)
+        if name in ("type", "anyOf", "enum") and value == []:
+            raise Refused(400, f"expected one or more in {place}, got none", param=place)
         if not isinstance(value, wanted) or (wanted is int and (isinstance(value, bool) or value < 0)):
             raise Refused(400, f"expected another value of {place}, got {json.dumps(value)[:60]}", param=place)
+        if name == "required" and not all(one in named for one in map(str, value)):
+            raise Refused(400, f"expected {place} to be names of properties, got others", param=place)
         if beside.get(name) or (name == "$ref" and value[:1] != "#"):
             problem = f"beside {', '.join(sorted(beside[name]))}" if beside[name] else "of another document"
             raise Refused(400, f"expected {place} by itself, and of this schema, got one {problem}", param=place)
