@@ -53,6 +53,7 @@ def test_chat_from_stdin(
     lengths = [turn["prompt_tokens"] for turn in turns]
     assert lengths[1] > lengths[0] + 12 and lengths[2] == lengths[0] < lengths[3]
     assert all(turn["response_tokens"] <= 12 and turn["finish"] in ("stop", "length") for turn in turns)
+    assert err.count("(cut at 12 tokens") == sum(turn["finish"] == "length" for turn in turns) > 0
     for told in (
         "not steered",
         "steered +2 tiny at layer 2 (dose ",

@@ -188,6 +188,14 @@ def monitored(chat: ChatModel, saved: tuple[Path, Path]) -> Data:
     return dict(monitor(chat, [*talks(4, "@@@@ @@")], vector, calibrate=benign, false_positive_rate=0.1).drawn)
 
 
+@pytest.mark.parametrize(
+    ("name", "where", "shown"),
+    [("talk-1", "log", "talk-1"), (None, "log row 3", "log row 3"), ("0af1" * 8, "log row 3", "3 (0af10af1…)")],
+)
+def test_a_conversation_is_named_for_people(name: str | None, where: str, shown: str) -> None:
+    assert monitor_page.named({"name": name, "where": where, "conversation": 3}) == shown
+
+
 MONITORED: dict[str, Data] = {
     "all": {},
     "no limits": dict.fromkeys(

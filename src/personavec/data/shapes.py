@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal, get_args
 
 from personavec.errors import DataError
 
@@ -22,6 +22,10 @@ SHAPES: dict[str, tuple[str, ...]] = {
 """Shapes of rows, and the keys by which each is known."""
 CHATS = frozenset({"messages", "conversations", "conversation", "data"})
 """Shapes that are a list of turns."""
+Side = Literal["chosen", "rejected"]
+"""Of a row of preferences: the reply that training learns, or the one that it unlearns."""
+OPENING = ("system", "developer", "user", "human")
+"""Roles that a conversation begins with, as a reply does not."""
 GIVEN = ("input", "context")
 """Fields that what is asked is about: after the instruction or the question. Beside a prompt, which is whole, none."""
 SYSTEM = ("system", "system_prompt")
@@ -34,7 +38,7 @@ OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("chosen", "rejected"),
         "a chosen and a rejected reply, of which training learns one and unlearns the other; screen each side by "
-        "itself: write prompt and chosen, or prompt and rejected, as prompt and completion",
+        "itself, with --side chosen and --side rejected, or write it as prompt and completion",
     ),
     (
         ("message_id", "parent_id", "text"),
@@ -66,6 +70,25 @@ def shape_of(row: Any) -> str:
                 return shape
     got = f"the keys {', '.join(map(shown, list(row)[:8]))}" if isinstance(row, Mapping) else type(row).__name__
     raise DataError(f"expected {' or '.join(SHAPES)}, got {got}")
+
+
+def of_side(row: Any, side: Side) -> Any:
+    """A row of preferences as a conversation that ends in one of its two replies; other rows as they are.
+
+    Replies are texts behind `prompt`, turns behind it, or whole conversations. What else the row holds goes along.
+    """
+    if not isinstance(row, Mapping) or any(row.get(name) is None for name in get_args(Side)):
+        return row
+    prompt, reply = (from_json(value) if isinstance(value, str) else value for value in (row.get("prompt"), row[side]))
+    if not isinstance(reply, str | list) or not isinstance(prompt, str | list | None):
+        return row
+    others = {key: value for key, value in row.items() if key not in {"prompt", *CHATS, *get_args(Side)}}
+    if isinstance(prompt, str | None) and isinstance(reply, str):
+        return others | {"prompt": prompt, "completion": reply}
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt or ())
+    said = [{"role": "assistant", "content": reply}] if isinstance(reply, str) else list(reply)
+    whole = said[:1] and isinstance(said[0], Mapping) and said[0].get("role", said[0].get("from")) in OPENING
+    return others | {"messages": said if whole else [*asked, *said]}
 
 
 def listed(turns: Any, where: str) -> Sequence[Any]:

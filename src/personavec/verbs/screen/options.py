@@ -49,13 +49,15 @@ class ScreenConfig(Judging, Gated, Common):
     layers: Layers = ()
     """Layers to read every vector at; default the one its card recommends."""
     out: Free[Folder] = None
-    """Run folder; default runs/screen-DATA-COST. The same command resumes it."""
+    """Run folder; default runs/screen-DATA[-SIDE]-COST. The same command resumes it."""
     plan: Free[Switch] = False
     """Only estimate what each cost takes for this data set, for a million rows and for a hundred million."""
     on_error: Free[Literal["stop", "skip"]] = "stop"
     """Rows that cannot be used: stop at the first before anything is computed, or skip and list them."""
     turn: Literal["first", "last", "every"] = "first"
     """Which assistant turn of a conversation is screened; every: each is a row, intervals are over conversations."""
+    side: Annotated[Literal["chosen", "rejected"] | None, tyro.conf.arg(metavar="SIDE", help_behavior_hint="")] = None
+    """Of rows with a chosen and a rejected reply, which of them is screened: chosen or rejected."""
     clean: Free[Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")]] = None
     """A data set that you call clean: it is screened alike, and thresholds are its percentiles."""
     keep_below: Free[
@@ -120,6 +122,6 @@ class ScreenConfig(Judging, Gated, Common):
             "clean": clean,
             "judge": bench_for(self, model) if self.judge else "",
             "ray": partial(load_subject, self) if self.ray else False,
-            "store": self.out or Path("runs") / f"screen-{stem}-{self.cost}",
+            "store": self.out or Path("runs") / "-".join(filter(None, ("screen", stem, self.side, self.cost))),
         }
         return call(screen, self, model, data, self.vectors, **objects, **self.call_limits)  # type: ignore[no-any-return]

@@ -91,6 +91,25 @@ class Screening(Result):
         other = clean.table
         return {name: other.column(name)[other.good] for name in other.names}
 
+    def less(self, other: "Screening") -> dict[str, Interval]:
+        """How far each row scores above the same row of another screening, in the mean, by vector.
+
+        Of preferences: `screen(…, side="chosen").less(screen(…, side="rejected"))` is what training on the pairs pulls
+        toward.
+
+        Raises:
+            ConfigError: The other is of another kind, or of other rows.
+        """
+        self._alike(other)
+        ours, theirs = self.table, other.table
+        if not np.array_equal(ours.rows, theirs.rows):
+            raise ConfigError(
+                f"expected two screenings of the same rows, got {len(ours.rows):,} and {len(theirs.rows):,}; screen "
+                "both sides of one data set"
+            )
+        both = ours.good & theirs.good
+        return {name: ours.mean(np.where(both, ours.column(name) - theirs.column(name), np.nan)) for name in ours.names}
+
     def top(self, name: str, k: int = 10) -> Any:
         """The table's k highest rows along a vector, the highest first."""
         if name not in self.mean:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 
-from personavec.data.dataset import Dataset, dataset_of
+from personavec.data.dataset import Dataset, PreferredSide, dataset_of
 from personavec.data.sample import Turn
+from personavec.data.shapes import Side
 from personavec.errors import ConfigError, DataError
 from personavec.judges.load import Bench, load_bench
 from personavec.model.activations import read_rows
@@ -70,6 +71,7 @@ def screen(
     top_k: Free[OptionalCount] = None,
     precision: Free[Positive] = 0.1,
     turn: Turn = "first",
+    side: Side | None = None,
     on_error: Free[OnError] = "stop",
     judge: Free[str | Bench] = "",
     traits: Free[Sequence[Trait | str | Path]] = (),
@@ -107,6 +109,7 @@ def screen(
         precision: With cost sampled: half-width of the interval to stop at, in standard deviations.
         turn: Which assistant turn of a conversation is screened; with "every" each of them is a row, and means and
             intervals are over conversations.
+        side: Of rows with a chosen and a rejected reply: which of them is screened, of the clean set as well.
         on_error: Rows that cannot be used: stop at the first, or skip and list them.
         judge: Also score every row: openai:MODEL, hf:MODEL, panel, or what `load_bench` made.
         traits: Traits of vectors, for the judge, that are not built in.
@@ -141,6 +144,8 @@ def screen(
         )
     rows = dataset_of(data)
     reference = None if clean is None else dataset_of(clean, "clean rows in memory")
+    if side:
+        rows, reference = PreferredSide.of(rows, side), reference and PreferredSide.of(reference, side)
     loaded = load_vectors(vectors)
     for vector in loaded.values():
         vector.check_model(model.identity)
