@@ -24,10 +24,14 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "per_second", "train_runtime")
 """Ends of the names of fields that say how long something took; a resumed run has its own."""
+OWN = ("base_replies_kept", "written_now")
+"""Fields that say what a process by itself did."""
 NOTES = {"manifest.json", ".lock"}
 """Files that say when a run was worked on."""
 PAGES = {".html", ".svg", ".png"}
 """Made of the results, and of the times in them."""
+CACHE = Path("cache")
+"""Of base replies; each run writes its own."""
 MOST, LATEST = 2, 0.8
 """Kills of one run, and when at the latest, as a share of what it takes by itself."""
 NEEDED = {"shift": {"finetune"}, "decompose": {"extract"}, "monitor --experiment": {"extract"}, "space": {"extract"}}
@@ -147,7 +151,7 @@ def _plain(path: Path) -> Any:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _timeless(held) for name, held in value.items() if not name.endswith(TIMES)}
+        return {name: _timeless(held) for name, held in value.items() if not name.endswith((*TIMES, *OWN))}
     return [_timeless(held) for held in value] if isinstance(value, list) else value
 
 
@@ -183,6 +187,7 @@ class Trial:
     def killed(self) -> int:
         """A run that is killed some times; how often."""
         kills = 0
+        shutil.rmtree(CACHE, ignore_errors=True)
         while kills < MOST:
             ended = attempt(self.argv, self.rng.uniform(0, LATEST * self.seconds))
             if ended.code is not None:
@@ -197,6 +202,7 @@ class Trial:
     def filled(self) -> bool:
         """A run on a disk that is full at some point, and then is not; whether that point came."""
         self.out.mkdir()
+        shutil.rmtree(CACHE, ignore_errors=True)
         room = 4096 * int(self.rng.uniform(4, self.bytes / 4096 + 8))
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", self.out], check=True)
         try:
@@ -229,7 +235,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="to work in, and to keep")
     given = parser.parse_args()
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"PERSONAVEC_CACHE": str(CACHE), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     import datasets  # noqa: F401 # what takes long to load is loaded once
     import peft  # noqa: F401
     import trl  # noqa: F401

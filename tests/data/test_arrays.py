@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,3 +82,12 @@ def test_a_history_that_is_none_costs_its_row_alone(history: Any, tmp_path: Path
     bad, good = read(tmp_path / "rows.jsonl", "\n".join(map(json.dumps, rows)))
     assert isinstance(bad, Bad) and "history" in bad.reason
     assert isinstance(good, Sample)
+
+
+def test_a_column_of_json_spells_numbers_of_any_length(tmp_path: Path) -> None:
+    rows = [json.dumps({"role": role, "content": "Hi", "n": 1}) for role in ("user", "assistant")]
+    turns = pa.array([[row.replace("1", "9" * 5000) for row in rows]], pa.list_(pa.string())).flatten()
+    column = pa.ListArray.from_arrays([0, 2], pa.ExtensionArray.from_storage(pa.json_(), turns))
+    pq.write_table(pa.table({"messages": column}), tmp_path / "rows.parquet")
+    (sample,) = open_dataset(str(tmp_path / "rows.parquet")).samples("first")
+    assert isinstance(sample, Sample) and sample.response == "Hi"

@@ -231,6 +231,7 @@ def _in_a_line(box: str, chosen: str) -> str:
 
 def _unwritable(error: BaseException | None) -> str:
     """Why a file could not be written, as far as an error or one behind it says; libraries wrap these in theirs."""
+    torch = "inline_container.cc" in str(error)  # its writer says neither file nor reason
     while error is not None:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             return error.strerror or os.strerror(error.errno)
@@ -238,7 +239,7 @@ def _unwritable(error: BaseException | None) -> str:
             if os.strerror(number) in str(error) or f"os error {number}" in str(error):
                 return os.strerror(number)
         error = error.__cause__ or error.__context__
-    return ""
+    return "no room to write on, as far as torch says" if torch else ""
 
 
 def _tell(text: str, code: int) -> int:

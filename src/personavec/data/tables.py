@@ -1,10 +1,11 @@
 """Parquet and Arrow files, a few rows at a time; columns of JSON (`arrow.json`) hold its values, not its text."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from personavec.data.arrays import DECODER
 
 HELD_ROWS, HELD_BYTES = 256, 64 * 2**20
 """Rows of a file that are held at once, and about how many bytes at the most."""
@@ -80,7 +81,7 @@ def _decoder(kind: Any) -> Callable[[Any], Any] | None:
     import pyarrow as pa
 
     if isinstance(kind, pa.JsonType):
-        return lambda text: None if text is None else json.loads(text)
+        return lambda text: None if text is None else DECODER.decode(text)
     if isinstance(kind, pa.Schema) or pa.types.is_struct(kind):
         fields = {field.name: inner for field in kind if (inner := _decoder(field.type))}
 

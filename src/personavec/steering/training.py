@@ -73,6 +73,8 @@ class TrainingSteering(TrainerCallback):
         self._model: BlockModel | None = None
         self._rows: list[dict[str, Any]] = []
         self._saved = 0
+        self._before: int | None = 0
+        """Tokens that were steered before the training was resumed; None until the log says how many."""
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """See to it that an exception in training leaves no hook, and that loggers are called after this.
@@ -122,6 +124,7 @@ class TrainingSteering(TrainerCallback):
         self._model, self._steered = blocks, _InTraining(blocks, self.steerings)
         self._parameters = set(model.state_dict())
         self._saved, self.steered_tokens, self._seen = state.global_step, 0, 0
+        self._before = None if state.global_step else 0
         steered = self._steered
 
         def at(layer: int) -> BlockFn:
@@ -180,7 +183,10 @@ class TrainingSteering(TrainerCallback):
         self._require_steered(state)
         vectors = list(dict.fromkeys(steering.vector for steering in self.steerings))
         steered = "steered_tokens/" + "+".join(vector.card.trait for vector in vectors)
-        figures: dict[str, float] = {_distinct(steered, logs): self.steered_tokens}
+        steered = _distinct(steered, logs)
+        if self._before is None:
+            self._before = counted(state, steered)
+        figures: dict[str, float] = {steered: self._before + self.steered_tokens}
         for vector, mean in self._projections(vectors):
             figures[_distinct(f"projection/{vector.card.trait}", logs | figures)] = mean
         logs |= figures
@@ -344,6 +350,11 @@ def _skipped(optimizer: Any) -> bool:
     """Whether a GradScaler skipped the step and may yet find a scale that fits float16; under 1 it will not."""
     scaler = getattr(optimizer, "scaler", None)
     return getattr(optimizer, "step_was_skipped", False) and (scaler is None or scaler.get_scale() >= 1)
+
+
+def counted(state: TrainerState, name: str) -> int:
+    """What a resumed training's log says of a running count: the last one before the line that is being written."""
+    return int(next((row[name] for row in reversed(state.log_history[:-1]) if name in row), 0))
 
 
 def _distinct(name: str, taken: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from personavec.cli.main import main
 from personavec.data.dataset import Dataset
 from personavec.errors import ConfigError
 from personavec.model.chat_model import ChatModel
+from personavec.runs.run import Run
 from personavec.steering.vector import Card, PersonaVector, load_vector
 from personavec.verbs.finetune import supply
 from personavec.verbs.finetune.methods import Recipe
@@ -154,6 +155,8 @@ def test_a_killed_run_resumes_to_the_same_adapter(
     assert last_checkpoint(torn.parent) == str(torn.parent / "checkpoint-6")
     result = found([*prevented, "--out", str(tmp_path / "killed")], capsys)
     assert result["steps"] == 12 and same(tmp_path / "whole", tmp_path / "killed")
+    whole, killed = ([*Run(tmp_path / name).rows("loss.jsonl")] for name in ("whole", "killed"))
+    assert killed == whole  # counts of tokens go on, too
     again = found([*prevented, "--out", str(tmp_path / "killed")], capsys)
     assert again == result
 

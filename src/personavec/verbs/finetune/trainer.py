@@ -26,6 +26,7 @@ from personavec.runs.json_files import read_json
 from personavec.runs.progress import stage
 from personavec.runs.rules import Seed, check, settings
 from personavec.runs.run import Row
+from personavec.steering.training import counted
 from personavec.verbs.finetune.options import Pace
 from personavec.verbs.finetune.training_rows import IGNORED, training_rows
 
@@ -42,6 +43,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 """What the paper's adapters are put on. Source: Persona Vectors (arXiv 2507.21509) appendix D.3."""
 KINDS = ("activation", "gradient")
 """What transformers calls checkpointing: the former since 5.24."""
+COUNT = "num_tokens"
 RESUMING = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 """Files of a checkpoint that only going on needs; they go when the training is done."""
 
@@ -264,14 +266,16 @@ def _projections(model: ChatModel) -> list[str] | str:
 
 
 class _Watching(TrainerCallback):
-    """A progress bar, and an end where the loss is not a number."""
+    """A progress bar, an end where the loss is no number, and TRL's count of tokens, which begins anew if resumed."""
 
     def __init__(self) -> None:
         self._bars = ExitStack()
+        self._before: int | None = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
+        self._before = None if state.global_step else 0
         if state.is_world_process_zero:
             self._advance = self._bars.enter_context(stage("training", state.max_steps))
             self._advance(state.global_step)
@@ -287,6 +291,10 @@ class _Watching(TrainerCallback):
                 f"expected a finite loss, got {more['logs']['loss']} at step {state.global_step}; lower --rate, "
                 f"now {args.learning_rate:g}, and choose another --out; earlier checkpoints are in {args.output_dir}"
             )
+        if COUNT in more["logs"]:
+            if self._before is None:
+                self._before = counted(state, COUNT)
+            state.log_history[-1][COUNT] += self._before
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         self._bars.close()
