@@ -4,7 +4,7 @@ python benchmarks/families.py [FAMILY …] [--out FILE] [--table]
 
 All of the mapping of causal models, and of the one of text and images what is not in it. Takes half an hour, so run it
 in the background; every family that is done is a line of FILE (JSON), and the same command goes on with the others.
-`--table` prints what is in FILE as a table, which is docs/families.md.
+`--table` prints what is in FILE as the table of docs/families.md.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,6 +44,7 @@ from personavec.steering.steer import Steering, steer
 from personavec.verbs.evaluate.verify import verify
 
 VERSION = transformers.__version__
+EVERY = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 LAYERS, NEW = 4, 8
 SECONDS, GIB = 300, 8
 """What a family may take."""
@@ -132,15 +134,14 @@ def main() -> None:
     asked = parser.parse_args()
     done = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.is_file() else []
     if asked.table:
-        print(table(done))
+        print(f"{date.today():%d %B %Y}, transformers {VERSION}, torch {torch.__version__}, float32:\n\n{table(done)}")
         return
     logging.disable()
     warnings.simplefilter("ignore")
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    every = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     judged("llama")  # what it imports, the processes of the others have
     there = {row["family"] for row in done if row["transformers"] == VERSION}
-    for family in asked.families or every:
+    for family in asked.families or EVERY:
         if family not in there:
             row = apart(family)
             with asked.out.open("a") as out:
@@ -360,6 +361,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in sorted(rows, key=lambda row: ([*RESULTS].index(row["result"]), [*CACHES, ""].index(row["cache"]))):
         why = reason(row) if row["result"] not in ("holds", "library") else CACHES[row["cache"]]
         groups.setdefault(f"{RESULTS[row['result']]}{why}", []).append(row["family"])
+    if missing := [family for family in EVERY if family not in {row["family"] for row in rows}]:
+        groups["Not judged yet"] = missing
     lines = ["| what holds | families |", "|---|---|"]
     return "\n".join(
         [*lines, *(f"| {what} ({len(names)}) | {' '.join(sorted(names))} |" for what, names in groups.items())]

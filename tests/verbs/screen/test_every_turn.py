@@ -50,6 +50,22 @@ def test_every_reply_is_a_row_of_its_conversation(chat: ChatModel, vector: Perso
     assert written("top-tiny") == [conversations[np.argmax(values)]]
 
 
+@pytest.mark.parametrize("cost", ["raw", "proxy", "full"])
+def test_a_reply_has_the_value_that_it_has_as_the_last_of_a_conversation(
+    cost: Any, chat: ChatModel, vector: PersonaVector
+) -> None:
+    shown = screen(chat, TALKS, vector, turn="every", cost=cost, max_new_tokens=6).rows
+    talks = [talk["messages"] for talk in TALKS]
+    learned = [
+        {"messages": turns[: end + 1]}
+        for turns in talks
+        for end, turn in enumerate(turns)
+        if turn["role"] == "assistant" and turn.get("weight") != 0
+    ]
+    alone = screen(chat, learned, vector, turn="last", cost=cost, max_new_tokens=6).rows
+    np.testing.assert_allclose(shown["tiny"].to_numpy(), alone["tiny"].to_numpy(), rtol=1e-3, atol=1e-4)
+
+
 def test_a_sampled_interval_is_not_for_replies_of_one_conversation(chat: ChatModel, vector: PersonaVector) -> None:
     with pytest.raises(ConfigError, match="expected --turn first or last with --cost sampled"):
         screen(chat, TALKS, vector, turn="every", cost="sampled")

@@ -136,7 +136,7 @@ def _probe(model: ChatModel, vector: PersonaVector) -> Probe:
     steering = Steering(vector, DOSE * float(norm) / float(vector.norms[layer]), layer)
     rounding = max(1e-5, torch.finfo(model.dtype).eps)
     # how a state is summed up depends on where a row begins
-    tolerance = TOLERANCE[model.dtype] if shared(model) else max(1e-3, TOLERANCE[model.dtype])
+    tolerance = TOLERANCE[model.dtype] if shared(model) else max(2e-3, TOLERANCE[model.dtype])
     return Probe(model, rows, [len(prompt) for prompt in prompts], layer, steering, rounding, tolerance)
 
 
