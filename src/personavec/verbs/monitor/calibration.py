@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from personavec.errors import DataError
 from personavec.runs.files import write_file
 from personavec.runs.json_files import read_json
@@ -30,8 +28,8 @@ ALLOWANCE = 0.5
 DRIFT_FROM = 2
 """Turn from which on there can be drift."""
 
-CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-"""How the classes of a calibration are read: every field is there, of its type, and finite."""
+CHECKED: Any = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+"""How pydantic reads the classes of a calibration: every field is there, of its type, and finite."""
 
 
 class Alert(TypedDict):
@@ -157,6 +155,8 @@ class Calibration:
         Raises:
             DataError: It is none.
         """
+        from pydantic import TypeAdapter, ValidationError
+
         try:
             read = TypeAdapter(cls).validate_json(json.dumps(read_json(path)))
             if missing := _missing(read):
