@@ -309,7 +309,7 @@ def plain(model: ChatModel, row: tiny.Row, what: tuple[Steering, ...]) -> list[i
 def replies(model: ChatModel) -> str:
     """Greedy replies of rows of unequal length, each steered in its way, alone and together, equal plain passes."""
     v, kept = tiny.vector(model), model.stop_ids
-    mixed = Steering(v, 1.0, 1), Steering(v, 0.5, None, "prompt")
+    mixed = Steering(v, 1.0, 1), Steering(v, 0.5, "all", "prompt")
     whats: list[tuple[Steering, ...]] = [(Steering(v, 1.0, 1),), mixed, (), (Steering(v, 1.0, 2, "all"),)]
     requests = [Request(row, what) for row, what in zip(ROWS, whats, strict=True)]
     try:
