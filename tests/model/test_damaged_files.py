@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from support import tiny
 
 from personavec.errors import ModelError, PersonavecError, VectorError
@@ -43,6 +44,21 @@ def test_a_model_folder_without_one_of_its_files(name: str, saved: tuple[Path, P
     shutil.copytree(saved[0], tmp_path / "m")
     (tmp_path / "m" / name).unlink()
     refused(tmp_path / "m")
+
+
+def test_weights_that_are_not_all_there_or_not_all_read(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    """Transformers makes up what is missing, and leaves out what its configuration has no place for, with a warning."""
+    folder = tmp_path / "m"
+    shutil.copytree(saved[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    for layers, word in ((tiny.N_LAYERS + 1, "it has no weights for"), (tiny.N_LAYERS - 1, "fewer layers than its")):
+        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+        refused(folder, word, "layers.")
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    gone = next(name for name in weights if "norm" in name)
+    save_file({k: v for k, v in weights.items() if k != gone}, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, gone)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 import difflib
 import math
+import re
 import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,7 +187,9 @@ def _weights(source: str, **options: Any) -> Any:
     """A model of text, or one of text and images, which reads text alone as well."""
     for family in (AutoModelForCausalLM, AutoModelForImageTextToText):
         try:
-            return family.from_pretrained(source, **options)
+            loaded: Any = family.from_pretrained(source, output_loading_info=True, **options)
+            _check_whole(source, *loaded)
+            return loaded[0]
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise
@@ -194,6 +197,15 @@ def _weights(source: str, **options: Any) -> Any:
     raise ModelError(
         f"expected a model that transformers loads to write text, got {kind} ({source}); this class is not supported"
     )
+
+
+def _check_whole(source: str, hf: Any, found: Mapping[str, Collection[str]]) -> None:
+    """Refuse a model some of whose weights transformers made up, or some of whose blocks it left out."""
+    if missing := sorted(found["missing_keys"]):
+        raise _unloadable(source, f"it has no weights for {missing[0]} and {len(missing) - 1} more")
+    known = hf.state_dict().keys()
+    if spare := sorted(key for key in found["unexpected_keys"] if re.sub(r"\.\d+\.", ".0.", key, count=1) in known):
+        raise _unloadable(source, f"its config.json has fewer layers than its weights: {spare[0]} is of none")
 
 
 def _folder(name: str) -> str:
