@@ -14,7 +14,7 @@ from support import tiny
 from support.serving import ASKED, Client, bad, client, good
 
 from personavec.errors import ConfigError, VectorError
-from personavec.server import app
+from personavec.server import app, exchange
 from personavec.server.engine import Engine
 from personavec.server.options import ServeConfig
 from personavec.steering.vector import PersonaVector, load_vector
