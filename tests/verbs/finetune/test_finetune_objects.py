@@ -9,6 +9,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from support import tiny
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import SFTConfig, SFTTrainer
 
 from personavec.cli.main import main
@@ -128,6 +130,28 @@ def test_a_store_keeps_and_resumes(model: ChatModel, vector: PersonaVector, tmp_
             finetune(model, ROWS, **change, store=store, **HOW)
     with pytest.raises(ConfigError, match="rows in memory"):
         finetune(model, ROWS[1:], prevent=vector.at(coef=2), store=store, **HOW)
+
+
+def test_trackers_get_what_was_trained_and_steered(
+    model: ChatModel, vector: PersonaVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the tracker that is there; it changes nothing of the run, which goes on without it."""
+    told: list[dict[str, Any]] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            told.append(dict(logs))
+
+    with pytest.raises(ConfigError, match="for --report-to, got nothing, tensorboard; install its package") as error:
+        monkeypatch.setattr(trainer, "get_available_reporting_integrations", lambda: [])
+        finetune(model, ROWS, report_to=("tensorboard", "nothing"), **HOW)
+    assert "none is" in str(error.value)
+    monkeypatch.setattr(trainer, "get_available_reporting_integrations", lambda: ["trackio"])
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "trackio", Tracker)
+    store = tmp_path / "run"
+    first = finetune(model, ROWS, prevent=vector.at(coef=2), report_to=("trackio",), store=store, **HOW)
+    assert len([each for each in told if "loss" in each and each["steered_tokens/tiny"]]) == 3
+    assert same(first, finetune(model, ROWS, prevent=vector.at(coef=2), store=store, **HOW))
 
 
 def test_a_run_of_the_command_line_goes_on_from_python(

@@ -93,6 +93,11 @@ class Pace:
     """How many to write, spread over the training; a killed run goes on from the last one."""
     gradient_checkpointing: Free[Switch] = False
     """Less memory, more time."""
+    report_to: Free[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRACKER [TRACKER …]", help_behavior_hint="")]
+    ] = ()
+    """Trackers that get the loss and what steering adds: tensorboard, trackio, wandb, mlflow or another that
+    transformers knows; their packages are yours to install."""
     on_error: Free[Literal["stop", "skip"]] = "stop"
     """Rows that cannot be used: stop at the first before anything is trained, or skip and list them."""
 

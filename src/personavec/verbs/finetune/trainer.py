@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from personavec.data.dataset import Dataset
 from personavec.errors import ConfigError, ModelError
@@ -62,6 +63,7 @@ class TrainingOptions(TypedDict, total=False):
     max_tokens: int
     checkpoints: int
     gradient_checkpointing: bool
+    report_to: tuple[str, ...]
     on_error: Literal["stop", "skip"]
     system: str
     dtype: str
@@ -112,7 +114,15 @@ def process_device(name: str) -> str:
 
 
 def arguments(training: Training, model: ChatModel, out: Path) -> SFTConfig:
-    """TRL's options; making them also joins the other processes of `accelerate launch`."""
+    """TRL's options; making them also joins the other processes of `accelerate launch`.
+
+    Raises:
+        ConfigError: A tracker that is not there.
+    """
+    known: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    if missing := sorted({*training.report_to} - {*known}):
+        there = f"installed trackers ({', '.join(known) or 'none is'})"
+        raise ConfigError(f"expected {there} for --report-to, got {', '.join(missing)}; install its package")
     fields = SFTConfig.__dataclass_fields__
     name = next(f"{kind}_checkpointing" for kind in KINDS if f"{kind}_checkpointing" in fields)
     checkpointing: Row = {name: training.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
@@ -138,7 +148,7 @@ def arguments(training: Training, model: ChatModel, out: Path) -> SFTConfig:
         logging_nan_inf_filter=False,
         save_strategy="steps",
         disable_tqdm=True,
-        report_to=[],
+        report_to=[*training.report_to],
         **checkpointing,
     )
 
