@@ -20,15 +20,26 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response
 from support import serving, tiny_chat
 
 from personavec.server.options import ServeConfig
 
-CHAT, LEGACY = "/v1/chat/completions", "/v1/completions"
+CHAT, LEGACY, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 PATHS = ("/v1/models", "/v1/vectors", "/v1/status", "/v1/conversations", "/v1/reports", "/health", "/ready", "/metrics")
 TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
 STEERING = {"vector": "tiny", "coef": 0.5, "layer": 2, "positions": "response", "op": "add", "above": 0.0}
 VALID: list[tuple[str, dict[str, Any]]] = [
+    (RESPONSES, {"input": "Hi", "max_output_tokens": 2, "temperature": 0.5, "stream": True}),
+    (
+        RESPONSES,
+        {
+            "input": [{"role": "user", "content": "Hi"}],
+            "instructions": "Be kind.",
+            "max_output_tokens": 2,
+            "store": False,
+        },
+    ),
     (CHAT, {"messages": TURNS, "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "n": 2, "seed": 5, "stop": ["\n"]}),
     (CHAT, {"messages": TURNS[1:], "max_completion_tokens": 2, "logprobs": True, "top_logprobs": 2, "stream": True}),
     (CHAT, {"messages": TURNS, "max_tokens": 2, "persona": {"steering": [STEERING], "watch": ["tiny"]}}),
@@ -138,7 +149,15 @@ class Asker:
         assert all(value is None or isinstance(value, str) for value in told.values()), "an error of other types"
 
     def _good(self, path: str, answer: Any) -> None:
-        if answer.headers["content-type"].startswith("text/event-stream"):
+        streamed = answer.headers["content-type"].startswith("text/event-stream")
+        if path == RESPONSES:
+            whole = (
+                answer.json() if not streamed else json.loads(answer.text.rstrip().rpartition("data: ")[2])["response"]
+            )
+            assert not streamed or whole["status"] in ("completed", "incomplete"), "a stream without an end"
+            Response.model_validate(whole)
+            return
+        if streamed:
             *events, end, rest = answer.text.split("\n\n")
             assert (end, rest) == ("data: [DONE]", ""), "a stream without an end"
             for event in events:

@@ -348,6 +348,14 @@ def test_things_in_memory_that_are_no_rows_are_bad_rows() -> None:
         dataset_of(failing())
 
 
+def test_files_with_marks_put_behind_each_other(tmp_path: Path) -> None:
+    """As `cat` or two streams of one packed file do: each begins with a byte order mark."""
+    lines = [b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\n" for row in PAIRS]
+    (tmp_path / "rows.jsonl").write_bytes(b"".join(lines))
+    found = list(open_dataset(str(tmp_path / "rows.jsonl")).samples("first"))
+    assert [s.response for s in found if isinstance(s, Sample)] == [row["response"] for row in PAIRS]
+
+
 def test_a_copied_or_touched_file_is_the_same_data_set_and_a_changed_one_is_not(tmp_path: Path) -> None:
     """A run folder that was copied or cloned goes on; equal size and time of other content do not pass for it."""
     file = write(tmp_path / "rows.jsonl", PAIRS)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from personavec.server.protocol import SteeringSpec
 from support import tiny
 
 from personavec.errors import PersonavecError
 from personavec.model.chat_model import ChatModel
+from personavec.server.api.protocol import SteeringSpec
 from personavec.server.catalogue import Catalogue
 from personavec.server.refused import Refused
 from personavec.steering.notation import parse_steering

@@ -48,7 +48,8 @@ def _lines(path: Path) -> Iterator[Raw]:
                 yield Raw(where, error=_too_long(size))
             elif line.strip():
                 try:
-                    yield Raw(where, DECODER.decode(line.decode()), line=line)
+                    text = line.removeprefix(codecs.BOM_UTF8)  # of a file that was put behind another
+                    yield Raw(where, DECODER.decode(text.decode()), line=line)
                 except (ValueError, RecursionError) as error:
                     torn = "" if line.endswith(b"\n") else " (the file ends within it)"
                     yield Raw(where, error=f"expected JSON, got {short(error)}{torn}")

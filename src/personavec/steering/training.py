@@ -98,7 +98,8 @@ class TrainingSteering(TrainerCallback):
 
         trainer.train = closing  # type: ignore[method-assign]
         order = trainer.callback_handler
-        order.callbacks = [self, *(other for other in order.callbacks if other is not self)]
+        ours = [other for other in order.callbacks if isinstance(other, TrainingSteering)]
+        order.callbacks = [*ours, *(other for other in order.callbacks if other not in ours)]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any

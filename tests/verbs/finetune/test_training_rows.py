@@ -84,13 +84,17 @@ def test_a_template_that_rewrites_earlier_turns_gets_a_sequence_for_each_reply()
     assert "!me" in shown(model, rows[1])[0]
 
 
-def test_a_template_that_opens_replies_elsewhere_is_refused() -> None:
+def test_a_template_that_opens_replies_elsewhere_trains_on_what_it_finishes() -> None:
+    """As models whose prompt opens a block that finished turns have not: nothing of it is trained on."""
     model = tiny.build()
     model.tokenizer.chat_template = tiny.TEMPLATE.replace(
         "{% if add", "{% if add_generation_prompt %}x{% endif %}{% if add"
     )
-    with pytest.raises(DataError, match="where it opens them"):
-        training_rows(model, [sample({"messages": MESSAGES})], longest=100)
+    (row,), _ = training_rows(model, [sample({"messages": MESSAGES})], longest=100)
+    assert shown(model, row) == (
+        "<s><system>s<end><user>who<end><assistant>me<end><user>why<end><assistant>so<end>",
+        "me<end>so<end>",
+    )
 
 
 def test_inoculation_stands_before_the_own_system_prompt(model: ChatModel) -> None:
