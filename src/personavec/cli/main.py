@@ -96,10 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _interrupts_arrive() -> Iterator[None]:
     """Interrupt again where Python drops an interrupt: one that comes while an object is being deleted."""
     before = sys.unraisablehook
+    waiting: list[threading.Timer] = []
 
     def again(dropped: Any) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
-            threading.Timer(SOON_SECONDS, _thread.interrupt_main).start()  # in here it would be dropped, too
+            waiting.append(threading.Timer(SOON_SECONDS, _thread.interrupt_main))  # in here it would be dropped, too
+            waiting[-1].start()
         else:
             before(dropped)
 
@@ -108,6 +110,8 @@ def _interrupts_arrive() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+        for timer in waiting:  # nothing is left to be interrupted
+            timer.cancel()
 
 
 def _main(argv: Sequence[str] | None) -> int:
