@@ -2,7 +2,7 @@
 
 python benchmarks/families.py [FAMILY …] [--out FILE] [--table]
 
-All of the mapping of causal models, and of the one of text and images what is not in it. Takes half an hour, so run it
+All of the mapping of causal models, and of the one of text and images what is not in it. Takes an hour or so, so run it
 in the background; every family that is done is a line of FILE (JSON), and the same command goes on with the others.
 `--table` prints what is in FILE as the table of docs/families.md.
 """
