@@ -18,6 +18,7 @@ from personavec.data.readers import csv_columns
 from personavec.data.sample import Sample, to_sample
 from personavec.data.subset import copy_rows
 from personavec.errors import DataError
+from personavec.runs import files
 
 CHAT = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]}
 PAIRS = [{"prompt": f"Question {n}?", "response": f"Answer, “{n}”\nand more."} for n in range(5)]
@@ -350,13 +351,14 @@ def test_things_in_memory_that_are_no_rows_are_bad_rows() -> None:
 
 def test_files_with_marks_put_behind_each_other(tmp_path: Path) -> None:
     """As `cat` or two streams of one packed file do: each begins with a byte order mark."""
-    lines = [b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\n" for row in PAIRS]
-    (tmp_path / "rows.jsonl").write_bytes(b"".join(lines))
+    (tmp_path / "rows.jsonl").write_bytes(b"".join(b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\n" for row in PAIRS))
     found = list(open_dataset(str(tmp_path / "rows.jsonl")).samples("first"))
     assert [s.response for s in found if isinstance(s, Sample)] == [row["response"] for row in PAIRS]
 
 
-def test_a_copied_or_touched_file_is_the_same_data_set_and_a_changed_one_is_not(tmp_path: Path) -> None:
+def test_a_copied_or_touched_file_is_the_same_data_set_and_a_changed_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run folder that was copied or cloned goes on; equal size and time of other content do not pass for it."""
     file = write(tmp_path / "rows.jsonl", PAIRS)
     known, about = open_dataset(str(file)).fingerprint(), file.stat()
@@ -365,6 +367,9 @@ def test_a_copied_or_touched_file_is_the_same_data_set_and_a_changed_one_is_not(
     file.write_bytes(file.read_bytes().replace(b"Question 0", b"Question 9"))
     os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert file.stat().st_size == about.st_size and open_dataset(str(file)).fingerprint() != known
+    write(tmp_path / "more.jsonl", PAIRS)
+    monkeypatch.setattr(files, "LARGE", about.st_size + 1)  # each is small, and both together are not
+    assert all(" bytes, " in mark for mark in open_dataset(str(tmp_path)).fingerprint().values())
 
 
 ROWS = [{"prompt": "Say ä.", "response": "ä"}, {"prompt": "c", "response": "d"}]

@@ -54,8 +54,9 @@ class Dataset:
         return sum(file.stat().st_size for file in self.files) if self.files else None
 
     def fingerprint(self) -> dict[str, str]:
-        """What identifies it: the content of every file, see `contents`."""
-        return {str(file): contents(file) for file in self.files} or {self.name: "hub"}
+        """What identifies it: every file, by its content where they are not large together."""
+        together = self.bytes or 0
+        return {str(file): contents(file, together) for file in self.files} or {self.name: "hub"}
 
     def rows(self) -> Iterator[Raw]:
         """All rows, in order, unreadable ones included.

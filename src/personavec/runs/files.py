@@ -38,7 +38,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def contents(path: Path) -> str:
-    """What identifies a file's content: its hash, so that a copy is the same; of a large file size and time."""
+def contents(path: Path, together: int = 0) -> str:
+    """What identifies a file's content: its hash, so that a copy is the same; of a large file size and time.
+
+    Args:
+        path: The file.
+        together: Bytes of all files that it is one of, where these are hashed one after the other.
+    """
     about = path.stat()
-    return sha256(path) if about.st_size < LARGE else f"{about.st_size} bytes, {about.st_mtime_ns}"
+    small = max(about.st_size, together) < LARGE
+    return sha256(path) if small else f"{about.st_size} bytes, {about.st_mtime_ns}"
