@@ -1,5 +1,6 @@
 """An engine that is none: it runs requests in steps as vLLM would, on streams of numbers in place of a model."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,12 @@ from personavec.vllm.settings import Settings, StoredVector
 
 
 def as_sent(steering: Steering) -> dict[str, Any]:
-    """A steering as a request sends it."""
-    names = ("coef", "positions", "op", "floor", "ceiling", "above", "below")
+    """A steering as a request sends it: JSON has no infinity, so a bound that is none is null."""
+    names = ("coef", "floor", "ceiling", "above", "below")
+    numbers = {name: getattr(steering, name) if math.isfinite(getattr(steering, name)) else None for name in names}
     layer = "all" if steering.layer is None else steering.layer
-    return {"vector": steering.vector.content_hash, "layer": layer} | {name: getattr(steering, name) for name in names}
+    place = {"vector": steering.vector.content_hash, "layer": layer, "positions": steering.positions}
+    return place | numbers | {"op": steering.op}
 
 
 def stored(*vectors: PersonaVector) -> dict[str, StoredVector]:
@@ -45,7 +48,7 @@ class Stepper:
 
     def __post_init__(self) -> None:
         settings = Settings("", tuple(self.vectors), edits=self.edits)
-        n_layers, width = next(iter(self.vectors.values())).direction.shape
+        n_layers = len(next(iter(self.vectors.values())).direction)
         units = torch.stack([torch.stack([v.unit(layer) for v in self.vectors.values()]) for layer in range(n_layers)])
         self.tables = Tables(
             units,

@@ -5,6 +5,7 @@ All of it goes the way that requests go: admission, batches, graphs, readings.
 
 import asyncio
 import base64
+import uuid
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -52,11 +53,12 @@ async def check_server(engine: Any, vectors: Mapping[str, StoredVector], setting
         look |= {"spans": [[PROMPT_TOKENS - 1, PROMPT_TOKENS]]}
 
     async def ask(name: str, steering: dict[str, Any] | None) -> _Seen:
-        persona = look | {"id": SELF + name}
+        reading = f"{SELF}{name} {uuid.uuid4().hex}"  # several servers of one engine may check themselves at once
+        persona = look | {"id": reading}
         if steering is not None:
             persona |= {"steering": [{"vector": content_hash, "layer": layer, **steering}]}
         tokens = await _write(engine, prompt, f"personavec-selfcheck-{name}".replace(" ", "-"), {FIELD: persona})
-        return _seen(tokens, (await fetch(engine, [SELF + name])).get(SELF + name), layer)
+        return _seen(tokens, (await fetch(engine, [reading])).get(reading), layer)
 
     async def ask_all(wanted: Mapping[str, dict[str, Any] | None]) -> dict[str, _Seen]:
         answers = await asyncio.gather(*(ask(name, steering) for name, steering in wanted.items()))
@@ -108,10 +110,8 @@ async def _write(engine: Any, prompt: list[int], name: str, extra: dict[str, Any
     from vllm.sampling_params import SamplingParams
 
     sampling = SamplingParams(temperature=0.0, max_tokens=REPLY_TOKENS, ignore_eos=True, extra_args=extra)
-    output = None
-    async for output in engine.generate({"prompt_token_ids": prompt}, sampling, name):
-        pass
-    return () if output is None else tuple(output.outputs[0].token_ids)
+    outputs = [output async for output in engine.generate({"prompt_token_ids": prompt}, sampling, name)]
+    return tuple(outputs[-1].outputs[0].token_ids)
 
 
 def _seen(tokens: tuple[int, ...], readings: dict[str, Any] | None, layer: int) -> _Seen:
