@@ -89,8 +89,9 @@ def install(runner: Any, config: Any, settings: Settings) -> Book:
     chosen = range(n_layers) if settings.layers is None else settings.layers
     layers = [layer for layer in chosen if type(blocks[layer]).__name__ != "PPMissingLayer"]
     scheduler = config.scheduler_config
+    units = torch.stack([torch.stack([vector.unit(layer) for layer in range(n_layers)]) for vector in vectors.values()])
     tables = Tables(
-        torch.stack([torch.stack([vector.unit(layer) for vector in vectors.values()]) for layer in layers]),
+        units.transpose(0, 1)[layers],
         rows=1 + 3 * scheduler.max_num_seqs,
         edits=settings.edits,
         tokens=max(scheduler.max_num_batched_tokens, getattr(runner, "max_num_tokens", 0)),
