@@ -175,7 +175,7 @@ def test_mixed_batches_write_what_our_loop_writes(
     with ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(ask, range(len(requests))))
     assert all(status == 200 for status, _ in answers), [answer for answer in answers if answer[0] != 200][:1]
-    _, readings = server.post("/personavec/v1/readings", {"ids": [f"mixed {n}" for n in range(len(requests))]})
+    _, readings = server.post("/v1/personavec/readings", {"ids": [f"mixed {n}" for n in range(len(requests))]})
     worst_projection = worst_logprob = 0.0
     for number, (request, (tokens, seen), (_, answer)) in enumerate(zip(requests, wanted, answers, strict=True)):
         choice, reading = answer["choices"][0], readings[f"mixed {number}"]
@@ -209,7 +209,7 @@ def test_means_over_spans(server: Server, chat: ChatModel, vectors: list[Persona
         if used:
             persona["steering"] = [as_sent(used[0])]
         assert server.write(row, persona, max_tokens=1)[0] == 200
-        reading = server.post("/personavec/v1/readings", {"ids": [f"mean {number}"]})[1][f"mean {number}"]
+        reading = server.post("/v1/personavec/readings", {"ids": [f"mean {number}"]})[1][f"mean {number}"]
         assert reading["error"] is None
         weights = torch.zeros((1, 3, len(row)))
         for place, (first, stop) in enumerate(spans):

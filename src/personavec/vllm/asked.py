@@ -219,7 +219,7 @@ def _vector(name: Any, where: str, vectors: Mapping[str, StoredVector]) -> Store
     if vector is None:
         raise ValueError(
             f"expected {where} to be the content hash of a vector of this server, got {_shown(name)}; "
-            "/personavec/v1/vectors lists them"
+            "/v1/personavec/vectors lists them"
         )
     return vector
 

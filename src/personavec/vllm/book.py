@@ -220,6 +220,8 @@ class Book:
 
     def fetch(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Readings by the ids of their requests, which are then forgotten; what is not there is left out."""
+        if self.tables.slot.is_cuda:
+            torch.cuda.synchronize()  # this may run beside the stream of the step
         self.collect()
         found = {}
         for request, record in list(self.records.items()):

@@ -11,15 +11,15 @@ from personavec.vllm.settings import load, settings_of
 
 
 class PersonaEndpoint:
-    """What `vllm.endpoint_plugins` takes."""
+    """What `vllm.endpoint_plugins` takes; its routes begin with /v1, as vLLM's `--api-key` guards those."""
 
     name = "personavec"
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
         """Add the routes."""
-        app.add_api_route("/personavec/v1/vectors", vectors, methods=["GET"])
-        app.add_api_route("/personavec/v1/readings", readings, methods=["POST"])
+        app.add_api_route("/v1/personavec/vectors", vectors, methods=["GET"])
+        app.add_api_route("/v1/personavec/readings", readings, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:  # noqa: ARG002 # as vLLM calls it
         """Check the server, before it serves.
