@@ -72,14 +72,24 @@ class Stepper:
         for layer, run in enumerate(self.runs):
             whole = torch.cat([self.streams[p.request][layer, p.start : p.start + p.count] for p in parts])
             whole = torch.cat([whole, torch.full((3, whole.shape[1]), 7.0)])
-            residual = 0.25 * whole
-            out = run(whole - residual, residual) + residual
+            out = run(*apart(whole)) + apart(whole)[1]
             place = 0
             for part in parts:
                 self.edited.setdefault(part.request, torch.zeros_like(self.streams[part.request]))
                 mine = out[place : place + part.count]
                 self.edited[part.request][layer, part.start : part.start + part.count] = mine
                 place += part.count
+
+
+def apart(stream: Tensor) -> tuple[Tensor, Tensor]:
+    """What a block adds, and the residual."""
+    return stream - 0.25 * stream, 0.25 * stream
+
+
+def together(stream: Tensor) -> Tensor:
+    """A stream that was taken apart and is not edited."""
+    hidden, residual = apart(stream)
+    return hidden + residual
 
 
 def by_hooks(model: Any, stream: Tensor, steering: Sequence[Steering], prompt: int) -> Tensor:
