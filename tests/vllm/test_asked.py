@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
 from support.stepping import as_sent, stored
@@ -79,6 +79,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(sent=JSON)
 def test_nothing_but_a_refusal_is_raised(v: PersonaVector, sent: Any) -> None:
     try:
@@ -117,11 +118,11 @@ def test_the_folder_of_vectors(model: ChatModel, v: PersonaVector, tmp_path: Pat
     with pytest.raises(ValueError, match="got none"):
         read_folder(tmp_path)
     v.save(tmp_path / "a.safetensors")
-    settings = make_settings(tmp_path)
-    assert settings.hashes == (v.content_hash,) and load(settings)[v.content_hash].direction.equal(v.direction)
+    made = make_settings(tmp_path)
+    assert made.hashes == (v.content_hash,) and load(made)[v.content_hash].direction.equal(v.direction)
     tiny.vector(model, seed=3).save(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="every machine needs the folder"):
-        load(settings)
+        load(made)
     (tmp_path / "b.safetensors").write_bytes(b"?")
     with pytest.raises(ValueError, match=r"b\.safetensors"):
         read_folder(tmp_path)
