@@ -1,11 +1,12 @@
 """Bookkeeping against invented batches: chunks, preemption, prefix hits, more requests than there is room for."""
 
 import base64
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
 from support.stepping import Stepper, as_sent, by_hooks, stored
@@ -35,17 +36,17 @@ def mean(span: dict[str, Any]) -> torch.Tensor:
     return torch.from_numpy(np.stack(layers))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+@given(random=st.randoms(use_true_random=True))
 def test_whatever_the_batches_every_token_is_steered_and_read_once(
-    model: ChatModel, v: PersonaVector, data: st.DataObject
+    model: ChatModel, v: PersonaVector, random: Random
 ) -> None:
     rows = kinds(v)
     stepper = Stepper(stored(v), requests=AT_ONCE)
     asked: dict[str, dict[str, Any]] = {}
     prompts: dict[str, int] = {}
     for number, row in enumerate(rows):
-        name, prompt = f"{number}", data.draw(st.integers(1, 9), label="prompt")
+        name, prompt = f"{number}", random.randint(1, 9)
         prompts[name] = prompt
         generator = torch.Generator().manual_seed(number)
         stepper.streams[name] = torch.randn((model.n_layers, TOKENS, tiny.D_MODEL), generator=generator)
@@ -54,12 +55,12 @@ def test_whatever_the_batches_every_token_is_steered_and_read_once(
         asked[name] = {"steering": [as_sent(s) for s in row], "watch": watch, "spans": spans, "id": f"r{name}"}
     computed = dict.fromkeys(prompts, 0)
     while alive := [name for name in computed if computed[name] < TOKENS]:
-        chosen = data.draw(st.lists(st.sampled_from(alive), min_size=1, max_size=AT_ONCE, unique=True), label="batch")
+        chosen = random.sample(alive, min(len(alive), random.randint(1, AT_ONCE)))
         parts = []
         for name in chosen:
-            if computed[name] and data.draw(st.integers(0, 9), label="preempted") == 0:
+            if computed[name] and random.randint(0, 9) == 0:
                 computed[name] = 0
-            count = data.draw(st.integers(1, TOKENS - computed[name]), label="chunk")
+            count = random.randint(1, TOKENS - computed[name])
             parts.append(Part(name, computed[name], count, prompts[name], asked[name]))
             computed[name] += count
         for name in set(alive) - set(chosen):  # who has to wait may have lost its place
