@@ -8,6 +8,7 @@ from personavec.vllm.settings import load, settings_of
 
 def register() -> None:
     """Check every request of every route; vLLM calls this in each of its processes."""
+    from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
     if getattr(InputProcessor, "persona_checks", False):
@@ -15,7 +16,10 @@ def register() -> None:
     process = InputProcessor.process_inputs
 
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        asked = admitted(self, params)
+        try:
+            asked = admitted(self, params)
+        except ValueError as error:  # of which the server would make a failure of its own
+            raise VLLMValidationError(str(error), parameter=FIELD) from None
         request = process(self, request_id, prompt, params, *args, **kwargs)
         if asked is not None:
             apart(request, asked)
@@ -53,8 +57,11 @@ def admitted(processor: Any, params: Any) -> Asked | None:
 def apart(request: Any, asked: Asked) -> None:
     """Keep what a request leaves in the cache of prefixes from requests that are steered otherwise."""
     if request.prompt_token_ids is None:
-        raise ValueError(
-            f"expected token ids or text with {FIELD}, got embeddings; which of them are prompt is not known"
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(
+            f"expected token ids or text with {FIELD}, got embeddings; which of them are prompt is not known",
+            parameter=FIELD,
         )
     salt = asked.salt(len(request.prompt_token_ids))
     if salt:
