@@ -13,7 +13,7 @@ from personavec.steering.steer import Steered, Steering
 from personavec.steering.vector import PersonaVector
 from personavec.vllm.asked import Asked, read
 from personavec.vllm.block import BlockEdit, Tables
-from personavec.vllm.book import Book, Part
+from personavec.vllm.book import Book, StepPart
 from personavec.vllm.settings import Settings, StoredVector
 
 
@@ -66,7 +66,7 @@ class Stepper:
 
         self.book = Book(self.tables, self.vectors, range(n_layers), self.edits, asked)
 
-    def step(self, parts: Sequence[Part], alive: Sequence[str]) -> None:
+    def step(self, parts: Sequence[StepPart], alive: Sequence[str]) -> None:
         """One step, with padding behind its tokens."""
         self.book.step(parts, alive)
         for layer, run in enumerate(self.runs):

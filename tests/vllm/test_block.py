@@ -15,7 +15,7 @@ from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 from personavec.vllm import block
 from personavec.vllm.block import BlockEdit
-from personavec.vllm.book import Part
+from personavec.vllm.book import StepPart
 
 BACKEND = "inductor" if shutil.which("g++") else "aot_eager"
 
@@ -66,7 +66,7 @@ def test_every_row_is_edited_as_by_our_hooks(model: ChatModel, v: PersonaVector,
     for number, row in enumerate(rows):
         prompt = 2 + number % 3
         stepper.streams[f"{number}"] = torch.randn((model.n_layers, 7, tiny.D_MODEL), generator=generator)
-        parts.append(Part(f"{number}", 0, 7, prompt, {"steering": [as_sent(s) for s in row]} if row else None))
+        parts.append(StepPart(f"{number}", 0, 7, prompt, {"steering": [as_sent(s) for s in row]} if row else None))
     stepper.step(parts, [part.request for part in parts])
     assert not stepper.book.failed
     for part, row in zip(parts, rows, strict=True):

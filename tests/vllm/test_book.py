@@ -15,7 +15,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
 from personavec.vllm.asked import RESPONSE
-from personavec.vllm.book import Part
+from personavec.vllm.book import StepPart
 
 TOKENS, AT_ONCE = 12, 2
 
@@ -61,7 +61,7 @@ def test_whatever_the_batches_every_token_is_steered_and_read_once(
             if computed[name] and random.randint(0, 9) == 0:
                 computed[name] = 0
             count = random.randint(1, TOKENS - computed[name])
-            parts.append(Part(name, computed[name], count, prompts[name], asked[name]))
+            parts.append(StepPart(name, computed[name], count, prompts[name], asked[name]))
             computed[name] += count
         for name in set(alive) - set(chosen):  # who has to wait may have lost its place
             if name in stepper.book.records and stepper.book.records[name].rows is None:
@@ -87,7 +87,7 @@ def test_a_prefix_hit_is_steered_from_where_it_starts(model: ChatModel, v: Perso
     stepper = Stepper(stored(v))
     stepper.streams["a"] = torch.randn((model.n_layers, TOKENS, tiny.D_MODEL))
     sent = {"steering": [as_sent(Steering(v, 2.0, 1))]}
-    stepper.step([Part("a", 8, 4, 6, sent)], ["a"])
+    stepper.step([StepPart("a", 8, 4, 6, sent)], ["a"])
     wanted = by_hooks(model, stepper.streams["a"], [Steering(v, 2.0, 1)], 6)
     torch.testing.assert_close(stepper.edited["a"][:, 8:], wanted[:, 8:])
 
@@ -95,7 +95,7 @@ def test_a_prefix_hit_is_steered_from_where_it_starts(model: ChatModel, v: Perso
 def test_a_span_that_was_not_read_says_so(model: ChatModel, v: PersonaVector) -> None:
     stepper = Stepper(stored(v))
     stepper.streams["a"] = torch.randn((model.n_layers, TOKENS, tiny.D_MODEL))
-    stepper.step([Part("a", 4, 4, 6, {"spans": [[0, 6]], "id": "x"})], ["a"])
+    stepper.step([StepPart("a", 4, 4, 6, {"spans": [[0, 6]], "id": "x"})], ["a"])
     assert "did not" in stepper.book.fetch(["x"])["x"]["error"]
 
 
@@ -104,7 +104,7 @@ def test_what_goes_wrong_in_a_step_harms_nobody_else(model: ChatModel, v: Person
     for name in ("good", "bad"):
         stepper.streams[name] = torch.randn((model.n_layers, TOKENS, tiny.D_MODEL))
     sent = {"steering": [as_sent(Steering(v, 2.0, 1))]}
-    stepper.step([Part("bad", 0, 4, 2, {"steering": "?"}), Part("good", 0, 4, 2, sent)], ["good", "bad"])
+    stepper.step([StepPart("bad", 0, 4, 2, {"steering": "?"}), StepPart("good", 0, 4, 2, sent)], ["good", "bad"])
     assert stepper.book.failed.keys() == {"bad"}
     wanted = by_hooks(model, stepper.streams["good"], [Steering(v, 2.0, 1)], 2)
     torch.testing.assert_close(stepper.edited["good"][:, :4], wanted[:, :4])
@@ -117,7 +117,7 @@ def test_rows_are_shared_and_come_free(model: ChatModel, v: PersonaVector) -> No
         sent = {"steering": [as_sent(Steering(v, 1.0 + number, 1))]}
         for name in names:
             stepper.streams[name] = torch.zeros((model.n_layers, TOKENS, tiny.D_MODEL))
-        stepper.step([Part(name, 0, 4, 2, sent) for name in names], names)
+        stepper.step([StepPart(name, 0, 4, 2, sent) for name in names], names)
         first, second = (stepper.book.records[name].rows for name in names)
         assert first == second and first is not None and first[RESPONSE] > 0
     assert not stepper.book.failed

@@ -26,7 +26,7 @@ KINDS = (PROMPT, LAST, RESPONSE)
 RowKey = tuple[int, tuple[Change, ...]]
 
 
-class Part(NamedTuple):
+class StepPart(NamedTuple):
     """The tokens of one request in a step."""
 
     request: str
@@ -90,7 +90,7 @@ class Book:
         self._reads: list[tuple[Record, int, int, int]] = []
         """Of the step that runs: record, first token in the batch, count, position of the first."""
 
-    def step(self, parts: Sequence[Part], alive: Collection[str]) -> None:
+    def step(self, parts: Sequence[StepPart], alive: Collection[str]) -> None:
         """Prepare the buffers for a step, after the one before it has been read.
 
         Args:
@@ -124,7 +124,7 @@ class Book:
         if len(self.failed) > KEPT:
             self.failed.popitem(last=False)
 
-    def _place(self, part: Part, present: Collection[str], offset: int) -> tuple[list[int], list[int]]:
+    def _place(self, part: StepPart, present: Collection[str], offset: int) -> tuple[list[int], list[int]]:
         record = self.records.get(part.request)
         if record is None:
             record = self.records[part.request] = Record(self.read(part.asked), part.prompt)

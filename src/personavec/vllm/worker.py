@@ -14,7 +14,7 @@ from vllm.platforms import current_platform
 
 from personavec.vllm.asked import FIELD, SPANS, Asked, read
 from personavec.vllm.block import BlockEdit, Tables, edited
-from personavec.vllm.book import Book, Part
+from personavec.vllm.book import Book, StepPart
 from personavec.vllm.settings import Settings, load, settings_of
 
 VERSIONS = ("0.32.",)
@@ -140,7 +140,7 @@ def _told_by_inputs(runner: Any, book: Book) -> None:
             batch = self.input_batch
             states = [self.requests[request] for request in batch.req_ids]
             parts = [
-                Part(request, int(start), int(count), state.num_prompt_tokens, _asked(state.sampling_params))
+                StepPart(request, int(start), int(count), state.num_prompt_tokens, _asked(state.sampling_params))
                 for request, state, start, count in zip(
                     batch.req_ids, states, batch.num_computed_tokens_cpu, num_scheduled_tokens, strict=False
                 )
@@ -170,7 +170,7 @@ def _told_by_state(runner: Any, book: Book) -> None:
 
         def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
             parts = [
-                Part(request, int(start), int(count), *known.get(request, (0, None)))
+                StepPart(request, int(start), int(count), *known.get(request, (0, None)))
                 for request, start, count in zip(
                     input_batch.req_ids,
                     input_batch.num_computed_tokens_np,
