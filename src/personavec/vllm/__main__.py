@@ -1,0 +1,50 @@
+"""`python -m personavec.vllm --vectors DIR --model M …`: vLLM's server with the plugin; the rest are vLLM's options."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from personavec.vllm.settings import make_settings
+
+
+def arguments(given: Sequence[str]) -> list[str]:
+    """The command line for vLLM's server from that of this one.
+
+    Raises:
+        ValueError: The folder holds no vectors, or what the plugin sets is given as well.
+    """
+    parser = argparse.ArgumentParser("python -m personavec.vllm", allow_abbrev=False, description=__doc__)
+    parser.add_argument("--vectors", required=True, help="folder of persona vectors, the same on every machine")
+    parser.add_argument("--layers", type=int, nargs="+", help="layers to steer and read, default all")
+    parser.add_argument("--edits", type=int, default=2, help="most ablated, capped or gated directions in a layer")
+    parser.add_argument("--no-means", action="store_true", help="no means over spans, whose sums take memory")
+    options, rest = parser.parse_known_args(given)
+    if taken := {"--worker-cls", "--additional-config", "--enable-scale-out"} & {word.split("=")[0] for word in rest}:
+        raise ValueError(f"expected no {sorted(taken)[0]}, got one; the plugin sets it")
+    layers = None if options.layers is None else tuple(sorted(set(options.layers)))
+    settings = make_settings(options.vectors, layers=layers, edits=options.edits, means=not options.no_means)
+    return [
+        *rest,
+        "--enable-scale-out",
+        "--worker-cls=personavec.vllm.worker.PersonaWorker",
+        f"--additional-config={json.dumps(settings.config())}",
+    ]
+
+
+def main() -> None:
+    """Become the server."""
+    try:
+        given = arguments(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    # routes are added by plugins that are named alone; naming one leaves the others out unless they are named too
+    named = os.environ.get("VLLM_PLUGINS")
+    os.environ["VLLM_PLUGINS"] = "personavec" if not named else f"{named},personavec"
+    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given])
+
+
+if __name__ == "__main__":
+    main()
