@@ -3,17 +3,23 @@
 from typing import Any
 
 from personavec.vllm.asked import FIELD, SELF, Asked, read
-from personavec.vllm.settings import load, settings_of
+from personavec.vllm.settings import check, settings_of
 
 
 def register() -> None:
-    """Check every request of every route; vLLM calls this in each of its processes."""
+    """Check the server before its engine starts, and every request of every route; each process of vLLM calls this."""
+    import vllm
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
     if getattr(InputProcessor, "persona_checks", False):
         return
-    process = InputProcessor.process_inputs
+    begin, process = InputProcessor.__init__, InputProcessor.process_inputs
+
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        begin(self, vllm_config, *args, **kwargs)
+        if settings_of(vllm_config) is not None:
+            self.persona_settings, self.persona_vectors = check(vllm_config, vllm.__version__)
 
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -25,7 +31,7 @@ def register() -> None:
             apart(request, asked)
         return request
 
-    InputProcessor.process_inputs = process_inputs
+    InputProcessor.__init__, InputProcessor.process_inputs = __init__, process_inputs
     InputProcessor.persona_checks = True
 
 
@@ -39,14 +45,12 @@ def admitted(processor: Any, params: Any) -> Asked | None:
     if value is None:
         return None
     config = processor.vllm_config
-    settings = settings_of(config)
-    if settings is None or not config.parallel_config.worker_cls.endswith(".PersonaWorker"):
+    vectors = getattr(processor, "persona_vectors", None)
+    if vectors is None or not str(config.parallel_config.worker_cls).endswith(".PersonaWorker"):
         raise ValueError(
             f"expected no {FIELD}, as this server does not steer, got one; start it with `python -m personavec.vllm`"
         )
-    if not hasattr(processor, "persona_vectors"):
-        processor.persona_vectors = load(settings)
-    asked = read(value, processor.persona_vectors, settings, config.model_config.max_model_len)
+    asked = read(value, vectors, processor.persona_settings, config.model_config.max_model_len)
     if not getattr(processor, "persona_checked", False) and not asked.id.startswith(SELF):
         raise ValueError(f"expected no {FIELD} before this server has checked itself, got one; start it again")
     if asked.id and getattr(params, "n", 1) != 1:

@@ -1,4 +1,26 @@
-"""What a request may ask for, and its refusal by name: the same check where it comes in and where it is obeyed."""
+"""What a request may ask for, and its refusal by name: the same check where it comes in and where it is obeyed.
+
+The format is what clients rely on; `version` of `GET /v1/personavec/vectors` says whose it is. A request has
+`sampling_params.extra_args.persona` in `/inference/v1/generate` (`vllm_xargs.persona`, as text, in OpenAI's routes):
+
+    {"steering": [{"vector": HASH, "coef": 0.5, "layer": 15, "positions": "response", "op": "add",
+                   "floor": null, "ceiling": null, "above": null, "below": null}, …],
+     "watch": [{"vector": HASH, "layer": 15}, …], "spans": [[0, 24], [24, 60]], "id": "chat-1"}
+
+All fields but `vector` may be left out, and null is as if left out. HASH is `PersonaVector.content_hash`. `layer` is
+`"all"` by default (for `add`: by increments), `positions` is `response`, `prompt` or `all`, `op` is `add`, `ablate` or
+`cap`; `coef` is 1 by default and a bound that is not given is infinite. Steerings are obeyed as
+`personavec.steering.steer` does, whose fields these are. `watch` reads projections from the last token of the prompt
+on, `spans` means of the stream at every layer; both need an `id`.
+
+`POST /v1/personavec/readings` with `{"ids": ["chat-1"]}` answers, once for each, and leaves out what is not there:
+
+    {"chat-1": {"start": 23, "watch": [[0.1, …], …], "spans": [{"tokens": 24, "mean": {"0": BASE64, …}}, …],
+                "error": null}}
+
+`start` is the position of the first projection, `watch` a list for each look, `mean` by layer little-endian float32 in
+base64, `error` a text if not all was read.
+"""
 
 import hashlib
 import json

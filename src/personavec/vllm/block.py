@@ -137,6 +137,12 @@ def edited(block: nn.Module, edit: BlockEdit) -> None:
         def forward(self, *args: object, **kwargs: object) -> object:
             return self.persona_edit.after(kind.forward(self, *args, **kwargs))
 
-    Edited.__name__, Edited.__qualname__, Edited.__module__ = kind.__name__, kind.__qualname__, kind.__module__
     block.persona_edit = edit
-    block.__class__ = Edited
+    become(block, Edited)
+
+
+def become(thing: object, kind: type) -> None:
+    """Exchange the class of an object for one derived from it, under the same name."""
+    old = type(thing)
+    kind.__name__, kind.__qualname__, kind.__module__ = old.__name__, old.__qualname__, old.__module__
+    thing.__class__ = kind

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from personavec.vllm.selfcheck import check_server
-from personavec.vllm.settings import load, settings_of
+from personavec.vllm.settings import Refusal, settings_of
 
 
 class PersonaEndpoint:
@@ -25,26 +25,30 @@ class PersonaEndpoint:
         """Check the server, before it serves.
 
         Raises:
-            ValueError: What it does is not what was asked for.
+            Refusal: What it does is not what was asked for.
         """
-        config = engine_client.vllm_config
-        settings = settings_of(config)
-        if settings is None:
-            raise ValueError("expected settings of personavec, got none; start with `python -m personavec.vllm`")
-        state.persona_engine, state.persona_vectors = engine_client, load(settings)
-        await check_server(engine_client, state.persona_vectors, settings, fetch)
-        engine_client.input_processor.persona_checked = True
+        if settings_of(engine_client.vllm_config) is None:
+            raise Refusal("expected settings of personavec, got none; start with `python -m personavec.vllm`")
+        processor = engine_client.input_processor
+        await check_server(engine_client, processor.persona_vectors, processor.persona_settings, fetch)
+        state.persona_engine, processor.persona_checked = engine_client, True
 
 
 async def vectors(request: Request) -> JSONResponse:
-    """The vectors that requests can name, by content hash."""
-    stored = request.app.state.persona_vectors
+    """The vectors that requests can name, by content hash, and what can be asked for with them."""
+    processor = request.app.state.persona_engine.input_processor
+    stored, settings = processor.persona_vectors, processor.persona_settings
+    layers = range(len(next(iter(stored.values())).direction)) if settings.layers is None else settings.layers
     return JSONResponse(
         {
             "vectors": [
-                {"hash": content_hash, "trait": vector.trait, "layer": vector.layer}
+                {"hash": content_hash, "trait": vector.trait, "layer": vector.layer, "absent": sorted(vector.absent)}
                 for content_hash, vector in stored.items()
-            ]
+            ],
+            "layers": list(layers),
+            "edits": settings.edits,
+            "means": settings.means,
+            "version": settings.version,
         }
     )
 

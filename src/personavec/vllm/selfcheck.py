@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from personavec.vllm.asked import FIELD, SELF
-from personavec.vllm.settings import Settings, StoredVector
+from personavec.vllm.settings import Refusal, Settings, StoredVector
 
 PROMPT_TOKENS, REPLY_TOKENS = 24, 4
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -41,7 +41,7 @@ async def check_server(engine: Any, vectors: Mapping[str, StoredVector], setting
         fetch: Gets readings by id.
 
     Raises:
-        ValueError: What the model did is not what was asked for.
+        Refusal: What the model did is not what was asked for.
     """
     content_hash, layer = tried(vectors, settings)
     vector = vectors[content_hash]
@@ -96,14 +96,14 @@ def tried(vectors: Mapping[str, StoredVector], settings: Settings) -> tuple[str,
     """A vector and a layer to try: the first that has a direction there.
 
     Raises:
-        ValueError: All are zero.
+        Refusal: All are zero.
     """
     for content_hash, vector in vectors.items():
         layers = list(range(len(vector.direction)) if settings.layers is None else settings.layers)
         for layer in [*layers[len(layers) // 2 :], *layers]:
             if layer not in vector.absent and vector.direction[layer].any():
                 return content_hash, layer
-    raise ValueError(f"expected a vector with a direction in {settings.folder}, got zeros alone; extract one")
+    raise Refusal(f"expected a vector with a direction in {settings.folder}, got zeros alone; extract one")
 
 
 async def _write(engine: Any, prompt: list[int], name: str, extra: dict[str, Any] | None) -> tuple[int, ...]:
@@ -123,5 +123,5 @@ def _seen(tokens: tuple[int, ...], readings: dict[str, Any] | None, layer: int) 
     return _Seen(tokens, readings["watch"][0][0], stream)
 
 
-def _refused(wanted: str, got: str) -> ValueError:
-    return ValueError(f"expected {wanted}, got {got}; this server would not steer as asked, so it does not serve")
+def _refused(wanted: str, got: str) -> Refusal:
+    return Refusal(f"expected {wanted}, got {got}; this server would not steer as asked, so it does not serve")

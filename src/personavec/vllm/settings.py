@@ -1,4 +1,4 @@
-"""What the operator of a server says once, and the vectors of the folder that it names."""
+"""What the operator of a server says once, the vectors of the folder that it names, and what no server does."""
 
 import hashlib
 import json
@@ -15,6 +15,12 @@ import personavec
 
 KEY = "personavec"
 """Where vLLM's `additional_config` has the settings."""
+VERSIONS = ("0.32.",)
+"""Beginnings of the versions of vLLM that the plugin was written and tried with."""
+
+
+class Refusal(ValueError):
+    """A server is not started, and why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def make_settings(folder: str | Path, **options: Any) -> Settings:
     """Settings for a folder of vectors as it is now; the rest as the fields of `Settings`.
 
     Raises:
-        ValueError: It holds no vectors, or files that are none.
+        Refusal: It holds no vectors, or files that are none.
     """
     return Settings(str(Path(folder).resolve()), tuple(sorted(read_folder(folder))), **options)
 
@@ -51,14 +57,14 @@ def settings_of(config: Any) -> Settings | None:
     """Those of a vLLM configuration, None if it has none.
 
     Raises:
-        ValueError: They are of another version of the plugin.
+        Refusal: They are of another version of the plugin.
     """
     given = config.additional_config if isinstance(config.additional_config, Mapping) else {}
     if KEY not in given:
         return None
     fields = dict(given[KEY])
     if fields.get("version") != personavec.__version__:
-        raise ValueError(
+        raise Refusal(
             f"expected settings of personavec {personavec.__version__}, got {fields.get('version')}; start the server "
             "with `python -m personavec.vllm` of one version on all machines"
         )
@@ -96,7 +102,7 @@ def read_folder(folder: str | Path) -> dict[str, StoredVector]:
     """The vectors of a folder by content hash.
 
     Raises:
-        ValueError: It holds none, or a file that is none, or of another model than the rest.
+        Refusal: It holds none, or a file that is none, or of another model than the rest.
     """
     vectors: dict[str, StoredVector] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
@@ -111,15 +117,15 @@ def read_folder(folder: str | Path) -> dict[str, StoredVector]:
             absent = frozenset(card["details"].get("absent_layers", ()))
             vectors[content_hash] = StoredVector(card["trait"], direction, card["layer"], absent)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(
+            raise Refusal(
                 f"expected persona vectors in {folder}, got {path.name} ({str(error)[:200] or type(error).__name__}); "
                 "copy it again, or take it away"
             ) from error
     if not vectors:
-        raise ValueError(f"expected persona vectors (*.safetensors) in {folder}, got none; put the vectors there")
+        raise Refusal(f"expected persona vectors (*.safetensors) in {folder}, got none; put the vectors there")
     shapes = {tuple(vector.direction.shape) for vector in vectors.values()}
     if len(shapes) > 1:
-        raise ValueError(
+        raise Refusal(
             f"expected vectors of one model in {folder}, got shapes {sorted(shapes)}; keep a folder for each model"
         )
     return vectors
@@ -129,12 +135,60 @@ def load(settings: Settings) -> dict[str, StoredVector]:
     """The vectors that settings name.
 
     Raises:
-        ValueError: The folder does not hold all of them.
+        Refusal: The folder does not hold all of them.
     """
     there = read_folder(settings.folder)
     if missing := set(settings.hashes) - there.keys():
-        raise ValueError(
+        raise Refusal(
             f"expected the vectors {', '.join(sorted(missing))} in {settings.folder}, got none of that content; every "
             "machine needs the folder as it was when the server was started"
         )
     return {content_hash: there[content_hash] for content_hash in settings.hashes}
+
+
+def check_version(version: str) -> None:
+    """Refuse a vLLM that the plugin was not tried with.
+
+    Raises:
+        Refusal: This one.
+    """
+    if not version.startswith(VERSIONS):
+        raise Refusal(
+            f"expected vLLM {' or '.join(f'{known}x' for known in VERSIONS)}, got {version}; the plugin reaches into "
+            "parts of vLLM that change, so install a version that it was tried with"
+        )
+
+
+def check(config: Any, version: str) -> tuple[Settings, dict[str, StoredVector]]:
+    """The settings and vectors of a configuration that the plugin can work in.
+
+    Args:
+        config: Of vLLM.
+        version: Of vLLM.
+
+    Raises:
+        Refusal: It cannot: another version of vLLM, vectors of another model, or what changes what a step is.
+    """
+    check_version(version)
+    settings = settings_of(config)
+    if settings is None:
+        raise Refusal("expected settings of personavec, got none; start with `python -m personavec.vllm`")
+    parallel = config.parallel_config
+    unknown = {
+        "speculative decoding": config.speculative_config is not None,
+        "data parallelism inside it (start one server for each replica)": parallel.data_parallel_size > 1,
+        "context parallelism": parallel.prefill_context_parallel_size > 1,
+        "micro-batches": parallel.use_ubatching,
+    }
+    if used := [name for name, there in unknown.items() if there]:
+        raise Refusal(f"expected a server without {used[0]}, got one with it; leave it out")
+    vectors, text = load(settings), config.model_config.hf_text_config
+    n_layers, width = next(iter(vectors.values())).direction.shape
+    if (n_layers, width) != (text.num_hidden_layers, text.hidden_size):
+        raise Refusal(
+            f"expected vectors of a model with {text.num_hidden_layers} layers, {text.hidden_size} wide, got some with "
+            f"{n_layers} layers, {width} wide in {settings.folder}; give the folder of this model's vectors"
+        )
+    if wrong := [layer for layer in settings.layers or () if not 0 <= layer < n_layers]:
+        raise Refusal(f"expected --layers from 0 to {n_layers - 1}, got {wrong[0]}; leave it out")
+    return settings, vectors

@@ -4,7 +4,7 @@ Model Runner V1 and V2 are told of a step at different places; both are private 
 server checks itself before it serves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,9 @@ from torch import nn
 from vllm.platforms import current_platform
 
 from personavec.vllm.asked import FIELD, SPANS, Asked, read
-from personavec.vllm.block import BlockEdit, Tables, edited
+from personavec.vllm.block import BlockEdit, Tables, become, edited
 from personavec.vllm.book import Book, StepPart
-from personavec.vllm.settings import Settings, load, settings_of
-
-VERSIONS = ("0.32.",)
-"""Beginnings of the versions of vLLM that the hooks were written and tried with."""
+from personavec.vllm.settings import Refusal, Settings, StoredVector, check
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as DeviceWorker
@@ -31,60 +28,27 @@ class PersonaWorker(DeviceWorker):  # type: ignore[misc, valid-type]
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then put the edit into its blocks, before anything is compiled or captured."""
-        settings = check(self.vllm_config)
+        settings, vectors = check(self.vllm_config, vllm.__version__)
         super().load_model(*args, **kwargs)
-        self.persona_book = install(self.model_runner, self.vllm_config, settings)
+        self.persona_book = install(self.model_runner, self.vllm_config, settings, vectors)
         if self.use_v2_model_runner:
-            _told_by_state(self.model_runner, self.persona_book)
+            told_by_state(self.model_runner, self.persona_book)
         else:
-            _told_by_inputs(self.model_runner, self.persona_book)
+            told_by_inputs(self.model_runner, self.persona_book)
 
     def persona_readings(self, ids: Sequence[str]) -> dict[str, Any]:
         """Readings by the ids of their requests; called by the endpoint."""
         return self.persona_book.fetch(ids)
 
 
-def check(config: Any) -> Settings:
-    """The settings of a configuration that the plugin can work in.
-
-    Raises:
-        ValueError: It cannot: another version of vLLM, or something that changes what a step is.
-    """
-    if not vllm.__version__.startswith(VERSIONS):
-        raise ValueError(
-            f"expected vLLM {' or '.join(f'{version}x' for version in VERSIONS)}, got {vllm.__version__}; the plugin "
-            "reaches into parts of vLLM that change, so install a version that it was tried with"
-        )
-    settings = settings_of(config)
-    if settings is None:
-        raise ValueError("expected settings of personavec, got none; start with `python -m personavec.vllm`")
-    parallel = config.parallel_config
-    unknown = {
-        "speculative decoding": config.speculative_config is not None,
-        "data parallelism inside a server (start one server for each replica)": parallel.data_parallel_size > 1,
-        "context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-        "micro-batches": bool(getattr(parallel, "enable_dbo", False)),
-        "sequence parallelism": bool(getattr(config.compilation_config.pass_config, "enable_sp", False)),
-    }
-    if used := [name for name, there in unknown.items() if there]:
-        raise ValueError(f"expected a server without {used[0]}, got one with it; leave it out")
-    return settings
-
-
-def install(runner: Any, config: Any, settings: Settings) -> Book:
+def install(runner: Any, config: Any, settings: Settings, vectors: Mapping[str, StoredVector]) -> Book:
     """Put an edit into every block that can be steered.
 
     Raises:
-        ValueError: The vectors are of a model of another depth or width, or the blocks are not found.
+        Refusal: The blocks are not found.
     """
-    vectors = load(settings)
-    model, text = runner.get_model(), config.model_config.hf_text_config
-    n_layers, width = next(iter(vectors.values())).direction.shape
-    if (n_layers, width) != (text.num_hidden_layers, text.hidden_size):
-        raise ValueError(
-            f"expected vectors of a model with {text.num_hidden_layers} layers, {text.hidden_size} wide, got some with "
-            f"{n_layers} layers, {width} wide in {settings.folder}; give the folder of this model's vectors"
-        )
+    model = runner.get_model()
+    n_layers = len(next(iter(vectors.values())).direction)
     blocks = find_blocks(model, n_layers)
     chosen = range(n_layers) if settings.layers is None else settings.layers
     layers = [layer for layer in chosen if type(blocks[layer]).__name__ != "PPMissingLayer"]
@@ -112,7 +76,7 @@ def find_blocks(model: nn.Module, n_layers: int) -> nn.ModuleList:
     """The blocks of the language model, by structure.
 
     Raises:
-        ValueError: There is no list of as many modules, or more than one.
+        Refusal: There is no list of as many modules, or more than one.
     """
     lists = {
         name: module
@@ -120,18 +84,13 @@ def find_blocks(model: nn.Module, n_layers: int) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == n_layers and not name.endswith("experts")
     }
     if len(lists) != 1:
-        raise ValueError(
+        raise Refusal(
             f"expected one list of {n_layers} blocks, got {', '.join(lists) or 'none'}; this family is not supported"
         )
     return next(iter(lists.values()))
 
 
-def _asked(sampling: Any) -> Any:
-    """What a request sent, None if it is to be left alone."""
-    return (getattr(sampling, "extra_args", None) or {}).get(FIELD)
-
-
-def _told_by_inputs(runner: Any, book: Book) -> None:
+def told_by_inputs(runner: Any, book: Book) -> None:
     """Model Runner V1: told of a step when it prepares its inputs."""
     kind = type(runner)
 
@@ -148,27 +107,32 @@ def _told_by_inputs(runner: Any, book: Book) -> None:
             book.step(parts, self.requests.keys())
             return kind._prepare_inputs(self, scheduler_output, num_scheduled_tokens)
 
-    Told.__name__, Told.__qualname__, Told.__module__ = kind.__name__, kind.__qualname__, kind.__module__
-    runner.__class__ = Told
+    become(runner, Told)
 
 
-def _told_by_state(runner: Any, book: Book) -> None:
-    """Model Runner V2: told by the state of its model, which is there for this, outside of the graph."""
+def told_by_state(runner: Any, book: Book) -> None:
+    """Model Runner V2: told of requests and steps by the state of its model, which is outside of the graph for this.
+
+    The state is told that a request is gone also when it is preempted, and comes again; that it is over is known to the
+    runner alone.
+    """
     state = runner.model_state
-    kind = type(state)
+    runs, keeps = type(runner), type(state)
     known: dict[str, tuple[int, Any]] = {}
-    """Of each request, tokens of its prompt and what it asks for; those that are preempted come again."""
+    """Of each request that is not over, tokens of its prompt and what it asks for."""
 
-    class Told(kind):  # type: ignore[misc, valid-type]
+    class ToldRunner(runs):  # type: ignore[misc, valid-type]
+        def finish_requests(self, scheduler_output: Any) -> None:
+            for request in scheduler_output.finished_req_ids:
+                known.pop(request, None)
+            runs.finish_requests(self, scheduler_output)
+
+    class ToldState(keeps):  # type: ignore[misc, valid-type]
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             known[new_req_data.req_id] = (new_req_data.prompt_len, _asked(new_req_data.sampling_params))
-            kind.add_request(self, req_index, new_req_data)
+            keeps.add_request(self, req_index, new_req_data)
 
-        def remove_request(self, req_id: str) -> None:
-            known.pop(req_id, None)
-            kind.remove_request(self, req_id)
-
-        def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
+        def prepare_inputs(self, input_batch: Any, req_states: Any) -> Any:
             parts = [
                 StepPart(request, int(start), int(count), *known.get(request, (0, None)))
                 for request, start, count in zip(
@@ -179,8 +143,12 @@ def _told_by_state(runner: Any, book: Book) -> None:
                 )
             ]
             book.step(parts, known.keys())
-            inputs: dict[str, Any] = kind.prepare_inputs(self, input_batch, req_states)
-            return inputs
+            return keeps.prepare_inputs(self, input_batch, req_states)
 
-    Told.__name__, Told.__qualname__, Told.__module__ = kind.__name__, kind.__qualname__, kind.__module__
-    state.__class__ = Told
+    become(runner, ToldRunner)
+    become(state, ToldState)
+
+
+def _asked(sampling: Any) -> Any:
+    """What a request sent, None if it is to be left alone."""
+    return (getattr(sampling, "extra_args", None) or {}).get(FIELD)
