@@ -14,7 +14,6 @@ from support.stepping import as_sent, stored
 from personavec.model.chat_model import ChatModel
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
-from personavec.vllm.__main__ import arguments
 from personavec.vllm.asked import Asked, read
 from personavec.vllm.settings import Settings, load, make_settings, read_folder
 
@@ -126,13 +125,3 @@ def test_the_folder_of_vectors(model: ChatModel, v: PersonaVector, tmp_path: Pat
     (tmp_path / "b.safetensors").write_bytes(b"?")
     with pytest.raises(ValueError, match=r"b\.safetensors"):
         read_folder(tmp_path)
-
-
-def test_the_command_line_of_the_server(v: PersonaVector, tmp_path: Path) -> None:
-    v.save(tmp_path / "a.safetensors")
-    given = arguments(["--vectors", str(tmp_path), "--layers", "2", "1", "--model", "M", "--port", "1"])
-    assert given[:4] == ["--model", "M", "--port", "1"]
-    config = json.loads(given[-1].removeprefix("--additional-config="))["personavec"]
-    assert config["layers"] == [1, 2] and config["hashes"] == [v.content_hash] and config["means"]
-    with pytest.raises(ValueError, match="--worker-cls"):
-        arguments(["--vectors", str(tmp_path), "--worker-cls=x"])

@@ -43,6 +43,8 @@ class Tables:
         """
         n_layers, n_vectors, width = units.shape
         self.rows, self.spans = rows, spans
+        self.idle = True
+        """Whether no token of the last step was edited or summed."""
         self.slot = torch.zeros(tokens, dtype=torch.long, device=device)
         """Which row edits each token."""
         self.span = torch.zeros(tokens, dtype=torch.long, device=device)
@@ -61,12 +63,15 @@ class Tables:
         self.unit[:, :, row] = unit.to(self.unit)
         self.numbers[:, :, :, row] = numbers.to(self.numbers)
 
-    def assign(self, slot: Sequence[int] | Tensor, span: Sequence[int] | Tensor) -> None:
+    def assign(self, slot: Sequence[int], span: Sequence[int]) -> None:
         """Say which rows the tokens of the next step have; those after them are padding."""
+        idle = not (any(slot) or any(span))
+        if idle and self.idle:
+            return
         for buffer, values in ((self.slot, slot), (self.span, span)):
-            given = torch.as_tensor(values, dtype=torch.long)
-            buffer[: len(given)].copy_(given)
-            buffer[len(given) :].zero_()
+            buffer[: len(values)].copy_(sent(values, buffer.device))
+            buffer[len(values) :].zero_()
+        self.idle = idle
 
 
 class BlockEdit(nn.Module):
@@ -127,6 +132,12 @@ class BlockEdit(nn.Module):
 
 def _stream(hidden: Tensor, residual: Tensor | None) -> Tensor:
     return hidden.float() if residual is None else hidden.float() + residual.float()
+
+
+def sent(values: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers on a device; the host does not wait for the step that runs there."""
+    numbers = torch.tensor(values, dtype=torch.long)
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
 def edited(block: nn.Module, edit: BlockEdit) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from personavec.vllm.asked import LAST, PROMPT, RESPONSE, Asked, Change
-from personavec.vllm.block import Tables
+from personavec.vllm.block import Tables, sent
 from personavec.vllm.rows import make_row
 from personavec.vllm.settings import StoredVector
 
@@ -202,7 +202,7 @@ class Book:
             return
         layers = {layer for record, *_ in reads for _, layer in record.asked.looks if layer in self.layers}
         tokens = [place for _, first, count, _ in reads for place in range(first, first + count)]
-        chosen = torch.tensor(tokens, device=self.tables.slot.device)
+        chosen = sent(tokens, self.tables.slot.device)
         seen = {layer: self.tables.seen[self.layers.index(layer)][chosen] for layer in layers}
         at = 0
         for record, _, count, position in reads:
