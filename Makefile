@@ -25,7 +25,7 @@ check: $(VENV)/.test
 
 # by hand: it installs vLLM for the CPU in an environment of its own
 vllm: $(VENV)/.test
-	scripts/vllm
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/vllm
 
 clean:
 	rm -rf $(VENV) runs/demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
