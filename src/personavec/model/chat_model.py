@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from personavec.errors import ModelError
+from personavec.model.engines.engine import Engine
 from personavec.model.identity import ModelIdentity, _fingerprint
 from personavec.model.loading import load, pick_device, pick_dtype
 from personavec.model.template import PLAIN_TEMPLATE, ChatTemplate, Message
@@ -82,6 +83,7 @@ class ChatModel(BlockModel):
     Attributes:
         tokenizer: Its tokenizer.
         adapter: Folder of the adapter on top, where it was loaded from one.
+        engine: Who computes, if not this process: then there are no weights here, see `engines.vllm.connect`.
         stop_ids: Token ids that end a reply.
     """
 
@@ -105,6 +107,7 @@ class ChatModel(BlockModel):
             )
         self.tokenizer = tokenizer
         self.adapter: Path | None = None
+        self.engine: Engine | None = None
         stop = hf.generation_config.eos_token_id
         stop = [stop] if isinstance(stop, int) else list(stop or [])
         self.stop_ids = sorted({*stop, tokenizer.eos_token_id} - {None})
@@ -186,6 +189,14 @@ class ChatModel(BlockModel):
         pieces: Iterator[str] = import_module("personavec.steering.generate").pieces(self, messages, **options)
         return pieces
 
+    def _gone(self) -> ModelError:
+        if self.engine is not None:
+            return ModelError(
+                f"expected the weights of {self.identity.id} in this process, got a model behind servers; this needs "
+                "--engine hf"
+            )
+        return super()._gone()
+
     @property
     def template(self) -> ChatTemplate:
         """The chat template that the tokenizer holds now."""
@@ -196,12 +207,20 @@ class ChatModel(BlockModel):
     @property
     def numbers(self) -> str:
         """Number format and kind of device: a run stays on one of them."""
+        if self.engine is not None:
+            return f"{self.engine.dtype} by {self.engine.name}"
         return f"{str(self.dtype).removeprefix('torch.')} on {self.device.type}"
+
+    @property
+    def place(self) -> str:
+        """The device, or who computes elsewhere."""
+        return str(self.device) if self.engine is None else self.engine.name
 
     @property
     def context(self) -> int:
         """Tokens that prompt and reply may have together, as far as the model's configuration says."""
-        return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        stated = getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        return stated if self.engine is None else min(stated, self.engine.context)
 
     @property
     def adapted(self) -> bool:

@@ -9,14 +9,25 @@ from tyro.conf import Positional
 
 from personavec.runs.rules import Count, Free, Percent, at_least
 from personavec.traits.load import load_traits
-from personavec.verbs.options import Common, Doses, Folder, Judging, Layers, Writing, bench_for, call, load_subject
+from personavec.verbs.options import (
+    Common,
+    Doses,
+    Engined,
+    Folder,
+    Judging,
+    Layers,
+    Writing,
+    bench_for,
+    call,
+    load_subject,
+)
 
 if TYPE_CHECKING:
     from personavec.verbs.extract.result import Extractions
 
 
 @dataclass(frozen=True)
-class ExtractConfig(Judging, Writing, Common):
+class ExtractConfig(Judging, Writing, Engined, Common):
     """Find a trait's persona vector and prove it by steering.
 
     Examples:
@@ -24,6 +35,7 @@ class ExtractConfig(Judging, Writing, Common):
       personavec extract optimistic humorous --out runs/two
       personavec extract traits/terse.json --model Qwen/Qwen2.5-7B-Instruct --max-new-tokens 200
       personavec extract optimistic --json > optimistic.json
+      personavec extract optimistic --model Qwen/Qwen2.5-7B-Instruct --engine vllm:http://gpu1:8001,http://gpu2:8001
 
     More in docs/extract.md.
     """

@@ -193,8 +193,7 @@ def summarise(
             "n_sweep": len(trait.sweep),
             "n_check": len(trait.check),
         },
-        "model": dataclasses.asdict(model.identity)
-        | {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)},
+        "model": dataclasses.asdict(model.identity) | {"dtype": model.numbers.split()[0], "device": model.place},
         "system_prompt": interview.system,
         "judge": judges.described() | {"table": judge_table(known)},
         "counts": {side: vector.card.details["counts"][side] for side in ("pos", "neg")},
