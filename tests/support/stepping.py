@@ -21,8 +21,7 @@ def as_sent(steering: Steering) -> dict[str, Any]:
     """A steering as a request sends it: JSON has no infinity, so a bound that is none is null."""
     names = ("coef", "floor", "ceiling", "above", "below")
     numbers = {name: getattr(steering, name) if math.isfinite(getattr(steering, name)) else None for name in names}
-    layer = "all" if steering.layer is None else steering.layer
-    place = {"vector": steering.vector.content_hash, "layer": layer, "positions": steering.positions}
+    place = {"vector": steering.vector.content_hash, "layer": steering.layer, "positions": steering.positions}
     return place | numbers | {"op": steering.op}
 
 

@@ -92,9 +92,18 @@ def test_more_edits_than_there_is_room_for(v: PersonaVector) -> None:
     ask({"steering": [ablate] * 2}, v, edits=2)
     ask({"steering": [ablate, ablate | {"layer": 1}]}, v, edits=1)
     with pytest.raises(ValueError, match="at most 1"):
-        ask({"steering": [ablate, as_sent(Steering(v, op="cap", ceiling=1.0))]}, v, edits=1)
+        ask({"steering": [ablate, as_sent(Steering(v, layer="all", op="cap", ceiling=1.0))]}, v, edits=1)
     with pytest.raises(ValueError, match="0, 2"):
         ask({"steering": [ablate | {"layer": 1}]}, v, layers=(0, 2))
+
+
+def test_a_layer_that_is_left_out_is_the_recommended_one(model: ChatModel, v: PersonaVector) -> None:
+    advised = tiny.vector(model, layer=3)
+    sent = {"steering": [{"vector": advised.content_hash}], "watch": [advised.content_hash], "id": "x"}
+    asked = ask(sent, advised)
+    assert (asked.changes[0].layer, asked.looks[0][1]) == (3, 3)
+    with pytest.raises(ValueError, match=r"persona.steering.0.layer, as the vector recommends none"):
+        ask({"steering": [{"vector": v.content_hash}]}, v)
 
 
 def test_text_is_read_and_coef_0_is_nothing(v: PersonaVector) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -50,9 +51,9 @@ def lists(v: PersonaVector, other: PersonaVector) -> list[list[Steering]]:
     return [
         [],
         [Steering(v, 1.5, 1)],
-        [Steering(v, -0.7, None, "prompt"), Steering(other, 0.4, None, "all")],
+        [Steering(v, -0.7, "all", "prompt"), Steering(other, 0.4, "all", "all")],
         [Steering(v, layer=2, positions="all", op="ablate"), Steering(other, layer=2, positions="all", op="ablate")],
-        [Steering(v, op="cap", floor=-0.1, ceiling=0.2)],
+        [Steering(v, layer="all", op="cap", floor=-0.1, ceiling=0.2)],
         [
             Steering(v, 2.0, 1, above=0.0),
             Steering(other, layer=1, op="ablate", below=0.3),
@@ -89,7 +90,7 @@ def test_a_step_without_steering_writes_no_buffer_and_the_next_one_does(model: C
     stepper = Stepper(stored(v))
     stepper.streams = {name: torch.ones((model.n_layers, 4, tiny.D_MODEL)) for name in ("a", "b")}
     plain, steered = StepPart("a", 0, 4, 2, None), StepPart("b", 0, 2, 2, {"steering": [as_sent(Steering(v, 1.0, 1))]})
-    for parts in ([plain], [steered], [plain], [plain], [steered._replace(start=2)]):
+    for parts in ([plain], [steered], [plain], [plain], [replace(steered, start=2)]):
         stepper.step(parts, ["a", "b"])
         assert stepper.tables.idle == (parts == [plain])
     assert torch.equal(stepper.edited["a"], together(stepper.streams["a"]))

@@ -24,10 +24,10 @@ def kinds(v: PersonaVector) -> list[list[Steering]]:
     return [
         [],
         [Steering(v, 1.5, 1)],
-        [Steering(v, -0.5)],
+        [Steering(v, -0.5, "all")],
         [Steering(v, 1.0, 2, "prompt")],
         [Steering(v, layer=1, positions="all", op="ablate")],
-        [Steering(v, op="cap", ceiling=0.1)],
+        [Steering(v, layer="all", op="cap", ceiling=0.1)],
     ]
 
 

@@ -133,9 +133,9 @@ def kinds(vectors: list[PersonaVector]) -> list[tuple[Steering, ...]]:
     return [
         (),
         (Steering(v, 0.6, 15),),
-        (Steering(v, -0.3),),
+        (Steering(v, -0.3, "all"),),
         (Steering(v, layer=12, op="ablate", positions="all"), Steering(w, layer=12, op="ablate", positions="all")),
-        (Steering(v, op="cap", ceiling=0.2 * norm, floor=-0.2 * norm),),
+        (Steering(v, layer="all", op="cap", ceiling=0.2 * norm, floor=-0.2 * norm),),
         (Steering(w, 0.8, 10, above=0.0),),
         (Steering(v, 0.5, 8, "prompt"), Steering(w, 0.5, 20, "all")),
         (),

@@ -7,11 +7,11 @@ The format is what clients rely on; `version` of `GET /v1/personavec/vectors` sa
                    "floor": null, "ceiling": null, "above": null, "below": null}, …],
      "watch": [{"vector": HASH, "layer": 15}, …], "spans": [[0, 24], [24, 60]], "id": "chat-1"}
 
-All fields but `vector` may be left out, and null is as if left out. HASH is `PersonaVector.content_hash`. `layer` is
-`"all"` by default (for `add`: by increments), `positions` is `response`, `prompt` or `all`, `op` is `add`, `ablate` or
-`cap`; `coef` is 1 by default and a bound that is not given is infinite. Steerings are obeyed as
-`personavec.steering.steer` does, whose fields these are. `watch` reads projections from the last token of the prompt
-on, `spans` means of the stream at every layer; both need an `id`.
+All fields but `vector` may be left out, and null is as if left out. HASH is `PersonaVector.content_hash`. `layer` is by
+default the one that the vector recommends, and `"all"` is every layer (to add: by increments). `positions` is
+`response`, `prompt` or `all`, `op` is `add`, `ablate` or `cap`; `coef` is 1 by default and a bound that is not given is
+infinite. Steerings are obeyed as `personavec.steering.steer` does, whose fields these are. `watch` reads projections
+from the last token of the prompt on, `spans` means of the stream at every layer; both need an `id`.
 
 `POST /v1/personavec/readings` with `{"ids": ["chat-1"]}` answers, once for each, and leaves out what is not there:
 
@@ -52,7 +52,7 @@ COVERED = {"all": (PROMPT, LAST, RESPONSE), "prompt": (PROMPT, LAST), "response"
 OPS = ("add", "ablate", "cap")
 DEFAULTS: dict[str, Any] = {
     "coef": 1.0,
-    "layer": "all",
+    "layer": None,
     "positions": "response",
     "op": "add",
     "floor": -math.inf,
@@ -157,7 +157,8 @@ def read(value: Any, vectors: Mapping[str, StoredVector], settings: Settings, mo
 def _change(entry: Any, where: str, vectors: Mapping[str, StoredVector], settings: Settings, n_layers: int) -> Change:
     given = _fields(entry, where, {"vector": None, **DEFAULTS})
     vector = _vector(given["vector"], f"{where}.vector", vectors)
-    layer = None if given["layer"] in ("all", None) else _layer(given["layer"], where, vector, settings, n_layers)
+    wanted = _wanted(given["layer"], where, vector)
+    layer = None if wanted == "all" else _layer(wanted, where, vector, settings, n_layers)
     if layer is None and settings.layers is not None:
         raise ValueError(
             f"expected {where}.layer to be one of {_some(settings.layers)}, got all; the server was started for those"
@@ -201,22 +202,20 @@ def _look(
     vector = _vector(given["vector"], f"{where}.vector", vectors)
     if given["vector"] not in settings.hashes:
         raise ValueError(f"expected {where}.vector to be of this server's folder, got one that a client gave")
-    chosen = vector.layer if given["layer"] is None else given["layer"]
-    if chosen is None:
-        raise ValueError(f"expected {where}.layer, as the vector recommends none, got none")
-    layer = _layer(chosen, where, vector, settings, n_layers)
+    layer = _layer(_wanted(given["layer"], where, vector), where, vector, settings, n_layers)
     if not vector.direction[layer].any():
         raise ValueError(f"expected {where}.vector to have a direction at layer {layer}, got none there")
     return given["vector"], layer
 
 
 def _spans(value: Any, settings: Settings, most_tokens: int) -> tuple[tuple[int, int], ...]:
-    where, spans, end = f"{FIELD}.spans", [], 0
+    where, end = f"{FIELD}.spans", 0
+    spans: list[tuple[int, int]] = []
     entries = _list(value, where, SPANS)
     if entries and not settings.means:
         raise ValueError(f"expected no {where}, got some; the server was started without means")
     for number, entry in enumerate(entries):
-        pair = entry if isinstance(entry, list | tuple) and len(entry) == 2 else (None, None)
+        pair = tuple(entry) if isinstance(entry, list | tuple) and len(entry) == 2 else (-1, -1)
         if any(type(place) is not int for place in pair) or not end <= pair[0] < pair[1] <= most_tokens:
             raise ValueError(
                 f"expected {where}.{number} to be two positions, from and up to, behind the span before it and at most "
@@ -249,6 +248,13 @@ def _vector(name: Any, where: str, vectors: Mapping[str, StoredVector]) -> Store
             f"expected {where} to be the content hash of a vector of this server, got {_shown(name)}; "
             "/v1/personavec/vectors lists them"
         ) from None
+
+
+def _wanted(layer: Any, where: str, vector: StoredVector) -> Any:
+    """A layer as it was asked for, or else the one that the vector recommends."""
+    if layer is None and vector.layer is None:
+        raise ValueError(f"expected {where}.layer, as the vector recommends none, got none")
+    return vector.layer if layer is None else layer
 
 
 def _layer(value: Any, where: str, vector: StoredVector, settings: Settings, n_layers: int) -> int:

@@ -9,7 +9,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ KINDS = (PROMPT, LAST, RESPONSE)
 RowKey = tuple[int, tuple[Change, ...]]
 
 
-class StepPart(NamedTuple):
+@dataclass(frozen=True)
+class StepPart:
     """The tokens of one request in a step."""
 
     request: str

@@ -48,7 +48,7 @@ async def check_server(engine: Any, vectors: Mapping[str, StoredVector], setting
     unit, here = vector.unit(layer).numpy(), vector.direction[layer].numpy()
     model = engine.vllm_config.model_config
     prompt = [(7919 * (place + 3)) % model.get_vocab_size() for place in range(PROMPT_TOKENS)]
-    look = {"watch": [{"vector": content_hash, "layer": layer}]}
+    look: dict[str, Any] = {"watch": [{"vector": content_hash, "layer": layer}]}
     if settings.means:
         look |= {"spans": [[PROMPT_TOKENS - 1, PROMPT_TOKENS]]}
 

@@ -100,7 +100,8 @@ class StoredVector:
 
     def unit(self, layer: int) -> Tensor:
         """The direction at a layer scaled to length 1; zeros stay zeros."""
-        return self.direction[layer] / self.direction[layer].norm().clamp(min=torch.finfo(torch.float32).tiny)
+        length: Tensor = self.direction[layer].norm().clamp(min=torch.finfo(torch.float32).tiny)
+        return self.direction[layer] / length
 
 
 def read_file(path: Path) -> tuple[str, StoredVector]:

@@ -23,7 +23,7 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as DeviceWorker
 
 
-class PersonaWorker(DeviceWorker):  # type: ignore[misc, valid-type]
+class PersonaWorker(DeviceWorker):  # type: ignore[misc]
     """A worker whose model steers and reads each request as it asks."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
