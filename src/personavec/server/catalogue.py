@@ -175,7 +175,7 @@ class Catalogue:
             except VectorError as error:
                 raise Refused(400, str(error), param="persona.watch") from None
             key = name if layer == vector.card.layer else f"{name}@{layer}"
-            self._seen[name, layer] = Seen(key, name, layer, Watch(layer, unit))
+            self._seen[name, layer] = Seen(key, name, layer, Watch(layer, unit, vector.content_hash))
         return self._seen[name, layer]
 
 

@@ -90,6 +90,9 @@ class Engine:
     cannot change it. A row whose numbers overflow ends with an error, and the others go on.
     """
 
+    holds_forms = True
+    """Whether replies can be held to a form."""
+
     def __init__(self, model: ChatModel, rows: int = 16, queue: int = 64, prefix_bytes: int = 2**29) -> None:
         """Start the thread.
 
@@ -170,7 +173,7 @@ class Engine:
                     self._write()
             except Exception as error:  # no request may end the server: those under way do not survive, it does
                 for job in (*self._jobs, *self._joining):
-                    job.end("error", _reason(error))
+                    job.end("error", reason(error))
                 self._jobs.clear()
                 self.prefixes.clear()
                 self._slots = Slots(self.rows, self.model.device)
@@ -208,7 +211,7 @@ class Engine:
                     self._join([jobs])
             else:
                 for job in admitted[0]:
-                    job.end("error", _reason(error))
+                    job.end("error", reason(error))
             return
         for row, jobs in enumerate(admitted):
             for job in jobs:
@@ -311,7 +314,7 @@ class Engine:
                 tokens = draw(drawn_from, numbers, jobs[rows[0]].sampling).tolist()
             except Exception as error:  # nobody else is drawn like these
                 for row in rows:
-                    jobs[row].end("error", _reason(error))
+                    jobs[row].end("error", reason(error))
                 continue
             for row, token in zip(rows, tokens, strict=True):
                 job = jobs[row]
@@ -381,7 +384,7 @@ def _logprobs(logits: Float[Tensor, " vocab"], token: int, top: int) -> Logprobs
     return Logprobs(token, float(logs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
-def _reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What the asker is told; who runs the server is told what else went wrong."""
     if isinstance(error, PersonavecError):
         return str(error)

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summ
 from personavec.errors import ConfigError, DataError
 from personavec.runs.progress import stage
 from personavec.server.catalogue import Catalogue
+from personavec.server.elsewhere import RemoteEngine
 from personavec.server.engine import Engine
 
 SCHEMA = """
@@ -193,7 +194,7 @@ def _flat(turn: dict[str, Any]) -> list[dict[str, Any]]:
 class Metrics:
     """Counters of a server, which Prometheus may ask for, in a separate registry."""
 
-    def __init__(self, engine: Engine, catalogue: Catalogue) -> None:
+    def __init__(self, engine: Engine | RemoteEngine, catalogue: Catalogue) -> None:
         self._norms = {name: vector.card.activation_norms for name, vector in catalogue.vectors.items()}
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("personavec_requests", "Requests by outcome", ["path", "status"], registry=registry)

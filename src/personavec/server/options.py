@@ -12,7 +12,7 @@ from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.rules import Free, above
 from personavec.server.terms import KEY, Offer, Terms, check_host
-from personavec.verbs.options import Common, File, Files, Folder, Steer, Switch, call, load_subject
+from personavec.verbs.options import Common, Engined, File, Files, Folder, Steer, Switch, call, load_subject
 
 if TYPE_CHECKING:
     from personavec.server.service import Service
@@ -35,7 +35,7 @@ class Served(Common):
 
 
 @dataclass(frozen=True)
-class ServeConfig(Offer, Served):
+class ServeConfig(Offer, Served, Engined):
     """Serve a model over OpenAI's API, steered and watched.
 
     Examples:

@@ -13,12 +13,14 @@ from typing import Any
 
 from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
+from personavec.model.engines.vllm import VllmEngine
 from personavec.model.sampling import Sampling
 from personavec.model.spelling import Spelling
 from personavec.runs.rules import check
 from personavec.server.api.forms import JsonForm, JsonForms
 from personavec.server.api.protocol import AskedBody, CompletionBody
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
+from personavec.server.elsewhere import RemoteEngine
 from personavec.server.engine import Engine, Full, Job
 from personavec.server.exchange import Exchange
 from personavec.server.limits import LOG
@@ -41,7 +43,7 @@ class Service:
 
     model: ChatModel
     terms: Terms
-    engine: Engine
+    engine: Engine | RemoteEngine
     catalogue: Catalogue
     log: Log
     metrics: Metrics
@@ -91,6 +93,12 @@ class Service:
             applied,
             watched,
         )
+        if body.form and not self.engine.holds_forms:
+            raise Refused(
+                400,
+                "expected no form of the reply, got one; behind servers (--engine) replies are not held to one",
+                param="response_format",
+            )
         grammar = body.form and await asyncio.to_thread(self.forms.grammar, body.form[1], body.form[0])
         seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
         deadline = time.monotonic() + self.terms.deadline
@@ -297,5 +305,10 @@ def assemble(
         for seen in watched:
             calibration.check_vector(catalogue.vectors[seen.vector].content_hash, seen.vector, seen.layer)
     kept = Log(Path(log), retention_days)
-    engine = Engine(model, terms.rows_at_once, terms.queue, terms.prefix_mib * 2**20)
+    engine: Engine | RemoteEngine
+    if isinstance(model.engine, VllmEngine):
+        model.engine.check_watched({seen.vector: seen.watch.vector for seen in watched})
+        engine = RemoteEngine(model, terms.rows_at_once, terms.queue)
+    else:
+        engine = Engine(model, terms.rows_at_once, terms.queue, terms.prefix_mib * 2**20)
     return Service(model, terms, engine, catalogue, kept, Metrics(engine, catalogue), watched, steering, calibration)

@@ -61,6 +61,8 @@ class Watch(NamedTuple):
 
     layer: int
     unit: Float[Tensor, " d_model"]
+    vector: str = ""
+    """Content hash of the vector that it is of: its name where the model runs elsewhere."""
 
 
 Following = tuple[Float[Tensor, "alive vocab"], Float[Tensor, "alive watched"]]

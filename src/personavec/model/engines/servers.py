@@ -6,9 +6,9 @@ import resource
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -71,11 +71,28 @@ class Server:
         sent: Any = {"content": body} if isinstance(body, bytes) else {"body": body}
         return await self._answer(self.client.post(path, cast_to=object, **sent))
 
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any]:
+        """The parts of an answer as they come; who leaves early ends it there, too; errors as of `get`."""
+        import openai
+
+        with self._told():
+            stream_cls = openai.AsyncStream[object]
+            stream = await self.client.post(path, cast_to=object, body=body, stream=True, stream_cls=stream_cls)
+            async with stream:
+                async for part in stream:
+                    yield part
+
     async def _answer(self, call: Awaitable[Any]) -> Any:
+        with self._told():
+            return await call
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What a call says of why it failed, in our words."""
         import openai
 
         try:
-            return await call
+            yield
         except openai.APIStatusError as error:
             said = error.body.get("message") if isinstance(error.body, Mapping) else None
             reason = " ".join(f"{error.status_code}: {said or error.message}".split())[:300]
@@ -85,7 +102,7 @@ class Server:
             refused = Refused(f"expected {self.url} to do what it is asked, got {reason}; {advice}")
             refused.status = error.status_code
             raise refused from error
-        except openai.APIConnectionError as error:  # time-outs too
+        except openai.APIError as error:  # no connection, too late, or broken off
             raise Away(" ".join(f"{error.message} {error.__cause__ or ''}".split())[:300]) from error
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -30,6 +30,8 @@ BATCH_NUMBERS = 2**26
 Ids = Sequence[int]
 Segment = tuple[int, int]
 """Positions, from and up to."""
+Watched = tuple[str, int]
+"""Content hash of a vector, and a layer."""
 
 
 class VllmEngine:
@@ -48,9 +50,9 @@ class VllmEngine:
         self._model = model
         self._there: dict[str, set[str]] = {}
         """Content hashes of the vectors that each server has."""
-        self._servers = Servers(urls, self._greet)
+        self.servers = Servers(urls, self._greet)
         self._first: Introduction | None = None
-        told: list[Introduction] = self._servers.each(self._introduce)
+        told: list[Introduction] = self.servers.each(self._introduce)
         self._first = told[0]
         for url, other in zip(urls, told, strict=True):
             self._first.check_alike(other, url)
@@ -70,32 +72,80 @@ class VllmEngine:
     def write(self, orders: Sequence[Order], sampling: Sampling) -> Iterator[list[Written]]:
         """Write replies; yields those that have come, in any order; see `Engine`."""
         jobs = [partial(self._write, order, sampling) for order in orders]
-        for answers in self._servers.answers(jobs):
+        for answers in self.servers.answers(jobs):
             yield [Written(place, *answer) for place, answer in answers]
 
     async def _write(self, order: Order, sampling: Sampling, server: Server) -> tuple[tuple[int, ...], str]:
         await self._supply(order.vectors, server)
-        greedy = sampling.temperature < COLDEST
-        drawing = {"temperature": 0.0} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        settings = drawing | {
-            "max_tokens": sampling.max_new_tokens,
-            "seed": order.seed,
-            "stop_token_ids": list(self._model.stop_ids),
-            "ignore_eos": True,  # those above are all that end a reply
-        }
-        choice = await self._generate(server, order.prompt, settings, {"steering": list(order.steering)})
+        persona = {"steering": list(order.steering)}
+        choice = await self._generate(server, order.prompt, self._settings(order, sampling), persona)
         ids = choice["token_ids"]
         if ids and ids[-1] in self._model.stop_ids:
             return tuple(ids[:-1]), "stop"
         return tuple(ids), "length"
 
+    def _settings(self, order: Order, sampling: Sampling) -> dict[str, Any]:
+        greedy = sampling.temperature < COLDEST
+        drawing = {"temperature": 0.0} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        return drawing | {
+            "max_tokens": sampling.max_new_tokens,
+            "seed": order.seed,
+            "stop_token_ids": list(self._model.stop_ids),
+            "ignore_eos": True,  # those above are all that end a reply
+        }
+
+    async def stream(
+        self, server: Server, order: Order, sampling: Sampling, watch: Sequence[Watched], top: int | None, name: str
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """The parts of a reply as they come: `token_ids`, `logprobs`, and `finish_reason` of the last.
+
+        Args:
+            server: Who writes it.
+            order: What.
+            sampling: How.
+            watch: Vectors by content hash, and layers, whose projections are kept for `projections`.
+            top: How many of the most probable tokens are told of each token; None for no log-probabilities.
+            name: Of the reply, for `projections`.
+
+        Raises:
+            Away: The server is not there, or went.
+            ModelError: It refuses.
+        """
+        await self._supply(order.vectors, server)
+        looks = [{"vector": content_hash, "layer": layer} for content_hash, layer in watch]
+        persona = {"steering": list(order.steering)} | ({"watch": looks, "id": name} if looks else {})
+        settings = self._settings(order, sampling) | ({} if top is None else {"logprobs": top})
+        async for part in server.stream(GENERATE, _sent(order.prompt, settings, persona) | {"stream": True}):
+            for choice in part["choices"]:
+                yield choice
+
+    def check_watched(self, vectors: Mapping[str, str]) -> None:
+        """Check that servers can read along vectors, content hashes by trait: those given later can only steer.
+
+        Raises:
+            ModelError: One was not in their folder when they started.
+        """
+        folder = self._first.folder if self._first else frozenset()
+        for trait, content_hash in vectors.items():
+            if content_hash not in folder:
+                raise ModelError(
+                    f"expected {trait}, which is to be watched, in the servers' folder of vectors, got none of that "
+                    "content; put its file into their --vectors and start them again, or pass --watch none"
+                )
+
+    async def projections(self, server: Server, name: str) -> list[list[float]] | None:
+        """By token what was watched of a reply, the last prompt token first; None if the server has none of it."""
+        told = (await server.post(READINGS, {"ids": [name]})).get(name)
+        if told is None or told["error"]:
+            return None
+        columns = [[float("nan") if value is None else value for value in column] for column in told["watch"]]
+        return [list(row) for row in zip(*columns, strict=True)]
+
     async def _generate(
         self, server: Server, prompt: Ids, settings: Mapping[str, Any], persona: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The choice that a server answers to token ids, `prompt_logprobs` beside it."""
-        asked = {name: value for name, value in persona.items() if value}
-        sent = dict(settings) | ({"extra_args": {"persona": asked}} if asked else {})
-        answer = await server.post(GENERATE, {"token_ids": list(prompt), "sampling_params": sent})
+        answer = await server.post(GENERATE, _sent(prompt, settings, persona))
         try:
             choice = dict(answer["choices"][0])
             ended, ids = choice["finish_reason"], choice["token_ids"]
@@ -202,7 +252,7 @@ class VllmEngine:
             return made
 
         waiting: list[tuple[int, Tensor]] = []
-        for answers in self._servers.answers([partial(read, group) for group in groups], max(1, SLOTS // TOGETHER)):
+        for answers in self.servers.answers([partial(read, group) for group in groups], max(1, SLOTS // TOGETHER)):
             waiting += [pair for place, made in answers for pair in zip(groups[place], made, strict=True)]
             while waiting:
                 batch, waiting = waiting[:most], waiting[most:]
@@ -216,7 +266,7 @@ class VllmEngine:
         out: list[Tensor] = [torch.empty(0)] * len(replies)
         progress(len(replies) - len(read))
         jobs = [partial(self._logprobs, prompts[place], replies[place]) for place in read]
-        for answers in self._servers.answers(jobs):
+        for answers in self.servers.answers(jobs):
             for place, logprobs in answers:
                 out[read[place]] = torch.tensor(logprobs)
             progress(len(answers))
@@ -248,6 +298,13 @@ def connect(engine: str, name: str, trust_remote_code: bool = False) -> ChatMode
     model = ChatModel.load(name, device="meta", trust_remote_code=trust_remote_code)
     model.engine = VllmEngine(urls, model)
     return model
+
+
+def _sent(prompt: Ids, settings: Mapping[str, Any], persona: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a request."""
+    asked = {name: value for name, value in persona.items() if value}
+    more = {"extra_args": {"persona": asked}} if asked else {}
+    return {"token_ids": list(prompt), "sampling_params": dict(settings) | more}
 
 
 def segments(spans: Sequence[Segment]) -> list[Segment]:
