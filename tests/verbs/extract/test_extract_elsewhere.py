@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import tiny_chat
+from support import tiny, tiny_chat
 from support.vllm_double import Double
 
 import personavec as pv
@@ -132,10 +132,8 @@ def test_one_study_one_engine(
     assert "to have the same options, got another run" in said and "float32 by vLLM 0.32.0 here" in said
 
 
-def test_an_evaluation_is_the_same(
-    chat: ChatModel, servers: list[Double], warm: Path, saved: tuple[Path, Path], tmp_path: Path
-) -> None:
-    vector = pv.load_vector(saved[1])
+def test_an_evaluation_is_the_same(chat: ChatModel, servers: list[Double], warm: Path, tmp_path: Path) -> None:
+    vector = tiny.vector(chat)
     options: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 16, "rollouts": 1}
     results = []
     for model in (chat, connect(engine(servers), chat.identity.id)):
