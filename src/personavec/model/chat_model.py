@@ -83,9 +83,11 @@ class ChatModel(BlockModel):
     Attributes:
         tokenizer: Its tokenizer.
         adapter: Folder of the adapter on top, where it was loaded from one.
-        engine: Who computes, if not this process: then there are no weights here, see `engines.vllm.connect`.
         stop_ids: Token ids that end a reply.
+        engine: Who computes, if not this process, see `engines.vllm.connect`.
     """
+
+    engine: Engine | None = None
 
     def __init__(self, hf: Any, tokenizer: Any, name: str | None = None) -> None:
         """Take a model as it is: edited, wrapped by PEFT, quantised, spread over devices.
@@ -107,7 +109,6 @@ class ChatModel(BlockModel):
             )
         self.tokenizer = tokenizer
         self.adapter: Path | None = None
-        self.engine: Engine | None = None
         stop = hf.generation_config.eos_token_id
         stop = [stop] if isinstance(stop, int) else list(stop or [])
         self.stop_ids = sorted({*stop, tokenizer.eos_token_id} - {None})
@@ -189,14 +190,6 @@ class ChatModel(BlockModel):
         pieces: Iterator[str] = import_module("personavec.steering.generate").pieces(self, messages, **options)
         return pieces
 
-    def _gone(self) -> ModelError:
-        if self.engine is not None:
-            return ModelError(
-                f"expected the weights of {self.identity.id} in this process, got a model behind servers; this needs "
-                "--engine hf"
-            )
-        return super()._gone()
-
     @property
     def template(self) -> ChatTemplate:
         """The chat template that the tokenizer holds now."""
@@ -207,20 +200,12 @@ class ChatModel(BlockModel):
     @property
     def numbers(self) -> str:
         """Number format and kind of device: a run stays on one of them."""
-        if self.engine is not None:
-            return f"{self.engine.dtype} by {self.engine.name}"
         return f"{str(self.dtype).removeprefix('torch.')} on {self.device.type}"
-
-    @property
-    def place(self) -> str:
-        """The device, or who computes elsewhere."""
-        return str(self.device) if self.engine is None else self.engine.name
 
     @property
     def context(self) -> int:
         """Tokens that prompt and reply may have together, as far as the model's configuration says."""
-        stated = getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-        return stated if self.engine is None else min(stated, self.engine.context)
+        return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     @property
     def adapted(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from personavec.errors import ModelError
 from personavec.model.activations import spans_of
 from personavec.model.chat_model import ChatModel
-from personavec.model.engines.engine import Order, Row, Written
+from personavec.model.engines.engine import Engine, Order, Row, Written
 from personavec.model.engines.introduction import GENERATE, VECTORS, Introduction, introduce, urls_of
 from personavec.model.engines.servers import SLOTS, Away, Server, Servers
 from personavec.model.sampling import COLDEST, Sampling
@@ -282,8 +282,30 @@ class VllmEngine:
             raise Away(f"an answer without log-probabilities ({type(error).__name__})") from error
 
 
-def connect(engine: str, name: str, trust_remote_code: bool = False) -> ChatModel:
-    """A model that runs elsewhere: tokenizer, chat template and shape are here, weights are not.
+class RemoteModel(ChatModel):
+    """A model that runs elsewhere: tokenizer, chat template and shape are here, weights are not."""
+
+    engine: Engine
+
+    @property
+    def numbers(self) -> str:
+        """Number format, and who computes: a run stays on one of each."""
+        return f"{self.engine.dtype} by {self.engine.name}"
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and reply may have together."""
+        return min(super().context, self.engine.context)
+
+    def _gone(self) -> ModelError:
+        return ModelError(
+            f"expected the weights of {self.identity.id} in this process, got a model behind servers; this needs "
+            "--engine hf"
+        )
+
+
+def connect(engine: str, name: str, trust_remote_code: bool = False) -> RemoteModel:
+    """A model behind servers.
 
     Args:
         engine: "vllm:URL[,URL…]".
@@ -295,7 +317,8 @@ def connect(engine: str, name: str, trust_remote_code: bool = False) -> ChatMode
         ConfigError: No such engine.
     """
     urls = urls_of(engine)
-    model = ChatModel.load(name, device="meta", trust_remote_code=trust_remote_code)
+    model = RemoteModel.load(name, device="meta", trust_remote_code=trust_remote_code)
+    assert isinstance(model, RemoteModel)
     model.engine = VllmEngine(urls, model)
     return model
 

@@ -193,7 +193,8 @@ def summarise(
             "n_sweep": len(trait.sweep),
             "n_check": len(trait.check),
         },
-        "model": dataclasses.asdict(model.identity) | {"dtype": model.numbers.split()[0], "device": model.place},
+        "model": dataclasses.asdict(model.identity)
+        | {"dtype": model.numbers.split()[0], "device": model.engine.name if model.engine else str(model.device)},
         "system_prompt": interview.system,
         "judge": judges.described() | {"table": judge_table(known)},
         "counts": {side: vector.card.details["counts"][side] for side in ("pos", "neg")},
