@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "per_second", "train_runtime")
 """Ends of the names of fields that say how long something took; a resumed run has its own."""
-OWN = ("base_replies_kept", "written_now")
+OWN = ("base_replies_kept", "written_now", "writer_usage")
 """Fields that say what a process by itself did."""
 NOTES = {"manifest.json", ".lock"}
 """Files that say when a run was worked on."""
@@ -97,8 +97,6 @@ def commands(folder: Path, url: str) -> dict[str, list[str]]:
         "write_trait": f"write_trait formal {written} --description It-writes-like-an-official-letter "
         "--out OUT/formal.json",
         "write_dataset": f"write_dataset maths {written} --domains 4 --questions 10",
-        "interop": f"interop tiny.safetensors:1@1 OUT/baked {model}",
-        "paper": f"paper {model} {short} --quick --chats chats.jsonl",
     }
     return {name: (argv if "OUT" in argv else f"{argv} --out OUT").split() for name, argv in asked.items()}
 

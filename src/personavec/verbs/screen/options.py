@@ -95,7 +95,9 @@ class ScreenConfig(Judging, Gated, Common):
     ray: Free[Switch] = False
     """Screen shards in parallel with Ray Data (extra scale)."""
     workers: Free[Count] = 1
-    """With --ray: actors, one model each; each takes a GPU where there are any, else its share of the cores."""
+    """With --ray: actors, one model each."""
+    gpus_per_worker: Free[Positive] = 1.0
+    """With --ray: GPUs of an actor where there are any, .5 for two on one; else each takes its share of the cores."""
     price_per_hour: Free[
         Annotated[float | None, at_least(0), tyro.conf.arg(metavar="PRICE", help_behavior_hint="")]
     ] = None

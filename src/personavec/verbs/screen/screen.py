@@ -85,6 +85,7 @@ def screen(
     system: str = "template",
     ray: Free[bool | Callable[[], ChatModel]] = False,
     workers: Free[Count] = 1,
+    gpus_per_worker: Free[Positive] = 1.0,
     plan: Free[bool] = False,
     price_per_hour: Free[Annotated[float | None, at_least(0)]] = None,
     seed: Seed = 0,
@@ -124,6 +125,7 @@ def screen(
         ray: Screen in parallel with Ray. True loads the model again by its name in every actor, without what was
             changed in it since; a function makes it there.
         workers: With ray: how many actors.
+        gpus_per_worker: With ray, where there are GPUs: how many, or what part of one, an actor takes.
         plan: Only estimate costs.
         price_per_hour: Of this machine, for the estimates.
         seed: Of everything random.
@@ -179,7 +181,7 @@ def screen(
     base = answer(model)
     run = Run.open(store, chosen | {"judge": judged_by}, inputs)
     reader = RowReader(model, read, cost, on_error, max_new_tokens, read_tokens, reasoning, system)
-    actors = Actors(load, answer, workers) if load else None
+    actors = Actors(load, answer, workers, gpus_per_worker) if load else None
     work = DataPass(rows, run, reader, base, turn, seed, judged_by, judges, actors)
     wanted = selection.Selection(keep_below, drop, flag_by, export_k, top_k)
 

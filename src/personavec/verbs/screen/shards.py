@@ -80,6 +80,8 @@ class Actors:
     answer: Callable[[ChatModel], BaseReplies]
     """Makes the store of base replies there."""
     workers: int = 1
+    gpus: float = 1.0
+    """Of each, where there are any."""
 
 
 @dataclass(frozen=True)
