@@ -184,11 +184,16 @@ def bench_for(
 
 def call(function: Callable[..., Any], options: Any, *objects: Any, **named: Any) -> Any:
     """Call a verb's function with objects, and with every option that has the name of one of its parameters."""
+    return function(*objects, **named_in(function, options) | named)
+
+
+def named_in(function: Callable[..., Any], options: Any) -> dict[str, Any]:
+    """The options that have the name of one of a function's parameters."""
     parameters = signature(function).parameters.values()
     names = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
     for behind in (each.annotation for each in parameters if each.kind is each.VAR_KEYWORD):  # Unpack[a TypedDict]
         names += get_args(behind)[0].__annotations__
-    return function(*objects, **{name: getattr(options, name) for name in names if hasattr(options, name)} | named)
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 def given(config: Any, *kinds: type) -> dict[str, Any]:

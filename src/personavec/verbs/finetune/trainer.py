@@ -83,6 +83,7 @@ class Training(Pace):
 
     def __post_init__(self) -> None:
         check(type(self), vars(self))
+        check_installed(self.report_to)
 
     @property
     def options(self) -> Row:
@@ -108,21 +109,21 @@ class Training(Pace):
         )
 
 
+def check_installed(trackers: Sequence[str]) -> None:
+    """Raise ConfigError if the package of a tracker is not there."""
+    known: list[str] = get_available_reporting_integrations() if trackers else []  # type: ignore[no-untyped-call]
+    if missing := sorted({*trackers} - {*known}):
+        there = f"installed trackers ({', '.join(known) or 'none is'})"
+        raise ConfigError(f"expected {there} for --report-to, got {', '.join(missing)}; install its package")
+
+
 def process_device(name: str) -> str:
     """Where this process's model goes, once the processes of `accelerate launch` have joined."""
     return str(SFTConfig("unused", use_cpu=pick_device(name).type == "cpu", bf16=False, report_to=[]).device)
 
 
 def arguments(training: Training, model: ChatModel, out: Path) -> SFTConfig:
-    """TRL's options; making them also joins the other processes of `accelerate launch`.
-
-    Raises:
-        ConfigError: A tracker that is not there.
-    """
-    known: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-    if missing := sorted({*training.report_to} - {*known}):
-        there = f"installed trackers ({', '.join(known) or 'none is'})"
-        raise ConfigError(f"expected {there} for --report-to, got {', '.join(missing)}; install its package")
+    """TRL's options; making them also joins the other processes of `accelerate launch`."""
     fields = SFTConfig.__dataclass_fields__
     name = next(f"{kind}_checkpointing" for kind in KINDS if f"{kind}_checkpointing" in fields)
     checkpointing: Row = {name: training.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
