@@ -1,4 +1,4 @@
-# Two commands that do all of their own set-up: `make demo` and `make test`.
+# Commands that do all of their own set-up: `make demo`, `make test` and, by hand, `make vllm`.
 # Needs Python 3.11 or newer with venv, git and make.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check clean
+.PHONY: demo test check vllm clean
 
 demo: $(VENV)/.demo
 	$(BIN)/personavec demo
@@ -22,6 +22,10 @@ test: check
 
 check: $(VENV)/.test
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+# by hand: it installs vLLM for the CPU in an environment of its own
+vllm: $(VENV)/.test
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/vllm
 
 clean:
 	rm -rf $(VENV) runs/demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
