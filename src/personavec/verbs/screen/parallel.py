@@ -102,7 +102,7 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a shard is a block, else one actor would get them all
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     if len(nodes) > 1 and work.reader.cost == "full":
         tell(f"{len(nodes)} nodes: base replies are not kept for other runs")
     share, threads = _share(actors, nodes)
