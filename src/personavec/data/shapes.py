@@ -1,10 +1,10 @@
 """Shapes of rows that widely used data sets have: where their turns are, and where prompt and reply."""
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+from personavec.data.arrays import DECODER, TwiceError
 from personavec.errors import DataError
 
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -112,11 +112,17 @@ def _unpacked(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 
 
 def from_json(text: str) -> Any:
-    """What a text means as JSON, if it begins as a list or an object does; else the text."""
+    """What a text means as JSON, if it begins as a list or an object does; else the text.
+
+    Raises:
+        DataError: An object in it holds a key twice.
+    """
     if text.lstrip()[:1] not in ("[", "{"):
         return text
     try:
-        return json.loads(text)
+        return DECODER.decode(text)
+    except TwiceError as error:
+        raise DataError(f"expected JSON, got {error} in one object") from error
     except (ValueError, RecursionError):
         return text
 

@@ -36,6 +36,7 @@ class BlockModel:
             )
         self.hf = hf
         self.decoder, self.blocks = find_blocks(hf)
+        _check_causal(self.decoder, self.blocks, f"{type(hf).__name__} ({name or hf.config.name_or_path})")
         self.identity = ModelIdentity(
             id=name or getattr(hf.config, "name_or_path", "") or type(hf).__name__,
             revision=_fingerprint(hf, self.blocks),
@@ -347,6 +348,27 @@ def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
         )
     (blocks,) = outermost.values()
     return decoder, blocks
+
+
+def _check_causal(decoder: nn.Module, blocks: nn.ModuleList, name: str) -> None:
+    """Refuse an encoder, and a decoder that counts positions by another rule than what steers and reads it here.
+
+    Raises:
+        ModelError: It is one.
+    """
+    if any(getattr(block, "is_decoder", None) is False for block in blocks):
+        raise ModelError(
+            f"expected a causal decoder, got the encoder {name}, whose blocks read what comes later, too; choose "
+            "another model, or set is_decoder in the config.json of one that was trained as a decoder"
+        )
+    tables = (
+        m for n, m in decoder.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding)
+    )
+    if any(table.padding_idx is not None for table in tables):
+        raise ModelError(
+            f"expected a model whose first token is at position 0, got {name}, which begins behind the place of its "
+            "padding token; this architecture is not supported"
+        )
 
 
 def _outermost(decoder: nn.Module, count: int) -> dict[str, nn.ModuleList]:

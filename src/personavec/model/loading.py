@@ -37,6 +37,9 @@ from personavec.runs.json_files import read_json
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Rotary scaling of all Llama 3.1, 3.2 and 3.3 models; only the factor differs. Source: their config.json."""
+COUNTED = re.compile(r'"((?:num|n)_(?:\w+_)?(?:layers?|experts)|(?:en|de)coder_layers|depth)"\s*:\s*(\d+)')
+MOST_MODULES = 10_000
+"""Of the numbers of modules in a configuration: experts, and layers where the weights do not say what they hold."""
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 """Small files of a model folder, looked at before anything is loaded."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -110,6 +113,7 @@ def load(
     try:
         source = _folder(name)
         _check_settings(source)
+        _check_sizes(source)
         with quiet():
             hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -138,6 +142,27 @@ def _check_settings(source: str) -> None:
         path = Path(source) / name
         if path.exists() and (wrong := _wrong(path)):
             raise _unloadable(source, wrong)
+
+
+def _check_sizes(source: str) -> None:
+    """Refuse a configuration with more layers or experts than there can be: building them would take for ever."""
+    path = cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False)
+    tensors = _tensors(Path(source))
+    for name, count in COUNTED.findall(Path(path).read_text("utf-8", "replace")) if path else ():
+        most = MOST_MODULES if "expert" in name else tensors
+        if int(count) > most:
+            raise _unloadable(source, f"config.json: {name} {count[:20]}, where there can be {most:,} at the most")
+
+
+def _tensors(folder: Path) -> int:
+    """How many tensors the weights in a folder are, as far as that can be read without loading them."""
+    index = folder / "model.safetensors.index.json"
+    with suppress(Exception):  # what is damaged is named by what loads it
+        if index.is_file():
+            return len(read_json(index)["weight_map"])
+        with safe_open(folder / "model.safetensors", "pt") as weights:
+            return len(weights.keys())
+    return MOST_MODULES
 
 
 def _damage(folder: Path) -> str:
@@ -273,7 +298,11 @@ def read_gguf(path: Path) -> BoundedReader:
         ModelError: It is none, or cut short.
     """
     try:
-        return BoundedReader(path)
+        reader = BoundedReader(path)
+        for name, field in reader.fields.items():
+            if name.endswith(".block_count") and int(field.contents()) > len(reader.tensors):
+                raise ValueError(f"it declares {field.contents():,} blocks, and has {len(reader.tensors):,} tensors")
+        return reader
     except Exception as error:  # of many kinds: damaged, another version, another format
         raise ModelError(f"expected a GGUF file, got {path} ({_reason(error)}); copy it again") from error
 

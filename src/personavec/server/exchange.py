@@ -24,7 +24,7 @@ class Exchange:
 
     id: str
     body: AskedBody
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     conversation: str
     turn: int
     applied: Applied

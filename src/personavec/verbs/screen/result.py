@@ -112,6 +112,12 @@ class Screening(Result):
         Raises:
             ConfigError: The other is of another kind, or of other rows.
         """
+        difference = self._paired(other)
+        if not self.data["verdict_against"]:
+            tell(NO_VERDICT)
+        return difference
+
+    def _paired(self, other: "Screening") -> dict[str, Interval]:
         self._alike(other)
         ours, theirs = self.table, other.table
         if not (np.array_equal(ours.rows, theirs.rows) and np.array_equal(ours.conversations, theirs.conversations)):
@@ -119,8 +125,6 @@ class Screening(Result):
                 f"expected two screenings of the same rows, got {len(ours.rows):,} and {len(theirs.rows):,}, or other "
                 "ones; screen both sides of one data set"
             )
-        if not self.data["verdict_against"]:
-            tell(NO_VERDICT)
         both = ours.good & theirs.good
         return {name: ours.mean(np.where(both, ours.column(name) - theirs.column(name), np.nan)) for name in ours.names}
 
@@ -163,7 +167,7 @@ class BothSides(Result):
     @classmethod
     def of(cls, chosen: Screening, rejected: Screening) -> "BothSides":
         """Put two screenings of one data set next to each other."""
-        difference = chosen.less(rejected)
+        difference = chosen._paired(rejected)
         move = chosen.table.mean_move() - rejected.table.mean_move()
         figures: Row = {}
         for name, mean in difference.items():
