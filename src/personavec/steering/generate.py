@@ -12,7 +12,7 @@ from torch import Tensor
 
 from personavec.errors import ConfigError, ModelError
 from personavec.model.chat_model import ChatModel
-from personavec.model.engines.engine import Engine
+from personavec.model.engines.engine import ModelEngine
 from personavec.model.hooks import BlockFn, attach
 from personavec.model.kv_cache import attends, cached, empty, make_room, using
 from personavec.model.sampling import COLDEST, Sampling
@@ -288,7 +288,9 @@ def generate(model: ChatModel, requests: Sequence[Request], sampling: Sampling) 
     return [Reply(tuple(ids), "stop" if row in finished else "length") for row, ids in enumerate(written)]
 
 
-def elsewhere(engine: Engine, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[tuple[int, Reply]]]:
+def elsewhere(
+    engine: ModelEngine, requests: Sequence[Request], sampling: Sampling
+) -> Iterator[list[tuple[int, Reply]]]:
     """Have replies written by an engine; yields those that have come, with the places of their requests."""
     orders = make_orders([(request.prompt, request.steering, request.seed) for request in requests])
     for group in engine.write(orders, sampling):
