@@ -35,7 +35,6 @@ class ExtractConfig(Judging, Writing, Engined, Common):
       personavec extract optimistic humorous --out runs/two
       personavec extract traits/terse.json --model Qwen/Qwen2.5-7B-Instruct --max-new-tokens 200
       personavec extract optimistic --json > optimistic.json
-      personavec extract optimistic --model Qwen/Qwen2.5-7B-Instruct --engine vllm:http://gpu1:8001,http://gpu2:8001
 
     More in docs/extract.md.
     """
