@@ -80,6 +80,8 @@ def test_whatever_the_batches_every_token_is_steered_and_read_once(
             torch.testing.assert_close(torch.tensor(look), wanted[layer, first:] @ v.unit(layer), rtol=1e-4, atol=1e-5)
         for span, part in zip(readings["spans"], (wanted[:, : first + 1], wanted[:, first + 1 :]), strict=True):
             torch.testing.assert_close(mean(span), part.mean(1), rtol=1e-5, atol=1e-5)
+            lengths = torch.tensor([*span["norm"].values()])
+            torch.testing.assert_close(lengths, part.norm(dim=-1).mean(1), rtol=1e-5, atol=1e-5)
     assert not stepper.book.fetch([f"r{name}" for name in prompts]), "readings are told once"
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,13 +14,14 @@ from fastapi.testclient import TestClient
 from support import tiny
 from support.stepping import Stepper, stored
 
+import personavec
 from personavec.model.chat_model import ChatModel
 from personavec.steering.vector import PersonaVector
-from personavec.vllm.asked import FIELD
+from personavec.vllm.asked import FIELD, read
 from personavec.vllm.book import StepPart
 from personavec.vllm.endpoint import PersonaEndpoint, fetch
 from personavec.vllm.selfcheck import PROMPT_TOKENS, REPLY_TOKENS, check_server
-from personavec.vllm.settings import Refusal, Settings
+from personavec.vllm.settings import Refusal, Settings, StoredVectors
 
 
 class Workers:
@@ -27,14 +29,27 @@ class Workers:
 
     def __init__(self, v: PersonaVector, **options: Any) -> None:
         settings = Settings("", (v.content_hash,), **options)
-        self.input_processor = SimpleNamespace(persona_vectors=stored(v), persona_settings=settings)
+        vectors = StoredVectors(stored(v), settings.given)
+        self.input_processor = SimpleNamespace(
+            persona_vectors=vectors, persona_settings=settings, persona_version="0.32.0"
+        )
+        text = SimpleNamespace(num_hidden_layers=4, hidden_size=tiny.D_MODEL, vocab_size=99)
+        model = SimpleNamespace(
+            model="folder/m",
+            served_model_name=["m"],
+            hf_config=SimpleNamespace(_commit_hash="abc"),
+            hf_text_config=text,
+            dtype=torch.bfloat16,
+            max_model_len=512,
+        )
+        self.vllm_config = SimpleNamespace(model_config=model)
 
     async def collective_rpc(self, method: str, args: tuple[list[str]]) -> list[dict[str, Any]]:
         assert method == "persona_readings"
         first = {"start": 3, "watch": [[0.5, float("inf")], None], "error": None}
         second = {"start": 3, "watch": [None, [1.5, 2.5]], "error": None}
         for part, layer in ((first, "0"), (second, "1")):
-            part["spans"] = [{"tokens": 2, "mean": {layer: f"mean of {layer}"}}]
+            part["spans"] = [{"tokens": 2, "mean": {layer: f"mean of {layer}"}, "norm": {layer: 1.0}}]
         return [{name: part for name in args[0] if name == "x"} for part in (first, second)]
 
 
@@ -48,13 +63,64 @@ def client(v: PersonaVector) -> TestClient:
 
 def test_vectors_and_what_can_be_asked_for(client: TestClient, v: PersonaVector) -> None:
     told = client.get("/v1/personavec/vectors").json()
-    assert told["vectors"] == [{"hash": v.content_hash, "trait": "tiny", "layer": None, "absent": []}]
+    wanted = {"hash": v.content_hash, "trait": "tiny", "layer": None, "absent": [], "given": False}
+    assert told["vectors"] == [wanted]
     assert (told["layers"], told["edits"], told["means"]) == ([1, 2], 2, True)
+    assert (told["accepts"], told["vllm"], told["version"]) == (False, "0.32.0", personavec.__version__)
+    assert told["model"] == {
+        "name": "folder/m",
+        "served": "m",
+        "revision": "abc",
+        "layers": 4,
+        "d_model": tiny.D_MODEL,
+        "vocabulary": 99,
+        "dtype": "bfloat16",
+        "longest": 512,
+    }
+
+
+def test_a_vector_is_given_and_steers_in_every_process(model: ChatModel, v: PersonaVector, tmp_path: Path) -> None:
+    app = FastAPI()
+    PersonaEndpoint().attach_router(app)
+    app.state.persona_engine = Workers(v, given=str(tmp_path / "given"))
+    client = TestClient(app)
+    other = tiny.vector(model, seed=5)
+    settings = app.state.persona_engine.input_processor.persona_settings
+    elsewhere = StoredVectors(stored(v), settings.given)
+    sent = {"steering": [{"vector": other.content_hash, "layer": 2}]}
+    with pytest.raises(ValueError, match="content hash of a vector of this server"):
+        read(sent, elsewhere, settings, 100)
+    assert client.post("/v1/personavec/vectors", content=other.to_bytes()).json() == {"hash": other.content_hash}
+    assert read(sent, elsewhere, settings, 100).changes[0].vector == other.content_hash
+    assert torch.equal(elsewhere[other.content_hash].direction, other.direction)
+    listed = {each["hash"]: each["given"] for each in client.get("/v1/personavec/vectors").json()["vectors"]}
+    assert listed == {v.content_hash: False, other.content_hash: True}
+    with pytest.raises(ValueError, match="of this server's folder, got one that a client gave"):
+        read({"watch": [{"vector": other.content_hash, "layer": 2}], "id": "x"}, elsewhere, settings, 100)
+
+
+def test_a_file_that_is_no_vector_of_this_model_is_refused(
+    client: TestClient, v: PersonaVector, tiny_model: Any, tmp_path: Path
+) -> None:
+    def answer(content: bytes) -> tuple[int, str]:
+        said = client.post("/v1/personavec/vectors", content=content)
+        return said.status_code, said.json()["error"]["message"]
+
+    assert answer(v.to_bytes()) == (
+        403,
+        "expected no vector, got one; this server was started without --accept-vectors",
+    )
+    client.app.state.persona_engine = Workers(v, given=str(tmp_path))  # type: ignore[attr-defined]
+    assert answer(b"?")[0] == 400 and "expected persona vectors" in answer(b"?")[1]
+    assert answer(b"0" * 2**23)[0] == 413
+    large = tiny.vector(tiny.build("llama", num_hidden_layers=5))
+    assert answer(large.to_bytes())[0] == 400 and "of another shape" in answer(large.to_bytes())[1]
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()], "nothing half-written stays"
 
 
 def test_readings_of_all_workers_are_joined(client: TestClient) -> None:
     told = client.post("/v1/personavec/readings", json={"ids": ["x", "y"]}).json()
-    spans = [{"tokens": 2, "mean": {"0": "mean of 0", "1": "mean of 1"}}]
+    spans = [{"tokens": 2, "mean": {"0": "mean of 0", "1": "mean of 1"}, "norm": {"0": 1.0, "1": 1.0}}]
     assert told == {"x": {"start": 3, "watch": [[0.5, None], [1.5, 2.5]], "spans": spans, "error": None}}
 
 

@@ -22,14 +22,19 @@ BATCH_TOKENS = 2048
 Row = Mapping[str, Any]
 
 
+def spans_of(row: Row) -> dict[str, tuple[int, int]]:
+    """Which positions of a conversation each kind of position stands for, from and up to."""
+    prompt, total = len(row["prompt_ids"]), len(row["prompt_ids"]) + len(row["response_ids"])
+    answer = prompt + row.get("reasoning_tokens", 0)
+    return {"response avg": (answer, total), "prompt avg": (0, prompt), "prompt last": (prompt - 1, prompt)}
+
+
 def weights(rows: Sequence[Row], positions: Sequence[str]) -> Float[Tensor, "batch span seq"]:
     """Weight of every token in the average at each kind of position; zero on padding."""
     width = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
     out = torch.zeros((len(rows), len(positions), width))
     for span_weights, row in zip(out, rows, strict=True):
-        prompt, total = len(row["prompt_ids"]), len(row["prompt_ids"]) + len(row["response_ids"])
-        answer = prompt + row.get("reasoning_tokens", 0)
-        spans = {"response avg": (answer, total), "prompt avg": (0, prompt), "prompt last": (prompt - 1, prompt)}
+        spans = spans_of(row)
         for weight, kind in zip(span_weights, positions, strict=True):
             start, end = spans[kind]
             weight[start:end] = 1 / (end - start)
@@ -55,6 +60,9 @@ def activations(
         of: What to average, see `capture`.
         batch_tokens: Tokens in one forward pass, padding included; a longer row has one of its own.
     """
+    if model.engine is not None:
+        yield from model.engine.means(rows, positions, layers)
+        return
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     for batch in by_length(ids, batch_tokens):
         mine = [rows[i] for i in batch]
@@ -114,10 +122,19 @@ def activation_norms(model: ChatModel, rows: Sequence[Row]) -> tuple[float, ...]
     """Mean ‖h‖ over the tokens of the base model's replies, per layer: the unit of dose."""
     total = torch.zeros(model.n_layers, dtype=torch.float64)
     lengths = [len(row["response_ids"]) - row.get("reasoning_tokens", 0) for row in rows]
-    for batch, norms in activations(model, rows, of=lambda stream: stream.float().norm(dim=-1, keepdim=True)):
+    for batch, norms in _norms(model, rows):
         tokens = torch.tensor([lengths[index] for index in batch], dtype=torch.float64)
-        total += torch.einsum("b,bl->l", tokens, norms[:, 0, :, 0].double())
+        total += torch.einsum("b,bl->l", tokens, norms.double())
     return tuple((total / sum(lengths)).tolist())
+
+
+def _norms(model: ChatModel, rows: Sequence[Row]) -> Iterator[tuple[list[int], Float[Tensor, "batch layer"]]]:
+    """Mean ‖h‖ over the tokens of each reply."""
+    if model.engine is not None:
+        yield from model.engine.norms(rows)
+        return
+    for batch, norms in activations(model, rows, of=lambda stream: stream.float().norm(dim=-1, keepdim=True)):
+        yield batch, norms[:, 0, :, 0]
 
 
 Ids = Sequence[int]

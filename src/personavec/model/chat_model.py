@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from personavec.errors import ModelError
+from personavec.model.engines.engine import ModelEngine
 from personavec.model.identity import ModelIdentity, _fingerprint
 from personavec.model.loading import load, pick_device, pick_dtype
 from personavec.model.template import PLAIN_TEMPLATE, ChatTemplate, Message
@@ -84,7 +85,10 @@ class ChatModel(BlockModel):
         tokenizer: Its tokenizer.
         adapter: Folder of the adapter on top, where it was loaded from one.
         stop_ids: Token ids that end a reply.
+        engine: Who computes, if not this process, see `engines.vllm.connect`.
     """
+
+    engine: ModelEngine | None = None
 
     def __init__(self, hf: Any, tokenizer: Any, name: str | None = None) -> None:
         """Take a model as it is: edited, wrapped by PEFT, quantised, spread over devices.

@@ -121,7 +121,7 @@ class Endpoint:
         if not (self._secret.isascii() and self._secret.isprintable()):
             raise ModelError(f"expected a key of plain characters in {KEY}, got others; copy it again")
         if self.url is not None:
-            _check_url(self.url)
+            check_url(self.url)
         try:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -343,7 +343,7 @@ class Endpoint:
         return " ".join(text.split())[:200]
 
 
-def _check_url(url: str) -> None:
+def check_url(url: str) -> None:
     """Raise ModelError where no server can be at an address."""
     try:
         parts = urlsplit(url)

@@ -186,6 +186,8 @@ _idle: WeakKeyDictionary[ChatModel, tuple[int, ...]] = WeakKeyDictionary()
 @torch.inference_mode()
 def idle_layers(model: ChatModel) -> tuple[int, ...]:
     """Blocks that do not run on text alone, such as those that read an image; found by one short pass a model."""
+    if model.engine is not None:
+        return model.engine.idle_layers()
     if model not in _idle:
         ran: set[int] = set()
         handles = [

@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
@@ -103,7 +104,7 @@ def load(
 
     Args:
         name: Hugging Face id, local folder, GGUF file, or a key of `ALIASES`.
-        device: Where the weights go.
+        device: Where the weights go; "meta" for a model without any.
         dtype: What they are kept in.
         trust_remote_code: Run code that the model repository ships.
 
@@ -115,7 +116,8 @@ def load(
         _check_settings(source)
         _check_sizes(source)
         with quiet():
-            hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code)
+            make = _shape if device.type == "meta" else _weights
+            hf = make(source, dtype=dtype, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             if tokenizer.chat_template is None:
                 tokenizer.chat_template = _template_beside(source)
@@ -225,6 +227,20 @@ def _weights(source: str, **options: Any) -> Any:
     raise ModelError(
         f"expected a model that transformers loads to write text, got {kind} ({source}); this class is not supported"
     )
+
+
+def _shape(source: str, **options: Any) -> Any:
+    """The modules of a model and what ends its replies, without its weights."""
+    trusted = options["trust_remote_code"]
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+    family = (
+        AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
+    )
+    with torch.device("meta"):
+        hf = family.from_config(config, dtype=options["dtype"], trust_remote_code=trusted)  # type: ignore[no-untyped-call]
+    if cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False):
+        hf.generation_config = GenerationConfig.from_pretrained(source)
+    return hf
 
 
 def _check_whole(source: str, hf: Any, found: Mapping[str, Collection[str]]) -> None:

@@ -31,6 +31,8 @@ def reply_logprobs(
         replies: Reply ids; an empty reply gives an empty tensor.
         progress: Told the number of replies done after every batch.
     """
+    if model.engine is not None:
+        return model.engine.logprobs(prompts, replies, progress)
     share = shared(model)
     reply_tokens = BATCH_LOGITS // model.hf.config.get_text_config().vocab_size
     order = sorted(range(len(replies)), key=lambda i: (len(prompts[i]), prompts[i], len(replies[i])))

@@ -5,6 +5,9 @@ from typing import Literal
 
 from personavec.runs.rules import Count, Free, Share, Temperature, check
 
+COLDEST = 1e-4
+"""Temperature below which the most probable token is taken; another one would have to lie within 0.01 nats of it."""
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from personavec.errors import ConfigError, ModelError
 from personavec.model.chat_model import ChatModel
+from personavec.model.engines.engine import ModelEngine
 from personavec.model.hooks import BlockFn, attach
 from personavec.model.kv_cache import attends, cached, empty, make_room, using
-from personavec.model.sampling import Sampling
+from personavec.model.sampling import COLDEST, Sampling
 from personavec.model.template import Message
+from personavec.steering.orders import make_orders
 from personavec.steering.steer import Steered, Steering, steer
 
-COLDEST = 1e-4
-"""Temperature below which the most probable token is taken; another one would have to lie within 0.01 nats of it."""
 DRAW_ROWS = 8
 """Rows drawn at once: their probabilities stay in the processor's cache, which is four times as fast as all at once."""
 COMPACT = 0.125
@@ -273,6 +273,10 @@ def batches(requests: Sequence[Request], max_new_tokens: int, batch_tokens: int)
 
 def generate(model: ChatModel, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
     """Write replies to one batch of requests."""
+    if model.engine is not None:
+        groups = elsewhere(model.engine, requests, sampling)
+        replies = {place: reply for group in groups for place, reply in group}
+        return [replies[place] for place in range(len(requests))]
     written: list[list[int]] = [[] for _ in requests]
     finished = set()
     for step in stream(model, requests, sampling):
@@ -282,6 +286,15 @@ def generate(model: ChatModel, requests: Sequence[Request], sampling: Sampling) 
             else:
                 written[row].append(token)
     return [Reply(tuple(ids), "stop" if row in finished else "length") for row, ids in enumerate(written)]
+
+
+def elsewhere(
+    engine: ModelEngine, requests: Sequence[Request], sampling: Sampling
+) -> Iterator[list[tuple[int, Reply]]]:
+    """Have replies written by an engine; yields those that have come, with the places of their requests."""
+    orders = make_orders([(request.prompt, request.steering, request.seed) for request in requests])
+    for group in engine.write(orders, sampling):
+        yield [(written.place, Reply(written.ids, written.finish)) for written in group]
 
 
 def pieces(

@@ -1,7 +1,7 @@
 """How a model is asked: which replies to write, and writing them, resumably where they are kept."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from itertools import product
 from typing import Any, Literal, NotRequired, TypedDict, cast
@@ -13,7 +13,7 @@ from personavec.model.template import Message
 from personavec.runs.progress import stage
 from personavec.runs.rules import Seed, check
 from personavec.runs.run import Row, Run
-from personavec.steering.generate import Reply, Request, batches, generate
+from personavec.steering.generate import Reply, Request, batches, elsewhere, generate
 from personavec.steering.steer import Steering
 from personavec.traits.trait import Trait
 
@@ -161,7 +161,8 @@ class Interview(Writing):
     def write(self, plans: Sequence[Plan], title: str, *, run: Run | None = None, name: str = "") -> list[ReplyRow]:
         """Write the planned replies; with a run into its NAME.jsonl, where those that are there are not written again.
 
-        A batch is the unit of resumption: its make-up depends on the plan alone, so a resumed run writes the same.
+        In this process a batch is the unit of resumption: its make-up depends on the plan alone, so a resumed run
+        writes the same. Elsewhere it is a reply; a table that is whole is put into the order of the plan.
 
         Raises:
             ConfigError: A prompt leaves no room for a reply, or is not the one that the run has asked before.
@@ -176,21 +177,32 @@ class Interview(Writing):
         rows: dict[str, ReplyRow] = {row["id"]: cast(ReplyRow, row) for row in run.rows(file, _wrong)} if run else {}
         if run:
             _check_prompts(str(run.path(file)), plans, rows)
-        requests = [plan.request for plan in plans]
+        missing = {place for place, plan in enumerate(plans) if plan.row["id"] not in rows}
         with stage(title, len(plans)) as advance:
-            for batch in batches(requests, self.max_new_tokens, self.batch_tokens):
-                if any(plans[index].row["id"] not in rows for index in batch):
-                    replies = generate(self.model, [requests[index] for index in batch], self.sampling)
-                    fresh = [
-                        self._row(plans[index], reply)
-                        for index, reply in zip(batch, replies, strict=True)
-                        if plans[index].row["id"] not in rows
-                    ]
-                    if run:
-                        run.append(file, fresh)
-                    rows |= {row["id"]: row for row in fresh}
-                advance(len(batch))
+            advance(len(plans) - len(missing))
+            for group in self._replies([plan.request for plan in plans], missing):
+                fresh = [self._row(plans[place], reply) for place, reply in group]
+                if run:
+                    run.append(file, fresh)
+                rows |= {row["id"]: row for row in fresh}
+                advance(len(fresh))
+        if run and self.model.engine is not None:  # which came in any order
+            ordered = {plan.row["id"]: rows[plan.row["id"]] for plan in plans} | rows
+            if [*ordered] != [*rows]:
+                run.write_rows(file, [*ordered.values()])
         return [rows[plan.row["id"]] for plan in plans]
+
+    def _replies(self, requests: Sequence[Request], missing: Collection[int]) -> Iterator[list[tuple[int, Reply]]]:
+        """The replies that are missing, as they come, with the places of their requests."""
+        if self.model.engine is not None:
+            places = sorted(missing)
+            for group in elsewhere(self.model.engine, [requests[place] for place in places], self.sampling):
+                yield [(places[number], reply) for number, reply in group]
+            return
+        for batch in batches(requests, self.max_new_tokens, self.batch_tokens):
+            if any(place in missing for place in batch):
+                replies = generate(self.model, [requests[place] for place in batch], self.sampling)
+                yield [pair for pair in zip(batch, replies, strict=True) if pair[0] in missing]
 
     def _row(self, plan: Plan, reply: Reply) -> ReplyRow:
         prompt = plan.request.prompt

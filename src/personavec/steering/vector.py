@@ -298,13 +298,16 @@ class PersonaVector:
         about = table(["", ""], self.card.lines(), f"Persona vector: {self.card.trait}")
         return about + table(["layer", "‖v‖", "‖h‖", "reliability"], rows)
 
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+        card = dataclasses.asdict(self.card) | {"content_hash": self.content_hash}
+        return save({"direction": self.direction}, metadata={"card": json.dumps(card, sort_keys=True)})
+
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, card in its header; atomic."""
         path = Path(path)
-        card = dataclasses.asdict(self.card) | {"content_hash": self.content_hash}
-        header = {"card": json.dumps(card, sort_keys=True)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, save({"direction": self.direction}, metadata=header))
+        write_file(path, self.to_bytes())
         return path
 
 

@@ -43,6 +43,14 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Engined:
+    """Who computes."""
+
+    engine: Free[Annotated[str, tyro.conf.arg(metavar="ENGINE")]] = "hf"
+    """hf, this process, or vllm:URL[,URL…], servers with the plugin; a run stays on one of them (docs/engines.md)."""
+
+
+@dataclass(frozen=True)
 class Machine:
     """Options that every verb takes."""
 
@@ -146,10 +154,18 @@ def load_subject(
     """Load what a verb's options ask for: the model and its (or another) adapter, or else another model by name.
 
     Raises:
-        ModelError: As `ChatModel.load`.
+        ModelError: As `ChatModel.load`, or as `connect` where the model runs elsewhere.
+        ConfigError: No such engine, or one that cannot do it.
     """
     from personavec.model.chat_model import ChatModel
 
+    engine = getattr(options, "engine", "hf")
+    if name is None and engine != "hf":
+        from personavec.model.engines.vllm import connect
+
+        if adapter or getattr(options, "adapter", None):
+            raise ConfigError(f"expected no --adapter with --engine {engine}, got one; merge it and serve the result")
+        return connect(engine, options.model, options.trust_remote_code)
     return ChatModel.load(
         name or options.model,
         dtype=options.dtype,

@@ -6,6 +6,7 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from personavec.vllm.settings import Refusal, check_version, make_settings
 
@@ -21,13 +22,17 @@ def arguments(given: Sequence[str]) -> list[str]:
     parser.add_argument("--layers", type=int, nargs="+", help="layers to steer and read, default all")
     parser.add_argument("--edits", type=int, default=2, help="most ablated, capped or gated directions in a layer")
     parser.add_argument("--no-means", action="store_true", help="no means over spans, whose sums take memory")
+    parser.add_argument("--accept-vectors", metavar="DIR", help="clients may put vectors into this folder, seen by all")
     options, rest = parser.parse_known_args(given)
     if taken := {"--worker-cls", "--additional-config", "--enable-scale-out"} & {word.split("=")[0] for word in rest}:
         raise Refusal(f"expected no {sorted(taken)[0]}, got one; the plugin sets it")
     if options.edits < 0:
         raise Refusal(f"expected --edits of at least 0, got {options.edits}; 0 leaves additions alone")
     layers = None if options.layers is None else tuple(sorted(set(options.layers)))
-    settings = make_settings(options.vectors, layers=layers, edits=options.edits, means=not options.no_means)
+    accepted = None if options.accept_vectors is None else str(Path(options.accept_vectors).resolve())
+    settings = make_settings(
+        options.vectors, layers=layers, edits=options.edits, means=not options.no_means, given=accepted
+    )
     return [
         *rest,
         "--enable-scale-out",

@@ -20,6 +20,7 @@ def register() -> None:
         begin(self, vllm_config, *args, **kwargs)
         if settings_of(vllm_config) is not None:
             self.persona_settings, self.persona_vectors = check(vllm_config, vllm.__version__)
+            self.persona_version = vllm.__version__
 
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         try:

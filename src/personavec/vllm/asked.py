@@ -15,11 +15,14 @@ from the last token of the prompt on, `spans` means of the stream at every layer
 
 `POST /v1/personavec/readings` with `{"ids": ["chat-1"]}` answers, once for each, and leaves out what is not there:
 
-    {"chat-1": {"start": 23, "watch": [[0.1, …], …], "spans": [{"tokens": 24, "mean": {"0": BASE64, …}}, …],
-                "error": null}}
+    {"chat-1": {"start": 23, "watch": [[0.1, …], …], "spans": [
+                {"tokens": 24, "mean": {"0": BASE64, …}, "norm": {"0": 7.5, …}}, …], "error": null}}
+
+A vector that is not in the folder can be given first, if the operator allows it: `POST /v1/personavec/vectors` with the
+bytes of its file answers `{"hash": HASH}`. It steers, but is not watched.
 
 `start` is the position of the first projection, `watch` a list for each look, `mean` by layer little-endian float32 in
-base64, `error` a text if not all was read.
+base64, `norm` by layer the mean length of the stream, `error` a text if not all was read.
 """
 
 import hashlib
@@ -197,6 +200,8 @@ def _look(
 ) -> tuple[str, int]:
     given = _fields({"vector": entry} if isinstance(entry, str) else entry, where, {"vector": None, "layer": None})
     vector = _vector(given["vector"], f"{where}.vector", vectors)
+    if given["vector"] not in settings.hashes:
+        raise ValueError(f"expected {where}.vector to be of this server's folder, got one that a client gave")
     layer = _layer(_wanted(given["layer"], where, vector), where, vector, settings, n_layers)
     if not vector.direction[layer].any():
         raise ValueError(f"expected {where}.vector to have a direction at layer {layer}, got none there")
@@ -236,13 +241,13 @@ def _list(value: Any, where: str, most: int) -> list[Any] | tuple[Any, ...]:
 
 
 def _vector(name: Any, where: str, vectors: Mapping[str, StoredVector]) -> StoredVector:
-    vector = vectors.get(name) if isinstance(name, str) else None
-    if vector is None:
+    try:
+        return vectors[name if isinstance(name, str) else ""]
+    except KeyError:
         raise ValueError(
             f"expected {where} to be the content hash of a vector of this server, got {_shown(name)}; "
             "/v1/personavec/vectors lists them"
-        )
-    return vector
+        ) from None
 
 
 def _wanted(layer: Any, where: str, vector: StoredVector) -> Any:

@@ -56,6 +56,7 @@ class Tables:
         # apart from each other: what a graph writes to must not share memory with another input of it
         self.seen = [torch.zeros((tokens, n_vectors), device=device) for _ in range(n_layers)]
         self.sums = [torch.zeros((spans, width), device=device) for _ in range(n_layers)]
+        self.norms = [torch.zeros(spans, device=device) for _ in range(n_layers)]
 
     def write(self, row: int, add: Tensor, unit: Tensor, numbers: Tensor) -> None:
         """Fill a row in all layers: [layer, d_model], [layer, edit, d_model], [layer, edit, 5]."""
@@ -85,6 +86,7 @@ class BlockEdit(nn.Module):
     read: Tensor
     seen: Tensor
     sums: Tensor
+    norms: Tensor
 
     def __init__(self, tables: Tables, index: int) -> None:
         """Take the buffers of a layer.
@@ -96,7 +98,7 @@ class BlockEdit(nn.Module):
         super().__init__()
         for name in ("slot", "span"):
             self.register_buffer(name, getattr(tables, name), persistent=False)
-        for name in ("add", "unit", "numbers", "read", "seen", "sums"):
+        for name in ("add", "unit", "numbers", "read", "seen", "sums", "norms"):
             self.register_buffer(name, getattr(tables, name)[index], persistent=False)
 
     def forward(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
@@ -118,7 +120,9 @@ class BlockEdit(nn.Module):
         stream = _stream(hidden, residual)
         self.seen[: hidden.shape[0]].copy_(stream @ self.read.T)
         if len(self.sums):
-            self.sums.index_add_(0, self.span[: hidden.shape[0]], stream)
+            span = self.span[: hidden.shape[0]]
+            self.sums.index_add_(0, span, stream)
+            self.norms.index_add_(0, span, stream.norm(dim=-1))
         return hidden
 
     def after(self, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:

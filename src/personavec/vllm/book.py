@@ -180,7 +180,7 @@ class Book:
         record.sums = tuple(self._free_sums.pop() for _ in record.asked.spans)
         if record.sums:  # whatever was summed before is gone
             record.counted, record.summed, record.pieces = 0, [0] * len(record.sums), []
-            for sums in self.tables.sums:
+            for sums in (*self.tables.sums, *self.tables.norms):
                 sums[list(record.sums)] = 0.0
 
     def _give_back(self, present: Collection[str]) -> None:
@@ -244,9 +244,14 @@ class Book:
         spans = []
         for number, count in enumerate(record.summed):
             rows = record.sums[number] if record.sums else 0
-            pairs = zip(self.layers, self.tables.sums, strict=True)
-            means = {layer: (sums[rows] / count).cpu() for layer, sums in pairs} if rows and count else {}
-            spans.append({"tokens": count, "mean": means})
+            means: dict[int, Tensor] = {}
+            norms: dict[int, float] = {}
+            if rows and count:
+                pairs = zip(self.layers, self.tables.sums, strict=True)
+                means = {layer: (sums[rows] / count).cpu() for layer, sums in pairs}
+                lengths = torch.stack([each[rows] for each in self.tables.norms]) / count
+                norms = dict(zip(self.layers, lengths.tolist(), strict=True))
+            spans.append({"tokens": count, "mean": means, "norm": norms})
         error = self.failed.get(request) or self.failed.get("")
         if any(count != stop - first for count, (first, stop) in zip(record.summed, record.asked.spans, strict=True)):
             error = error or "expected spans of tokens that the model read, got some that it did not"
@@ -264,7 +269,11 @@ def _plain(readings: dict[str, Any]) -> dict[str, Any]:
     return readings | {
         "watch": [None if look is None else look.tolist() for look in readings["watch"]],
         "spans": [
-            span | {"mean": {str(layer): _encoded(mean) for layer, mean in span["mean"].items()}}
+            {
+                "tokens": span["tokens"],
+                "mean": {str(layer): _encoded(mean) for layer, mean in span["mean"].items()},
+                "norm": {str(layer): norm for layer, norm in span["norm"].items()},
+            }
             for span in readings["spans"]
         ],
     }

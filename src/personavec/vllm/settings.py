@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import personavec
 
 KEY = "personavec"
 """Where vLLM's `additional_config` has the settings."""
+NAME = re.compile("[0-9a-f]{64}")
+"""A content hash."""
 VERSIONS = ("0.32.",)
 """Beginnings of the versions of vLLM that the plugin was written and tried with."""
 
@@ -37,6 +40,8 @@ class Settings:
     """Most ablated, capped or gated directions in a layer of one request."""
     means: bool = True
     """Whether means over spans can be asked for; their sums take memory."""
+    given: str | None = None
+    """Folder that every machine sees, where clients may put vectors; None: they may not."""
     version: str = personavec.__version__
 
     def config(self) -> dict[str, Any]:
@@ -99,29 +104,62 @@ class StoredVector:
         return self.direction[layer] / length
 
 
+def read_file(path: Path) -> tuple[str, StoredVector]:
+    """The content hash of a vector, and the vector.
+
+    Raises:
+        Refusal: The file holds none.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            card = json.loads((file.metadata() or {})["card"])
+            direction = file.get_tensor("direction").float()
+        content_hash = card.pop("content_hash")
+        text = json.dumps(card, sort_keys=True).encode()
+        if hashlib.sha256(text + direction.numpy().tobytes()).hexdigest() != content_hash:
+            raise ValueError("its numbers are not those it was saved with")
+        absent = frozenset(card["details"].get("absent_layers", ()))
+        return content_hash, StoredVector(card["trait"], direction, card["layer"], absent)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise Refusal(
+            f"expected persona vectors in {path.parent}, got {path.name} ({str(error)[:200] or type(error).__name__}); "
+            "copy it again, or take it away"
+        ) from error
+
+
+class StoredVectors(dict[str, StoredVector]):
+    """The vectors of the operator, by content hash, and those that clients gave, which are read when they are named."""
+
+    def __init__(self, vectors: Mapping[str, StoredVector], given: str | None) -> None:
+        super().__init__(vectors)
+        self._given = given
+        self._shape = next(iter(vectors.values())).direction.shape
+
+    def __missing__(self, name: str) -> StoredVector:
+        """One that was given since, also by way of another process.
+
+        Raises:
+            KeyError: None was.
+        """
+        if self._given is None or not NAME.fullmatch(name):
+            raise KeyError(name)
+        try:
+            content_hash, vector = read_file(Path(self._given) / f"{name}.safetensors")
+        except Refusal as error:
+            raise KeyError(name) from error
+        if content_hash != name or vector.direction.shape != self._shape:
+            raise KeyError(name)
+        self[name] = vector
+        return vector
+
+
 def read_folder(folder: str | Path) -> dict[str, StoredVector]:
     """The vectors of a folder by content hash.
 
     Raises:
         Refusal: It holds none, or a file that is none, or of another model than the rest.
     """
-    vectors: dict[str, StoredVector] = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt") as file:
-                card = json.loads((file.metadata() or {})["card"])
-                direction = file.get_tensor("direction").float()
-            content_hash = card.pop("content_hash")
-            text = json.dumps(card, sort_keys=True).encode()
-            if hashlib.sha256(text + direction.numpy().tobytes()).hexdigest() != content_hash:
-                raise ValueError("its numbers are not those it was saved with")
-            absent = frozenset(card["details"].get("absent_layers", ()))
-            vectors[content_hash] = StoredVector(card["trait"], direction, card["layer"], absent)
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise Refusal(
-                f"expected persona vectors in {folder}, got {path.name} ({str(error)[:200] or type(error).__name__}); "
-                "copy it again, or take it away"
-            ) from error
+    vectors = dict(read_file(path) for path in sorted(Path(folder).glob("*.safetensors")))
     if not vectors:
         raise Refusal(f"expected persona vectors (*.safetensors) in {folder}, got none; put the vectors there")
     shapes = {tuple(vector.direction.shape) for vector in vectors.values()}
@@ -132,7 +170,7 @@ def read_folder(folder: str | Path) -> dict[str, StoredVector]:
     return vectors
 
 
-def load(settings: Settings) -> dict[str, StoredVector]:
+def load(settings: Settings) -> StoredVectors:
     """The vectors that settings name.
 
     Raises:
@@ -144,7 +182,8 @@ def load(settings: Settings) -> dict[str, StoredVector]:
             f"expected the vectors {', '.join(sorted(missing))} in {settings.folder}, got none of that content; every "
             "machine needs the folder as it was when the server was started"
         )
-    return {content_hash: there[content_hash] for content_hash in settings.hashes}
+    chosen = {content_hash: there[content_hash] for content_hash in settings.hashes}
+    return StoredVectors(chosen, settings.given)
 
 
 def check_version(version: str) -> None:
@@ -160,7 +199,7 @@ def check_version(version: str) -> None:
         )
 
 
-def check(config: Any, version: str) -> tuple[Settings, dict[str, StoredVector]]:
+def check(config: Any, version: str) -> tuple[Settings, StoredVectors]:
     """The settings and vectors of a configuration that the plugin can work in.
 
     Args:

@@ -10,11 +10,11 @@ from tyro.conf import Positional
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Natural, at_least
-from personavec.verbs.options import File, Files, Folder, Judged, Switch, bench_for, call, load_subject
+from personavec.verbs.options import Engined, File, Files, Folder, Judged, Switch, bench_for, call, load_subject
 
 
 @dataclass(frozen=True)
-class SpaceConfig(Judged):
+class SpaceConfig(Judged, Engined):
     """Compare vectors with each other and with many personas.
 
     Examples:

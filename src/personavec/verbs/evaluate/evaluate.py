@@ -11,7 +11,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 
 from personavec.data.sheet import sheet_files, write_extremes
-from personavec.errors import JudgeError
+from personavec.errors import ConfigError, JudgeError
 from personavec.judges.lessons import BASE_ROLLOUTS, Lessons, lessons
 from personavec.judges.load import Bench, bench_of
 from personavec.judges.rubric import RubricJudge
@@ -143,6 +143,9 @@ def evaluate(
     check_signals(signals)
     if tasks:
         check_eval()
+    if (tasks or perplexity) and model.engine is not None:
+        what = "--tasks" if tasks else "--perplexity"
+        raise ConfigError(f"expected no {what} with a model behind servers, got some; measure that with --engine hf")
     trait = trait if isinstance(trait, Trait) else load_trait(trait)
     applied = steerings(steer, model.identity)
     steering = tuple(each for _, each in applied)

@@ -14,6 +14,7 @@ from personavec.runs.rules import Count, Free, Natural
 from personavec.traits.load import load_trait
 from personavec.verbs.options import (
     Common,
+    Engined,
     File,
     Files,
     Folder,
@@ -30,7 +31,7 @@ from personavec.verbs.options import (
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Judging, Writing, Gated, Common):
+class EvaluateConfig(Judging, Writing, Gated, Engined, Common):
     """Measure trait and coherence of a model, adapted or steered.
 
     Examples:

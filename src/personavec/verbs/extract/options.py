@@ -9,14 +9,25 @@ from tyro.conf import Positional
 
 from personavec.runs.rules import Count, Free, Percent, at_least
 from personavec.traits.load import load_traits
-from personavec.verbs.options import Common, Doses, Folder, Judging, Layers, Writing, bench_for, call, load_subject
+from personavec.verbs.options import (
+    Common,
+    Doses,
+    Engined,
+    Folder,
+    Judging,
+    Layers,
+    Writing,
+    bench_for,
+    call,
+    load_subject,
+)
 
 if TYPE_CHECKING:
     from personavec.verbs.extract.result import Extractions
 
 
 @dataclass(frozen=True)
-class ExtractConfig(Judging, Writing, Common):
+class ExtractConfig(Judging, Writing, Engined, Common):
     """Find a trait's persona vector and prove it by steering.
 
     Examples:

@@ -40,7 +40,7 @@ class Outlook:
     def __init__(self, parts: Mapping[str, Load], interview: Interview, questions: Sequence[str]) -> None:
         self._ahead: dict[str, float] = {}
         self._estimated = 0.0
-        if not parts:
+        if not parts or interview.model.engine is not None:  # how much is done at once elsewhere, nobody here knows
             return
         reply, reading = speed(interview, questions)
         self._ahead = {name: work.replies * reply + work.readings * reading for name, work in parts.items()}

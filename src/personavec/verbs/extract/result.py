@@ -194,7 +194,7 @@ def summarise(
             "n_check": len(trait.check),
         },
         "model": dataclasses.asdict(model.identity)
-        | {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)},
+        | {"dtype": model.numbers.split()[0], "device": model.engine.name if model.engine else str(model.device)},
         "system_prompt": interview.system,
         "judge": judges.described() | {"table": judge_table(known)},
         "counts": {side: vector.card.details["counts"][side] for side in ("pos", "neg")},

@@ -11,11 +11,11 @@ from personavec.errors import ConfigError
 from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free
 from personavec.verbs.monitor.calibration import RATE
-from personavec.verbs.options import File, Files, Folder, Gated, Judged, Switch, bench_for, call, load_subject
+from personavec.verbs.options import Engined, File, Files, Folder, Gated, Judged, Switch, bench_for, call, load_subject
 
 
 @dataclass(frozen=True)
-class MonitorConfig(Gated, Judged):
+class MonitorConfig(Gated, Judged, Engined):
     """Watch recorded conversations along persona vectors.
 
     Examples:
@@ -93,6 +93,8 @@ class MonitorConfig(Gated, Judged):
             model = load_subject(self)
             out = self.out or Path("runs") / f"monitor-experiment-{'-'.join(names)}"
             return call(experiment, self, model, self.vectors, judge=bench_for(self, model), store=out)  # type: ignore[no-any-return]
+        if self.engine != "hf":
+            raise ConfigError(f"expected --engine {self.engine} with --experiment, got recorded conversations; use hf")
         data = conversations_of(self.data, self.data)
         benign = None if self.calibrate is None else conversations_of(self.calibrate, self.calibrate)
         if self.calibration:  # what is wrong with it and with the vectors is said before the model is loaded

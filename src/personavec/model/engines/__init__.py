@@ -1,0 +1,1 @@
+"""Where a model runs, if not in this process: `--engine vllm:URL`."""
