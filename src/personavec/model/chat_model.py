@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from personavec.errors import ModelError
 from personavec.model.identity import ModelIdentity, _fingerprint
 from personavec.model.loading import SPLIT, load, pick_device, pick_dtype
-from personavec.model.machine.limits import Limits, habits, limits_on
+from personavec.model.machine.limits import PassLimits, habits, limits_on
 from personavec.model.machine.quantise import method_of
 from personavec.model.template import PLAIN_TEMPLATE, ChatTemplate, Message
 
@@ -220,7 +220,7 @@ class ChatModel(BlockModel):
         return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     @cached_property
-    def limits(self) -> Limits:
+    def limits(self) -> PassLimits:
         """How much one pass may hold where the model is."""
         devices = {self.device, *(weight.device for weight in self.hf.parameters())}
         return limits_on(devices, self.hf.config.get_text_config(), self.dtype.itemsize)

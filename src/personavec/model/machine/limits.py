@@ -45,7 +45,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Limits:
+class PassLimits:
     """What a pass of one model may hold."""
 
     read: Limit
@@ -58,9 +58,9 @@ class Limits:
     """Logits of a pass that keeps them at every token."""
 
 
-def cpu_limits() -> Limits:
+def cpu_limits() -> PassLimits:
     """Larger passes fall out of a CPU's caches."""
-    return Limits(Limit(2048), Limit(1024), Limit(8192), Limit(75_000_000))
+    return PassLimits(Limit(2048), Limit(1024), Limit(8192), Limit(75_000_000))
 
 
 SHARE = 0.25
@@ -69,7 +69,7 @@ LARGEST = 32_768
 """Tokens; beyond, nothing gets faster."""
 
 
-def limits_on(devices: Collection[torch.device], text: Any, itemsize: int, free: float | None = None) -> Limits:
+def limits_on(devices: Collection[torch.device], text: Any, itemsize: int, free: float | None = None) -> PassLimits:
     """What one pass may hold on some devices together, never less than on a CPU.
 
     Args:
@@ -93,7 +93,7 @@ def limits_on(devices: Collection[torch.device], text: Any, itemsize: int, free:
     kept = SHARE * free / (token + cache_bytes(text, itemsize))
     logits = SHARE * free / (itemsize + 4)
     sized = (min(read, LARGEST), min(read, LARGEST), min(kept, LARGEST), logits)
-    return Limits(
+    return PassLimits(
         *(
             Limit(max(wanted, least.most))
             for wanted, least in zip(sized, (small.read, small.screened, small.cached, small.logits), strict=True)
