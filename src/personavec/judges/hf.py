@@ -45,7 +45,9 @@ class LocalReader:
         def of_batch(part: Sequence[int]) -> list[list[float]]:
             inputs = self._model.inputs([requests[index].prompt for index in part], left=True)
             logits = self._model.hf(**inputs, logits_to_keep=1).logits[:, -1]
-            return torch.log_softmax(logits.float(), dim=-1)[:, columns.to(logits.device)].tolist()
+            logprobs = torch.log_softmax(logits.float(), dim=-1)
+            rows: list[list[float]] = logprobs[:, columns.to(logits.device)].tolist()
+            return rows
 
         for batch in batches(requests, 0, int(self._model.limits.cached.most)):
             for part, logprobs in in_parts(batch, of_batch, self._model.limits.cached):
