@@ -35,8 +35,6 @@ class TwoDevices(TorchFunctionMode):
             return keep(func(*args, **named | {"device": "cpu"}), True)
         if func in (Tensor.copy_, Tensor.__setitem__):
             return func(*args, **named)
-        if func is Tensor.__getitem__:  # an index on the CPU is taken anywhere
-            given = [owner, *(tensor for tensor in given[1:] if is_far(tensor))]  # type: ignore[list-item]
         places = {is_far(tensor) for tensor in given if tensor.dim() or is_far(tensor)}
         if len(places) > 1:
             raise RuntimeError(f"Expected all tensors to be on the same device, got {FAR} and cpu in {name}")

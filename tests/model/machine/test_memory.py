@@ -44,7 +44,7 @@ def test_the_figures_of_a_large_model() -> None:
     ("device", "free", "advice"),
     [
         (GPU, 80, r"pass --quantise torchao:int8 \(72.7 GB\)"),
-        (GPU, 50, r"pass --quantise torchao:int4 \(38.5 GB\)"),
+        (GPU, 50, r"pass --quantise torchao:int4 \(38.4 GB\)"),
         (GPU, 24, "pass --device split where there are more devices"),
         (CPU, 50, "pass --device split where there are more devices"),
     ],
