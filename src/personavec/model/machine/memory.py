@@ -47,7 +47,7 @@ def need_of(config: Any, itemsize: int, bits: int | None = None) -> Need | None:
     for family in (AutoModelForCausalLM, AutoModelForImageTextToText):
         try:
             with torch.device("meta"):
-                hf = family.from_config(config)
+                hf = family.from_config(config, trust_remote_code=False)
             break
         except Exception:  # of any kind: loading says what is wrong with it
             continue
