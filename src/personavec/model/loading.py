@@ -31,6 +31,8 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from personavec.errors import ModelError
+from personavec.model.machine.memory import check_room
+from personavec.model.machine.quantise import check_checkpoint, method_of, quantisation
 from personavec.runs.fetch import cache_folder, fetch_wheels
 from personavec.runs.files import sha256
 from personavec.runs.json_files import read_json
@@ -39,7 +41,6 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 """Rotary scaling of all Llama 3.1, 3.2 and 3.3 models; only the factor differs. Source: their config.json."""
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 """Small files of a model folder, looked at before anything is loaded."""
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -68,30 +69,15 @@ ALIASES = {
 }
 
 
-def pick_device(name: str) -> torch.device:
-    """The device asked for; `auto` takes a GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"expected a usable device, got {name} ({reason}); pass --device cpu") from error
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype asked for; `auto` is bfloat16 wherever the hardware multiplies it, else float32."""
-    if name != "auto":
-        return DTYPES[name]
-    if device.type == "cpu":
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    else:
-        native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float32
-
-
 def load(
-    name: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    *,
+    split: bool = False,
+    quantise: str | None = None,
+    attention: str | None = None,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
 
@@ -100,15 +86,28 @@ def load(
         device: Where the weights go.
         dtype: What they are kept in.
         trust_remote_code: Run code that the model repository ships.
+        split: Spread the blocks over all devices instead, as far as each has room.
+        quantise: Which numbers its weights are turned into, one of `QUANTISED`.
+        attention: Which implementation of attention it takes; default what transformers chooses.
 
     Raises:
         ModelError: Nothing loadable under that name, or a model of a class that writes no text.
     """
+    # straight to their place, without a copy here
+    more: dict[str, Any] = {"device_map": "auto" if split else {"": device}}
+    if quantise is not None:
+        more["quantization_config"] = quantisation(quantise, device)
+    if attention is not None:
+        more["attn_implementation"] = attention
     try:
         source = _folder(name)
         _check_settings(source)
         with quiet():
-            hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+            check_checkpoint(name, config, device)
+            if not split and not method_of(config):  # then what does not fit on a device waits elsewhere
+                check_room(name, config, dtype, device, quantise)
+            hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code, **more)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             if tokenizer.chat_template is None:
                 tokenizer.chat_template = _template_beside(source)
@@ -117,16 +116,28 @@ def load(
     except Exception as error:  # of many kinds: no such name, no network, a file cut short or of another form
         if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
             raise
-        if Path(name).is_dir():
-            raise _unloadable(name, _damage(Path(name)) or _reason(error)) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        near = difflib.get_close_matches(name, ALIASES, n=1)
-        advice = f"did you mean {near[0]}?" if near else "check the name and the connection"
-        raise ModelError(
-            f"expected a Hugging Face id, a model folder, a GGUF file or one of {', '.join(ALIASES)}, "
-            f"got {name} ({reason}); {advice}"
-        ) from error
-    return hf.to(device).eval().requires_grad_(False), tokenizer
+        raise _refused(name, attention, error) from error
+    return hf.eval().requires_grad_(False), tokenizer
+
+
+def _refused(name: str, attention: str | None, error: Exception) -> ModelError:
+    """What to say of a name under which nothing was loaded."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    folder = Path(name) if Path(name).is_dir() else None
+    if folder and (damage := _damage(folder)):
+        return _unloadable(name, damage)
+    if attention is not None and ("attn_implementation" in str(error) or isinstance(error, ImportError)):
+        return ModelError(f"expected an attention that {name} has, got {attention} ({reason}); pass sdpa")
+    if isinstance(error, ImportError):
+        return ModelError(f"expected all that {name} needs to be installed, got: {reason}; install it")
+    if folder:
+        return _unloadable(name, _reason(error))
+    near = difflib.get_close_matches(name, ALIASES, n=1)
+    advice = f"did you mean {near[0]}?" if near else "check the name and the connection"
+    return ModelError(
+        f"expected a Hugging Face id, a model folder, a GGUF file or one of {', '.join(ALIASES)}, "
+        f"got {name} ({reason}); {advice}"
+    )
 
 
 def _check_settings(source: str) -> None:

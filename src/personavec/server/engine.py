@@ -20,7 +20,7 @@ from personavec.server.api.forms import JsonForm
 from personavec.server.limits import LOG
 from personavec.server.prefixes import BLOCK, Block, Prefixes, Reading
 from personavec.server.reply import Finish, Logprobs, News, RunningReply
-from personavec.steering.generate import Watch, draw, uniforms, watching
+from personavec.steering.generate import Watch, check_finite, draw, uniforms, watching
 from personavec.steering.steer import Steering, steer
 
 READ_TOKENS = 1024
@@ -308,7 +308,9 @@ class Engine:
             numbers = torch.tensor([jobs[row].numbers[len(jobs[row].reply.ids)] for row in rows], device=logits.device)
             drawn_from = logits if len(rows) == len(jobs) else logits[rows]
             try:
-                tokens = draw(drawn_from, numbers, jobs[rows[0]].sampling).tolist()
+                drawn = draw(drawn_from, numbers, jobs[rows[0]].sampling).cpu()
+                check_finite(drawn)
+                tokens = drawn.tolist()
             except Exception as error:  # nobody else is drawn like these
                 for row in rows:
                     jobs[row].end("error", _reason(error))

@@ -40,6 +40,10 @@ class Subject:
 
     model: str = "smollm2"
     """Hugging Face id, local folder, GGUF file, or an alias (smollm2, gemma3-270m)."""
+    quantise: Annotated[str | None, tyro.conf.arg(metavar="SPEC", help_behavior_hint="")] = None
+    """Load its weights in fewer bits: torchao:int8, torchao:int4, bitsandbytes:8bit or bitsandbytes:4bit."""
+    attention: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Implementation of attention, as transformers calls it: sdpa, eager, flash_attention_2; default its choice."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class Machine:
     seed: Seed = 0
     """Of everything random. Equal seeds give equal results on equal software and hardware."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number format of the model; auto is bfloat16 where the hardware multiplies it, else float32."""
+    """Number format of the model; auto is bfloat16 where the hardware has it, else float16 (GPU) or float32 (CPU)."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one, split all of them together for one large model."""
     trust_remote_code: Switch = False
     """Run code that the model repository ships. Off: such models are refused."""
     json: Switch = False
@@ -157,6 +161,8 @@ def load_subject(
         adapter=None if name else adapter or getattr(options, "adapter", None),
         trust_remote_code=options.trust_remote_code,
         plain_template=plain_template,
+        quantise=None if name else options.quantise,
+        attention=options.attention,
     )
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from personavec.model.activations import BATCH_TOKENS, by_length, token_projections, weights
+from personavec.model.activations import by_length, token_projections, weights
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import parts, read
 from personavec.runs.progress import stage
@@ -41,14 +41,14 @@ def written(model: ChatModel, rows: Sequence[Row], layer: int, units: Float[Tens
     """
     sites = 2 * (layer + 1)  # after each attention, and after each block
     read_at = np.full((len(rows), 1 + sites, len(units)), np.nan)
-    for batch, ids in _batches(rows, "contributions of blocks"):
+    for batch, ids in _batches(model, rows, "contributions of blocks"):
         inputs = model.inputs(ids)
         spread = torch.zeros((len(batch), 1, inputs["input_ids"].shape[1]), device=model.device)
         average = weights([rows[i] for i in batch], ("response avg",))
         spread[:, :, : average.shape[2]] = average.to(model.device)
 
         def keep(site: int, stream: Tensor, batch: Any = batch, spread: Any = spread) -> None:
-            mean = torch.bmm(spread, stream.float())[:, 0].double().cpu()
+            mean = torch.bmm(spread.to(stream.device), stream.float())[:, 0].double().cpu()
             read_at[batch, site] = (mean @ units.double().T).numpy()
 
         def part(block: int, kind: str, stream: Tensor, keep: Any = keep) -> None:
@@ -86,7 +86,7 @@ def tokens(model: ChatModel, rows: Sequence[Row], layer: int, unit: Float[Tensor
     """Every token of the replies with its projection on a direction at a layer."""
     counts = {side: sum(row["side"] == side for row in rows) for side in {row["side"] for row in rows}}
     along: list[Token] = []
-    for batch, ids in _batches(rows, "tokens along the vector"):
+    for batch, ids in _batches(model, rows, "tokens along the vector"):
         read_in = token_projections(model, ids, [layer], unit[None])[0][:, :, 0]
         for index, projections in zip(batch, read_in, strict=True):
             start, reply = _reply(rows[index])
@@ -100,7 +100,7 @@ def token_activations(
     model: ChatModel, rows: Sequence[Row], layer: int
 ) -> Iterator[tuple[Row, Float[Tensor, "token d_model"]]]:
     """Each reply with the stream of its tokens at a layer."""
-    for batch, ids in _batches(rows, "tokens of replies"):
+    for batch, ids in _batches(model, rows, "tokens of replies"):
         kept: list[Tensor] = []
 
         def keep(_: int, stream: Tensor, kept: Any = kept) -> None:
@@ -112,11 +112,11 @@ def token_activations(
             yield rows[index], stream[start : start + len(reply)]
 
 
-def _batches(rows: Sequence[Row], title: str) -> Iterator[tuple[list[int], list[list[int]]]]:
+def _batches(model: ChatModel, rows: Sequence[Row], title: str) -> Iterator[tuple[list[int], list[list[int]]]]:
     """Indices of rows in batches, and their token ids, under a progress bar."""
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     with stage(title, len(rows)) as advance:
-        for batch in by_length(ids, BATCH_TOKENS):
+        for batch in by_length(ids, model.limits.read):
             yield batch, [ids[i] for i in batch]
             advance(len(batch))
 

@@ -21,8 +21,8 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from personavec.data.dataset import Dataset
 from personavec.errors import ConfigError, ModelError
 from personavec.model.chat_model import ChatModel, flags_kept
-from personavec.model.loading import pick_device, pick_dtype
 from personavec.model.logits import reply_logprobs
+from personavec.model.machine.place import SPLIT, pick_device, pick_dtype
 from personavec.runs.json_files import read_json
 from personavec.runs.progress import stage
 from personavec.runs.rules import Seed, check, settings
@@ -110,6 +110,8 @@ class Training(Pace):
 
 def process_device(name: str) -> str:
     """Where this process's model goes, once the processes of `accelerate launch` have joined."""
+    if name == SPLIT:
+        return name
     return str(SFTConfig("unused", use_cpu=pick_device(name).type == "cpu", bf16=False, report_to=[]).device)
 
 

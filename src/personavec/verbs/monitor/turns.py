@@ -16,6 +16,7 @@ from personavec.errors import DataError, ModelError
 from personavec.model.activations import by_length, token_projections
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import Span, spans
+from personavec.model.machine.limits import Limit
 from personavec.runs.progress import stage
 from personavec.runs.run import Run
 from personavec.steering.projection import Directions
@@ -114,7 +115,7 @@ class Recordings:
     group_by: str
     tokens: bool
     on_error: Literal["stop", "skip"]
-    read_tokens: int
+    read_tokens: int | None
 
     def census(self, run: Run, data: Dataset) -> TurnCensus:
         """Look at every row before any is read; lists the unusable ones in skipped.jsonl.
@@ -216,7 +217,8 @@ def _read(recordings: Recordings, conversations: Sequence[Spoken]) -> list[TurnR
     owners = [(place, which) for place, talk in enumerate(conversations) for which in range(len(talk.sequences))]
     ids = [conversations[place].sequences[which] for place, which in owners]
     rows: dict[tuple[int, int], TurnRow] = {}
-    for batch in by_length(ids, recordings.read_tokens):
+    limit = Limit(recordings.read_tokens) if recordings.read_tokens else model.limits.screened
+    for batch in by_length(ids, limit):
         projections, norms = token_projections(
             model, [ids[index] for index in batch], directions.layers, directions.units
         )
