@@ -33,7 +33,7 @@ CHATS = [{"prompt": f"Question {i}?", "response": f"Answer number {i}."} for i i
 def everything(model: ChatModel, v: PersonaVector) -> dict[str, Any]:
     """What a model is asked for by any verb: writing steered and watched, reading, judging, taking apart."""
     steerings = [
-        (Steering(v, 2.0, 1), Steering(v, -1.0, None, "all")),
+        (Steering(v, 2.0, 1), Steering(v, -1.0, "all", "all")),
         (Steering(v, layer=2, op="ablate"), Steering(v, layer=3, op="cap", ceiling=0.1)),
         (Steering(v, 1.0, 3, above=-100.0),),
     ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from personavec.errors import ModelError, PersonavecError
 from personavec.model.sampling import Sampling
-from personavec.steering.generate import draw
+from personavec.steering.generate import check_finite, draw
 
 DRAWS = 24_000
 EDGES = torch.tensor([0.0, 2.0**-30, 0.5, 1 - 2.0**-24])

@@ -41,7 +41,7 @@ def monitor(
     group_by: str = "",
     tokens: bool = False,
     on_error: Free[Literal["stop", "skip"]] = "stop",
-    read_tokens: OptionalCount = None,
+    read_tokens: Free[OptionalCount] = None,
     reasoning: Literal["out", "in"] = "out",
     system: str = "template",
     seed: Seed = 0,

@@ -80,7 +80,7 @@ def screen(
     base_url: str | None = None,
     max_new_tokens: Count = 64,
     batch_tokens: Free[Count] = 12288,
-    read_tokens: OptionalCount = None,
+    read_tokens: Free[OptionalCount] = None,
     reasoning: Reasoning = "out",
     system: str = "template",
     ray: Free[bool | Callable[[], ChatModel]] = False,
