@@ -133,6 +133,7 @@ class ChatModel(BlockModel):
         plain_template: bool = False,
         quantise: str | None = None,
         attention: str | None = None,
+        weights: bool = True,
     ) -> "ChatModel":
         """Load a model by Hugging Face id, folder, GGUF file or alias.
 
@@ -145,13 +146,14 @@ class ChatModel(BlockModel):
             plain_template: Give a model without a chat template a plain-text one (for judges only).
             quantise: Numbers of fewer bits for its weights: torchao:int8, torchao:int4, bitsandbytes:8bit or :4bit.
             attention: An implementation of attention, as transformers calls it: sdpa, eager, flash_attention_2 ….
+            weights: False lays it out without them: it renders conversations and counts, and cannot run.
 
         Raises:
             ModelError: Not found, no chat template, adapter of another model, blocks not found.
         """
         place = pick_device(device)
         numbers, how = pick_dtype(dtype, place), {"quantise": quantise, "attention": attention}
-        hf, tokenizer = load(name, place, numbers, trust_remote_code, split=device == SPLIT, **how)
+        hf, tokenizer = load(name, place, numbers, trust_remote_code, split=device == SPLIT, weights=weights, **how)
         if tokenizer.chat_template is None:
             if not plain_template:
                 raise ModelError(

@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from personavec.errors import ModelError
-from personavec.model.machine.memory import check_room
+from personavec.model.machine.memory import check_room, laid_out
 from personavec.model.machine.quantise import check_checkpoint, method_of, quantisation
 from personavec.runs.fetch import cache_folder, fetch_wheels
 from personavec.runs.files import sha256
@@ -78,6 +78,7 @@ def load(
     split: bool = False,
     quantise: str | None = None,
     attention: str | None = None,
+    weights: bool = True,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
 
@@ -89,13 +90,14 @@ def load(
         split: Spread the blocks over all devices instead, as far as each has room.
         quantise: Which numbers its weights are turned into, one of `QUANTISED`.
         attention: Which implementation of attention it takes; default what transformers chooses.
+        weights: Without them the model is only laid out.
 
     Raises:
         ModelError: Nothing loadable under that name, or a model of a class that writes no text.
     """
     # straight to their place, without a copy here
     more: dict[str, Any] = {"device_map": "auto" if split else {"": device}}
-    if quantise is not None:
+    if quantise is not None and weights:
         more["quantization_config"] = quantisation(quantise, device)
     if attention is not None:
         more["attn_implementation"] = attention
@@ -104,10 +106,13 @@ def load(
         _check_settings(source)
         with quiet():
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-            check_checkpoint(name, config, device)
-            if not split and not method_of(config):  # then what does not fit on a device waits elsewhere
-                check_room(name, config, dtype, device, quantise)
-            hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code, **more)
+            if weights:
+                check_checkpoint(name, config, device)
+                if not split and not method_of(config):  # then what does not fit on a device waits elsewhere
+                    check_room(name, config, dtype, device, quantise)
+                hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code, **more)
+            elif (hf := laid_out(config, dtype)) is None:
+                raise ModelError(f"expected a model that can be laid out, got {config.model_type} ({name}); load it")
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             if tokenizer.chat_template is None:
                 tokenizer.chat_template = _template_beside(source)

@@ -12,7 +12,7 @@ import tyro
 from personavec.errors import ConfigError
 from personavec.model.sampling import Writing as Writing
 from personavec.runs.gate import GateCondition
-from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Positive, Seed, at_least, check
+from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Positive, Seed, above, at_least, check
 
 if TYPE_CHECKING:
     from personavec.judges.load import Bench
@@ -94,6 +94,26 @@ class Common(Machine, Subject):
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What it would take, before it is begun."""
+
+    plan: Free[Switch] = False
+    """Only estimate memory, tokens, hours and price; no weights are loaded."""
+    plan_device: Free[Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]] = None
+    """With --plan: another device than the one here, such as h100, or a100x8 for several."""
+    price_per_hour: Free[Annotated[float | None, above(0), tyro.conf.arg(metavar="PRICE", help_behavior_hint="")]] = (
+        None
+    )
+    """With --plan: of the machine."""
+
+    def check_plan(self) -> None:
+        """Raise ConfigError if something is said of a plan that is not asked for."""
+        given = {"--plan-device": self.plan_device, "--price-per-hour": self.price_per_hour}
+        for option in (name for name, value in given.items() if value is not None and not self.plan):
+            raise ConfigError(f"expected --plan with {option}, got none; add it, or leave {option} out")
+
+
+@dataclass(frozen=True)
 class Api:
     """How an OpenAI-compatible server is asked. Its key comes from OPENAI_API_KEY in the environment."""
 
@@ -164,6 +184,20 @@ def load_subject(
         quantise=None if name else options.quantise,
         attention=options.attention,
     )
+
+
+def load_layout(options: Any) -> "ChatModel":
+    """The model that a plan (`Planned` and `Common`) is made of: without its weights.
+
+    Raises:
+        ModelError: As `ChatModel.load`.
+    """
+    from personavec.model.chat_model import ChatModel
+
+    here = options.plan_device is None
+    dtype = options.dtype if here or options.dtype != "auto" else "bfloat16"
+    device, trust = options.device if here else "cpu", options.trust_remote_code
+    return ChatModel.load(options.model, dtype=dtype, device=device, trust_remote_code=trust, weights=False)
 
 
 def bench_for(

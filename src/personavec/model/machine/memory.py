@@ -22,6 +22,8 @@ WORTH_TELLING = 1 * GB
 class Need:
     """What a model takes of memory, in bytes."""
 
+    parameters: float
+    """How many numbers its weights are."""
     weights: float
     cache: float
     """Keys and values of a token, where every layer attends."""
@@ -35,6 +37,18 @@ class Need:
         )
 
 
+def laid_out(config: Any, dtype: torch.dtype | None = None) -> Any:
+    """The model of a configuration without its weights; None of one that cannot be laid out so."""
+    families: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    for family in families:
+        try:
+            with torch.device("meta"):
+                return family.from_config(config, trust_remote_code=False, dtype=dtype)
+        except Exception:  # of any kind: loading says what is wrong with it
+            continue
+    return None
+
+
 def need_of(config: Any, itemsize: int, bits: int | None = None) -> Need | None:
     """What the model of a configuration takes; None of one that cannot be laid out without its weights.
 
@@ -43,23 +57,15 @@ def need_of(config: Any, itemsize: int, bits: int | None = None) -> Need | None:
         itemsize: Bytes of a number.
         bits: Of a weight of a linear layer, the head aside, where those are quantised.
     """
-    hf: Any = None
-    families: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
-    for family in families:
-        try:
-            with torch.device("meta"):
-                hf = family.from_config(config, trust_remote_code=False)
-            break
-        except Exception:  # of any kind: loading says what is wrong with it
-            continue
+    hf = laid_out(config)
     if hf is None:
         return None
     head = hf.get_output_embeddings()
     packed = [part.weight for part in hf.modules() if bits and isinstance(part, nn.Linear) and part is not head]
     saved = sum(weight.numel() * (itemsize - (bits or 0) / 8) for weight in packed)
     text = config.get_text_config()
-    whole = sum(weight.numel() for weight in hf.parameters()) * itemsize
-    return Need(whole - saved, cache_bytes(text, itemsize), text.vocab_size * itemsize)
+    parameters = sum(weight.numel() for weight in hf.parameters())
+    return Need(parameters, parameters * itemsize - saved, cache_bytes(text, itemsize), text.vocab_size * itemsize)
 
 
 def free_memory(device: torch.device) -> float:
