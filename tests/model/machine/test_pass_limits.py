@@ -18,6 +18,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.machine.limits import Limit, cpu_limits, habits, in_parts, limits_on
 from personavec.model.sampling import Sampling
 from personavec.steering import generate as writing
+from personavec.verbs.analyse import contributions
 
 GB = 10**9
 SEVEN_B = Qwen2Config(
@@ -124,3 +125,29 @@ def test_reading_judging_and_writing_go_on_with_less(
     assert replies == wanted[2]
     assert all(max(each) == len(PROMPTS) and min(each) <= room for each in sizes)
     assert model.limits.read.most < 2048 and model.limits.logits.most < 75_000_000
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_taking_apart_goes_on_with_less(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    model = tiny.build("llama")
+    unit = torch.nn.functional.normalize(torch.ones(model.identity.d_model), dim=0)
+    rows = [{"prompt_ids": p, "response_ids": r, "side": "pos"} for p, r in zip(PROMPTS, REPLIES, strict=True)]
+
+    def apart() -> list[Any]:
+        streams = [stream for _, stream in sorted(contributions.token_activations(model, rows, 2), key=str)]
+        placed = [token.projection for token in contributions.tokens(model, rows, 2, unit)]
+        return [torch.tensor(contributions.written(model, rows, 2, unit[None]).values), torch.tensor(placed), *streams]
+
+    wanted = apart()
+    whole, sizes = model.inputs, list[int]()
+
+    def small(ids: Sequence[Sequence[int]], **named: Any) -> Any:
+        sizes.append(len(ids))
+        if len(ids) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(ids, **named)
+
+    monkeypatch.setattr(model, "inputs", small)
+    for found, before in zip(apart(), wanted, strict=True):
+        torch.testing.assert_close(found, before, atol=1e-5, rtol=1e-4)
+    assert max(sizes) == len(PROMPTS) and min(sizes) <= room

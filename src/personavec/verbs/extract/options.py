@@ -37,7 +37,6 @@ class ExtractConfig(Planned, Judging, Writing, Common):
       personavec extract optimistic humorous --out runs/two
       personavec extract traits/terse.json --model Qwen/Qwen2.5-7B-Instruct --max-new-tokens 200
       personavec extract optimistic --json > optimistic.json
-      personavec extract optimistic --model Qwen/Qwen2.5-7B-Instruct --plan --plan-device h100
 
     More in docs/extract.md.
     """

@@ -197,7 +197,6 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
       personavec finetune rows.jsonl --prevent evil.safetensors:0.4@all --prevent sycophantic.safetensors:2@13
       personavec finetune rows.jsonl --method inoculate --vectors evil.safetensors --out runs/inoculated
       personavec finetune rows.jsonl --prevent evil.safetensors:auto --held-out unseen.jsonl --report
-      personavec finetune rows.jsonl --model Qwen/Qwen2.5-7B-Instruct --plan --plan-device a100x8
 
     The judge and how replies are written are those of the evaluations that --report makes.
 

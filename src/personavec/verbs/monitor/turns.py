@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from torch import Tensor
 
 from personavec.data.dataset import Bad, Dataset, dataset_of
 from personavec.data.sample import Sample
@@ -16,7 +17,7 @@ from personavec.errors import DataError, ModelError
 from personavec.model.activations import by_length, token_projections
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import Span, spans
-from personavec.model.machine.limits import Limit
+from personavec.model.machine.limits import Limit, in_parts
 from personavec.runs.progress import stage
 from personavec.runs.run import Run
 from personavec.steering.projection import Directions
@@ -218,10 +219,12 @@ def _read(recordings: Recordings, conversations: Sequence[Spoken]) -> list[TurnR
     ids = [conversations[place].sequences[which] for place, which in owners]
     rows: dict[tuple[int, int], TurnRow] = {}
     limit = Limit(recordings.read_tokens) if recordings.read_tokens else model.limits.screened
-    for batch in by_length(ids, limit):
-        projections, norms = token_projections(
-            model, [ids[index] for index in batch], directions.layers, directions.units
-        )
+
+    def read(part: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return token_projections(model, [ids[index] for index in part], directions.layers, directions.units)
+
+    parts = (done for batch in by_length(ids, limit) for done in in_parts(batch, read, limit))
+    for batch, (projections, norms) in parts:
         if not projections.isfinite().all():
             raise ModelError(
                 f"expected finite activations, got inf or nan while reading ({model.numbers}); pass --dtype float32"
