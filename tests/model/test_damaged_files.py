@@ -16,7 +16,7 @@ from support import tiny
 
 from personavec.errors import ModelError, PersonavecError, VectorError
 from personavec.model.chat_model import ChatModel
-from personavec.model.loading import BoundedReader, read_gguf
+from personavec.model.layout.gguf_files import BoundedReader, read_gguf
 from personavec.verbs.interop.formats import from_gguf
 
 FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors")

@@ -48,6 +48,9 @@ DONE, FAILED, BAD_INPUT, GATED, INTERRUPTED = 0, 1, 2, 3, 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EPERM)
 """What a user can mend: no room, no permission, a name too long."""
 
+WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+"""How torch's threads wait for each other. By default they spin, and so take the cores from whatever else is to run; a
+user's own setting stands."""
 
 VERBS: dict[str, tuple[type, str]] = {
     "demo": (DemoConfig, "summary_find"),
@@ -82,6 +85,8 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 a --fail-if holds, 130 interrupted.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    if not WAITING & os.environ.keys():  # read once, when torch is loaded
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     try:
         with _interrupts_arrive():
             code = _main(argv)

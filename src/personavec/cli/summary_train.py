@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
-from personavec.cli.lines import Json, console, duration, estimate, headed, say
+from personavec.cli.lines import Json, console, duration, estimate, headed, planned, say
 from personavec.runs.show import dropped_by, higher_said, said
 from personavec.verbs.finetune.options import ReportConfig, ShiftConfig
 from personavec.verbs.screen.options import ScreenConfig
@@ -25,7 +25,9 @@ def shift(config: ShiftConfig, result: Json) -> None:
 
 
 def finetune(config: ReportConfig, result: Json) -> None:
-    """What was trained on, how, and where it is."""
+    """What was trained on, how, and where it is; of a plan what it takes."""
+    if config.plan:
+        return planned(result)
     if config.report:
         return _before_after(result)
     skipped = f", {result['skipped']:,} skipped (skipped.jsonl)" * bool(result["skipped"])

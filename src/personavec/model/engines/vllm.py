@@ -267,7 +267,7 @@ def connect(engine: str, name: str, trust_remote_code: bool = False) -> RemoteMo
         ConfigError: No such engine.
     """
     urls = urls_of(engine)
-    model = RemoteModel.load(name, device="meta", trust_remote_code=trust_remote_code)
+    model = RemoteModel.load(name, weights=False, trust_remote_code=trust_remote_code)
     assert isinstance(model, RemoteModel)
     model.engine = VllmEngine(urls, model)
     return model

@@ -22,11 +22,13 @@ from personavec.verbs.options import (
     Judging,
     Layers,
     Limit,
+    Planned,
     Steer,
     Switch,
     Writing,
     bench_for,
     call,
+    load_layout,
     load_subject,
 )
 
@@ -137,7 +139,7 @@ class Trained(Common):
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(Pace, Trained):
+class FinetuneConfig(Planned, Pace, Trained):
     """One training of a model by one method."""
 
     traits: Files = ()
@@ -152,6 +154,7 @@ class FinetuneConfig(Pace, Trained):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_plan()
         agreed_method(self.method, bool(self.prevent), bool(self.vectors), self.random, self.full)
 
     @property
@@ -181,6 +184,10 @@ class FinetuneConfig(Pace, Trained):
         open_dataset(self.data)
         if self.held_out:
             open_dataset(self.held_out)
+        if self.plan:
+            from personavec.verbs.finetune.plan import plan_finetune
+
+            return call(plan_finetune, self, load_layout(self), self.data, held_out=self.held_out or None)  # type: ignore[no-any-return]
         # where all weights are trained they are kept in float32, or small steps would round away
         dtype = "float32" if self.full and self.dtype == "auto" else self.dtype
         model = load_subject(replace(self, device=process_device(self.device), dtype=dtype))
@@ -238,6 +245,7 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
             "--method": self.method is not None,
             "--random": self.random,
             "--full": self.full,
+            "--plan": self.plan,
         }
         for option in (name for name, contradicts in contradictions.items() if contradicts):
             raise ConfigError(f"expected --report without {option}, got both; it trains adapters, by every method")

@@ -88,8 +88,8 @@ class ScreenConfig(Judging, Gated, Common):
     """What --keep-below looks at: projections, the judge's scores, either above its threshold, or only both."""
     batch_tokens: Free[Count] = 12288
     """Tokens in one batch of base replies being written, prompts included."""
-    read_tokens: Count = 1024
-    """Tokens in one forward pass of reading; a GPU bears many more."""
+    read_tokens: Annotated[int | None, at_least(1), tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Tokens in one forward pass of reading; default 1,024 on a CPU, as many as fit on a GPU."""
     reasoning: Literal["out", "in"] = "out"
     """Whether a <think> block counts as part of a reply; end-of-turn tokens never do."""
     system: str = "template"

@@ -16,6 +16,7 @@ from personavec.data.dataset import Bad, Dataset
 from personavec.data.sample import Sample, Turn
 from personavec.errors import ConfigError, DataError, PersonavecError
 from personavec.model.chat_model import ChatModel
+from personavec.model.machine.place import SPLIT
 from personavec.runs.progress import stage, tell
 from personavec.verbs.screen.shards import Actors, DataPass, RowReader, screen_shard, shards
 from personavec.verbs.screen.table import Table
@@ -75,7 +76,8 @@ def by_name(model: ChatModel) -> Callable[[], ChatModel]:
             f"expected a model that Ray's actors can load by its name, got {name} {what}; pass as ray a function that "
             "makes it, or leave ray out"
         )
-    return partial(ChatModel.load, name, dtype=str(model.dtype).removeprefix("torch."), device=model.device.type)
+    place = model.placement if model.placement == SPLIT else model.device.type
+    return partial(ChatModel.load, name, dtype=str(model.dtype).removeprefix("torch."), device=place)
 
 
 def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:

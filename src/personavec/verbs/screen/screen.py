@@ -75,7 +75,7 @@ def screen(
     base_url: str | None = None,
     max_new_tokens: Count = 64,
     batch_tokens: Free[Count] = 12288,
-    read_tokens: Count = 1024,
+    read_tokens: Free[OptionalCount] = None,
     reasoning: Reasoning = "out",
     system: str = "template",
     ray: Free[bool | Callable[[], ChatModel]] = False,
@@ -114,7 +114,7 @@ def screen(
         base_url: Server of openai:MODEL.
         max_new_tokens: Longest base reply.
         batch_tokens: Tokens in one batch of base replies, prompts included.
-        read_tokens: Tokens in one forward pass of reading.
+        read_tokens: Tokens in one forward pass of reading; default 1,024 on a CPU, what fits on a GPU.
         reasoning: Whether a <think> block counts as part of a reply.
         system: System prompt of rows that have none: template, none, or a text.
         ray: Screen in parallel with Ray. True loads the model again by its name in every actor, without what was
