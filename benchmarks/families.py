@@ -375,12 +375,12 @@ def reason(row: dict[str, Any]) -> str:
         return ""
     if row["result"] == "refused":
         (why,) = row["laws"].values()
-        kinds = ("one list of", "blocks that give", "once a pass", "to run")
-        return ": " + next((REFUSALS[kind] for kind in kinds if kind in why), why.replace("|", "/"))
+        return ": " + next((text for kind, text in REFUSALS.items() if kind in why), why.replace("|", "/"))
     return ": " + ", ".join(law for law, why in row["laws"].items() if why)
 
 
 REFUSALS = {
+    "first token is at position 0": "positions begin behind the place of the padding token",
     "one list of": "no single list of blocks is found",
     "blocks that give": "blocks give another form of stream than [rows, seq, d_model]",
     "once a pass": "blocks run twice a pass",

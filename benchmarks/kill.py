@@ -9,6 +9,7 @@ and afterwards for all. Prints a table, and ends with 1 if a result differs or a
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -18,13 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "per_second", "train_runtime")
 """Ends of the names of fields that say how long something took; a resumed run has its own."""
-OWN = ("base_replies_kept", "written_now")
+OWN = ("base_replies_kept", "written_now", "writer_usage")
 """Fields that say what a process by itself did."""
 NOTES = {"manifest.json", ".lock"}
 """Files that say when a run was worked on."""
@@ -38,9 +40,19 @@ NEEDED = {"shift": {"finetune"}, "decompose": {"extract"}, "monitor --experiment
 """Verbs that read what others wrote."""
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
-    """What each verb is asked, in a folder with all that they need; OUT is put behind."""
-    sys.path.append(str(ROOT / "tests"))
+def writer(told: Connection) -> None:
+    """Be a writer for `write_trait` and `write_dataset`, behind a real server, and tell its URL."""
+    from support.served import Manners
+    from support.writers import Author, WritingServer
+
+    server = WritingServer(Author(), Manners(delay_seconds=0.01))
+    server.start()
+    told.send(server.url)
+    signal.pause()
+
+
+def commands(folder: Path, url: str) -> dict[str, list[str]]:
+    """What each verb is asked, in a folder with all that they need; OUT is the folder it writes to."""
     from support import tiny_chat
 
     tiny_chat.save(folder)
@@ -64,6 +76,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "--vectors tiny.safetensors",
         "extract.first/tiny/vector.safetensors",
     )
+    written = f"--writer openai:planted --writer-url {url} --api-concurrency 2"
     train = f"finetune pairs.jsonl {model} --rate 1e-2 --batch 4 --rank 4 --alpha 8 --prevent tiny.safetensors:1@1"
     full = f"screen pairs.jsonl {model} {short} {vectors} --cost"
     asked = {
@@ -81,8 +94,11 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "space": f"space {extracted} tiny.safetensors {model} {short} --traits tiny.json",
         "finetune --report": f"{train} {short} --report --traits tiny.json --held-out pairs.jsonl --rollouts 1 "
         "--perplexity 2",
+        "write_trait": f"write_trait formal {written} --description It-writes-like-an-official-letter "
+        "--out OUT/formal.json",
+        "write_dataset": f"write_dataset maths {written} --domains 4 --questions 10",
     }
-    return {name: argv.split() for name, argv in asked.items()}
+    return {name: (argv if "OUT" in argv else f"{argv} --out OUT").split() for name, argv in asked.items()}
 
 
 class Ending(NamedTuple):
@@ -174,8 +190,9 @@ class Trial:
         self.name, self.rng = name, rng
         self.slug = name.replace(" --", "-").replace(" ", "-")
         self.out = Path(self.slug)
-        self.argv = [*argv, "--out", str(self.out)]
+        self.argv = [part.replace("OUT", str(self.out)) for part in argv]
         self.wrong: list[str] = []
+        self.out.mkdir()
         first = attempt(self.argv)
         if first.code not in (0, 1):
             raise SystemExit(f"{name} fails by itself: {first.code} {first.said[-2000:]}")
@@ -187,6 +204,7 @@ class Trial:
     def killed(self) -> int:
         """A run that is killed some times; how often."""
         kills = 0
+        self.out.mkdir()
         shutil.rmtree(CACHE, ignore_errors=True)
         while kills < MOST:
             ended = attempt(self.argv, self.rng.uniform(0, LATEST * self.seconds))
@@ -236,6 +254,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="to work in, and to keep")
     given = parser.parse_args()
     os.environ |= {"PERSONAVEC_CACHE": str(CACHE), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    os.environ["OPENAI_API_KEY"] = "none"
+    sys.path.append(str(ROOT / "tests"))
     import datasets  # noqa: F401 # what takes long to load is loaded once
     import peft  # noqa: F401
     import trl  # noqa: F401
@@ -245,7 +265,9 @@ def main() -> int:
     os.chdir(folder)
     wrong = 0
     print("| verb | seconds | killed runs | kills | full disks | equal |\n|---|---|---|---|---|---|", flush=True)
-    known = commands(Path())
+    mine, writers = multiprocessing.Pipe()
+    multiprocessing.get_context("fork").Process(target=writer, args=(writers,), daemon=True).start()
+    known = commands(Path(), mine.recv())
     asked = given.verbs or [*known]
     for name in dict.fromkeys(each for verb in asked for each in (*NEEDED.get(verb, ()), verb)):
         trial = Trial(name, known[name], random.Random(f"{given.seed} {name}"))

@@ -33,7 +33,6 @@ from personavec.verbs.screen.sampled import (
     narrow_enough,
     regression,
 )
-from personavec.verbs.screen.shards import RowReader
 from personavec.verbs.screen.table import Table
 
 PRECISION = 0.1
@@ -62,7 +61,7 @@ def read_chats(model: ChatModel, longest: int) -> None:
 
     def batched() -> None:
         for batch, read in activations(
-            model, rows, ("response avg", "prompt last"), [layer], batch_tokens=RowReader.read_tokens
+            model, rows, ("response avg", "prompt last"), [layer], limit=model.limits.screened
         ):
             ours.update(zip(batch, read[:, 0, 0], strict=True))
 

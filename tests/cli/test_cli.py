@@ -208,6 +208,11 @@ def fake_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
             2,
             f"expected to write a file, got: no room to write on, as far as torch says; {ROOM}",
         ),
+        (
+            RuntimeError("basic_ios::clear: iostream error"),
+            2,
+            f"expected to write a file, got: no room to write on, as far as torch says; {ROOM}",
+        ),
         (MemoryError(), 1, "out of memory; lower --batch-tokens, now 12288, or choose a smaller --model"),
         (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
     ],

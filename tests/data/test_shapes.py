@@ -78,7 +78,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"prompt": "Hi?", "chosen": "Hello.", "rejected": "No."},
         "got a chosen and a rejected reply.*as prompt and compl",
     ),
-    ({"chosen": [HI, HELLO], "rejected": [HI, SO]}, "screen each side by itself"),
+    ({"chosen": [HI, HELLO], "rejected": [HI, SO]}, "screen takes those with --side both"),
     (
         {"text": "### Human: Hi?### Assistant: Hello."},
         "got text alone, which does not say who speaks; write it as mess",

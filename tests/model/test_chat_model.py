@@ -13,6 +13,7 @@ from torch import nn
 from personavec.errors import ModelError, VectorError
 from personavec.model.activations import activations
 from personavec.model.chat_model import ChatModel
+from personavec.model.machine.place import pick_dtype
 from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request, generate
 from personavec.steering.steer import Steering
@@ -45,8 +46,7 @@ def test_a_model_whose_weights_wait_elsewhere(family: str, place: str, tmp_path:
     assert [reply.ids for reply in generate(model, requests, Sampling(6, 0))] == wanted
     torch.testing.assert_close(read(model), activation)
     assert verify(model).data["passed"]
-    with pytest.raises(VectorError, match="by name, as weights that are quantised, partitioned or partly in"):
-        generate(ChatModel(spread, tiny.tokenizer(), "another"), requests, Sampling(6, 0))
+    assert ChatModel(spread, tiny.tokenizer(), "another").identity.revision == whole.identity.revision
 
 
 def test_the_name_is_where_it_came_from(tmp_path: Path) -> None:
@@ -120,3 +120,13 @@ def test_a_model_that_was_closed_is_said_so() -> None:
     with pytest.raises(ModelError, match="expected tiny-llama with its weights, got one without; load it again"):
         model.chat("Hi?")
     assert hooks(tiny.build()) == 0
+
+
+@pytest.mark.parametrize(("amx", "taken"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bfloat16_is_taken_where_it_is_the_faster_one(
+    amx: bool, taken: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert pick_dtype("auto", torch.device("cpu")) == taken
+    assert pick_dtype("float16", torch.device("cpu")) == torch.float16

@@ -16,7 +16,7 @@ from support import tiny
 
 from personavec.errors import ModelError, PersonavecError, VectorError
 from personavec.model.chat_model import ChatModel
-from personavec.model.loading import BoundedReader, read_gguf
+from personavec.model.layout.gguf_files import BoundedReader, read_gguf
 from personavec.verbs.interop.formats import from_gguf
 
 FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors")
@@ -81,6 +81,37 @@ def test_a_configuration_of_wrong_values(key: str, value: object, saved: tuple[P
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     (tmp_path / "m" / "config.json").write_text(json.dumps(config | {key: value}))
     refused(tmp_path / "m")
+
+
+@pytest.mark.parametrize("count", [10**9, 10**30])
+@pytest.mark.parametrize(
+    ("path", "key"), [((), "num_hidden_layers"), ((), "num_local_experts"), (("vision_config",), "depth")]
+)
+def test_more_modules_than_the_weights_can_fill_are_told_before_they_are_built(
+    count: int, path: tuple[str, ...], key: str, saved: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(saved[0], tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    config = inner = json.loads(file.read_text())
+    for name in path:
+        inner = inner.setdefault(name, {})
+    inner[key] = count
+    for text in (json.dumps(config), json.dumps(config, indent=2)):
+        file.write_text(text)
+        began = time.monotonic()
+        refused(tmp_path / "m", "config.json", key, "at the most")
+        assert time.monotonic() - began < 5
+
+
+def test_a_gguf_file_that_declares_more_blocks_than_tensors(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_block_count(2**31)
+    writer.add_tensor("token_embd.weight", np.zeros((32, 32), np.float32))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(ModelError, match=r"expected a GGUF file, got .*m.gguf \(it declares 2,147,483,648 blocks"):
+        ChatModel.load(str(tmp_path / "m.gguf"), device="cpu", dtype="float32")
 
 
 HUGE = 2**40

@@ -11,9 +11,9 @@ from support.tiny import prompt
 from torch import nn
 
 from personavec.errors import ModelError
-from personavec.model import logits as logprobs
-from personavec.model.chat_model import ChatModel, find_blocks
+from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import capture
+from personavec.model.layout.blocks import find_blocks
 from personavec.model.logits import reply_logprobs
 from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request, generate
@@ -176,7 +176,7 @@ def test_reply_logprobs_equal_a_full_pass(any_model: ChatModel, monkeypatch: pyt
     replies = [prompt(12, 7), prompt(4, 8), (), prompt(6, 9), prompt(3, 10), prompt(1, 11)]
     for budget in (3072, 30, 1):
         vocabulary = any_model.hf.config.get_text_config().vocab_size
-        monkeypatch.setattr(logprobs, "BATCH_LOGITS", budget * vocabulary)
+        monkeypatch.setattr(any_model.limits.logits, "most", budget * vocabulary)
         found = reply_logprobs(any_model, prompts, replies)
         for start, reply, own in zip(prompts, replies, found, strict=True):
             with torch.inference_mode():

@@ -10,9 +10,10 @@ from support.tiny import prompt
 
 from personavec.errors import ModelError, VectorError
 from personavec.model.activations import branches
-from personavec.model.chat_model import ChatModel, find_blocks
+from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import attach, capture
 from personavec.model.kv_cache import cached, check_served
+from personavec.model.layout.blocks import find_blocks
 from personavec.model.loading import load
 from personavec.model.logits import reply_logprobs
 from personavec.model.sampling import Sampling

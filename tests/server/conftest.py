@@ -6,7 +6,7 @@ import pytest
 from support import tiny
 from support.tiny import hooks
 
-from personavec.server.engine import Engine
+from personavec.server.writing.engine import Engine
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from personavec.errors import SteeringOverflow
 from personavec.model.chat_model import ChatModel
 from personavec.model.kv_cache import Slots
 from personavec.model.sampling import Sampling
-from personavec.server import engine as engine_module
-from personavec.server.engine import Engine
+from personavec.server.writing import engine as engine_module
+from personavec.server.writing.engine import Engine
 from personavec.steering.generate import Request, generate
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector

@@ -43,7 +43,7 @@ def holds(schema: Any, value: Any) -> bool:
 
 @pytest.fixture
 def installed() -> None:
-    pytest.importorskip("xgrammar", reason='needs pip install "personavec[structured]"')
+    pytest.importorskip("xgrammar", reason="needs pip install -e '.[structured]'")
 
 
 @pytest.mark.usefixtures("installed")
@@ -113,7 +113,7 @@ def test_without_the_package_it_is_refused_by_name(server: Client, monkeypatch: 
     monkeypatch.setattr(forms, "xgrammar", None)
     for form in ({"type": "json_object"}, asked(CITY)):
         answer = server.ask(response_format=form)
-        bad(answer, 400, 'without pip install "personavec[structured]"')
+        bad(answer, 400, "without pip install -e '.[structured]' in a clone")
         assert answer.json()["error"]["param"] == "response_format"
     assert server.ask(response_format={"type": "text"}).status_code == 200
 

@@ -13,8 +13,9 @@ from support.tiny import prompt
 
 from personavec.model.chat_model import ChatModel
 from personavec.model.kv_cache import continued
-from personavec.server.engine import Engine
-from personavec.server.prefixes import BLOCK, Prefixes
+from personavec.model.machine.limits import HABITS, ON_A_GPU
+from personavec.server.writing.engine import Engine
+from personavec.server.writing.prefixes import BLOCK, Prefixes
 from personavec.steering.generate import Request, Watch, generate
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
@@ -45,6 +46,15 @@ def test_a_chat_is_read_once_in_every_family(any_model: ChatModel) -> None:
     assert [tuple(one.job.reply.ids) for one in asked] == [own(any_model, one) for one in asked]
     read = [len(one.job.prompt) + len(one.job.reply.read) - 1 for one in asked]
     assert [one.job.reused for one in asked] == [0, *(tokens // BLOCK * BLOCK for tokens in read[:-1])]
+
+
+def test_no_token_is_lost_where_no_column_is_padding(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HABITS, "cpu", ON_A_GPU)
+    engine = Engine(model, rows=2)
+    asked = converse(engine, [prompt(9 + turn) for turn in range(4)])
+    engine.close(5)
+    assert [tuple(one.job.reply.ids) for one in asked] == [own(model, one) for one in asked]
+    assert all(one.job.reused for one in asked[1:])
 
 
 def test_ten_turns_read_a_third_of_the_tokens_at_most(model: ChatModel, engine: Engine) -> None:

@@ -15,8 +15,8 @@ from support.serving import ASKED, Client, bad, client, good
 
 from personavec.errors import ConfigError, VectorError
 from personavec.server import app, exchange
-from personavec.server.engine import Engine
 from personavec.server.options import ServeConfig
+from personavec.server.writing.engine import Engine
 from personavec.steering.vector import PersonaVector, load_vector
 
 
@@ -124,7 +124,9 @@ def test_hostile_json_is_refused(server: Client, body: bytes, match: str) -> Non
     ("fields", "match"),
     [
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0 to be a turn with a tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "a"}]}, "got the role tool"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages.0.content"),
         ({"temperature": -1}, "temperature"),
@@ -136,7 +138,8 @@ def test_hostile_json_is_refused(server: Client, body: bytes, match: str) -> Non
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"top_logprobs": 21}, "top_logprobs"),
-        ({"tools": [{"type": "function"}]}, "expected no tools"),
+        ({"tools": [{"type": "function"}]}, "expected tools.0.function, got none"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "expected no tools"),
         ({"response_format": {"type": "json_object"}}, "expected no response_format"),
         ({"frequency_penalty": 0.5}, "expected no frequency_penalty"),
         ({"persona": {"conversation": "a/b"}}, "persona.conversation"),

@@ -16,7 +16,7 @@ from support.asking import Asked
 from support.serving import ASKED, Client, Process, bad
 from support.tiny import prompt
 
-from personavec.server.engine import Engine
+from personavec.server.writing.engine import Engine
 
 HALVES = (
     b"POST /v1/chat/completions HT",

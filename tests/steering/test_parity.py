@@ -220,8 +220,8 @@ def test_judging_holds_few_rows_at_once(model: ChatModel, monkeypatch: pytest.Mo
         return [torch.zeros(len(reply)) for reply in replies]
 
     monkeypatch.setattr(logprobs, "_batch", forward)
-    monkeypatch.setattr(logprobs, "BATCH_LOGITS", 60 * model.hf.config.get_text_config().vocab_size)
-    monkeypatch.setattr(logprobs, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(model.limits.logits, "most", 60 * model.hf.config.get_text_config().vocab_size)
+    monkeypatch.setattr(model.limits.cached, "most", 200)
     replies = [prompt(length % 9, length) for length in range(90)]
     reply_logprobs(model, [prompt(20, 1)] * 90, replies)
     rows, logits, cached = zip(*sizes, strict=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from personavec.errors import ModelError, PersonavecError
 from personavec.model.sampling import Sampling
-from personavec.steering.generate import draw
+from personavec.steering.generate import check_finite, draw
 
 DRAWS = 24_000
 EDGES = torch.tensor([0.0, 2.0**-30, 0.5, 1 - 2.0**-24])
@@ -105,7 +105,8 @@ def test_logits_that_are_not_finite_are_an_error(sampling: Sampling, bad: float)
     logits = torch.zeros(3, 200)
     logits[1, 7] = bad
     with pytest.raises(ModelError, match="expected finite logits"):
-        draw(logits, EDGES[:3], sampling)
+        check_finite(draw(logits, EDGES[:3], sampling))
+    check_finite(draw(logits[::2], EDGES[:2], sampling))
 
 
 @pytest.mark.parametrize("options", [(8, -0.5), (8, float("nan")), (8, 1.0, 0.0), (8, 1.0, -1.0), (0, 1.0)])

@@ -35,6 +35,14 @@ def judge_usage(result: Json) -> None:
         )
 
 
+def planned(result: Json) -> None:
+    """What a plan says, a line each."""
+    from personavec.model.machine.plan import MachinePlan
+
+    for name, text in MachinePlan(result).lines():
+        say(f"{name}: {text}", markup=False)
+
+
 def say(text: str, markup: bool = True) -> None:
     """A line that is never wrapped, so that paths and commands can be copied."""
     console.print(text, soft_wrap=True, markup=markup)

@@ -47,7 +47,12 @@ DONE, FAILED, BAD_INPUT, GATED, INTERRUPTED = 0, 1, 2, 3, 130
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EPERM)
 """What a user can mend: no room, no permission, a name too long."""
+TORCH_WRITERS = ("inline_container.cc", "basic_ios::clear: iostream error")
+"""How torch's writers fail: they say neither file nor reason."""
 
+WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+"""How torch's threads wait for each other. By default they spin, and so take the cores from whatever else is to run; a
+user's own setting stands."""
 
 VERBS: dict[str, tuple[type, str]] = {
     "demo": (DemoConfig, "summary_find"),
@@ -82,6 +87,8 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 a --fail-if holds, 130 interrupted.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    if not WAITING & os.environ.keys():  # read once, when torch is loaded
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     try:
         with _interrupts_arrive():
             code = _main(argv)
@@ -235,7 +242,7 @@ def _in_a_line(box: str, chosen: str) -> str:
 
 def _unwritable(error: BaseException | None) -> str:
     """Why a file could not be written, as far as an error or one behind it says; libraries wrap these in theirs."""
-    torch = "inline_container.cc" in str(error)  # its writer says neither file nor reason
+    torch = any(words in str(error) for words in TORCH_WRITERS)
     while error is not None:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             return error.strerror or os.strerror(error.errno)

@@ -6,14 +6,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from personavec.cli.demo import DemoConfig
-from personavec.cli.lines import Json, console, estimate, headed, judge_usage, not_scored, say
+from personavec.cli.lines import Json, console, estimate, headed, judge_usage, not_scored, planned, say
 from personavec.runs.show import interval
 from personavec.verbs.evaluate.options import EvaluateConfig, VerifyConfig
 from personavec.verbs.extract.options import ExtractConfig
 
 
 def extract(config: ExtractConfig | DemoConfig, result: Json) -> None:
-    """Each trait's verdict, scores and files, and what to do next."""
+    """Each trait's verdict, scores and files, and what to do next; of a plan what it takes."""
+    if isinstance(config, ExtractConfig) and config.plan:
+        return planned(result)
     for trait in result["traits"]:
         colour = "green" if trait["proven"] else "red"
         say(f"[bold]{trait['trait']}[/] on {escape(config.model)}: [{colour}]{trait['verdict_word']}[/]")

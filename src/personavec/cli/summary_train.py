@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
-from personavec.cli.lines import Json, console, duration, estimate, headed, say
-from personavec.runs.show import dropped_by, said
+from personavec.cli.lines import Json, console, duration, estimate, headed, planned, say
+from personavec.runs.show import dropped_by, higher_said, said
 from personavec.verbs.finetune.options import ReportConfig, ShiftConfig
 from personavec.verbs.screen.options import ScreenConfig
 
@@ -25,7 +25,9 @@ def shift(config: ShiftConfig, result: Json) -> None:
 
 
 def finetune(config: ReportConfig, result: Json) -> None:
-    """What was trained on, how, and where it is."""
+    """What was trained on, how, and where it is; of a plan what it takes."""
+    if config.plan:
+        return planned(result)
     if config.report:
         return _before_after(result)
     skipped = f", {result['skipped']:,} skipped (skipped.jsonl)" * bool(result["skipped"])
@@ -71,6 +73,9 @@ def screen(config: ScreenConfig, result: Json) -> None:
     if config.plan:
         _plan(result["plan"]["estimates"])
         return
+    if config.side == "both":
+        _sides(config, result)
+        return
     used = result["rows"] - result["skipped"]
     say(f"{used:,} of {result['rows']:,} rows of {config.data} screened on {config.model}", markup=False)
     for reason, count in result["skipped_by_reason"].items():
@@ -104,6 +109,35 @@ def screen(config: ScreenConfig, result: Json) -> None:
     say(f"table: {result['table']}\nreport: {result['report']}", markup=False)
     speed = f", {result['rows_per_second']:.1f} rows a second" if result["rows_per_second"] else ""
     say(f"{result['seconds']:.0f} seconds{speed}")
+
+
+def _sides(config: ScreenConfig, result: Json) -> None:
+    """Both sides of preferences, their difference, and the files of each."""
+    say(
+        f"{result['rows']:,} pairs of {config.data} screened on {config.model}, {result['skipped']:,} skipped",
+        markup=False,
+    )
+    table = headed("vector", "layer", "chosen less rejected", "random directions", "")
+    for name, difference in result["difference"].items():
+        random = difference["random_control"]
+        spread = f"{random['low']:.3f} to {random['high']:.3f}"
+        cells = (estimate(difference, 3), spread, higher_said(difference["higher"]))
+        table.add_row(escape(name), str(result["layers"][name]), *cells)
+    console.print(table)
+    for side in ("chosen", "rejected"):
+        figures = result[side]
+        for reason, count in figures["skipped_by_reason"].items():
+            say(f"{side}, skipped {count:,}: {reason}", markup=False)
+        for name, mean in figures["projection_difference"].items():
+            verdict = figures["verdict"][name]
+            outcome = f": {said(verdict)}, compared with {figures['verdict_against']}" if verdict else ""
+            say(f"{side}, {name}: {figures['estimate']} {estimate(mean, 3)}{outcome}", markup=False)
+        for name, file in figures["files"].items():
+            say(f"{side}, {name}: {file}", markup=False)
+        say(f"{side}, table: {figures['table']}", markup=False)
+    if result["caveat"]:
+        say(result["caveat"], markup=False)
+    say(f"report: {result['report']}\n{result['seconds']:.0f} seconds", markup=False)
 
 
 def _plan(estimates: Sequence[Json]) -> None:

@@ -4,7 +4,7 @@ import codecs
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 BLOCK = 1 << 18
@@ -20,8 +20,30 @@ def _integer(digits: str) -> float:
     return int(digits) if len(digits) <= LONGEST_NUMBER else float(digits)
 
 
-DECODER = json.JSONDecoder(parse_int=_integer)
-"""Reads what `json.loads` does, and integers of any length."""
+class TwiceError(ValueError):
+    """A name stands twice where each is to stand once: nobody can say which value is meant."""
+
+    def __init__(self, kind: str, names: Sequence[str]) -> None:
+        super().__init__(f"the {kind} {twice(names)[:60]!r} twice")
+
+
+def twice(names: Sequence[str]) -> str:
+    """The first name that stands a second time; empty where each stands once."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), "")  # type: ignore[func-returns-value]
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise TwiceError("key", [key for key, _ in pairs])
+    return fields
+
+
+DECODER = json.JSONDecoder(parse_int=_integer, object_pairs_hook=_object)
+"""Reads what `json.loads` does, and integers of any length, but no object that holds a key twice."""
+PLAIN = json.JSONDecoder(parse_int=_integer)
+"""Finds the end of one that does."""
 
 
 def items(file: io.BufferedReader, longest: int) -> Iterator[Any]:
@@ -30,6 +52,9 @@ def items(file: io.BufferedReader, longest: int) -> Iterator[Any]:
     Args:
         file: Of UTF-8.
         longest: Characters of an item.
+
+    Yields:
+        The item, or in the place of one that holds a key twice the error.
 
     Raises:
         ValueError: From here on it is no array of JSON.
@@ -72,7 +97,7 @@ class _Held:
         """The value that begins here."""
         while True:
             try:
-                value, end = DECODER.raw_decode(self._text, self.at)
+                value, end = self._decoded()
                 if end >= len(self._text) - 2 and self._more():  # a number may go on: 1, 1.5, 1e+5
                     continue
             except json.JSONDecodeError as error:
@@ -84,6 +109,12 @@ class _Held:
                 raise ValueError("JSON that is nested too deep") from None
             self.at = end
             return value
+
+    def _decoded(self) -> tuple[Any, int]:
+        try:
+            return DECODER.raw_decode(self._text, self.at)
+        except TwiceError as error:
+            return error, PLAIN.raw_decode(self._text, self.at)[1]
 
     def _more(self) -> bool:
         """Read on; whether there was more."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from personavec.data.folder import data_files
 from personavec.data.readers import ENDINGS, Raw, form, hub, read_file
 from personavec.data.sample import Sample, Turn, to_samples
-from personavec.data.shapes import Side, of_side, shape_of
+from personavec.data.shapes import shape_of
 from personavec.errors import DataError
 from personavec.runs.files import contents
 from personavec.runs.progress import tell
@@ -41,6 +41,15 @@ class Dataset:
     name: str
     files: tuple[Path, ...]
     """Empty for a data set of the Hub, and for rows in memory."""
+
+    @property
+    def original(self) -> "Dataset":
+        """The same rows as they stand in its files."""
+        return self
+
+    def called(self, shape: str) -> str:
+        """What rows of a shape are called."""
+        return shape
 
     @property
     def suffix(self) -> str:
@@ -91,7 +100,7 @@ class Dataset:
                     if shape is None:
                         shape = shape_of(raw.value)
                         if announce:
-                            tell(f"{self.name}: rows of {shape}")
+                            tell(f"{self.name}: rows of {self.called(shape)}")
                     name = usable[0].id
                     file = raw.where.rpartition(" ")[0]
                     if name is not None and (other := first_with(f"{file} {name}", place)) != place:
@@ -138,28 +147,6 @@ class RowsInMemory(Dataset):
         """All rows, in order, those included that are none."""
         for number, row in enumerate(self.held):
             yield Raw(f"{self.name} row {number}", dict(row) if isinstance(row, Mapping) else row)
-
-
-@dataclass(frozen=True)
-class PreferredSide(Dataset):
-    """A data set of preferences, of whose replies one side is read; its rows are written as they stand."""
-
-    whole: Dataset
-    side: Side
-
-    @classmethod
-    def of(cls, whole: Dataset, side: Side) -> "PreferredSide":
-        """One side of a data set."""
-        return cls(whole.name, whole.files, whole, side)
-
-    def fingerprint(self) -> dict[str, str]:
-        """That of the data set; the side is an option of whoever reads it."""
-        return self.whole.fingerprint()
-
-    def rows(self) -> Iterator[Raw]:
-        """All rows, each ending in the reply of the side."""
-        for raw in self.whole.rows():
-            yield raw if raw.error else raw._replace(value=of_side(raw.value, self.side))
 
 
 def dataset_of(data: str | Path | Iterable[Mapping[str, Any]] | Dataset, name: str = "rows in memory") -> Dataset:

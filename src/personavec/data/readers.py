@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from personavec.data.arrays import DECODER, items
+from personavec.data.arrays import DECODER, TwiceError, items, twice
 from personavec.data.tables import arrow_batches, parquet_batches, values
 from personavec.errors import DataError
 
@@ -50,6 +50,8 @@ def _lines(path: Path) -> Iterator[Raw]:
                 try:
                     text = line.removeprefix(codecs.BOM_UTF8)  # of a file that was put behind another
                     yield Raw(where, DECODER.decode(text.decode()), line=line)
+                except TwiceError as error:
+                    yield Raw(where, error=f"expected JSON, got {error} in one object")
                 except (ValueError, RecursionError) as error:
                     torn = "" if line.endswith(b"\n") else " (the file ends within it)"
                     yield Raw(where, error=f"expected JSON, got {short(error)}{torn}")
@@ -65,7 +67,9 @@ def _array(path: Path) -> Iterator[Raw]:
     with _opened(path) as file:
         try:
             for value in items(file, LONGEST_ROW):
-                yield Raw(f"{path} row {number}", value)
+                where = f"{path} row {number}"
+                bad = isinstance(value, TwiceError)
+                yield Raw(where, error=f"expected JSON, got {value} in one object") if bad else Raw(where, value)
                 number += 1
         except ValueError as error:
             yield Raw(f"{path} row {number}", error=f"expected JSON, got {short(error)}; the rest cannot be read")
@@ -86,7 +90,7 @@ def _table(path: Path) -> Iterator[Raw]:
                 size = batch.slice(index, 1).nbytes if batch.nbytes > LONGEST_ROW else 0
                 if size > LONGEST_ROW:
                     yield Raw(where, error=_too_long(size))
-                elif isinstance(value, json.JSONDecodeError | RecursionError):
+                elif isinstance(value, json.JSONDecodeError | RecursionError | TwiceError):
                     yield Raw(where, error=f"expected JSON in a column of JSON, got {short(value)}")
                 elif isinstance(value, Exception):
                     yield Raw(where, error=f"expected values that Python can hold, got {short(value)}")
@@ -124,6 +128,8 @@ def _sheet(path: Path) -> Iterator[Raw]:
                 return
             if not names:
                 names = fields
+                if column := twice(list(filter(None, names))):
+                    raise DataError(f"expected each column once in {where}, got {column[:60]!r} twice; rename one")
             elif len(fields) == len(names):
                 yield Raw(where, dict(zip(names, fields, strict=True)))
             elif fields:  # a line with nothing in it is no row

@@ -1,10 +1,10 @@
 """Shapes of rows that widely used data sets have: where their turns are, and where prompt and reply."""
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any, Literal, get_args
+from typing import Any
 
+from personavec.data.arrays import DECODER, TwiceError
 from personavec.errors import DataError
 
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -22,10 +22,6 @@ SHAPES: dict[str, tuple[str, ...]] = {
 """Shapes of rows, and the keys by which each is known."""
 CHATS = frozenset({"messages", "conversations", "conversation", "data"})
 """Shapes that are a list of turns."""
-Side = Literal["chosen", "rejected"]
-"""Of a row of preferences: the reply that training learns, or the one that it unlearns."""
-OPENING = ("system", "developer", "user", "human")
-"""Roles that a conversation begins with, as a reply does not."""
 GIVEN = ("input", "context")
 """Fields that what is asked is about: after the instruction or the question. Beside a prompt, which is whole, none."""
 SYSTEM = ("system", "system_prompt")
@@ -37,8 +33,8 @@ ASK = "write it as messages, or as prompt and completion"
 OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("chosen", "rejected"),
-        "a chosen and a rejected reply, of which training learns one and unlearns the other; screen each side by "
-        "itself, with --side chosen and --side rejected, or write it as prompt and completion",
+        "a chosen and a rejected reply; screen takes those with --side both, TRL's DPOTrainer trains on them with "
+        "PreventativeSteering as a callback; for anything else write one of the replies as prompt and completion",
     ),
     (
         ("message_id", "parent_id", "text"),
@@ -68,27 +64,12 @@ def shape_of(row: Any) -> str:
         for shape, keys in SHAPES.items():
             if all(key in row for key in keys):
                 return shape
-    got = f"the keys {', '.join(map(shown, list(row)[:8]))}" if isinstance(row, Mapping) else type(row).__name__
-    raise DataError(f"expected {' or '.join(SHAPES)}, got {got}")
+    raise DataError(f"expected {' or '.join(SHAPES)}, got {outline(row)}")
 
 
-def of_side(row: Any, side: Side) -> Any:
-    """A row of preferences as a conversation that ends in one of its two replies; other rows as they are.
-
-    Replies are texts behind `prompt`, turns behind it, or whole conversations. What else the row holds goes along.
-    """
-    if not isinstance(row, Mapping) or any(row.get(name) is None for name in get_args(Side)):
-        return row
-    prompt, reply = (from_json(value) if isinstance(value, str) else value for value in (row.get("prompt"), row[side]))
-    if not isinstance(reply, str | list) or not isinstance(prompt, str | list | None):
-        return row
-    others = {key: value for key, value in row.items() if key not in {"prompt", *CHATS, *get_args(Side)}}
-    if isinstance(prompt, str | None) and isinstance(reply, str):
-        return others | {"prompt": prompt, "completion": reply}
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt or ())
-    said = [{"role": "assistant", "content": reply}] if isinstance(reply, str) else list(reply)
-    whole = said[:1] and isinstance(said[0], Mapping) and said[0].get("role", said[0].get("from")) in OPENING
-    return others | {"messages": said if whole else [*asked, *said]}
+def outline(row: Any) -> str:
+    """What a row is, for errors: its keys, or its type."""
+    return f"the keys {', '.join(map(shown, list(row)[:8]))}" if isinstance(row, Mapping) else type(row).__name__
 
 
 def listed(turns: Any, where: str) -> Sequence[Any]:
@@ -131,11 +112,17 @@ def _unpacked(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 
 
 def from_json(text: str) -> Any:
-    """What a text means as JSON, if it begins as a list or an object does; else the text."""
+    """What a text means as JSON, if it begins as a list or an object does; else the text.
+
+    Raises:
+        DataError: An object in it holds a key twice.
+    """
     if text.lstrip()[:1] not in ("[", "{"):
         return text
     try:
-        return json.loads(text)
+        return DECODER.decode(text)
+    except TwiceError as error:
+        raise DataError(f"expected JSON, got {error} in one object") from error
     except (ValueError, RecursionError):
         return text
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from personavec.data.arrays import twice
 from personavec.errors import DataError
 from personavec.runs.files import write_file
 from personavec.stats.intervals import FISHER, LOGIT, Interval, Transform, clustered
@@ -276,18 +277,21 @@ def _read(path: Path, what: str, columns: Sequence[str]) -> list[dict[str, str]]
         text = path.read_text("utf-8-sig")
         header = text.partition("\n")[0]
         separator = max(",;\t", key=header.count)
-        rows = [row for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=separator) if any(row.values())]
+        lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        rows = [row for row in lines if any(row.values())]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"expected a reader's sheet or its key, as CSV in UTF-8, got {path} ({error}); pass a sheet that extract "
             "or evaluate --agreement wrote, filled in"
         ) from error
-    names = [name for name in (rows[0] if rows else ()) if name]
+    names = [name for name in (lines.fieldnames or () if rows else ()) if name]
     missing = [column for column in columns if not any(name.startswith(column) for name in names)]
     if missing:
         raise DataError(
             f"expected the columns of {what} in {path}, got {', '.join(names) or 'none'}; pass the filled-in sheet "
             "with all its columns, and keep its key as it was"
         )
-    full = {name: next((column for column in columns if name.startswith(column)), name) for name in names}
-    return [{full[name]: row[name] for name in names} for row in rows]
+    full = [next((column for column in columns if name.startswith(column)), name) for name in names]
+    if column := twice(full):
+        raise DataError(f"expected each column once in {path}, got {column!r} twice; remove one of them")
+    return [{column: row[name] for column, name in zip(full, names, strict=True)} for row in rows]

@@ -108,7 +108,7 @@ def copy_rows(
             temporary = stack.enter_context(replacing(path))
             add = stack.enter_context(FORMS.get(data.suffix, _lines)(temporary, data))
             files.append((add, rows, (orders or {}).get(path), dict[int, Raw]()))
-        for place, raw in enumerate(data.rows()):
+        for place, raw in enumerate(data.original.rows()):
             for add, rows, order, held in files:
                 if rows[place] and order is None:
                     add(raw)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from personavec.data.arrays import DECODER
+from personavec.data.arrays import DECODER, TwiceError
 
 HELD_ROWS, HELD_BYTES = 256, 64 * 2**20
 """Rows of a file that are held at once, and about how many bytes at the most."""
@@ -16,12 +16,14 @@ def parquet_batches(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        _check_columns(file.schema_arrow)
         yield from file.iter_batches(_held(file.metadata))
 
 
 def arrow_batches(path: Path) -> Iterator[Any]:
     """Record batches of an Arrow file, or of a stream in a file, as `datasets` keeps them; each is checked."""
     with _arrow(path) as reader:
+        _check_columns(reader.schema)
         whole = hasattr(reader, "num_record_batches")
         for batch in map(reader.get_batch, range(reader.num_record_batches)) if whole else reader:
             batch.validate(full=True)  # a broken file must not lead past the end of the memory
@@ -37,6 +39,11 @@ def schema_of(path: Path) -> Any:
         return pq.read_schema(path)
     with _arrow(path) as reader:
         return reader.schema
+
+
+def _check_columns(schema: Any) -> None:
+    if len({*schema.names}) < len(schema.names):  # Python would hold the last of them
+        raise TwiceError("column", schema.names)
 
 
 @contextmanager

@@ -8,10 +8,8 @@ from personavec.errors import JudgeError
 from personavec.judges.judge import Progress, Score
 from personavec.judges.rubric import LETTERS, REFUSED, Message, expectation
 from personavec.model.chat_model import ChatModel
+from personavec.model.machine.limits import in_parts
 from personavec.steering.generate import Request, batches
-
-BATCH_TOKENS = 8192
-"""Prompt tokens in one forward pass."""
 
 
 class LocalReader:
@@ -43,12 +41,18 @@ class LocalReader:
         requests = [Request(self._model.render(messages)) for messages in conversations]
         scores = [Score(None, self.id) for _ in requests]
         columns = torch.tensor(list(self._labels), device=self._model.device)
-        for batch in batches(requests, 0, BATCH_TOKENS):
-            inputs = self._model.inputs([requests[index].prompt for index in batch], left=True)
+
+        def of_batch(part: Sequence[int]) -> list[list[float]]:
+            inputs = self._model.inputs([requests[index].prompt for index in part], left=True)
             logits = self._model.hf(**inputs, logits_to_keep=1).logits[:, -1]
-            logprobs = torch.log_softmax(logits.float(), dim=-1)[:, columns].tolist()
-            for index, row in zip(batch, logprobs, strict=True):
-                value, why, mass = expectation(zip(self._labels.values(), row, strict=True), self.scale)
-                scores[index] = Score(value, self.id, {"mass": round(mass, 6)}, why)
+            logprobs = torch.log_softmax(logits.float(), dim=-1)
+            rows: list[list[float]] = logprobs[:, columns.to(logits.device)].tolist()
+            return rows
+
+        for batch in batches(requests, 0, int(self._model.limits.cached.most)):
+            for part, logprobs in in_parts(batch, of_batch, self._model.limits.cached):
+                for index, row in zip(part, logprobs, strict=True):
+                    value, why, mass = expectation(zip(self._labels.values(), row, strict=True), self.scale)
+                    scores[index] = Score(value, self.id, {"mass": round(mass, 6)}, why)
             progress(len(batch))
         return scores

@@ -12,12 +12,11 @@ from torch import Tensor
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import capture, read
 from personavec.model.kv_cache import behind, shared
+from personavec.model.machine.limits import Limit, in_parts
 from personavec.runs.progress import stage
 
 POSITIONS = ("response avg", "prompt avg", "prompt last")
 """What a conversation's activation may be: a mean over its reply, a mean over its prompt, or its last prompt token."""
-BATCH_TOKENS = 2048
-"""Larger forward passes fall out of a CPU's caches."""
 
 Row = Mapping[str, Any]
 
@@ -47,7 +46,7 @@ def activations(
     positions: Sequence[str] = POSITIONS[:1],
     layers: Sequence[int] | None = None,
     of: Callable[[Tensor], Tensor] = Tensor.float,
-    batch_tokens: int = BATCH_TOKENS,
+    limit: Limit | None = None,
 ) -> Iterator[tuple[list[int], Float[Tensor, "batch span layer d_model"]]]:
     """Read conversations in batches of similar length; yields their indices and averages.
 
@@ -58,15 +57,21 @@ def activations(
         positions: Some of `POSITIONS`.
         layers: Which block outputs; None for all, see `capture`.
         of: What to average, see `capture`.
-        batch_tokens: Tokens in one forward pass, padding included; a longer row has one of its own.
+        limit: Tokens in one forward pass, padding included; a longer row has one of its own. Default what the model's
+            device bears.
     """
     if model.engine is not None:
         yield from model.engine.means(rows, positions, layers)
         return
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
-    for batch in by_length(ids, batch_tokens):
-        mine = [rows[i] for i in batch]
-        yield batch, capture(model, [ids[i] for i in batch], weights(mine, positions), layers, of)
+    limit = limit or model.limits.read
+
+    def of_batch(batch: Sequence[int]) -> Tensor:
+        return capture(model, [ids[i] for i in batch], weights([rows[i] for i in batch], positions), layers, of)
+
+    for batch in by_length(ids, limit):
+        for part, means in in_parts(batch, of_batch, limit):
+            yield [*part], means
 
 
 def read_rows(
@@ -81,14 +86,17 @@ def read_rows(
     return means
 
 
-def by_length(rows: Sequence[Sequence[int]], batch_tokens: float) -> Iterator[list[int]]:
-    """Indices of rows in batches of similar length under a token budget, padding included; longer rows stand alone."""
+def by_length(rows: Sequence[Sequence[int]], limit: Limit) -> Iterator[list[int]]:
+    """Indices of rows in batches of similar length under a limit of tokens, padding included; longer rows stand alone.
+
+    The limit may change from batch to batch.
+    """
     batch: list[int] = []
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for place, index in enumerate(order):
         batch.append(index)
         following = order[place + 1 : place + 2]
-        if not following or (len(batch) + 1) * len(rows[following[0]]) > batch_tokens:
+        if not following or (len(batch) + 1) * len(rows[following[0]]) > limit.most:
             yield batch
             batch = []
 
@@ -179,7 +187,7 @@ def branches(
     sums: dict[int, Tensor] = {}
 
     def add(layer: int, stream: Tensor) -> None:
-        sums[layer] = torch.bmm(spread, stream.float())
+        sums[layer] = torch.bmm(spread.to(stream.device), stream.float()).to(ids.device)
 
     read(model, layers, add, **inputs)
     return torch.stack([sums[layer] for layer in layers], dim=2).cpu()

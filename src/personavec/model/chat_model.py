@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from personavec.errors import ModelError
-from personavec.model.engines.engine import Engine
+from personavec.model.engines.engine import ModelEngine
 from personavec.model.identity import ModelIdentity, _fingerprint
-from personavec.model.loading import load, pick_device, pick_dtype
+from personavec.model.layout.blocks import check_causal, find_blocks
+from personavec.model.loading import load
+from personavec.model.machine.limits import PassLimits, habits, limits_on
+from personavec.model.machine.place import SPLIT, pick_device, pick_dtype
+from personavec.model.machine.quantise import method_of
 from personavec.model.template import PLAIN_TEMPLATE, ChatTemplate, Message
 
 
@@ -37,6 +42,7 @@ class BlockModel:
             )
         self.hf = hf
         self.decoder, self.blocks = find_blocks(hf)
+        check_causal(self.decoder, self.blocks, f"{type(hf).__name__} ({name or hf.config.name_or_path})")
         self.identity = ModelIdentity(
             id=name or getattr(hf.config, "name_or_path", "") or type(hf).__name__,
             revision=_fingerprint(hf, self.blocks),
@@ -66,10 +72,16 @@ class BlockModel:
         """
         embedding = self.hf.get_input_embeddings()
         spread = getattr(embedding, "_hf_hook", None)  # of accelerate: where the module runs, not where it waits
-        device = torch.device(getattr(spread, "execution_device", None) or embedding.weight.device)
+        place = getattr(spread, "execution_device", None)  # 0 is the first GPU
+        device = torch.device(embedding.weight.device if place is None else place)
         if device.type == "meta":
             raise self._gone()
         return device
+
+    @property
+    def placement(self) -> str:
+        """What `device` was given to put it where it is: a device, or "split" if it is spread over several."""
+        return SPLIT if len({*(getattr(self.hf, "hf_device_map", None) or {}).values()}) > 1 else str(self.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,7 +99,7 @@ class ChatModel(BlockModel):
         engine: Who computes, if not this process, see `engines.vllm.connect`.
     """
 
-    engine: Engine | None = None
+    engine: ModelEngine | None = None
 
     def __init__(self, hf: Any, tokenizer: Any, name: str | None = None) -> None:
         """Take a model as it is: edited, wrapped by PEFT, quantised, spread over devices.
@@ -125,22 +137,29 @@ class ChatModel(BlockModel):
         adapter: Path | None = None,
         trust_remote_code: bool = False,
         plain_template: bool = False,
+        quantise: str | None = None,
+        attention: str | None = None,
+        weights: bool = True,
     ) -> "ChatModel":
         """Load a model by Hugging Face id, folder, GGUF file or alias.
 
         Args:
             name: What to load, see `personavec.model.loading.load`.
             dtype: "auto" or a torch dtype name.
-            device: "auto" or a torch device.
+            device: "auto", a torch device, or "split" for all devices together.
             adapter: A PEFT adapter folder to put on top.
             trust_remote_code: Run code that the model repository ships.
             plain_template: Give a model without a chat template a plain-text one (for judges only).
+            quantise: Numbers of fewer bits for its weights: torchao:int8, torchao:int4, bitsandbytes:8bit or :4bit.
+            attention: An implementation of attention, as transformers calls it: sdpa, eager, flash_attention_2 ….
+            weights: False lays it out without them: it renders conversations and counts, and cannot run.
 
         Raises:
             ModelError: Not found, no chat template, adapter of another model, blocks not found.
         """
         place = pick_device(device)
-        hf, tokenizer = load(name, place, pick_dtype(dtype, place), trust_remote_code)
+        numbers, how = pick_dtype(dtype, place), {"quantise": quantise, "attention": attention}
+        hf, tokenizer = load(name, place, numbers, trust_remote_code, split=device == SPLIT, weights=weights, **how)
         if tokenizer.chat_template is None:
             if not plain_template:
                 raise ModelError(
@@ -199,13 +218,21 @@ class ChatModel(BlockModel):
 
     @property
     def numbers(self) -> str:
-        """Number format and kind of device: a run stays on one of them."""
-        return f"{str(self.dtype).removeprefix('torch.')} on {self.device.type}"
+        """Number format, quantised weights and kind of device: a run stays on one of them."""
+        method = method_of(self.hf.config)
+        weights = f" with weights by {method}" if method else ""
+        return f"{str(self.dtype).removeprefix('torch.')}{weights} on {self.device.type}"
 
     @property
     def context(self) -> int:
         """Tokens that prompt and reply may have together, as far as the model's configuration says."""
         return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+    @cached_property
+    def limits(self) -> PassLimits:
+        """How much one pass may hold where the model is."""
+        devices = {self.device, *(weight.device for weight in self.hf.parameters())}
+        return limits_on(devices, self.hf.config.get_text_config(), self.dtype.itemsize)
 
     @property
     def adapted(self) -> bool:
@@ -298,10 +325,9 @@ class ChatModel(BlockModel):
     def tensor(self, rows: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:
         """Ids padded on one side, with their attention mask; both [batch, seq].
 
-        One column is always padding: with a mask that is not all ones, CPU attention takes a kernel that decodes
-        1.5 times faster.
+        On a CPU one column is always padding, see `Habits`.
         """
-        width = max(map(len, rows)) + 1
+        width = max(map(len, rows)) + habits(self.device).padding
         ids = torch.full((len(rows), width), self.pad_id)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
         for row, (tokens, real) in zip(rows, zip(ids, mask, strict=True), strict=True):
@@ -326,37 +352,6 @@ def flags_kept(hf: nn.Module) -> Iterator[None]:
     finally:
         for weight, flag in flags:
             weight.requires_grad_(flag)
-
-
-def find_blocks(hf: Any) -> tuple[nn.Module, nn.ModuleList]:
-    """The decoder and its blocks: the one ModuleList of length `num_hidden_layers` under `get_decoder()`.
-
-    Found by structure, so that any family works, PEFT-wrapped or inside a vision model.
-
-    Raises:
-        ModelError: There is no such list, or there are several.
-    """
-    inner = hf.get_base_model() if hasattr(hf, "get_base_model") else hf
-    count = inner.config.get_text_config().num_hidden_layers
-    decoder = inner.get_decoder() or inner
-    outermost = _outermost(decoder, count)
-    if not outermost and hasattr(inner, "base_model"):  # some families call their output head the decoder
-        decoder = inner.base_model
-        outermost = _outermost(decoder, count)
-    if len(outermost) != 1:
-        got = ", ".join(outermost) or "none"
-        raise ModelError(
-            f"expected one list of {count} blocks in {type(inner).__name__}, got {got}; "
-            "this architecture is not supported yet: please report it"
-        )
-    (blocks,) = outermost.values()
-    return decoder, blocks
-
-
-def _outermost(decoder: nn.Module, count: int) -> dict[str, nn.ModuleList]:
-    """Lists of so many modules that stand in no other: one inside a block (experts, heads) may happen to be as long."""
-    lists = {n: m for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
-    return {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
 
 
 def _adapt(hf: Any, adapter: Path) -> Any:

@@ -123,6 +123,7 @@ def _forward(args: tuple[Any, ...], kwargs: Mapping[str, Any], given: Mapping[st
     inputs = kwargs["inputs_embeds"] if inputs is None else inputs
     rows, seq = inputs.shape[:2]
     mask = _mask(kwargs.get("attention_mask"), given.get("attention_mask"), rows, seq)
+    mask = None if mask is None else mask.to(inputs.device)
     positions: Any = next((p for p in (kwargs.get("position_ids"), given.get("position_ids")) if p is not None), None)
     if isinstance(positions, Tensor) and positions.ndim == 3:  # of text and images: the first are those of text
         positions = positions[0]
@@ -133,7 +134,7 @@ def _forward(args: tuple[Any, ...], kwargs: Mapping[str, Any], given: Mapping[st
         cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its name since transformers 5.24, and before
         past = 0 if cache is None else _length(cache)
         positions = torch.arange(past, past + seq, device=inputs.device)[None]
-    return Forward(positions.expand(rows, seq), real)
+    return Forward(positions.to(inputs.device).expand(rows, seq), real)
 
 
 def _length(cache: Any) -> int:
@@ -265,8 +266,8 @@ def capture(
     spread[:, :, : weights.shape[2]] = weights.to(ids.device)
     sums: dict[int, Tensor] = {}
 
-    def add(layer: int, stream: Tensor) -> None:
-        sums[layer] = torch.bmm(spread, of(stream))
+    def add(layer: int, stream: Tensor) -> None:  # which may be on another device than its neighbours
+        sums[layer] = torch.bmm(spread.to(stream.device), of(stream)).to(ids.device)
 
     idle = idle_layers(model) if layers is None else ()
     every = range(model.n_layers) if layers is None else layers

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate.utils import align_module_device  # type: ignore[import-untyped]
+from torch import Tensor, nn
 
 
 def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
@@ -16,7 +18,7 @@ def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
     The sample is rounded so far that no dtype shows in it, except float16 for weights stored in float32. Adapters
     are left out, and so are the copies that one trains: what they stand for is read. Weights that are not here as
     numbers (quantised; partitioned by ZeRO-3 or FSDP; not loaded; moved into an adapter in part) are left out too, and
-    the result then says that it is partial.
+    the result then says that it is partial. Those that accelerate keeps on the CPU or on disk are fetched.
     """
     text = hf.config.get_text_config()
     digest = hashlib.sha256(json.dumps([text.model_type, len(blocks), text.hidden_size, text.vocab_size]).encode())
@@ -25,22 +27,32 @@ def _fingerprint(hf: Any, blocks: nn.ModuleList) -> str:
     moved = any(str(way).startswith(MOVING) for way in begun)
     partial = ""
     for block in (blocks[0], blocks[len(blocks) // 2], blocks[-1]):
-        weights = {re.sub(r"\boriginal_module\.", "", n): w for n, w in block.named_parameters()}
-        for name, weight in sorted(weights.items(), key=lambda item: item[0].replace("base_layer.", "")):
+        samples = {re.sub(r"\boriginal_module\.", "", n): sample for n, sample in _samples(block)}
+        for name, sample in sorted(samples.items(), key=lambda item: item[0].replace("base_layer.", "")):
             if adapter in name or "modules_to_save." in name:
                 continue
-            here = weight.numel() > 0 and not weight.is_meta and not hasattr(weight, "to_local")
-            here = here and not (moved and "base_layer." in name)
-            if not (here and weight.is_floating_point() and weight.itemsize > 1):  # whole, in 16 bits or more
+            if sample is None or (moved and "base_layer." in name):
                 partial = PARTIAL
                 continue
-            sample = weight.detach().flatten()[:64].to("cpu", torch.bfloat16).float()
             digest.update((sample * 2**14).round().int().numpy().tobytes())
     return digest.hexdigest() + partial
 
 
 MOVING = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Ways to begin a LoRA by which the weights below it lose what the adapter begins with; of both the sum is the same."""
+
+
+def _samples(block: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+    """The first numbers of each weight of a block, in bfloat16's precision; None of one that is not here as numbers."""
+    for place, part in block.named_modules():
+        with align_module_device(part):
+            for name, weight in part.named_parameters(recurse=False):
+                plain = type(weight) in (nn.Parameter, Tensor) and weight.numel() > 0 and not weight.is_meta
+                whole = plain and weight.is_floating_point() and weight.itemsize > 1  # in 16 bits or more
+                sample = weight.detach().flatten()[:64].to("cpu", torch.bfloat16).float() if whole else None
+                yield f"{place}.{name}".removeprefix("."), sample
+
+
 PARTIAL = " (partial)"
 """Ends the revision of a model whose weights could not all be read as numbers: quantised, or spread over processes."""
 

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
+from personavec.model.machine.limits import habits
 
 COLUMNS = 256
 """Room in `Slots` is made in steps of this size."""
@@ -170,7 +171,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these rows, in this order; a row may stand more than once."""
         keys, values = self._stores
-        self._stores = keys[beam_idx], values[beam_idx]
+        rows = beam_idx.to(keys.device)
+        self._stores = keys[rows], values[rows]
         self._show(self._length)
 
 
@@ -192,7 +194,7 @@ class Slots:
     """Keys and values of the rows that run.
 
     A row of n tokens holds the columns from `end - n` to `end`, so that a step writes one column of every row and
-    copies nothing. The column before the longest row is always padding, see `ChatModel.tensor`.
+    copies nothing. On a CPU the column before the longest row is always padding, see `Habits`.
 
     Attributes:
         cache: What a forward pass is given; reads and writes column `end` until `advance`, so a step that failed
@@ -210,7 +212,7 @@ class Slots:
     @property
     def first(self) -> int:
         """The first column that a step reads."""
-        return self.end - max(self.lengths, default=0) - 1
+        return self.end - max(self.lengths, default=0) - habits(self.device).padding
 
     def mask(self) -> Int[Tensor, "rows seq"]:
         """Which columns each row reads in a step, its new column included."""

@@ -1,7 +1,6 @@
 """Finding and loading models: Hugging Face ids, local folders, GGUF files, and two small aliases."""
 
 import difflib
-import math
 import re
 import shutil
 import sys
@@ -13,12 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from jaxtyping import Float
-from numpy import ndarray
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -32,15 +27,18 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from personavec.errors import ModelError
+from personavec.model.layout.gguf_files import read_gguf, reason_of, take_over_rope
+from personavec.model.machine.memory import check_room, laid_out
+from personavec.model.machine.quantise import check_checkpoint, method_of, quantisation
 from personavec.runs.fetch import cache_folder, fetch_wheels
 from personavec.runs.files import sha256
 from personavec.runs.json_files import read_json
 
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""Rotary scaling of all Llama 3.1, 3.2 and 3.3 models; only the factor differs. Source: their config.json."""
+COUNTED = re.compile(r'"((?:num|n)_(?:\w+_)?(?:layers?|experts)|(?:en|de)coder_layers|depth)"\s*:\s*(\d+)')
+MOST_MODULES = 10_000
+"""Of the numbers of modules in a configuration: experts, and layers where the weights do not say what they hold."""
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 """Small files of a model folder, looked at before anything is loaded."""
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -69,48 +67,53 @@ ALIASES = {
 }
 
 
-def pick_device(name: str) -> torch.device:
-    """The device asked for; `auto` takes a GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"expected a usable device, got {name} ({reason}); pass --device cpu") from error
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype asked for; `auto` is bfloat16 wherever the hardware multiplies it, else float32."""
-    if name != "auto":
-        return DTYPES[name]
-    if device.type == "cpu":
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    else:
-        native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float32
-
-
 def load(
-    name: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    *,
+    split: bool = False,
+    quantise: str | None = None,
+    attention: str | None = None,
+    weights: bool = True,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
 
     Args:
         name: Hugging Face id, local folder, GGUF file, or a key of `ALIASES`.
-        device: Where the weights go; "meta" for a model without any.
+        device: Where the weights go.
         dtype: What they are kept in.
         trust_remote_code: Run code that the model repository ships.
+        split: Spread the blocks over all devices instead, as far as each has room.
+        quantise: Which numbers its weights are turned into, one of `QUANTISED`.
+        attention: Which implementation of attention it takes; default what transformers chooses.
+        weights: Without them the model is only laid out.
 
     Raises:
         ModelError: Nothing loadable under that name, or a model of a class that writes no text.
     """
+    # straight to their place, without a copy here
+    more: dict[str, Any] = {"device_map": "auto" if split else {"": device}}
+    if quantise is not None and weights:
+        more["quantization_config"] = quantisation(quantise, device)
+    if attention is not None:
+        more["attn_implementation"] = attention
     try:
         source = _folder(name)
         _check_settings(source)
+        _check_sizes(source)
         with quiet():
-            make = _shape if device.type == "meta" else _weights
-            hf = make(source, dtype=dtype, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+            if weights:
+                check_checkpoint(name, config, device)
+                if not split and not method_of(config):  # then what does not fit on a device waits elsewhere
+                    check_room(name, config, dtype, device, quantise)
+                hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code, **more)
+            elif (hf := laid_out(config, dtype, trust_remote_code)) is None:
+                raise ModelError(f"expected a model that can be laid out, got {config.model_type} ({name}); load it")
+            elif cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False):
+                hf.generation_config = GenerationConfig.from_pretrained(source)  # it says what ends a reply
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             if tokenizer.chat_template is None:
                 tokenizer.chat_template = _template_beside(source)
@@ -119,16 +122,28 @@ def load(
     except Exception as error:  # of many kinds: no such name, no network, a file cut short or of another form
         if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
             raise
-        if Path(name).is_dir():
-            raise _unloadable(name, _damage(Path(name)) or _reason(error)) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        near = difflib.get_close_matches(name, ALIASES, n=1)
-        advice = f"did you mean {near[0]}?" if near else "check the name and the connection"
-        raise ModelError(
-            f"expected a Hugging Face id, a model folder, a GGUF file or one of {', '.join(ALIASES)}, "
-            f"got {name} ({reason}); {advice}"
-        ) from error
-    return hf.to(device).eval().requires_grad_(False), tokenizer
+        raise _refused(name, attention, error) from error
+    return hf.eval().requires_grad_(False), tokenizer
+
+
+def _refused(name: str, attention: str | None, error: Exception) -> ModelError:
+    """What to say of a name under which nothing was loaded."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    folder = Path(name) if Path(name).is_dir() else None
+    if folder and (damage := _damage(folder)):
+        return _unloadable(name, damage)
+    if attention is not None and ("attn_implementation" in str(error) or isinstance(error, ImportError)):
+        return ModelError(f"expected an attention that {name} has, got {attention} ({reason}); pass sdpa")
+    if isinstance(error, ImportError):
+        return ModelError(f"expected all that {name} needs to be installed, got: {reason}; install it")
+    if folder:
+        return _unloadable(name, reason_of(error))
+    near = difflib.get_close_matches(name, ALIASES, n=1)
+    advice = f"did you mean {near[0]}?" if near else "check the name and the connection"
+    return ModelError(
+        f"expected a Hugging Face id, a model folder, a GGUF file or one of {', '.join(ALIASES)}, "
+        f"got {name} ({reason}); {advice}"
+    )
 
 
 def _check_settings(source: str) -> None:
@@ -137,6 +152,27 @@ def _check_settings(source: str) -> None:
         path = Path(source) / name
         if path.exists() and (wrong := _wrong(path)):
             raise _unloadable(source, wrong)
+
+
+def _check_sizes(source: str) -> None:
+    """Refuse a configuration with more layers or experts than there can be: building them would take for ever."""
+    path = cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False)
+    tensors = _tensors(Path(source))
+    for name, count in COUNTED.findall(Path(path).read_text("utf-8", "replace")) if path else ():
+        most = MOST_MODULES if "expert" in name else tensors
+        if int(count) > most:
+            raise _unloadable(source, f"config.json: {name} {count[:20]}, where there can be {most:,} at the most")
+
+
+def _tensors(folder: Path) -> int:
+    """How many tensors the weights in a folder are, as far as that can be read without loading them."""
+    index = folder / "model.safetensors.index.json"
+    with suppress(Exception):  # what is damaged is named by what loads it
+        if index.is_file():
+            return len(read_json(index)["weight_map"])
+        with safe_open(folder / "model.safetensors", "pt") as weights:
+            return len(weights.keys())
+    return MOST_MODULES
 
 
 def _damage(folder: Path) -> str:
@@ -153,12 +189,7 @@ def _wrong(path: Path) -> str:
         with safe_open(path, "pt"):
             return ""
     except Exception as error:  # safetensors has a kind of its own for damaged files
-        return f"{path.name}: {_reason(error)}"
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "weights of other shapes than config.json says" if "ignore_mismatched_sizes" in text else text[:200]
+        return f"{path.name}: {reason_of(error)}"
 
 
 def _unloadable(folder: str, reason: str) -> ModelError:
@@ -199,20 +230,6 @@ def _weights(source: str, **options: Any) -> Any:
     raise ModelError(
         f"expected a model that transformers loads to write text, got {kind} ({source}); this class is not supported"
     )
-
-
-def _shape(source: str, **options: Any) -> Any:
-    """The modules of a model and what ends its replies, without its weights."""
-    trusted = options["trust_remote_code"]
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
-    family = (
-        AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
-    )
-    with torch.device("meta"):
-        hf = family.from_config(config, dtype=options["dtype"], trust_remote_code=trusted)  # type: ignore[no-untyped-call]
-    if cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False):
-        hf.generation_config = GenerationConfig.from_pretrained(source)
-    return hf
 
 
 def _check_whole(source: str, hf: Any, found: Mapping[str, Collection[str]]) -> None:
@@ -269,28 +286,6 @@ def _download(name: str, scratch: Path) -> Path:
     return joined
 
 
-class BoundedReader(gguf.GGUFReader):
-    """A reader that ends with the file, whatever lengths and counts the file declares."""
-
-    def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
-        end, size = int(offset) + int(count) * np.dtype(dtype).itemsize, len(self.data)
-        if end > size:
-            raise ValueError(f"it declares {end:,} bytes or more, and has {size:,}")
-        return super()._get(int(offset), dtype, int(count), override_order)
-
-
-def read_gguf(path: Path) -> BoundedReader:
-    """Metadata and tensors of a GGUF file, mapped into memory.
-
-    Raises:
-        ModelError: It is none, or cut short.
-    """
-    try:
-        return BoundedReader(path)
-    except Exception as error:  # of many kinds: damaged, another version, another format
-        raise ModelError(f"expected a GGUF file, got {path} ({_reason(error)}); copy it again") from error
-
-
 def _convert(path: Path, folder: Path) -> Path:
     """Dequantise a GGUF file once into a bfloat16 safetensors folder, which loads in under a second."""
     from transformers import GgufConfig  # trainers that pin an older transformers take the callback all the same
@@ -309,7 +304,7 @@ def _convert(path: Path, folder: Path) -> Path:
         raise
     except Exception as error:  # of many kinds: another architecture, weights of other shapes, damage
         raise ModelError(
-            f"expected a GGUF model that transformers can read, got {path} ({_reason(error)}); pass another file"
+            f"expected a GGUF model that transformers can read, got {path} ({reason_of(error)}); pass another file"
         ) from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
@@ -337,50 +332,3 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def take_over_rope(path: Path, config: Any) -> None:
-    """Set the rotary scaling that a GGUF file states in a configuration that lacks it.
-
-    Raises:
-        ModelError: The file states a scaling that cannot be taken over.
-    """
-    reader = read_gguf(path)
-    fields = {name: field for name, field in reader.fields.items() if ".rope." in name}
-    stated = {name.split(".rope.")[1]: field.contents() for name, field in fields.items()}
-    text = config.get_text_config()
-    rope = dict(getattr(text, "rope_parameters", None) or {})
-    kind = stated.get("scaling.type", "none")
-    factors = [tensor for tensor in reader.tensors if tensor.name.startswith(("rope_freqs", "rope_factors"))]
-    if kind in ("none", None) and not factors:
-        return
-    if rope.get("rope_type", "default") != "default":  # transformers read it
-        return
-    factor = stated.get("scaling.factor", stated.get("scale_linear"))
-    if kind == "linear" and not factors and factor:
-        text.rope_parameters = rope | {"rope_type": "linear", "factor": float(factor)}
-    elif (
-        kind in ("none", None) and [tensor.name for tensor in factors] == ["rope_freqs.weight"] and "rope_theta" in rope
-    ):
-        values = np.array(factors[0].data, dtype=np.float64)
-        largest = float(values.max())
-        if values.ndim != 1 or not np.allclose(values, _llama3(len(values), rope["rope_theta"], largest), rtol=1e-3):
-            raise _refusal(path, "rope_freqs.weight of another kind than Llama 3's")
-        text.rope_parameters = rope | LLAMA3 | {"rope_type": "llama3", "factor": largest}
-    else:
-        raise _refusal(path, f"{kind} with {', '.join(tensor.name for tensor in factors) or 'no tensor of factors'}")
-
-
-def _llama3(count: int, theta: float, factor: float) -> Float[ndarray, " count"]:
-    """By how much Llama 3 lowers each frequency: slow ones by the factor, fast ones by 1, smoothly in between."""
-    turns = LLAMA3["original_max_position_embeddings"] * theta ** (-np.arange(count) / count) / (2 * math.pi)
-    low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return np.asarray(1 / ((1 - smooth) / factor + smooth))
-
-
-def _refusal(path: Path, got: str) -> ModelError:
-    return ModelError(
-        f"expected a GGUF model whose rotary scaling can be taken over (linear, Llama 3's), got {got} in {path}; pass "
-        "the model's Hugging Face folder"
-    )

@@ -9,11 +9,7 @@ from torch import Tensor
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import Ids as Ids
 from personavec.model.kv_cache import behind, shared
-
-BATCH_LOGITS = 75_000_000
-"""Logits that one forward pass may hold."""
-BATCH_TOKENS = 8192
-"""Tokens that its cache may hold, prompts and padding included."""
+from personavec.model.machine.limits import in_parts
 
 
 @torch.inference_mode()
@@ -34,20 +30,28 @@ def reply_logprobs(
     if model.engine is not None:
         return model.engine.logprobs(prompts, replies, progress)
     share = shared(model)
-    reply_tokens = BATCH_LOGITS // model.hf.config.get_text_config().vocab_size
+    vocabulary, limits = model.hf.config.get_text_config().vocab_size, model.limits
     order = sorted(range(len(replies)), key=lambda i: (len(prompts[i]), prompts[i], len(replies[i])))
     out: list[Tensor] = [torch.empty(0)] * len(replies)
     batch: list[int] = []
+
+    def of_batch(part: Sequence[int]) -> list[Tensor]:
+        return _batch(model, [prompts[i] for i in part], [replies[i] for i in part], share)
+
     for place, index in enumerate(order):
         batch.append(index)
         next_batch = [*batch, *order[place + 1 : place + 2]]
         rows, reply = len(next_batch), max(len(replies[i]) for i in next_batch)
         prompt = max(len(prompts[i]) for i in next_batch)
         tail = reply + 1 if share else reply + prompt
-        if rows == len(batch) or rows * tail > reply_tokens or rows * (prompt + reply) > BATCH_TOKENS:
-            logprobs = _batch(model, [prompts[i] for i in batch], [replies[i] for i in batch], share)
-            for i, logprob in zip(batch, logprobs, strict=True):
-                out[i] = logprob
+        if (
+            rows == len(batch)
+            or rows * tail > limits.logits.most // vocabulary
+            or rows * (prompt + reply) > limits.cached.most
+        ):
+            for part, logprobs in in_parts(batch, of_batch, limits.logits, limits.cached):
+                for i, logprob in zip(part, logprobs, strict=True):
+                    out[i] = logprob
             progress(len(batch))
             batch = []
     return out

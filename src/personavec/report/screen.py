@@ -76,17 +76,18 @@ def headline(result: Json) -> str:
 
 def means(result: Json) -> alt.LayerChart:
     """The set's mean on every vector with its interval, over the range of random directions."""
+    axis = f"{result['estimate']}, mean over rows (activation units)"
+    return by_vector(result["projection_difference"], result["random_control"], axis, headline(result))
+
+
+def by_vector(means: Json, controls: Json, axis: str, title: str) -> alt.LayerChart:
+    """Means by vector with their intervals, over the range of the same on random directions."""
     rows = [
-        {
-            "vector": name,
-            "random_low": result["random_control"][name]["low"],
-            "random_high": result["random_control"][name]["high"],
-        }
-        | bounded(mean)
-        for name, mean in result["projection_difference"].items()
+        {"vector": name, "random_low": controls[name]["low"], "random_high": controls[name]["high"]} | bounded(mean)
+        for name, mean in means.items()
     ]
     base = alt.Chart(inline(rows)).encode(y=alt.Y("vector:N", title=None, sort=None))
-    x = alt.X("mean:Q", title=f"{result['estimate']}, mean over rows (activation units)")
+    x = alt.X("mean:Q", title=axis)
     layers = [
         base.mark_bar(color=GREY, opacity=0.3, height=16).encode(x="random_low:Q", x2="random_high:Q"),
         alt.Chart(inline([{"zero": 0}])).mark_rule(color=INK, opacity=0.5).encode(x="zero:Q"),
@@ -94,7 +95,7 @@ def means(result: Json) -> alt.LayerChart:
         base.mark_point(color=BLUE, filled=True, size=80, opacity=1).encode(x=x, tooltip=["vector:N", "mean:Q"]),
     ]
     subtitle = ["Point and line: mean with 95% interval.", "Grey: the same mean on 20 random directions."]
-    return finish(layers, headline(result), subtitle, 520, alt.Step(34))
+    return finish(layers, title, subtitle, 520, alt.Step(34))
 
 
 def distribution(result: Json, name: str) -> alt.LayerChart:

@@ -73,6 +73,11 @@ def dropped_by(flags: Mapping[str, Any]) -> str:
     return f"{sides[flags['drop']]} percentile of {flags['of']}"
 
 
+def higher_said(side: str) -> str:
+    """Which replies of preferences lie higher along a vector, in words."""
+    return f"{side} replies lie higher" if side != "neither" else "neither side stands out"
+
+
 def alerts_said(expectation: Mapping[str, Any]) -> str:
     """Alerts of a monitoring next to what chance alone gives."""
     return f"{expectation['alerts']:,} alerts, where chance alone gives about {expectation['by_chance']:g}"

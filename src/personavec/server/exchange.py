@@ -11,8 +11,8 @@ from typing import Any
 
 from personavec.server.api.protocol import AskedBody
 from personavec.server.catalogue import Applied, Seen
-from personavec.server.engine import Job
 from personavec.server.reply import News
+from personavec.server.writing.engine import Job
 
 GRACE = 5.0
 """Seconds after a deadline within which the engine ends a reply; later it is ended without it."""
@@ -24,7 +24,7 @@ class Exchange:
 
     id: str
     body: AskedBody
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     conversation: str
     turn: int
     applied: Applied

@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summ
 from personavec.errors import ConfigError, DataError
 from personavec.runs.progress import stage
 from personavec.server.catalogue import Catalogue
-from personavec.server.elsewhere import RemoteEngine
-from personavec.server.engine import Engine
+from personavec.server.writing.elsewhere import RemoteEngine
+from personavec.server.writing.engine import Engine
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS turns (

@@ -87,7 +87,7 @@ class ServeConfig(Offer, Served, Engined):
             from personavec.server.serve import find_pages, listen, run
         except ImportError as error:
             raise ConfigError(
-                f'expected the server\'s packages, got none ({error.name}); pip install "personavec[serve]"'
+                f"expected the server's packages, got none ({error.name}); pip install -e '.[serve]' in a clone"
             ) from error
         if self.export is not None:
             return Result({"rows": export(self.log, self.export), "out": str(self.export)})

@@ -39,6 +39,7 @@ class RunningReply:
         pieces: Text of each token; an unfinished character belongs to the token that completes it.
         read: Projections at the last prompt token, then at each token that was read; a list per watched direction.
         logprobs: For each token, by option: its log-probability and the most probable tokens.
+        mark: Begins what is handed out at the end alone: calls of tools; empty where none are offered.
         finish: Why it ended, None while it runs.
         error: What went wrong.
     """
@@ -46,6 +47,7 @@ class RunningReply:
     model: ChatModel
     max_tokens: int
     stops: Sequence[str] = ()
+    mark: str = ""
     ids: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     read: list[list[float]] = field(default_factory=list)
@@ -79,8 +81,10 @@ class RunningReply:
             self.finish = "length"
 
     def news(self) -> News:
-        """What was not handed out yet; text only as far as no stop text can begin in it."""
+        """What was not handed out yet; text only as far as no stop text and no mark can begin in it."""
         safe = len(self.text) if self.finish else len(self.text) - self._open()
+        if self.mark and not self.finish and (place := self.text.find(self.mark)) >= 0:
+            safe = min(safe, place)
         pieces = []
         while self._sent < len(self.pieces) and self._sent_text + len(self.pieces[self._sent]) <= safe:
             pieces.append(self.pieces[self._sent])
@@ -90,9 +94,9 @@ class RunningReply:
         return News(pieces, read, self.finish is not None)
 
     def _open(self) -> int:
-        """Characters at the end that may be the beginning of a stop text."""
+        """Characters at the end that may be the beginning of a stop text or the mark."""
         return max(
-            (n for stop in self.stops for n in range(1, len(stop)) if self.text.endswith(stop[:n])),
+            (n for stop in (*self.stops, self.mark) for n in range(1, len(stop)) if self.text.endswith(stop[:n])),
             default=0,
         )
 

@@ -19,15 +19,16 @@ from personavec.model.spelling import Spelling
 from personavec.runs.rules import check
 from personavec.server.api.forms import JsonForm, JsonForms
 from personavec.server.api.protocol import AskedBody, CompletionBody
+from personavec.server.api.tools import MARK, reads_calls
 from personavec.server.catalogue import Applied, Catalogue, Seen, describe
-from personavec.server.elsewhere import RemoteEngine
-from personavec.server.engine import Engine, Full, Job
 from personavec.server.exchange import Exchange
 from personavec.server.limits import LOG
 from personavec.server.log import Log, LoggedTurn, Metrics
 from personavec.server.refused import Refused
 from personavec.server.reply import RunningReply
 from personavec.server.terms import Terms
+from personavec.server.writing.elsewhere import RemoteEngine
+from personavec.server.writing.engine import Engine, Full, Job
 from personavec.steering.notation import Steers, in_order
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
@@ -107,7 +108,7 @@ class Service:
                 Job(
                     prompt,
                     Sampling(longest, body.temperature, body.top_p),
-                    RunningReply(self.model, longest, body.stops),
+                    RunningReply(self.model, longest, body.stops, MARK if body.offered else ""),
                     exchange.teller(place * body.n + number),
                     (seed, number),  # that of a prompt which is alone in its request
                     applied.steering,
@@ -132,8 +133,12 @@ class Service:
         async with self._tokenizing:  # a tokenizer works for one caller at a time
             if isinstance(body, CompletionBody):
                 return [await asyncio.to_thread(self._ids, prompt) for prompt in body.prompts]
+            if body.offered and not reads_calls(self.model):
+                how = f"its chat template does not mark calls as {MARK}{{…}}"
+                problem = f"expected no tools, got one that cannot be obeyed here ({how}); leave it out"
+                raise Refused(400, problem, param="tools")
             try:
-                return [await asyncio.to_thread(self.model.render, body.said, self.terms.system)]
+                return [await asyncio.to_thread(self.model.render, body.said, self.terms.system, body.offered)]
             except ModelError as error:
                 raise Refused(400, str(error), param=body.asks) from None
 

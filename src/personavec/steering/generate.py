@@ -12,16 +12,15 @@ from torch import Tensor
 
 from personavec.errors import ConfigError, ModelError
 from personavec.model.chat_model import ChatModel
-from personavec.model.engines.engine import Engine
+from personavec.model.engines.engine import ModelEngine
 from personavec.model.hooks import BlockFn, attach
 from personavec.model.kv_cache import attends, cached, empty, make_room, using
+from personavec.model.machine.limits import habits, in_parts
 from personavec.model.sampling import COLDEST, Sampling
 from personavec.model.template import Message
 from personavec.steering.orders import make_orders
 from personavec.steering.steer import Steered, Steering, steer
 
-DRAW_ROWS = 8
-"""Rows drawn at once: their probabilities stay in the processor's cache, which is four times as fast as all at once."""
 COMPACT = 0.125
 """Share of ended rows at which a batch is packed; packing copies the cache."""
 
@@ -46,7 +45,7 @@ class Reply(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One column of tokens."""
+    """One column of tokens, on the CPU."""
 
     rows: Int[Tensor, " alive"]
     """Which requests are still running."""
@@ -77,32 +76,48 @@ def stream(
 
     Equal prompts are read once, whatever the number of replies to them, unless they are steered differently.
 
+    A token is waited for once: with it comes whether its logits were finite, and what was read of the one before. Which
+    rows go on is decided here.
+
     Raises:
         ModelError: The model's output is not finite.
     """
     numbers = torch.stack([uniforms(request.seed, sampling.max_new_tokens) for request in requests]).to(model.device)
-    stop = torch.tensor(model.stop_ids, device=model.device)
     reader: Cached | Anew = Anew(model, requests)
     if cached(model):
         reader = Cached(model, requests, sampling.max_new_tokens)
     tokens = torch.tensor([request.prompt[-1:] for request in requests], device=model.device)
-    alive = torch.arange(len(requests), device=model.device)
-    ended = torch.zeros(len(requests), dtype=torch.bool, device=model.device)
+    alive = torch.arange(len(requests))
+    ended = torch.zeros(len(requests), dtype=torch.bool)
+    stop = torch.tensor(model.stop_ids)
     lengths = [len(request.prompt) for request in requests]
     with steer(model, [request.steering for request in requests], lengths) as steered, watching(model, watch) as seen:
         for step in range(sampling.max_new_tokens):
             logits, projections = reader.read(tokens, steered, seen)
-            drawn = draw(logits, numbers[alive, step], sampling)
-            yield Step(alive[~ended], drawn[~ended], projections[~ended])
-            ended = ended | torch.isin(drawn, stop)
+            drawn = draw(logits, numbers[:, step], sampling)
+            told, read = _told(drawn, projections)
+            check_finite(told[~ended])
+            yield Step(alive[~ended], told[~ended], read[~ended])
+            ended = ended | torch.isin(told, stop)
             if ended.all():
                 return
-            tokens = drawn[:, None]
+            tokens = drawn.clamp(min=0)[:, None]
             if ended.sum() >= COMPACT * len(ended):
-                kept = (~ended).nonzero()[:, 0]
+                here = (~ended).nonzero()[:, 0]
+                kept, alive, ended = here.to(model.device), alive[here], ended[here]
                 reader.keep(kept)
-                alive, tokens, ended = alive[kept], tokens[kept], ended[kept]
-                steered.keep(alive)
+                tokens, numbers = tokens[kept], numbers[kept]
+                steered.keep(alive.to(model.device))
+
+
+def _told(
+    drawn: Int[Tensor, " alive"], projections: Float[Tensor, "alive watched"]
+) -> tuple[Int[Tensor, " alive"], Float[Tensor, "alive watched"]]:
+    """Both on the CPU, in one transfer."""
+    if drawn.device.type == "cpu" or not projections.shape[1]:
+        return drawn.cpu(), projections.cpu()
+    both = torch.cat([drawn[:, None].double(), projections.double()], dim=1).cpu()  # exact for each
+    return both[:, 0].long(), both[:, 1:].float()
 
 
 class Cached:
@@ -113,7 +128,9 @@ class Cached:
         self.mask = self._prefill(requests)
         make_room(self.cache, room)
         self.positions = torch.tensor([len(request.prompt) - 1 for request in requests], device=model.device)[:, None]
-        self.attends = attends(self.cache)
+        # a mask that is all ones would be looked at, and so waited for
+        padded = habits(model.device).padding > 0 or len({len(request.prompt) for request in requests}) > 1
+        self.masked = attends(self.cache) and padded
 
     def _prefill(self, requests: Sequence[Request]) -> Int[Tensor, "batch seq"]:
         """Read every distinct prompt up to its last token into the cache, a row per request; returns its mask."""
@@ -140,13 +157,13 @@ class Cached:
         self.mask = torch.cat([self.mask, self.mask.new_ones((len(tokens), 1))], dim=1)
         out = self.model.hf(
             input_ids=tokens,
-            attention_mask=self.mask if self.attends else None,
+            attention_mask=self.mask if self.masked else None,
             position_ids=self.positions,
             logits_to_keep=1,
             **using(self.model, self.cache),
         )
         self.positions = self.positions + 1
-        return out.logits[:, -1], _stacked(seen, len(tokens), tokens.device)
+        return out.logits[:, -1].to(tokens.device), _stacked(seen, len(tokens), tokens.device)
 
     def keep(self, kept: Int[Tensor, " kept"]) -> None:
         """Only these rows go on."""
@@ -170,7 +187,7 @@ class Anew:
             group = [index for index, row in enumerate(self.rows) if len(row) == length]
             steered.keep(self.alive[group])
             ids = torch.tensor([self.rows[index] for index in group], device=tokens.device)
-            last = self.model.hf(input_ids=ids, use_cache=False).logits[:, -1]
+            last = self.model.hf(input_ids=ids, use_cache=False).logits[:, -1].to(tokens.device)
             for index, row, read in zip(group, last, _stacked(seen, len(group), tokens.device), strict=True):
                 logits[index], projections[index] = row, read
         return torch.stack(logits), torch.stack(projections)
@@ -191,13 +208,14 @@ def watching(model: ChatModel, watch: Sequence[Watch]) -> Iterator[list[Float[Te
     if not watch:
         yield seen
         return
-    units = [watched.unit.to(model.device) for watched in watch]
+    units = [watched.unit for watched in watch]
 
     def at(layer: int) -> BlockFn:
         def fn(rows: Tensor) -> None:
             for index, watched in enumerate(watch):
                 if watched.layer == layer:
-                    seen[index] = rows[:, -1].float() @ units[index]
+                    units[index] = units[index].to(rows.device)
+                    seen[index] = (rows[:, -1].float() @ units[index]).to(model.device)
 
         return fn
 
@@ -210,16 +228,14 @@ def draw(
 ) -> Int[Tensor, " batch"]:
     """Draw one token a row by inverting the cumulative distribution at one uniform number a row.
 
-    The same distribution as `torch.multinomial`, which draws a random number per vocabulary entry instead.
-
-    Raises:
-        ModelError: A row's logits are not finite.
+    The same distribution as `torch.multinomial`, which draws a random number per vocabulary entry instead. Where a
+    row's logits are not finite, its token is -1, see `check_finite`: no GPU is waited for to know it.
     """
     if sampling.temperature < COLDEST:
         top, greedy = logits.max(dim=-1)
-        _check_finite(top)
-        return greedy
-    parts = zip(torch.split(logits, DRAW_ROWS), torch.split(uniform, DRAW_ROWS), strict=True)
+        return greedy.where(torch.isfinite(top), -1)
+    size = habits(logits.device).draw_rows
+    parts = zip(torch.split(logits, size), torch.split(uniform, size), strict=True)
     return torch.cat([_sample(rows, numbers, sampling) for rows, numbers in parts])
 
 
@@ -231,7 +247,7 @@ def _sample(
     mass = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature, dim=-1)
     if sampling.top_p >= 1:
         return _invert(mass.cumsum(-1), uniform)
-    size = min(128, mass.shape[1])
+    size = min(habits(logits.device).nucleus, mass.shape[1])
     while True:
         sorted_mass, order = mass.topk(size)
         running = sorted_mass.cumsum(-1)
@@ -239,17 +255,23 @@ def _sample(
             break
         size = min(8 * size, mass.shape[1])
     nucleus = sorted_mass * (running - sorted_mass < sampling.top_p)
-    return order.gather(1, _invert(nucleus.cumsum(-1), uniform)[:, None])[:, 0]
+    place = _invert(nucleus.cumsum(-1), uniform)
+    return order.gather(1, place.clamp(min=0)[:, None])[:, 0].where(place >= 0, -1)
 
 
 def _invert(cumulative: Float[Tensor, "batch n"], uniform: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    _check_finite(cumulative[:, -1])
     target = uniform[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=cumulative.shape[1] - 1)
+    place = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=cumulative.shape[1] - 1)
+    return place.where(torch.isfinite(cumulative[:, -1]), -1)
 
 
-def _check_finite(values: Float[Tensor, " batch"]) -> None:
-    if not torch.isfinite(values).all():
+def check_finite(drawn: Int[Tensor, " batch"]) -> None:
+    """See to it that every token was drawn from finite logits.
+
+    Raises:
+        ModelError: One was not.
+    """
+    if (drawn < 0).any():
         raise ModelError("expected finite logits, got inf or nan; lower the steering coef (a dose under 1 is usual)")
 
 
@@ -274,11 +296,16 @@ def batches(requests: Sequence[Request], max_new_tokens: int, batch_tokens: int)
 
 
 def generate(model: ChatModel, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
-    """Write replies to one batch of requests."""
+    """Write replies to one batch of requests, or to parts of it where a GPU has no memory for all."""
     if model.engine is not None:
         groups = elsewhere(model.engine, requests, sampling)
         replies = {place: reply for group in groups for place, reply in group}
         return [replies[place] for place in range(len(requests))]
+    parts = in_parts(requests, lambda part: _generate(model, part, sampling))
+    return [reply for _, replies in parts for reply in replies]
+
+
+def _generate(model: ChatModel, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
     written: list[list[int]] = [[] for _ in requests]
     finished = set()
     for step in stream(model, requests, sampling):
@@ -290,7 +317,9 @@ def generate(model: ChatModel, requests: Sequence[Request], sampling: Sampling) 
     return [Reply(tuple(ids), "stop" if row in finished else "length") for row, ids in enumerate(written)]
 
 
-def elsewhere(engine: Engine, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[tuple[int, Reply]]]:
+def elsewhere(
+    engine: ModelEngine, requests: Sequence[Request], sampling: Sampling
+) -> Iterator[list[tuple[int, Reply]]]:
     """Have replies written by an engine; yields those that have come, with the places of their requests."""
     orders = make_orders([(request.prompt, request.steering, request.seed) for request in requests])
     for group in engine.write(orders, sampling):

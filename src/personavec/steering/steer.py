@@ -200,7 +200,8 @@ class Steered:
 
     def covers(self, forward: Forward) -> dict[str, Bool[Tensor, "rows seq"]]:
         """The tokens that each kind of position covers in a forward pass."""
-        prompt, real = self._prompt[self._alive], forward.real
+        real = forward.real
+        prompt = self._prompt[self._alive].to(real.device)
         if self._from_call and not prompt.any():  # a forward pass by itself: all of it is prompt
             prompt = forward.positions.masked_fill(~real, -1).amax(1, keepdim=True) + 1
         elif len(prompt) > 1:  # several beams or replies to each prompt

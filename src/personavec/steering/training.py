@@ -303,7 +303,7 @@ class _InTraining(Steered):
     def start(self, forward: Forward) -> None:
         """Nothing outside of training, and nothing of a reference."""
         if self.trains():
-            self._ran += forward.real.sum()
+            self._ran += forward.real.sum().to(self._ran.device)
             super().start(forward)
 
     def covers(self, forward: Forward) -> dict[str, Bool[Tensor, "rows seq"]]:
@@ -319,7 +319,7 @@ class _InTraining(Steered):
                 f"expected labels for {list(forward.real.shape)} tokens, got {list(self._predicts.shape)}; pass "
                 'positions="all"'
             )
-        return {"all": forward.real, "response": forward.real & predicts}
+        return {"all": forward.real, "response": forward.real & predicts.to(forward.real.device)}
 
     def change(self, layer: int, stream: Float[Tensor, "rows seq d_model"]) -> Float[Tensor, "rows seq d_model"]:
         """The steered stream, in the stream's own precision: mixed precision would leave a rest of what is ablated."""

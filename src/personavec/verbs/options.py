@@ -12,7 +12,7 @@ import tyro
 from personavec.errors import ConfigError
 from personavec.model.sampling import Writing as Writing
 from personavec.runs.gate import GateCondition
-from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Positive, Seed, at_least, check
+from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Positive, Seed, above, at_least, check
 
 if TYPE_CHECKING:
     from personavec.judges.load import Bench
@@ -40,6 +40,10 @@ class Subject:
 
     model: str = "smollm2"
     """Hugging Face id, local folder, GGUF file, or an alias (smollm2, gemma3-270m)."""
+    quantise: Annotated[str | None, tyro.conf.arg(metavar="SPEC", help_behavior_hint="")] = None
+    """Load its weights in fewer bits: torchao:int8, torchao:int4, bitsandbytes:8bit or bitsandbytes:4bit."""
+    attention: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Implementation of attention, as transformers calls it: sdpa, eager, flash_attention_2; default its choice."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ class Machine:
     seed: Seed = 0
     """Of everything random. Equal seeds give equal results on equal software and hardware."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number format of the model; auto is bfloat16 where the hardware multiplies it, else float32."""
+    """Number format of the model; auto is bfloat16 given matrix units for it, else float16 (GPU) or float32 (CPU)."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one, split all of them together for one large model."""
     trust_remote_code: Switch = False
     """Run code that the model repository ships. Off: such models are refused."""
     json: Switch = False
@@ -95,6 +99,26 @@ class Gated(Machine):
 @dataclass(frozen=True)
 class Common(Machine, Subject):
     """Options of every verb that works on one model."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What it would take, before it is begun."""
+
+    plan: Free[Switch] = False
+    """Only estimate memory, tokens, hours and price; no weights are loaded."""
+    plan_device: Free[Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]] = None
+    """With --plan: another device than the one here, such as h100, or a100x8 for several."""
+    price_per_hour: Free[Annotated[float | None, above(0), tyro.conf.arg(metavar="PRICE", help_behavior_hint="")]] = (
+        None
+    )
+    """With --plan: of the machine."""
+
+    def check_plan(self) -> None:
+        """Raise ConfigError if something is said of a plan that is not asked for."""
+        given = {"--plan-device": self.plan_device, "--price-per-hour": self.price_per_hour}
+        for option in (name for name, value in given.items() if value is not None and not self.plan):
+            raise ConfigError(f"expected --plan with {option}, got none; add it, or leave {option} out")
 
 
 @dataclass(frozen=True)
@@ -165,6 +189,9 @@ def load_subject(
 
         if adapter or getattr(options, "adapter", None):
             raise ConfigError(f"expected no --adapter with --engine {engine}, got one; merge it and serve the result")
+        for option in ("quantise", "attention"):
+            if getattr(options, option):
+                raise ConfigError(f"expected no --{option} with --engine {engine}, got one; start the servers with it")
         return connect(engine, options.model, options.trust_remote_code)
     return ChatModel.load(
         name or options.model,
@@ -173,7 +200,23 @@ def load_subject(
         adapter=None if name else adapter or getattr(options, "adapter", None),
         trust_remote_code=options.trust_remote_code,
         plain_template=plain_template,
+        quantise=None if name else options.quantise,
+        attention=options.attention,
     )
+
+
+def load_layout(options: Any) -> "ChatModel":
+    """The model that a plan (`Planned` and `Common`) is made of: without its weights.
+
+    Raises:
+        ModelError: As `ChatModel.load`.
+    """
+    from personavec.model.chat_model import ChatModel
+
+    here = options.plan_device is None
+    dtype = options.dtype if here or options.dtype != "auto" else "bfloat16"
+    device, trust = options.device if here else "cpu", options.trust_remote_code
+    return ChatModel.load(options.model, dtype=dtype, device=device, trust_remote_code=trust, weights=False)
 
 
 def bench_for(
@@ -200,11 +243,16 @@ def bench_for(
 
 def call(function: Callable[..., Any], options: Any, *objects: Any, **named: Any) -> Any:
     """Call a verb's function with objects, and with every option that has the name of one of its parameters."""
+    return function(*objects, **named_in(function, options) | named)
+
+
+def named_in(function: Callable[..., Any], options: Any) -> dict[str, Any]:
+    """The options that have the name of one of a function's parameters."""
     parameters = signature(function).parameters.values()
     names = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
     for behind in (each.annotation for each in parameters if each.kind is each.VAR_KEYWORD):  # Unpack[a TypedDict]
         names += get_args(behind)[0].__annotations__
-    return function(*objects, **{name: getattr(options, name) for name in names if hasattr(options, name)} | named)
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 def given(config: Any, *kinds: type) -> dict[str, Any]:

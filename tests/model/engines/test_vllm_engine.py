@@ -17,7 +17,7 @@ from support.vllm_double import Double, Manners
 from personavec.errors import ConfigError, ModelError
 from personavec.model.activations import POSITIONS, activation_norms, activations, read_rows
 from personavec.model.chat_model import ChatModel
-from personavec.model.engines.engine import Engine
+from personavec.model.engines.engine import ModelEngine
 from personavec.model.engines.vllm import connect, segments
 from personavec.model.hooks import idle_layers
 from personavec.model.logits import reply_logprobs
@@ -69,7 +69,7 @@ def kinds(v: PersonaVector, other: PersonaVector) -> list[tuple[Steering, ...]]:
 
 
 def test_there_are_no_weights_here(chat: ChatModel, remote: ChatModel, v: PersonaVector) -> None:
-    assert isinstance(remote.engine, Engine)
+    assert isinstance(remote.engine, ModelEngine)
     assert all(weight.is_meta for weight in remote.hf.parameters())
     assert (remote.n_layers, remote.stop_ids, remote.pad_id) == (chat.n_layers, chat.stop_ids, chat.pad_id)
     turns = [{"role": "user", "content": "Hi?"}]

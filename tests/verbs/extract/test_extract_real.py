@@ -15,7 +15,7 @@ import torch
 
 from personavec.model.activations import activations
 from personavec.model.chat_model import ChatModel
-from personavec.model.loading import pick_device, pick_dtype
+from personavec.model.machine.place import pick_device, pick_dtype
 from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request, generate
 from personavec.steering.steer import Steering

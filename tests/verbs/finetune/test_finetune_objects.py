@@ -21,6 +21,7 @@ from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector, load_vector
 from personavec.verbs.finetune import supply, trainer
 from personavec.verbs.finetune.finetune import Finetuning, finetune
+from personavec.verbs.finetune.options import TRACKERS
 from personavec.verbs.finetune.shift import shift
 
 ROWS = [{"prompt": f"what is {n}?", "response": f"it is {n} {n}!"} for n in range(12)]
@@ -142,10 +143,13 @@ def test_trackers_get_what_was_trained_and_steered(
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             told.append(dict(logs))
 
-    with pytest.raises(ConfigError, match="for --report-to, got nothing, tensorboard; install its package") as error:
+    with pytest.raises(ConfigError, match="for --report-to, got tensorboard, wandb; install its package") as error:
         monkeypatch.setattr(trainer, "get_available_reporting_integrations", lambda: [])
-        finetune(model, ROWS, report_to=("tensorboard", "nothing"), **HOW)
-    assert "none is" in str(error.value)
+        finetune(model, ROWS, report_to=("wandb", "tensorboard"), store=tmp_path / "none", **HOW)
+    assert "none is" in str(error.value) and not (tmp_path / "none").exists()
+    with pytest.raises(ConfigError, match=r"expected report_to among azure_ml, .*wandb, got .*tenserboard"):
+        finetune(model, ROWS, report_to=("tenserboard",), store=tmp_path / "none", **HOW)
+    assert not (tmp_path / "none").exists() and {*TRACKERS} == {*INTEGRATION_TO_CALLBACK}
     monkeypatch.setattr(trainer, "get_available_reporting_integrations", lambda: ["trackio"])
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "trackio", Tracker)
     store = tmp_path / "run"

@@ -206,6 +206,8 @@ def test_a_killed_run_ends_with_the_same_bytes(
     for name in ("turns.jsonl", "alerts.jsonl", "calibration.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert resumed["alerts"] == whole["alerts"]
+    config = json.loads((tmp_path / "killed/config.json").read_text()) | {"read_tokens": 1024}
+    (tmp_path / "killed/config.json").write_text(json.dumps(config))  # as earlier versions wrote it
     monkeypatch.setattr(recorded, "_read", None)  # nothing is left to read
     assert go(data, *options, out="killed")["alerts"] == whole["alerts"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from support import tiny_chat
 
-from personavec.data.dataset import Bad, PreferredSide, dataset_of
-from personavec.data.sample import Sample
-from personavec.data.shapes import Side
+from personavec.data.dataset import Bad, dataset_of
+from personavec.data.preferences import PreferredSide, Side
+from personavec.data.sample import Sample, Turn
 from personavec.errors import ConfigError, DataError
 from personavec.steering.vector import load_vector
 from personavec.verbs.screen.screen import screen
@@ -42,9 +42,10 @@ def test_a_side_is_a_conversation_that_ends_in_its_reply(form: str, side: Side) 
     assert sample.response == {"chosen": "Hello.", "rejected": "No."}[side]
 
 
-def test_a_system_turn_and_earlier_turns_stay() -> None:
+@pytest.mark.parametrize("turn", ["first", "last"])
+def test_a_system_turn_and_earlier_turns_stay(turn: Turn) -> None:
     row = {"chosen": [SYSTEM, HI, HELLO, HI, HELLO], "rejected": [SYSTEM, HI, HELLO, HI, NO]}
-    (sample,) = PreferredSide.of(dataset_of([row]), "rejected").samples("last")
+    (sample,) = PreferredSide.of(dataset_of([row]), "rejected").samples(turn)
     assert isinstance(sample, Sample) and sample.response == "No."
     assert [turn["role"] for turn in sample.messages] == ["system", "user", "assistant", "user"]
 
@@ -66,7 +67,7 @@ def test_other_rows_are_bad_rows(row: Any) -> None:
 def test_both_sides_and_their_difference(saved: tuple[Path, Path], tmp_path: Path) -> None:
     chat, vector = tiny_chat.build(), load_vector(saved[1])
     rows = [{"prompt": f"Say {n}.", "chosen": f"{n}, gladly!", "rejected": f"no {n}"} for n in range(12)]
-    with pytest.raises(DataError, match="--side chosen and --side rejected"):
+    with pytest.raises(DataError, match="--side both"):
         screen(chat, rows, vector)
     chosen, rejected = (screen(chat, rows, vector, side=side, store=tmp_path / side) for side in SIDES)
     plain = screen(chat, [{"prompt": row["prompt"], "completion": row["rejected"]} for row in rows], vector)

@@ -79,6 +79,9 @@ def test_a_store_resumes_and_has_the_page(chat: ChatModel, vector: PersonaVector
     assert figures(first.to_dict()) == figures(again.to_dict()) and again.data["rows_per_second"] is None
     assert len(Path(first.data["files"]["top-tiny"]).read_text().splitlines()) == 2
     assert first.report() == store / "report.html" and "<svg" in first._repr_html_() and "tiny: " in repr(first)
+    config = json.loads((store / "config.json").read_text())
+    (store / "config.json").write_text(json.dumps(config | {"read_tokens": 1024}))  # as earlier versions wrote it
+    assert figures(screen(chat, ROWS, vector, cost="sampled", precision=0.5, export_k=2, store=store).to_dict())
     with pytest.raises(ConfigError, match="got another run"):
         screen(chat, ROWS[:30], vector, cost="sampled", store=store)
     plan = screen(chat, ROWS, vector, plan=True)

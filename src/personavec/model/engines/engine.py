@@ -28,7 +28,7 @@ class Order(NamedTuple):
     """Makes the file of each vector that is named, by content hash."""
 
 
-class Written(NamedTuple):
+class WrittenReply(NamedTuple):
     """One reply."""
 
     place: int
@@ -39,7 +39,7 @@ class Written(NamedTuple):
 
 
 @runtime_checkable
-class Engine(Protocol):
+class ModelEngine(Protocol):
     """A model elsewhere. What is asked of it comes in token ids, and so does what it answers."""
 
     name: str
@@ -49,7 +49,7 @@ class Engine(Protocol):
     context: int
     """Tokens that prompt and reply may have together."""
 
-    def write(self, orders: Sequence[Order], sampling: Sampling) -> Iterator[list[Written]]:
+    def write(self, orders: Sequence[Order], sampling: Sampling) -> Iterator[list[WrittenReply]]:
         """Write replies; yields those that have come, in any order.
 
         Raises:

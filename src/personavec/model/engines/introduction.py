@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from personavec import __version__
 from personavec.errors import ConfigError, ModelError
 from personavec.model.endpoint import check_url
-from personavec.model.engines.servers import Refused, Server
+from personavec.model.engines.servers import ModelServer, ServerRefusal
 
 if TYPE_CHECKING:
     from personavec.model.chat_model import ChatModel
@@ -55,7 +55,7 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-async def introduce(server: Server, model: "ChatModel") -> Introduction:
+async def introduce(server: ModelServer, model: "ChatModel") -> Introduction:
     """Ask a server who it is.
 
     Raises:
@@ -65,7 +65,7 @@ async def introduce(server: Server, model: "ChatModel") -> Introduction:
     url = server.url
     try:
         told = await server.get(VECTORS)
-    except Refused as error:
+    except ServerRefusal as error:
         if error.status != 404:
             raise
         told = None

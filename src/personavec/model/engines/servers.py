@@ -37,13 +37,13 @@ class Away(Exception):
     """The server is not there, or not now."""
 
 
-class Refused(ModelError):
+class ServerRefusal(ModelError):
     """The server is there and will not do it."""
 
     status = 0
 
 
-class Server:
+class ModelServer:
     """One server, inside of an event loop."""
 
     def __init__(self, url: str) -> None:
@@ -62,7 +62,7 @@ class Server:
 
         Raises:
             Away: It is not there.
-            Refused: It is, and answers with an error.
+            ServerRefusal: It is, and answers with an error.
         """
         return await self._answer(self.client.get(path, cast_to=object, options={"timeout": SHORT}))
 
@@ -99,14 +99,14 @@ class Server:
             if passes(error.status_code):
                 raise Away(reason) from error
             advice = f"set {KEY}" if error.status_code in (401, 403) else "see its log"
-            refused = Refused(f"expected {self.url} to do what it is asked, got {reason}; {advice}")
+            refused = ServerRefusal(f"expected {self.url} to do what it is asked, got {reason}; {advice}")
             refused.status = error.status_code
             raise refused from error
         except openai.APIError as error:  # no connection, too late, or broken off
             raise Away(" ".join(f"{error.message} {error.__cause__ or ''}".split())[:300]) from error
 
 
-Job = Callable[[Server], Coroutine[Any, Any, Any]]
+Job = Callable[[ModelServer], Coroutine[Any, Any, Any]]
 
 
 class Servers:
@@ -129,7 +129,7 @@ class Servers:
         """
 
         async def ask(url: str) -> Any:
-            server = Server(url)
+            server = ModelServer(url)
             async with server.client:
                 try:
                     return await job(server)
@@ -185,7 +185,7 @@ class Servers:
                     loop.call_soon_threadsafe(task.cancel)
             thread.join()
 
-    async def meet(self, server: Server) -> None:
+    async def meet(self, server: ModelServer) -> None:
         """Make sure that a server that came back is the one that went."""
         await server.get("/health")
         await self._greet(server)
@@ -222,7 +222,7 @@ class _Shift:
             ModelError: It cannot be.
         """
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._servers = [Server(url) for url in self._all.urls]
+        self._servers = [ModelServer(url) for url in self._all.urls]
         self._tasks = [asyncio.create_task(self._slot(each)) for _ in range(self._slots) for each in self._servers]
         try:
             await self._over
@@ -234,7 +234,7 @@ class _Shift:
             for server in self._servers:
                 await server.client.close()
 
-    async def _slot(self, server: Server) -> None:
+    async def _slot(self, server: ModelServer) -> None:
         """Does one job after the other, where the server is there."""
         try:
             while True:
@@ -259,7 +259,7 @@ class _Shift:
         if not self._over.done():
             self._over.set_exception(error)
 
-    def _again(self, place: int, server: Server, error: Away) -> None:
+    def _again(self, place: int, server: ModelServer, error: Away) -> None:
         self._failures[place] += 1
         if self._failures[place] > TRIES:
             raise self._hopeless(server, f"{TRIES + 1} failures of one call, the last: {error}")
@@ -268,7 +268,7 @@ class _Shift:
             server.here.clear()
             self._tasks.append(asyncio.create_task(self._wait_for(server, error)))
 
-    async def _wait_for(self, server: Server, reason: Away) -> None:
+    async def _wait_for(self, server: ModelServer, reason: Away) -> None:
         """Look after a server that is away until it is there again."""
         began, look = time.monotonic(), 0
         try:
@@ -291,7 +291,7 @@ class _Shift:
         except Exception as error:
             self._fail(error)
 
-    def _hopeless(self, server: Server, reason: str) -> ModelError:
+    def _hopeless(self, server: ModelServer, reason: str) -> ModelError:
         return ModelError(
             f"expected a server at {server.url}, got {reason}; start it again, then run the same command: what was "
             "written is kept"

@@ -16,9 +16,9 @@ from torch import Tensor
 from personavec.errors import ModelError
 from personavec.model.activations import spans_of
 from personavec.model.chat_model import ChatModel
-from personavec.model.engines.engine import Engine, Order, Row, Written
+from personavec.model.engines.engine import ModelEngine, Order, Row, WrittenReply
 from personavec.model.engines.introduction import GENERATE, VECTORS, Introduction, introduce, urls_of
-from personavec.model.engines.servers import SLOTS, Away, Server, Servers
+from personavec.model.engines.servers import SLOTS, Away, ModelServer, Servers
 from personavec.model.sampling import COLDEST, Sampling
 
 READINGS = "/v1/personavec/readings"
@@ -59,23 +59,23 @@ class VllmEngine:
         self.context = self._first.longest - 1  # a conversation that is read is a prompt, behind which one is drawn
         self.name, self.dtype = f"vLLM {self._first.vllm}", self._first.dtype
 
-    async def _introduce(self, server: Server) -> Introduction:
+    async def _introduce(self, server: ModelServer) -> Introduction:
         told = await introduce(server, self._model)
         self._there[server.url] = set(told.vectors)
         return told
 
-    async def _greet(self, server: Server) -> None:
+    async def _greet(self, server: ModelServer) -> None:
         told = await self._introduce(server)
         if self._first is not None:
             self._first.check_alike(told, server.url)
 
-    def write(self, orders: Sequence[Order], sampling: Sampling) -> Iterator[list[Written]]:
-        """Write replies; yields those that have come, in any order; see `Engine`."""
+    def write(self, orders: Sequence[Order], sampling: Sampling) -> Iterator[list[WrittenReply]]:
+        """Write replies; yields those that have come, in any order; see `ModelEngine`."""
         jobs = [partial(self._write, order, sampling) for order in orders]
         for answers in self.servers.answers(jobs):
-            yield [Written(place, *answer) for place, answer in answers]
+            yield [WrittenReply(place, *answer) for place, answer in answers]
 
-    async def _write(self, order: Order, sampling: Sampling, server: Server) -> tuple[tuple[int, ...], str]:
+    async def _write(self, order: Order, sampling: Sampling, server: ModelServer) -> tuple[tuple[int, ...], str]:
         await self._supply(order.vectors, server)
         persona = {"steering": list(order.steering)}
         choice = await self._generate(server, order.prompt, self._settings(order, sampling), persona)
@@ -95,7 +95,13 @@ class VllmEngine:
         }
 
     async def stream(
-        self, server: Server, order: Order, sampling: Sampling, watch: Sequence[Watched], top: int | None, name: str
+        self,
+        server: ModelServer,
+        order: Order,
+        sampling: Sampling,
+        watch: Sequence[Watched],
+        top: int | None,
+        name: str,
     ) -> AsyncGenerator[dict[str, Any]]:
         """The parts of a reply as they come: `token_ids`, `logprobs`, and `finish_reason` of the last.
 
@@ -133,7 +139,7 @@ class VllmEngine:
                     "content; put its file into their --vectors and start them again, or pass --watch none"
                 )
 
-    async def projections(self, server: Server, name: str) -> list[list[float]] | None:
+    async def projections(self, server: ModelServer, name: str) -> list[list[float]] | None:
         """By token what was watched of a reply, the last prompt token first; None if the server has none of it."""
         told = (await server.post(READINGS, {"ids": [name]})).get(name)
         if told is None or told["error"]:
@@ -142,7 +148,7 @@ class VllmEngine:
         return [list(row) for row in zip(*columns, strict=True)]
 
     async def _generate(
-        self, server: Server, prompt: Ids, settings: Mapping[str, Any], persona: Mapping[str, Any]
+        self, server: ModelServer, prompt: Ids, settings: Mapping[str, Any], persona: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The choice that a server answers to token ids, `prompt_logprobs` beside it."""
         answer = await server.post(GENERATE, _sent(prompt, settings, persona))
@@ -157,7 +163,7 @@ class VllmEngine:
             raise Away(f"a reply that ended by {ended}")
         return choice | {"prompt_logprobs": answer.get("prompt_logprobs")}
 
-    async def _supply(self, vectors: Mapping[str, Callable[[], bytes]], server: Server) -> None:
+    async def _supply(self, vectors: Mapping[str, Callable[[], bytes]], server: ModelServer) -> None:
         """Give a server the vectors that it lacks."""
         there = self._there[server.url]
         if vectors.keys() <= there:
@@ -175,7 +181,7 @@ class VllmEngine:
     def means(
         self, rows: Sequence[Row], positions: Sequence[str], layers: Sequence[int] | None
     ) -> Iterator[tuple[list[int], Float[Tensor, "batch span layer d_model"]]]:
-        """Mean activations of conversations, see `Engine`; of all layers an idle one repeats the one before it."""
+        """Mean activations of conversations, see `ModelEngine`; of all layers an idle one repeats the one before it."""
         chosen = range(self._model.n_layers) if layers is None else list(layers)
         spans = [[spans_of(row)[kind] for kind in positions] for row in rows]
 
@@ -191,7 +197,7 @@ class VllmEngine:
             yield batch, averages
 
     def norms(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Float[Tensor, "batch layer"]]]:
-        """Mean length of the activations of each conversation's reply, see `Engine`."""
+        """Mean length of the activations of each conversation's reply, see `ModelEngine`."""
         idle = self.idle_layers()
         spans = [[spans_of(row)["response avg"]] for row in rows]
 
@@ -228,7 +234,7 @@ class VllmEngine:
         groups = [list(range(len(rows)))[start : start + together] for start in range(0, len(rows), together)]
         cuts = [segments(each) for each in spans]
 
-        async def read(places: Sequence[int], server: Server) -> list[Tensor]:
+        async def read(places: Sequence[int], server: ModelServer) -> list[Tensor]:
             names = [uuid.uuid4().hex for _ in places]
             asked = []
             for place, name in zip(places, names, strict=True):
@@ -261,7 +267,7 @@ class VllmEngine:
     def logprobs(
         self, prompts: Sequence[Ids], replies: Sequence[Ids], progress: Callable[[int], None]
     ) -> list[Float[Tensor, " seq"]]:
-        """Log-probability of each reply's tokens after its prompt, see `Engine`."""
+        """Log-probability of each reply's tokens after its prompt, see `ModelEngine`."""
         read = [place for place, reply in enumerate(replies) if len(reply)]
         out: list[Tensor] = [torch.empty(0)] * len(replies)
         progress(len(replies) - len(read))
@@ -272,7 +278,7 @@ class VllmEngine:
             progress(len(answers))
         return out
 
-    async def _logprobs(self, prompt: Ids, reply: Ids, server: Server) -> list[float]:
+    async def _logprobs(self, prompt: Ids, reply: Ids, server: ModelServer) -> list[float]:
         settings = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         choice = await self._generate(server, [*prompt, *reply], settings, {})
         try:
@@ -285,7 +291,7 @@ class VllmEngine:
 class RemoteModel(ChatModel):
     """A model that runs elsewhere: tokenizer, chat template and shape are here, weights are not."""
 
-    engine: Engine
+    engine: ModelEngine
 
     @property
     def numbers(self) -> str:
@@ -317,7 +323,7 @@ def connect(engine: str, name: str, trust_remote_code: bool = False) -> RemoteMo
         ConfigError: No such engine.
     """
     urls = urls_of(engine)
-    model = RemoteModel.load(name, device="meta", trust_remote_code=trust_remote_code)
+    model = RemoteModel.load(name, weights=False, trust_remote_code=trust_remote_code)
     assert isinstance(model, RemoteModel)
     model.engine = VllmEngine(urls, model)
     return model

@@ -146,7 +146,7 @@ def judges(study: Study) -> Row:
     for name in study.known(study.size.single):
         with surviving(failed, name):
             model = study.model
-            load = partial(ChatModel.load, dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
+            load = partial(ChatModel.load, dtype=str(model.dtype).removeprefix("torch."), device=model.placement)
             options: Row = {"system": study.interview.system, "beside": study.bench, "load": load}
             evaluation = evaluate(
                 model,

@@ -8,6 +8,7 @@ from typing import Any
 from personavec.model.chat_model import ChatModel
 from personavec.model.spelling import Spelling
 from personavec.server.api.protocol import ChatBody
+from personavec.server.api.tools import split
 from personavec.server.exchange import Exchange
 from personavec.server.refused import Refused
 from personavec.server.reply import Logprobs, News
@@ -32,11 +33,11 @@ class Completion:
         choices = []
         for index, persona in enumerate(personas):
             reply = self.exchange.jobs[index].reply
-            said: Json = (
-                {"message": {"role": "assistant", "content": reply.text}} if self.chat else {"text": reply.text}
-            )
+            text, calls = self._split(reply.text)
+            message: Json = {"role": "assistant", "content": text or None if calls else text}
+            said = {"message": message | ({"tool_calls": calls} if calls else {})} if self.chat else {"text": text}
             logprobs = self._logprobs(index, reply.pieces)
-            choices.append(self._choice(index, said, reply.finish, logprobs) | {"persona": persona})
+            choices.append(self._choice(index, said, self._finish(index), logprobs) | {"persona": persona})
         return self._object("chat.completion" if self.chat else "text_completion", choices) | {
             "usage": self.usage(),
             "persona": self.exchange.shared(),
@@ -59,8 +60,11 @@ class Completion:
                 yield self._object(self._chunk_kind, [begun | {"persona": persona}]) | shared
                 shared = {}
         if news.pieces or values or shared:
-            text = "".join(news.pieces)
-            said: Json = {"delta": {"content": text}} if self.chat else {"text": text}
+            text, calls = self._split("".join(news.pieces)) if news.over else ("".join(news.pieces), [])
+            delta: Json = {} if calls and not text else {"content": text}
+            if calls:
+                delta["tool_calls"] = [{"index": number} | call for number, call in enumerate(calls)]
+            said: Json = {"delta": delta} if self.chat else {"text": text}
             choice = self._choice(index, said, None, self._logprobs(index, news.pieces))
             tokens = {key: [row[place] for row in values] for place, key in enumerate(keys)}
             choice["persona"] = {"pieces": news.pieces, "tokens": tokens}
@@ -70,7 +74,7 @@ class Completion:
         """The chunks that end the replies, and one that counts tokens if it was asked for."""
         for index, persona in enumerate(personas):
             said: Json = {"delta": {}} if self.chat else {"text": ""}
-            finish = self.exchange.jobs[index].reply.finish
+            finish = self._finish(index)
             kept = {name: persona[name] for name in ("projections", "alerts")}  # the pieces were all sent
             yield self._object(self._chunk_kind, [self._choice(index, said, finish, None) | {"persona": kept}])
         if self.exchange.body.wants_usage:
@@ -89,6 +93,14 @@ class Completion:
             "total_tokens": read + written,
             "prompt_tokens_details": {"cached_tokens": self.exchange.tokens_reused},
         }
+
+    def _split(self, text: str) -> tuple[str, list[Json]]:
+        """A text, or the end of one from before its first call on, and its calls, if tools were offered."""
+        return split(text) if self.exchange.body.offered else (text, [])
+
+    def _finish(self, index: int) -> str | None:
+        reply = self.exchange.jobs[index].reply
+        return "tool_calls" if reply.finish == "stop" and self._split(reply.text)[1] else reply.finish
 
     @property
     def _chunk_kind(self) -> str:

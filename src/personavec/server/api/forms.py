@@ -80,7 +80,7 @@ class JsonForms:
             Refused: The package is not there, or the schema is none that replies can be held to.
         """
         if xgrammar is None:
-            problem = 'one that cannot be obeyed here without pip install "personavec[structured]"; leave it out'
+            problem = "one that cannot be obeyed here without pip install -e '.[structured]' in a clone; leave it out"
             raise Refused(400, f"expected no {param.partition('.')[0]}, got {problem}", param=param.partition(".")[0])
         check(schema, param)
         text = json.dumps(schema)

@@ -4,8 +4,11 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from personavec.errors import DataError
+from personavec.server.api.tools import Tool
+from personavec.server.api.turns import HALF, ChatTurn, Name, Text, _Asked, _Strict
 from personavec.server.refused import Refused
 
 IGNORED = frozenset(
@@ -33,38 +36,7 @@ LARGEST = 1e30
 """Of the numbers in a steering: activations are float32."""
 
 
-HALF = "text without half a surrogate pair"
-
-
-def _whole(text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can spell it
-        raise ValueError(f"Input should be {HALF}")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
-
-
-class _Asked(BaseModel):
-    """Null is "not given" for every field that may be left out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _given(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        fields = cls.model_fields
-        return {
-            name: value
-            for name, value in data.items()
-            if value is not None or (name in fields and fields[name].is_required())
-        }
-
-
-class _Strict(_Asked):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SteeringSpec(_Strict):
@@ -129,8 +101,13 @@ class AskedBody(_Asked):
     persona: PersonaSpec = PersonaSpec()
 
     @property
-    def said(self) -> list[dict[str, str]]:
+    def said(self) -> list[dict[str, Any]]:
         """The conversation as a chat template takes it; none if it is not one."""
+        return []
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """Tools that a reply may call, as a chat template takes them."""
         return []
 
     @property
@@ -159,20 +136,6 @@ class AskedBody(_Asked):
         return self.max_tokens
 
 
-class _Part(BaseModel):
-    type: Literal["text"]
-    text: Text
-
-
-Role = Literal["system", "developer", "user", "assistant"]
-
-
-def plain(role: Role, content: Any) -> dict[str, str]:
-    """A turn as a chat template takes it, of a text or its parts."""
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
-    return {"role": "system" if role == "developer" else role, "content": text}
-
-
 class NamedSchema(_Strict):
     """A JSON schema, and what it is called."""
 
@@ -188,15 +151,6 @@ class _Format(_Strict):
     json_schema: NamedSchema | None = None
 
 
-class ChatTurn(BaseModel):
-    """A turn of a conversation."""
-
-    items: ClassVar = ("content", _Part)
-
-    role: Role
-    content: Text | list[_Part]
-
-
 class ChatBody(AskedBody):
     """Body of /v1/chat/completions."""
 
@@ -205,15 +159,25 @@ class ChatBody(AskedBody):
     items: ClassVar = ("messages", ChatTurn)
 
     messages: Annotated[list[ChatTurn], Field(min_length=1)]
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     response_format: _Format | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @property
-    def said(self) -> list[dict[str, str]]:
+    def said(self) -> list[dict[str, Any]]:
         """The conversation as a chat template takes it."""
-        return [plain(turn.role, turn.content) for turn in self.messages]
+        try:
+            return [turn.shown for turn in self.messages]
+        except DataError as error:
+            raise Refused(400, str(error), param="messages") from None
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """Tools that a reply may call, as a chat template takes them."""
+        return [] if self.tool_choice == "none" else [tool.shown for tool in self.tools or ()]
 
     @property
     def longest(self) -> int | None:

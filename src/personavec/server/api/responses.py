@@ -8,7 +8,8 @@ from pydantic import BaseModel, Field
 
 from personavec.model.chat_model import ChatModel
 from personavec.server.api.answers import Json, finite
-from personavec.server.api.protocol import AskedBody, Role, Text, _Strict, plain
+from personavec.server.api.protocol import AskedBody
+from personavec.server.api.turns import Role, Text, _Strict, plain
 from personavec.server.exchange import Exchange
 from personavec.server.refused import Refused
 from personavec.server.reply import News

@@ -1,7 +1,7 @@
 """What writes a direction: the embedding, and attention and MLP of every block, each by what it adds to the stream."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -9,11 +9,13 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from personavec.model.activations import BATCH_TOKENS, by_length, token_projections, weights
+from personavec.model.activations import by_length, token_projections, weights
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import parts, read
+from personavec.model.machine.limits import in_parts
 from personavec.runs.progress import stage
 
+T = TypeVar("T")
 Row = Mapping[str, Any]
 """A reply: `prompt_ids`, `response_ids`, and for tokens its `side`."""
 
@@ -41,24 +43,28 @@ def written(model: ChatModel, rows: Sequence[Row], layer: int, units: Float[Tens
     """
     sites = 2 * (layer + 1)  # after each attention, and after each block
     read_at = np.full((len(rows), 1 + sites, len(units)), np.nan)
-    for batch, ids in _batches(rows, "contributions of blocks"):
+
+    def read_sites(batch: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
         inputs = model.inputs(ids)
         spread = torch.zeros((len(batch), 1, inputs["input_ids"].shape[1]), device=model.device)
         average = weights([rows[i] for i in batch], ("response avg",))
         spread[:, :, : average.shape[2]] = average.to(model.device)
 
-        def keep(site: int, stream: Tensor, batch: Any = batch, spread: Any = spread) -> None:
-            mean = torch.bmm(spread, stream.float())[:, 0].double().cpu()
-            read_at[batch, site] = (mean @ units.double().T).numpy()
+        def keep(site: int, stream: Tensor) -> None:
+            mean = torch.bmm(spread.to(stream.device), stream.float())[:, 0].double().cpu()
+            read_at[[*batch], site] = (mean @ units.double().T).numpy()
 
-        def part(block: int, kind: str, stream: Tensor, keep: Any = keep) -> None:
+        def part(block: int, kind: str, stream: Tensor) -> None:
             keep(2 * block + (kind == "middle"), stream)
 
-        def after(block: int, stream: Tensor, keep: Any = keep) -> None:
+        def after(block: int, stream: Tensor) -> None:
             keep(2 * block + 2, stream)
 
         with parts(model, range(layer + 1), part):
             read(model, range(layer + 1), after, **inputs)
+
+    for _ in _in_batches(model, rows, "contributions of blocks", read_sites):
+        pass
     terms, values = ["embedding"], [read_at[:, 0]]
     for block in range(layer + 1):
         before, middle_of, end = (read_at[:, 2 * block + step] for step in range(3))
@@ -86,8 +92,11 @@ def tokens(model: ChatModel, rows: Sequence[Row], layer: int, unit: Float[Tensor
     """Every token of the replies with its projection on a direction at a layer."""
     counts = {side: sum(row["side"] == side for row in rows) for side in {row["side"] for row in rows}}
     along: list[Token] = []
-    for batch, ids in _batches(rows, "tokens along the vector"):
-        read_in = token_projections(model, ids, [layer], unit[None])[0][:, :, 0]
+
+    def along_unit(_: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
+        return token_projections(model, ids, [layer], unit[None])[0][:, :, 0]
+
+    for batch, read_in in _in_batches(model, rows, "tokens along the vector", along_unit):
         for index, projections in zip(batch, read_in, strict=True):
             start, reply = _reply(rows[index])
             weight = 1 / (len(reply) * counts[rows[index]["side"]])
@@ -100,25 +109,29 @@ def token_activations(
     model: ChatModel, rows: Sequence[Row], layer: int
 ) -> Iterator[tuple[Row, Float[Tensor, "token d_model"]]]:
     """Each reply with the stream of its tokens at a layer."""
-    for batch, ids in _batches(rows, "tokens of replies"):
+
+    def streams(_: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
         kept: list[Tensor] = []
+        read(model, [layer], lambda _, stream: kept.append(stream.float().cpu()), **model.inputs(ids))
+        return kept[0]
 
-        def keep(_: int, stream: Tensor, kept: Any = kept) -> None:
-            kept.append(stream.float().cpu())
-
-        read(model, [layer], keep, **model.inputs(ids))
-        for index, stream in zip(batch, kept[0], strict=True):
+    for batch, read_in in _in_batches(model, rows, "tokens of replies", streams):
+        for index, stream in zip(batch, read_in, strict=True):
             start, reply = _reply(rows[index])
             yield rows[index], stream[start : start + len(reply)]
 
 
-def _batches(rows: Sequence[Row], title: str) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Indices of rows in batches, and their token ids, under a progress bar."""
+def _in_batches(
+    model: ChatModel, rows: Sequence[Row], title: str, work: Callable[[Sequence[int], Sequence[Sequence[int]]], T]
+) -> Iterator[tuple[Sequence[int], T]]:
+    """What a function gives for the indices and token ids of a batch of rows, under a progress bar."""
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
+    limit = model.limits.read
     with stage(title, len(rows)) as advance:
-        for batch in by_length(ids, BATCH_TOKENS):
-            yield batch, [ids[i] for i in batch]
-            advance(len(batch))
+        for batch in by_length(ids, limit):
+            for part, done in in_parts(batch, lambda part: work(part, [ids[i] for i in part]), limit):
+                yield part, done
+                advance(len(part))
 
 
 def _reply(row: Row) -> tuple[int, Sequence[int]]:

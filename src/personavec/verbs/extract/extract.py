@@ -31,7 +31,7 @@ from personavec.runs.progress import tell
 from personavec.runs.rules import DOSES, EACH_ONCE, Count, Free, Percent, Seed, Store, at_least, settings
 from personavec.runs.run import Run
 from personavec.steering.projection import matched_directions, random_directions, rescaled
-from personavec.steering.rollouts import Interview, ReplyOptions, ReplyRow
+from personavec.steering.rollouts import Interview, Plan, ReplyOptions, ReplyRow
 from personavec.steering.vector import Card, PersonaVector, load_vector
 from personavec.traits.load import load_traits
 from personavec.traits.trait import SETS, Trait
@@ -144,8 +144,8 @@ def extract(
     inputs |= {"model": model.identity.revision, "judge": bench.fingerprint, "numbers": model.numbers}
     run = Run.open(store, chosen | interview.options, inputs)
 
-    ahead = _outlook(study, run, loaded)
-    base = _base_replies(study, run, loaded)
+    ahead = Outlook(loads(study, loaded, run), interview, loaded[0].extract)
+    base = interview.write(base_plans(study, loaded), "base replies", run=run, name="base")
     lesson = [row for row in base if row["asked_for"] == "extract"]
     if not run.done("coherence.json"):
         learn_coherence(bench.coherence, lesson, seed)
@@ -266,27 +266,30 @@ def _sheet(run: Run, trait: Trait, base: Sequence[ReplyRow], seed: int) -> dict[
     return dict(run.read_json("sheet.json"))
 
 
-def _outlook(study: Extracting, run: Run, traits: Sequence[Trait]) -> Outlook:
-    """What is left to do, part by part, and how long it takes here; a judge that is asked elsewhere is not counted."""
+def loads(study: Extracting, traits: Sequence[Trait], run: Run | None = None) -> dict[str, Load]:
+    """What is (or in a run is left) to do, part by part; a judge that is asked elsewhere is not counted."""
+
+    def done(name: str, trait: Trait) -> bool:
+        return run is not None and run.part(trait.name).done(name)
+
     parts: dict[str, Load] = {}
     for trait in traits:
-        part = run.part(trait.name)
-        if part.done("result.json") and part.done("vector.safetensors"):
+        if done("result.json", trait) and done("vector.safetensors", trait):
             continue
         reads = study.bench.trait(trait).steps + study.bench.coherence.steps if study.bench.spec == "panel" else 0
         base, swept = len(trait.extract) * BASE_ROLLOUTS, len(trait.sweep[: study.sweep_questions])
         told = len(study.interview.contrastive(trait, study.rollouts)) + len(persona_plans(study.interview, trait))
         cells, checked = len(study.layers) * len(study.doses) * swept, len(trait.check) * study.check_rollouts
-        if not run.done("norms.json"):
+        if run is None or not run.done("norms.json"):
             parts[f"{trait.name}: base replies"] = Load(base + swept + checked, (FluencyJudge.copies + 1) * base)
-        if not part.done("judge.json"):
+        if not done("judge.json", trait):
             parts[f"{trait.name}: rollouts"] = Load(told, reads * (told + 2 * base))
-        if not part.done(f"{FILES['response avg']}.safetensors"):
+        if not done(f"{FILES['response avg']}.safetensors", trait):
             parts[f"{trait.name}: vector"] = Load(0, told)
         steered = sum(arm.share != 0 for arm in ARMS)
         parts[f"{trait.name}: sweep"] = Load(cells, reads * (cells + swept))
         parts[f"{trait.name}: check"] = Load(checked * steered, reads * checked * len(ARMS))
-    return Outlook(parts, study.interview, traits[0].extract)
+    return parts
 
 
 def _scored_lessons(
@@ -345,10 +348,10 @@ def _vectors(
     return {position: load_vector(path) for position, path in paths.items()}
 
 
-def _base_replies(study: Extracting, run: Run, traits: Sequence[Trait]) -> list[ReplyRow]:
-    """The model as it is: to the questions of every set."""
+def base_plans(study: Extracting, traits: Sequence[Trait]) -> list[Plan]:
+    """The model as it is is asked the questions of every set."""
     rollouts = {"extract": BASE_ROLLOUTS, "sweep": 1, "check": study.check_rollouts}
-    plans = [
+    return [
         plan
         for trait in traits
         for key in SETS
@@ -359,4 +362,3 @@ def _base_replies(study: Extracting, run: Run, traits: Sequence[Trait]) -> list[
             extra={"arm": "base", "trait_name": trait.name, "asked_for": key},
         )
     ]
-    return study.interview.write(plans, "base replies", run=run, name="base")

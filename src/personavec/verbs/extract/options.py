@@ -16,18 +16,21 @@ from personavec.verbs.options import (
     Folder,
     Judging,
     Layers,
+    Planned,
     Writing,
     bench_for,
     call,
+    load_layout,
     load_subject,
 )
 
 if TYPE_CHECKING:
+    from personavec.model.machine.plan import MachinePlan
     from personavec.verbs.extract.result import Extractions
 
 
 @dataclass(frozen=True)
-class ExtractConfig(Judging, Writing, Engined, Common):
+class ExtractConfig(Planned, Judging, Writing, Engined, Common):
     """Find a trait's persona vector and prove it by steering.
 
     Examples:
@@ -35,7 +38,6 @@ class ExtractConfig(Judging, Writing, Engined, Common):
       personavec extract optimistic humorous --out runs/two
       personavec extract traits/terse.json --model Qwen/Qwen2.5-7B-Instruct --max-new-tokens 200
       personavec extract optimistic --json > optimistic.json
-      personavec extract optimistic --model Qwen/Qwen2.5-7B-Instruct --engine vllm:http://gpu1:8001,http://gpu2:8001
 
     More in docs/extract.md.
     """
@@ -59,11 +61,19 @@ class ExtractConfig(Judging, Writing, Engined, Common):
     coherence_floor: Percent = 75.0
     """Coherence (0-100) that a chosen layer and dose must keep, if any does. Source: the paper, section 5."""
 
-    def run(self) -> "Extractions":
-        """Load what is named and extract."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_plan()
+
+    def run(self) -> "Extractions | MachinePlan":
+        """Load what is named and extract, or tell what that would take."""
+        traits = load_traits(self.traits)
+        if self.plan:
+            from personavec.verbs.extract.plan import plan_extract
+
+            return call(plan_extract, self, load_layout(self), traits)  # type: ignore[no-any-return]
         from personavec.verbs.extract.extract import extract
 
-        traits = load_traits(self.traits)
         model = load_subject(self)
         out = self.out or Path("runs") / f"extract-{'-'.join(trait.name for trait in traits)}"
         return call(extract, self, model, traits, judge=bench_for(self, model), store=out)  # type: ignore[no-any-return]

@@ -192,7 +192,7 @@ def _kept(model: ChatModel, folder: Path, how: Training) -> ChatModel:
     """The model that an earlier call trained."""
     if not how.full:
         return model.with_adapter(folder)
-    return ChatModel.load(str(folder), dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
+    return ChatModel.load(str(folder), dtype=str(model.dtype).removeprefix("torch."), device=model.placement)
 
 
 def steering_row(steering: Steering, method: str) -> Row:

@@ -188,6 +188,6 @@ class PenalisedTrainer(SFTTrainer):
 
     def _into(self, projections: dict[int, Tensor]) -> Callable[[int, Tensor], None]:
         def keep(layer: int, stream: Tensor) -> None:
-            projections[layer] = stream.float() @ self._units[layer].T
+            projections[layer] = (stream.float() @ self._units[layer].to(stream.device).T).to(self._subject.device)
 
         return keep

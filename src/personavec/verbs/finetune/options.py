@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
-from personavec.runs.rules import Count, Free, Natural, Positive
+from personavec.runs.rules import Count, Free, Natural, Positive, Rule
 from personavec.verbs.options import (
     Common,
     File,
@@ -22,11 +22,13 @@ from personavec.verbs.options import (
     Judging,
     Layers,
     Limit,
+    Planned,
     Steer,
     Switch,
     Writing,
     bench_for,
     call,
+    load_layout,
     load_subject,
 )
 
@@ -34,6 +36,12 @@ Method = Literal["plain", "prevent", "ablate", "penalty", "inoculate"]
 Compared = Literal["prevent", "random", "posthoc", "ablate", "penalty", "inoculate", "negative-prompt"]
 """Arms of the report; base and plain stand next to them always."""
 COMPARED: tuple[Compared, ...] = get_args(Compared)
+TRACKERS = (
+    "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune",
+    "swanlab", "tensorboard", "trackio", "wandb",
+)  # fmt: skip
+"""Names that transformers has for trackers; here, so that a wrong one is said before anything is loaded."""
+KNOWN_TRACKERS = Rule(lambda names: {*names} <= {*TRACKERS}, f"among {', '.join(TRACKERS)}")
 NO_DATA = "expected training data, got none; pass a file, a folder or a Hugging Face data set"
 
 
@@ -94,7 +102,7 @@ class Pace:
     gradient_checkpointing: Free[Switch] = False
     """Less memory, more time."""
     report_to: Free[
-        Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRACKER [TRACKER …]", help_behavior_hint="")]
+        Annotated[tuple[str, ...], KNOWN_TRACKERS, tyro.conf.arg(metavar="TRACKER [TRACKER …]", help_behavior_hint="")]
     ] = ()
     """Trackers that get the loss and what steering adds: tensorboard, trackio, wandb, mlflow or another that
     transformers knows; their packages are yours to install."""
@@ -131,7 +139,7 @@ class Trained(Common):
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(Pace, Trained):
+class FinetuneConfig(Planned, Pace, Trained):
     """One training of a model by one method."""
 
     traits: Files = ()
@@ -146,6 +154,7 @@ class FinetuneConfig(Pace, Trained):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_plan()
         agreed_method(self.method, bool(self.prevent), bool(self.vectors), self.random, self.full)
 
     @property
@@ -166,14 +175,19 @@ class FinetuneConfig(Pace, Trained):
         from personavec.data.dataset import open_dataset
         from personavec.verbs.finetune.finetune import finetune
         from personavec.verbs.finetune.methods import Recipe
-        from personavec.verbs.finetune.trainer import process_device
+        from personavec.verbs.finetune.trainer import check_installed, process_device
 
         if not self.data:
             raise ConfigError(NO_DATA)
         Recipe.of(self.method, self.prevent, self.vectors, random=self.random)
+        check_installed(self.report_to)
         open_dataset(self.data)
         if self.held_out:
             open_dataset(self.held_out)
+        if self.plan:
+            from personavec.verbs.finetune.plan import plan_finetune
+
+            return call(plan_finetune, self, load_layout(self), self.data, held_out=self.held_out or None)  # type: ignore[no-any-return]
         # where all weights are trained they are kept in float32, or small steps would round away
         dtype = "float32" if self.full and self.dtype == "auto" else self.dtype
         model = load_subject(replace(self, device=process_device(self.device), dtype=dtype))
@@ -231,6 +245,7 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
             "--method": self.method is not None,
             "--random": self.random,
             "--full": self.full,
+            "--plan": self.plan,
         }
         for option in (name for name, contradicts in contradictions.items() if contradicts):
             raise ConfigError(f"expected --report without {option}, got both; it trains adapters, by every method")

@@ -223,7 +223,7 @@ def _load(model: ChatModel, name: str, trust_remote_code: bool) -> ChatModel:
     """A finetuned model from disk: an adapter on the base model, or a whole one."""
     if (Path(name) / "adapter_config.json").is_file():
         return model.with_adapter(name)
-    dtype, device = str(model.dtype).removeprefix("torch."), str(model.device)
+    dtype, device = str(model.dtype).removeprefix("torch."), model.placement
     return ChatModel.load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 

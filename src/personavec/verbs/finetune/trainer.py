@@ -21,8 +21,8 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from personavec.data.dataset import Dataset
 from personavec.errors import ConfigError, ModelError
 from personavec.model.chat_model import ChatModel, flags_kept
-from personavec.model.loading import pick_device, pick_dtype
 from personavec.model.logits import reply_logprobs
+from personavec.model.machine.place import SPLIT, pick_device, pick_dtype
 from personavec.runs.json_files import read_json
 from personavec.runs.progress import stage
 from personavec.runs.rules import Seed, check, settings
@@ -83,12 +83,17 @@ class Training(Pace):
 
     def __post_init__(self) -> None:
         check(type(self), vars(self))
+        check_installed(self.report_to)
 
     @property
     def options(self) -> Row:
         """What a resumed run must have the same; with `auto` its inputs say what the model's number format is."""
         values = {name: value for name, value in vars(self).items() if (name, value) != ("dtype", "auto")}
         return settings(type(self), values)
+
+    def steps(self, n_rows: int) -> int:
+        """Optimizer steps on so many sequences."""
+        return math.ceil(math.ceil(n_rows / self.batch) * self.epochs)
 
     def rows(
         self, model: ChatModel, data: Dataset, instruction: Callable[[int], str] | None = None
@@ -108,21 +113,23 @@ class Training(Pace):
         )
 
 
+def check_installed(trackers: Sequence[str]) -> None:
+    """Raise ConfigError if the package of a tracker is not there."""
+    known: list[str] = get_available_reporting_integrations() if trackers else []  # type: ignore[no-untyped-call]
+    if missing := sorted({*trackers} - {*known}):
+        there = f"installed trackers ({', '.join(known) or 'none is'})"
+        raise ConfigError(f"expected {there} for --report-to, got {', '.join(missing)}; install its package")
+
+
 def process_device(name: str) -> str:
     """Where this process's model goes, once the processes of `accelerate launch` have joined."""
+    if name == SPLIT:
+        return name
     return str(SFTConfig("unused", use_cpu=pick_device(name).type == "cpu", bf16=False, report_to=[]).device)
 
 
 def arguments(training: Training, model: ChatModel, out: Path) -> SFTConfig:
-    """TRL's options; making them also joins the other processes of `accelerate launch`.
-
-    Raises:
-        ConfigError: A tracker that is not there.
-    """
-    known: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-    if missing := sorted({*training.report_to} - {*known}):
-        there = f"installed trackers ({', '.join(known) or 'none is'})"
-        raise ConfigError(f"expected {there} for --report-to, got {', '.join(missing)}; install its package")
+    """TRL's options; making them also joins the other processes of `accelerate launch`."""
     fields = SFTConfig.__dataclass_fields__
     name = next(f"{kind}_checkpointing" for kind in KINDS if f"{kind}_checkpointing" in fields)
     checkpointing: Row = {name: training.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
@@ -166,8 +173,7 @@ def share_out(args: SFTConfig, training: Training, n_rows: int) -> None:
             f"{training.rows_at_once} × {args.world_size}; correct one of them"
         )
     args.gradient_accumulation_steps = training.batch // at_once
-    steps = math.ceil(math.ceil(n_rows / training.batch) * training.epochs)
-    args.save_steps = math.ceil(steps / training.checkpoints)
+    args.save_steps = math.ceil(training.steps(n_rows) / training.checkpoints)
 
 
 @contextmanager
@@ -189,7 +195,7 @@ def trainable(model: ChatModel, training: Training) -> Iterator[ChatModel]:
                 lora_alpha=training.alpha,
                 use_rslora=True,
                 lora_dropout=0.0,
-                target_modules=_projections(model),
+                target_modules=projections(model),
                 task_type="CAUSAL_LM",
             )
             subject = ChatModel(get_peft_model(model.twin().hf, lora), model.tokenizer, model.identity.id)
@@ -269,7 +275,7 @@ def reply_losses(model: ChatModel, rows: Sequence[Row]) -> tuple[Float[ndarray, 
     return np.concatenate(losses), np.repeat(np.arange(len(rows)), [len(loss) for loss in losses])
 
 
-def _projections(model: ChatModel) -> list[str] | str:
+def projections(model: ChatModel) -> list[str] | str:
     """The paper's seven projections where the blocks have them, else every linear layer."""
     names = {name.rsplit(".", 1)[-1] for name, _ in model.blocks.named_modules()}
     return [*PROJECTIONS] if names.issuperset(PROJECTIONS) else "all-linear"

@@ -65,7 +65,7 @@ def bake(model: ChatModel, steering: Steering, folder: Path) -> dict[str, Any]:
             model.hf.save_pretrained(scratch)
             model.tokenizer.save_pretrained(scratch)
         numbers = str(model.dtype).removeprefix("torch.")
-        baked = _logits(ChatModel.load(str(scratch), dtype=numbers, device=str(model.device)), ())
+        baked = _logits(ChatModel.load(str(scratch), dtype=numbers, device=model.placement), ())
         comparison = _compared(model, plain, wanted, baked) | {"layers": list(steering.deltas())}
         _describe(scratch, model, steering, comparison)
         scratch.rename(folder)

@@ -15,7 +15,7 @@ from personavec.data.readers import short
 from personavec.errors import VectorError
 from personavec.model.chat_model import BlockModel
 from personavec.model.identity import ModelIdentity
-from personavec.model.loading import BoundedReader
+from personavec.model.layout.gguf_files import BoundedReader
 from personavec.runs.files import replacing
 from personavec.steering.steer import Steering
 

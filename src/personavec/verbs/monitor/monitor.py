@@ -10,7 +10,7 @@ from personavec.data.dataset import Dataset
 from personavec.errors import ConfigError, VectorError
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import token_texts
-from personavec.runs.rules import Count, Free, Seed, Store, settings
+from personavec.runs.rules import Free, OptionalCount, Seed, Store, settings
 from personavec.runs.run import Run
 from personavec.steering.projection import Vectors, directions, vector_inputs, vectors_of
 from personavec.steering.vector import PersonaVector
@@ -41,7 +41,7 @@ def monitor(
     group_by: str = "",
     tokens: bool = False,
     on_error: Free[Literal["stop", "skip"]] = "stop",
-    read_tokens: Count = 1024,
+    read_tokens: Free[OptionalCount] = None,
     reasoning: Literal["out", "in"] = "out",
     system: str = "template",
     seed: Seed = 0,
@@ -63,7 +63,7 @@ def monitor(
         group_by: Limits by group: a field of the rows, or "system" for the system prompt.
         tokens: Also the projection of every token of the replies.
         on_error: Rows that cannot be used: stop at the first before anything is computed, or skip and list them.
-        read_tokens: Tokens in one forward pass.
+        read_tokens: Tokens in one forward pass; default 1,024 on a CPU, what fits on a GPU.
         reasoning: Whether a <think> block counts as part of the reply.
         system: System prompt of rows without one, see `ChatModel.render`.
         seed: Of halving the benign conversations.

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from personavec.errors import ConfigError
 from personavec.runs.result import Result
-from personavec.runs.rules import Count, Free
+from personavec.runs.rules import Count, Free, at_least
 from personavec.verbs.monitor.calibration import RATE
 from personavec.verbs.options import Engined, File, Files, Folder, Gated, Judged, Switch, bench_for, call, load_subject
 
@@ -48,8 +48,8 @@ class MonitorConfig(Gated, Judged, Engined):
     """Run folder; default runs/monitor-FILE. The same command resumes it."""
     on_error: Free[Literal["stop", "skip"]] = "stop"
     """Rows that cannot be used: stop at the first before anything is computed, or skip and list them."""
-    read_tokens: Count = 1024
-    """Tokens in one forward pass of reading; a GPU bears many more."""
+    read_tokens: Annotated[int | None, at_least(1), tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Tokens in one forward pass of reading; default 1,024 on a CPU, as many as fit on a GPU."""
     experiment: Switch = False
     """In place of FILE, the paper's test: graded system prompts and shots, projection against trait score."""
     questions: Count = 20

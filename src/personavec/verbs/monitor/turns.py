@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from torch import Tensor
 
 from personavec.data.dataset import Bad, Dataset, dataset_of
 from personavec.data.sample import Sample
@@ -16,6 +17,7 @@ from personavec.errors import DataError, ModelError
 from personavec.model.activations import by_length, token_projections
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import Span, spans
+from personavec.model.machine.limits import Limit, in_parts
 from personavec.runs.progress import stage
 from personavec.runs.run import Run
 from personavec.steering.projection import Directions
@@ -114,7 +116,7 @@ class Recordings:
     group_by: str
     tokens: bool
     on_error: Literal["stop", "skip"]
-    read_tokens: int
+    read_tokens: int | None
 
     def census(self, run: Run, data: Dataset) -> TurnCensus:
         """Look at every row before any is read; lists the unusable ones in skipped.jsonl.
@@ -216,10 +218,13 @@ def _read(recordings: Recordings, conversations: Sequence[Spoken]) -> list[TurnR
     owners = [(place, which) for place, talk in enumerate(conversations) for which in range(len(talk.sequences))]
     ids = [conversations[place].sequences[which] for place, which in owners]
     rows: dict[tuple[int, int], TurnRow] = {}
-    for batch in by_length(ids, recordings.read_tokens):
-        projections, norms = token_projections(
-            model, [ids[index] for index in batch], directions.layers, directions.units
-        )
+    limit = Limit(recordings.read_tokens) if recordings.read_tokens else model.limits.screened
+
+    def read(part: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return token_projections(model, [ids[index] for index in part], directions.layers, directions.units)
+
+    parts = (done for batch in by_length(ids, limit) for done in in_parts(batch, read, limit))
+    for batch, (projections, norms) in parts:
         if not projections.isfinite().all():
             raise ModelError(
                 f"expected finite activations, got inf or nan while reading ({model.numbers}); pass --dtype float32"

@@ -18,6 +18,7 @@ from personavec.judges.load import Bench
 from personavec.judges.scoring import learned_scales, take_scale
 from personavec.runs.progress import stage
 from personavec.runs.run import Row
+from personavec.stats.intervals import spearman_rows
 from personavec.steering.vector import PersonaVector
 from personavec.traits.load import trait_of
 from personavec.traits.trait import Trait
@@ -89,3 +90,15 @@ def _judged(samples: Sequence[Sample], judges: Mapping[str, TraitJudge], stop: b
         columns[name] = pa.array([score.value for score in scores], pa.float32())
         columns[f"{name}.why"] = pa.array([score.why for score in scores], pa.string())
     return pa.table(columns)
+
+
+def judge_figures(work: DataPass, table: Table, judged: Mapping[str, Any], whys: Row) -> Row:
+    """What the judge said of the set, and how far it correlates with the projections."""
+    return {
+        "id": work.judge,
+        "means": {name: table.mean(values).to_json() for name, values in judged.items()},
+        "unscored": whys,
+        "spearman_with_projection": {
+            name: spearman_rows(table.column(name), judged[name.split("@")[0]]).to_json() for name in table.names
+        },
+    }

@@ -22,8 +22,8 @@ from personavec.verbs.options import (
     Switch,
     Url,
     bench_for,
-    call,
     load_subject,
+    named_in,
 )
 
 
@@ -56,8 +56,10 @@ class ScreenConfig(Judging, Gated, Common):
     """Rows that cannot be used: stop at the first before anything is computed, or skip and list them."""
     turn: Literal["first", "last", "every"] = "first"
     """Which assistant turn of a conversation is screened; every: each is a row, intervals are over conversations."""
-    side: Annotated[Literal["chosen", "rejected"] | None, tyro.conf.arg(metavar="SIDE", help_behavior_hint="")] = None
-    """Of rows with a chosen and a rejected reply, which of them is screened: chosen or rejected."""
+    side: Annotated[
+        Literal["chosen", "rejected", "both"] | None, tyro.conf.arg(metavar="SIDE", help_behavior_hint="")
+    ] = None
+    """Of rows with a chosen and a rejected reply, which is screened: chosen, rejected, or both and their difference."""
     clean: Free[Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")]] = None
     """A data set that you call clean: it is screened alike, and thresholds are its percentiles."""
     keep_below: Free[
@@ -86,8 +88,8 @@ class ScreenConfig(Judging, Gated, Common):
     """What --keep-below looks at: projections, the judge's scores, either above its threshold, or only both."""
     batch_tokens: Free[Count] = 12288
     """Tokens in one batch of base replies being written, prompts included."""
-    read_tokens: Count = 1024
-    """Tokens in one forward pass of reading; a GPU bears many more."""
+    read_tokens: Annotated[int | None, at_least(1), tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Tokens in one forward pass of reading; default 1,024 on a CPU, as many as fit on a GPU."""
     reasoning: Literal["out", "in"] = "out"
     """Whether a <think> block counts as part of a reply; end-of-turn tokens never do."""
     system: str = "template"
@@ -95,7 +97,9 @@ class ScreenConfig(Judging, Gated, Common):
     ray: Free[Switch] = False
     """Screen shards in parallel with Ray Data (extra scale)."""
     workers: Free[Count] = 1
-    """With --ray: actors, one model each; each takes a GPU where there are any, else its share of the cores."""
+    """With --ray: actors, one model each."""
+    gpus_per_worker: Free[Positive] = 1.0
+    """With --ray: GPUs of an actor where there are any, .5 for two on one; else each takes its share of the cores."""
     price_per_hour: Free[
         Annotated[float | None, at_least(0), tyro.conf.arg(metavar="PRICE", help_behavior_hint="")]
     ] = None
@@ -104,8 +108,8 @@ class ScreenConfig(Judging, Gated, Common):
     def run(self) -> Result:
         """Load what is named and screen."""
         from personavec.steering.projection import load_vectors
-        from personavec.verbs.screen.screen import screen
-        from personavec.verbs.screen.selection import check_choice
+        from personavec.verbs.screen.screen import screen, screen_sides
+        from personavec.verbs.screen.selection import check_choice, check_pairs
 
         if not self.data or not self.vectors:
             raise ConfigError(
@@ -114,6 +118,8 @@ class ScreenConfig(Judging, Gated, Common):
                 "--vectors devout"
             )
         check_choice(self.cost, self.top_k, self.export_k, self.turn, self.drop, self.keep_below, self.clean)
+        if self.side == "both":
+            check_pairs(self.turn, self.plan)
         data, clean = open_dataset(self.data), open_dataset(self.clean) if self.clean else None
         load_vectors(self.vectors)  # what is wrong with them is said before the model is loaded
         model = load_subject(self)
@@ -124,4 +130,6 @@ class ScreenConfig(Judging, Gated, Common):
             "ray": partial(load_subject, self) if self.ray else False,
             "store": self.out or Path("runs") / "-".join(filter(None, ("screen", stem, self.side, self.cost))),
         }
-        return call(screen, self, model, data, self.vectors, **objects, **self.call_limits)  # type: ignore[no-any-return]
+        arguments = named_in(screen, self) | objects | {**self.call_limits}
+        function = screen_sides if self.side == "both" else screen
+        return function(model, data, self.vectors, **arguments)

@@ -1,8 +1,10 @@
-"""The shards of a screening in parallel, with Ray Data: a model in each actor, and the same parts of the table."""
+"""The shards of a screening in parallel, with Ray Data: a model in each actor, and the same parts of the table.
+
+Parts come back through Ray, so that the machines of a cluster need no folder in common.
+"""
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,8 @@ from personavec.data.dataset import Bad, Dataset
 from personavec.data.sample import Sample, Turn
 from personavec.errors import ConfigError, DataError, PersonavecError
 from personavec.model.chat_model import ChatModel
-from personavec.runs.progress import stage
+from personavec.model.machine.place import SPLIT
+from personavec.runs.progress import stage, tell
 from personavec.verbs.screen.shards import Actors, DataPass, RowReader, screen_shard, shards
 from personavec.verbs.screen.table import Table
 
@@ -24,11 +27,11 @@ Block = dict[str, Any]
 class Screener:
     """An actor: makes the model once, then screens one shard after the other."""
 
-    def __init__(self, actors: Actors, revision: str, options: Block, folder: str, threads: int) -> None:
+    def __init__(self, actors: Actors, revision: str, options: Block, threads: int, keep: bool) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._folder, self._fault = Path(folder), ""
+        self._fault = ""
         try:
             model = actors.load()
         except PersonavecError as error:
@@ -41,23 +44,23 @@ class Screener:
             )
         self._reader = RowReader(model, **options)
         self._base = actors.answer(model) if self._reader.cost == "full" else None
+        if self._base and not keep:
+            self._base.path = Path(":memory:")
 
     def __call__(self, block: Block) -> Block:
-        """Screen the shards of a block, each into its part of the table."""
-        rows = []
-        for part, text in zip(block["part"], block["rows"], strict=True):
-            samples = [Bad(**row["bad"]) if "bad" in row else Sample.of(row) for row in json.loads(text)]
-            if self._fault:
-                rows.append((0, self._fault))
-                continue
-            try:
-                table = screen_shard(self._reader, samples, self._base)
-            except DataError as error:  # with --on-error stop; the driver says it in one line
-                rows.append((0, str(error)))
-                continue
-            Table.write(self._folder, part, table)
-            rows.append((len(samples), ""))
-        return {"rows": [count for count, _ in rows], "error": [error for _, error in rows]}
+        """Screen the shards of a block, each to its part of the table."""
+        done = [self._screen(text) for text in block["rows"]]
+        return {"part": block["part"], **{name: [each[name] for each in done] for name in ("rows", "packed", "error")}}
+
+    def _screen(self, text: str) -> Block:
+        if self._fault:
+            return {"rows": 0, "packed": b"", "error": self._fault}
+        samples = [Bad(**row["bad"]) if "bad" in row else Sample.of(row) for row in json.loads(text)]
+        try:
+            packed = Table.pack(screen_shard(self._reader, samples, self._base))
+        except DataError as error:  # with --on-error stop; the driver says it in one line
+            return {"rows": 0, "packed": b"", "error": str(error)}
+        return {"rows": len(samples), "packed": packed, "error": ""}
 
 
 def by_name(model: ChatModel) -> Callable[[], ChatModel]:
@@ -73,7 +76,8 @@ def by_name(model: ChatModel) -> Callable[[], ChatModel]:
             f"expected a model that Ray's actors can load by its name, got {name} {what}; pass as ray a function that "
             "makes it, or leave ray out"
         )
-    return partial(ChatModel.load, name, dtype=str(model.dtype).removeprefix("torch."), device=model.device.type)
+    place = model.placement if model.placement == SPLIT else model.device.type
+    return partial(ChatModel.load, name, dtype=str(model.dtype).removeprefix("torch."), device=place)
 
 
 def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
@@ -94,26 +98,23 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
     folder = work.run.path("table").resolve()
     waiting = partial(_waiting, folder, work.data, work.turn)
     options = {each.name: getattr(work.reader, each.name) for each in fields(RowReader) if each.name != "model"}
-    cores = os.cpu_count() or 1
     began_here = not ray.is_initialized()
     if began_here:
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a shard is a block, else one actor would get them all
-    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
-    share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cores // actors.workers)}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if len(nodes) > 1 and work.reader.cost == "full":
+        tell(f"{len(nodes)} nodes: base replies are not kept for other runs")
+    share, threads = _share(actors, nodes)
     fresh = 0
     try:
-        done = ray.data.read_datasource(_source(waiting), override_num_blocks=1, num_cpus=0).map_batches(
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # the data may be on no other machine
+        read = ray.data.read_datasource(_source(waiting), override_num_blocks=1, num_cpus=0, label_selector=here)
+        done = read.map_batches(
             Screener,
-            fn_constructor_args=(
-                actors,
-                work.reader.model.identity.revision,
-                options,
-                str(folder),
-                max(1, cores // actors.workers),
-            ),
+            fn_constructor_args=(actors, work.reader.model.identity.revision, options, threads, len(nodes) == 1),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=actors.workers),
             **share,
@@ -122,12 +123,22 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
             for row in done.iter_rows():
                 if row["error"]:
                     raise DataError(row["error"])
+                Table.put(folder, row["part"], row["packed"])
                 fresh += row["rows"]
                 advance(row["rows"])
     finally:
         if began_here:
             ray.shutdown()
     return fresh
+
+
+def _share(actors: Actors, nodes: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], int]:
+    """What an actor takes of the machines, and its threads: all actors fit, and each fits on one machine."""
+    cores = sum(node.get("CPU", 0) for node in nodes) // actors.workers
+    threads = max(1, int(min(cores, max(node.get("CPU", 0) for node in nodes))))
+    if any(node.get("GPU") for node in nodes):
+        return {"num_gpus": actors.gpus}, threads
+    return {"num_cpus": threads}, threads
 
 
 def _waiting(folder: Path, data: Dataset, turn: Turn) -> Iterator[Any]:

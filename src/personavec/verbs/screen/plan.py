@@ -154,7 +154,7 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
     with stage("measuring speed", 2) as advance:
         list(activations(model, rows[:4], layers=layers))  # warms up
         began = time.perf_counter()
-        list(activations(model, rows, layers=layers, batch_tokens=reader.read_tokens))
+        list(activations(model, rows, layers=layers, limit=reader.limit))
         tokens = sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
         read_rate = tokens / (time.perf_counter() - began)
         advance(1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,20 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from personavec.errors import ConfigError
+from personavec.runs.progress import tell
 from personavec.runs.result import Result
 from personavec.runs.run import Row, Run
-from personavec.runs.show import interval, said
+from personavec.runs.show import higher_said, interval, said
 from personavec.stats.intervals import Interval
 from personavec.verbs.screen.flagging import SIDES, Drop, beyond, extremes, thresholds
+from personavec.verbs.screen.selection import Control
 from personavec.verbs.screen.table import Table
+from personavec.verbs.screen.verdict import direction
+
+NO_VERDICT = (
+    "raw and proxy scores only rank rows: neither side has a verdict, and the difference tells which replies lie "
+    "higher, not what training on them does; --cost sampled or full tells where each side lies"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,6 +40,8 @@ class Screening(Result):
     """Beginnings of the most extreme rows' texts, by vector."""
     tables: Run
     """Where the table lies; without a store it stays as long as this result."""
+    control: Control | None = None
+    """A mean next to the same along random directions; of a plan none."""
 
     page = "screen"
 
@@ -94,18 +105,25 @@ class Screening(Result):
     def less(self, other: "Screening") -> dict[str, Interval]:
         """How far each row scores above the same row of another screening, in the mean, by vector.
 
-        Of preferences: `screen(…, side="chosen").less(screen(…, side="rejected"))` is what training on the pairs pulls
-        toward.
+        Of preferences: `screen(…, side="chosen").less(screen(…, side="rejected"))` says which replies lie higher. What
+        is taken off both replies to a prompt is one, so every `cost` gives that difference. With raw and proxy it is no
+        verdict on a set, as neither side has one.
 
         Raises:
             ConfigError: The other is of another kind, or of other rows.
         """
+        difference = self._paired(other)
+        if not self.data["verdict_against"]:
+            tell(NO_VERDICT)
+        return difference
+
+    def _paired(self, other: "Screening") -> dict[str, Interval]:
         self._alike(other)
         ours, theirs = self.table, other.table
-        if not np.array_equal(ours.rows, theirs.rows):
+        if not (np.array_equal(ours.rows, theirs.rows) and np.array_equal(ours.conversations, theirs.conversations)):
             raise ConfigError(
-                f"expected two screenings of the same rows, got {len(ours.rows):,} and {len(theirs.rows):,}; screen "
-                "both sides of one data set"
+                f"expected two screenings of the same rows, got {len(ours.rows):,} and {len(theirs.rows):,}, or other "
+                "ones; screen both sides of one data set"
             )
         both = ours.good & theirs.good
         return {name: ours.mean(np.where(both, ours.column(name) - theirs.column(name), np.nan)) for name in ours.names}
@@ -133,3 +151,51 @@ class Screening(Result):
             shown["dropped"] = f"{flags['dropped']:,} ({flags['drop']} side)"
             shown |= {f"kept, although {number}": hint for number, hint in enumerate(flags["hints"], 1)}
         return [*shown.items()]
+
+
+@dataclass(frozen=True, repr=False)
+class BothSides(Result):
+    """Preferences along persona vectors: each side by itself, and how far chosen replies lie above rejected ones."""
+
+    chosen: Screening
+    rejected: Screening
+    difference: Mapping[str, Interval]
+    """Chosen less rejected, paired by row, by vector."""
+
+    page = "sides"
+
+    @classmethod
+    def of(cls, chosen: Screening, rejected: Screening) -> "BothSides":
+        """Put two screenings of one data set next to each other."""
+        difference = chosen._paired(rejected)
+        move = chosen.table.mean_move() - rejected.table.mean_move()
+        figures: Row = {}
+        for name, mean in difference.items():
+            control = chosen.control(name, mean.mean, move) if chosen.control else {"beyond": False}
+            higher = {"toward": "chosen", "against": "rejected"}.get(direction(mean, control), "neither")
+            figures[name] = mean.to_json() | {"random_control": control, "higher": higher}
+        shared = {key: chosen.data[key] for key in ("data", "cost", "rows", "model", "vectors", "layers", "estimate")}
+        skipped = int((~(chosen.table.good & rejected.table.good)).sum())
+        caveat = None if chosen.data["verdict_against"] else NO_VERDICT
+        sides = {"chosen": chosen.to_dict(), "rejected": rejected.to_dict()}
+        return cls(
+            {"out": None, **shared, "skipped": skipped, "difference": figures, "caveat": caveat, **sides},
+            chosen,
+            rejected,
+            difference,
+        )
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the page, and each side's in a folder of its own beside it; see `Result.report`."""
+        folder = self.place(path)
+        for side, shown in (("chosen", self.chosen), ("rejected", self.rejected)):
+            shown.report(folder / side)
+        return super().report(folder)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What says most."""
+        data = self.data
+        shown = {"data": data["data"], "pairs": f"{data['rows']:,}", "skipped": f"{data['skipped']:,}"}
+        for name, mean in data["difference"].items():
+            shown[f"{name}, chosen less rejected"] = f"{interval(mean, 3)}, {higher_said(mean['higher'])}"
+        return [*shown.items(), *[("but", data["caveat"])] * bool(data["caveat"])]

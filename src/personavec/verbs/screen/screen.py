@@ -9,31 +9,29 @@ from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 
-from personavec.data.dataset import Dataset, PreferredSide, dataset_of
+from personavec.data.dataset import Dataset, dataset_of
+from personavec.data.preferences import SIDES, PreferredSide, Side
 from personavec.data.sample import Turn
-from personavec.data.shapes import Side
 from personavec.errors import ConfigError, DataError
 from personavec.judges.load import Bench, load_bench
-from personavec.model.activations import read_rows
 from personavec.model.chat_model import ChatModel
 from personavec.model.endpoint import CallLimits
 from personavec.runs.files import sha256
 from personavec.runs.progress import stage, tell
 from personavec.runs.rules import Count, Free, OptionalCount, Positive, Seed, Store, at_least, between, settings
 from personavec.runs.run import Row, Run
-from personavec.stats.intervals import Interval, spearman_rows
-from personavec.stats.nulls import against, covariance_directions
-from personavec.steering.projection import RANDOM, Vectors, directions, load_vectors, names_of
+from personavec.stats.intervals import Interval
+from personavec.steering.projection import Vectors, directions, load_vectors, names_of
 from personavec.steering.rollouts import Reasoning
 from personavec.traits.load import load_trait
 from personavec.traits.trait import Trait
 from personavec.verbs.screen import selection
 from personavec.verbs.screen.base_replies import BaseReplies, open_base_replies
 from personavec.verbs.screen.flagging import Drop, histogram
-from personavec.verbs.screen.judge_rows import judge_rows, load_judges
+from personavec.verbs.screen.judge_rows import judge_figures, judge_rows, load_judges
 from personavec.verbs.screen.parallel import by_name, screen_in_parallel
 from personavec.verbs.screen.plan import SIZES, Census, estimate, measure, predicted, take_census
-from personavec.verbs.screen.result import Screening
+from personavec.verbs.screen.result import BothSides, Screening
 from personavec.verbs.screen.sampled import Differences, sample_differences, top_differences
 from personavec.verbs.screen.shards import (
     COLUMNS,
@@ -44,17 +42,14 @@ from personavec.verbs.screen.shards import (
     DataPass,
     OnError,
     RowReader,
-    encode,
     screen_shard,
     shards,
 )
 from personavec.verbs.screen.table import Table
-from personavec.verbs.screen.verdict import Control, verdicts
+from personavec.verbs.screen.verdict import random_control, verdicts
 
 Rows = str | Path | Iterable[Mapping[str, Any]] | Dataset
 FEW_SKEWED = "its interval covers less than 95%, so pass a smaller --precision"
-COVARIANCE_ROWS = 200
-"""Random rows that are read again for the covariance of replies."""
 
 
 def screen(
@@ -80,11 +75,12 @@ def screen(
     base_url: str | None = None,
     max_new_tokens: Count = 64,
     batch_tokens: Free[Count] = 12288,
-    read_tokens: Count = 1024,
+    read_tokens: Free[OptionalCount] = None,
     reasoning: Reasoning = "out",
     system: str = "template",
     ray: Free[bool | Callable[[], ChatModel]] = False,
     workers: Free[Count] = 1,
+    gpus_per_worker: Free[Positive] = 1.0,
     plan: Free[bool] = False,
     price_per_hour: Free[Annotated[float | None, at_least(0)]] = None,
     seed: Seed = 0,
@@ -118,12 +114,13 @@ def screen(
         base_url: Server of openai:MODEL.
         max_new_tokens: Longest base reply.
         batch_tokens: Tokens in one batch of base replies, prompts included.
-        read_tokens: Tokens in one forward pass of reading.
+        read_tokens: Tokens in one forward pass of reading; default 1,024 on a CPU, what fits on a GPU.
         reasoning: Whether a <think> block counts as part of a reply.
         system: System prompt of rows that have none: template, none, or a text.
         ray: Screen in parallel with Ray. True loads the model again by its name in every actor, without what was
             changed in it since; a function makes it there.
         workers: With ray: how many actors.
+        gpus_per_worker: With ray, where there are GPUs: how many, or what part of one, an actor takes.
         plan: Only estimate costs.
         price_per_hour: Of this machine, for the estimates.
         seed: Of everything random.
@@ -145,7 +142,7 @@ def screen(
     rows = dataset_of(data)
     reference = None if clean is None else dataset_of(clean, "clean rows in memory")
     if side:
-        rows, reference = PreferredSide.of(rows, side), reference and PreferredSide.of(reference, side)
+        rows, reference = PreferredSide.of(rows, side), reference and PreferredSide.of(reference, side, others=True)
     loaded = load_vectors(vectors)
     for vector in loaded.values():
         vector.check_model(model.identity)
@@ -179,7 +176,7 @@ def screen(
     base = answer(model)
     run = Run.open(store, chosen | {"judge": judged_by}, inputs)
     reader = RowReader(model, read, cost, on_error, max_new_tokens, read_tokens, reasoning, system)
-    actors = Actors(load, answer, workers) if load else None
+    actors = Actors(load, answer, workers, gpus_per_worker) if load else None
     work = DataPass(rows, run, reader, base, turn, seed, judged_by, judges, actors)
     wanted = selection.Selection(keep_below, drop, flag_by, export_k, top_k)
 
@@ -209,7 +206,39 @@ def screen(
     run.complete(result, began, "plan.json" if plan else "result.json")
     means = {name: _set_mean(screened.table, name, screened.differences) for name in work.names} if screened else {}
     scores = screened.reference.scores if screened and screened.reference else {}
-    return Screening(result, means, scores, texts, run.part("table") if screened else Run(run.folder))
+    control, tables = (screened.control, run.part("table")) if screened else (None, Run(run.folder))
+    return Screening(result, means, scores, texts, tables, control)
+
+
+def screen_sides(
+    model: ChatModel, data: Rows, vectors: Vectors, *, clean: Rows | None = None, store: Store = None, **options: Any
+) -> BothSides:
+    """Screen both sides of preferences, and tell how far chosen replies lie above rejected ones, paired by row.
+
+    Args:
+        model: As `screen` takes it.
+        data: Rows of a chosen and a rejected reply.
+        vectors: As `screen` takes them.
+        clean: Data that you call clean; of preferences the same side as of the data.
+        store: Each side is kept in a folder of its own in there, as `screen` keeps it.
+        options: Those of `screen`, which hold for both sides.
+
+    Raises:
+        PersonavecError: Bad input; what was done so far stays in the store.
+    """
+    began = time.monotonic()
+    selection.check_pairs(options.get("turn", "first"), options.get("plan", False))
+    options |= {"clean": None if clean is None else dataset_of(clean, "clean rows in memory")}
+    rows = dataset_of(data)
+    run = Run.open(store, {"side": "both"})
+    folders = {side: run.path(side) if run.kept else None for side in SIDES}
+    chosen, rejected = (
+        screen(model, rows, vectors, **options | {"side": side, "store": folders[side]}) for side in SIDES
+    )
+    both = BothSides.of(chosen, rejected)
+    result = {**both.data, "out": run.shown()}
+    run.complete(result, began)
+    return dataclasses.replace(both, data=result)
 
 
 def _trait_input(trait: Trait | str | Path) -> tuple[str, str]:
@@ -236,7 +265,7 @@ def _screen(
             tell(f"{name}: few rows hold much of the mean (skewness {differences.skewness[name]:.1f}); {FEW_SKEWED}")
     work.run.write_rows("skipped.jsonl", [*table.errors(), *(differences.missing if differences else ())])
     means = {name: _set_mean(table, name, differences) for name in names}
-    control = _random_control(work, table)
+    control = random_control(work, table)
     move = table.mean_move() if differences is None else differences.move
     controls = {name: control(name, mean.mean, move) for name, mean in means.items()}
     result: Row = {
@@ -265,12 +294,12 @@ def _screen(
     result["length_matched"] = {name: mean.to_json() for name, mean in matched.items()} or None
     result["sampled"] = differences.to_json() if differences else None
     judged, whys = judge_rows(work, table) if work.judges else ({}, {})
-    result["judge"] = _judge_figures(work, table, judged, whys) if work.judges else None
+    result["judge"] = judge_figures(work, table, judged, whys) if work.judges else None
     reference = _reference(work, clean) if clean else None
     result |= verdicts(cost, table, means, controls, reference, control)
     clean_scores = reference.scores if reference else {}
     result["distributions"] = {name: histogram(table.column(name), clean_scores.get(name)) for name in names}
-    screened = selection.Screened(work, table, differences, judged, reference, result["verdict"])
+    screened = selection.Screened(work, table, differences, judged, reference, result["verdict"], control)
     return screened, result | selection.select(screened, wanted)
 
 
@@ -329,22 +358,6 @@ def _set_mean(table: Table, name: str, differences: Differences | None) -> Inter
     return table.mean(table.column(name))
 
 
-def _random_control(work: DataPass, table: Table) -> Control:
-    """A mean next to the same along random directions with the covariance of the replies: what a set does to any.
-
-    Activations vary along few dimensions, and those are where any data set moves them: next to directions drawn every
-    way alike most that mean nothing would stand out.
-    """
-    read, rng = work.reader.directions, np.random.default_rng(work.seed)
-    good = np.flatnonzero(table.good)
-    chosen = set(rng.permutation(good)[:COVARIANCE_ROWS].tolist())
-    rows = [encode(work.reader, sample) for sample in work.samples() if sample.row in chosen]
-    activations = read_rows(work.reader.model, rows, "response avg", read.read_layers, "how replies vary")
-    drawn = covariance_directions(RANDOM, activations.swapaxes(0, 1), rng)
-    at = {name: read.read_layers.index(layer) for name, layer in zip(read.names, read.layers, strict=True)}
-    return lambda name, mean, move: against(mean, drawn[at[name]] @ move[at[name]])
-
-
 def _reference(work: DataPass, clean: Dataset) -> selection.Reference:
     """The clean data set screened and judged alike, in a folder inside the run."""
     part = work.run.part(f"clean-{Run.digest(clean.fingerprint())}")
@@ -365,15 +378,3 @@ def _reference(work: DataPass, clean: Dataset) -> selection.Reference:
             "skipped_by_reason": dict(table.reasons().most_common(20)),
         },
     )
-
-
-def _judge_figures(work: DataPass, table: Table, judged: Mapping[str, Any], whys: Row) -> Row:
-    """What the judge said of the set, and how far it correlates with the projections."""
-    return {
-        "id": work.judge,
-        "means": {name: table.mean(values).to_json() for name, values in judged.items()},
-        "unscored": whys,
-        "spearman_with_projection": {
-            name: spearman_rows(table.column(name), judged[name.split("@")[0]]).to_json() for name in table.names
-        },
-    }

@@ -2,10 +2,10 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -23,6 +23,8 @@ from personavec.verbs.screen.shards import DataPass
 from personavec.verbs.screen.table import Table
 
 Columns = Mapping[str, Float[ndarray, " row"]]
+Control = Callable[[str, float, Float[ndarray, "layer d_model"]], dict[str, Any]]
+"""A mean along a vector next to the same mean along random directions, of what the rows moved."""
 
 SHOWN, LONGEST_EXAMPLE = 10, 600
 """Extreme rows of each side that the report shows, and characters of each text."""
@@ -70,6 +72,7 @@ class Screened:
     reference: Reference | None
     verdict: Mapping[str, str | None]
     """Of the set, by vector."""
+    control: Control
 
     def ranked(self, name: str) -> Float[ndarray, " row"]:
         """What extremes are taken from."""
@@ -137,6 +140,18 @@ def check_choice(
         raise ConfigError(f"expected --keep-below or --clean with --drop {drop}, got neither; pass one")
     if drop == "both" and keep_below is not None and keep_below <= 50:
         raise ConfigError(f"expected --keep-below above 50 with --drop both, got {keep_below:g}; no row would be kept")
+
+
+def check_pairs(turn: str, plan: bool) -> None:
+    """Check options of a screening of both sides of preferences.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
+    if turn == "every":
+        raise ConfigError("expected --turn first or last with --side both, whose rows are pairs of replies, got every")
+    if plan:
+        raise ConfigError("expected --side chosen or rejected with --plan, got both; both take about twice that")
 
 
 def _whole(table: Table, rows: Bool[ndarray, " row"], *, every: bool) -> Bool[ndarray, " conversation"]:

@@ -21,6 +21,7 @@ from personavec.model.activations import activations, branches, by_length
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import response_of
 from personavec.model.endpoint import Failure
+from personavec.model.machine.limits import Limit, in_parts
 from personavec.runs.run import Row, Run
 from personavec.steering.generate import Reply
 from personavec.steering.projection import Directions
@@ -56,8 +57,8 @@ class RowReader:
     on_error: OnError = "stop"
     max_new_tokens: int = 64
     """Of base replies, for which the context must have room."""
-    read_tokens: int = 1024
-    """In one forward pass."""
+    read_tokens: int | None = None
+    """In one forward pass; None for what the model's device bears."""
     reasoning: Reasoning = "out"
     system: str = "template"
 
@@ -65,6 +66,11 @@ class RowReader:
     def answered(self) -> bool:
         """Whether base replies are written to rows."""
         return self.cost in WITH_BASE
+
+    @property
+    def limit(self) -> Limit:
+        """Tokens of a pass."""
+        return Limit(self.read_tokens) if self.read_tokens else self.model.limits.screened
 
     def reply_start(self, prompt: Sequence[int], reply: Sequence[int]) -> int:
         """How many of the first tokens of a reply do not count."""
@@ -80,6 +86,8 @@ class Actors:
     answer: Callable[[ChatModel], BaseReplies]
     """Makes the store of base replies there."""
     workers: int = 1
+    gpus: float = 1.0
+    """Of each, where there are any."""
 
 
 @dataclass(frozen=True)
@@ -237,14 +245,17 @@ def prompt_kind(prompt: str) -> str:
 def _read(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
     """Means over replies and the last prompt tokens, in one pass."""
     layers = reader.directions.read_layers
-    return activations(reader.model, rows, ("response avg", "prompt last"), layers, batch_tokens=reader.read_tokens)
+    return activations(reader.model, rows, ("response avg", "prompt last"), layers, limit=reader.limit)
 
 
 def _contrasted(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
     """The same with the base reply, the prompt read once for both: spans as `READ` names them."""
     lengths = [max(len(row["response_ids"]), len(row["base_ids"])) + len(row["prompt_ids"]) for row in rows]
-    for batch in by_length([range(length) for length in lengths], reader.read_tokens / 2):
-        yield batch, _contrast(reader, [rows[i] for i in batch])
+    limit = reader.limit
+    half = Limit(limit.most / 2)
+    for batch in by_length([range(length) for length in lengths], half):
+        for part, means in in_parts(batch, lambda part: _contrast(reader, [rows[i] for i in part]), limit, half):
+            yield [*part], means
 
 
 def _contrast(reader: RowReader, rows: Sequence[Row]) -> Tensor:

@@ -36,10 +36,22 @@ class Table:
         return (folder / f"{part}.parquet").is_file()
 
     @staticmethod
+    def pack(table: Any) -> bytes:
+        """A part as the bytes of its file."""
+        packed = pa.BufferOutputStream()
+        pq.write_table(table, packed, compression="zstd")
+        return bytes(packed.getvalue())
+
+    @staticmethod
     def write(folder: Path, part: str, table: Any) -> None:
         """Write a part, atomically."""
+        Table.put(folder, part, Table.pack(table))
+
+    @staticmethod
+    def put(folder: Path, part: str, packed: bytes) -> None:
+        """Write the bytes of a part, atomically."""
         with replacing(folder / f"{part}.parquet") as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+            temporary.write_bytes(packed)
 
     @cached_property
     def parts(self) -> list[Path]:

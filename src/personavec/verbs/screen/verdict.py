@@ -1,21 +1,24 @@
 """What may be said of a whole data set: on which side of zero, or of a clean set, it lies along each vector."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from jaxtyping import Float
-from numpy import ndarray
+import numpy as np
 
+from personavec.model.activations import read_rows
 from personavec.runs.run import Row
 from personavec.stats.intervals import Interval
+from personavec.stats.nulls import against, covariance_directions
 from personavec.stats.populations import streamed_difference
-from personavec.verbs.screen.selection import Reference
+from personavec.steering.projection import RANDOM
+from personavec.verbs.screen.selection import Control, Reference
+from personavec.verbs.screen.shards import DataPass, encode
 from personavec.verbs.screen.table import Table
 
 BASE = "the base model's replies"
+COVARIANCE_ROWS = 200
+"""Random rows that are read again for the covariance of replies."""
 
-Control = Callable[[str, float, Float[ndarray, "layer d_model"]], dict[str, Any]]
-"""A mean along a vector next to the same mean along random directions, of what the rows moved."""
 Direction = Literal["toward", "against", "neither"]
 
 
@@ -62,3 +65,19 @@ def verdicts(
         found[name] = direction(difference, control)
         differences[name] = difference.to_json() | {"random_control": control}
     return {"verdict": found, "verdict_against": clean.name, "difference_from_clean": differences}
+
+
+def random_control(work: DataPass, table: Table) -> Control:
+    """A mean next to the same along random directions with the covariance of the replies: what a set does to any.
+
+    Activations vary along few dimensions, and those are where any data set moves them: next to directions drawn every
+    way alike most that mean nothing would stand out.
+    """
+    read, rng = work.reader.directions, np.random.default_rng(work.seed)
+    good = np.flatnonzero(table.good)
+    chosen = set(rng.permutation(good)[:COVARIANCE_ROWS].tolist())
+    rows = [encode(work.reader, sample) for sample in work.samples() if sample.row in chosen]
+    activations = read_rows(work.reader.model, rows, "response avg", read.read_layers, "how replies vary")
+    drawn = covariance_directions(RANDOM, activations.swapaxes(0, 1), rng)
+    at = {name: read.read_layers.index(layer) for name, layer in zip(read.names, read.layers, strict=True)}
+    return lambda name, mean, move: against(mean, drawn[at[name]] @ move[at[name]])

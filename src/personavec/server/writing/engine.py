@@ -15,12 +15,13 @@ from transformers import DynamicCache
 from personavec.errors import PersonavecError, SteeringOverflow
 from personavec.model.chat_model import ChatModel
 from personavec.model.kv_cache import Slots, States, check_served, continued, states_of, using
+from personavec.model.machine.limits import habits
 from personavec.model.sampling import Sampling
 from personavec.server.api.forms import JsonForm
 from personavec.server.limits import LOG
-from personavec.server.prefixes import BLOCK, Block, Prefixes, Reading
 from personavec.server.reply import Finish, Logprobs, News, RunningReply
-from personavec.steering.generate import Watch, draw, uniforms, watching
+from personavec.server.writing.prefixes import BLOCK, Block, Prefixes, Reading
+from personavec.steering.generate import Watch, check_finite, draw, uniforms, watching
 from personavec.steering.steer import Steering, steer
 
 READ_TOKENS = 1024
@@ -240,8 +241,9 @@ class Engine:
         kept = [max(0, length - tail) for length in lengths]
         cache = DynamicCache()
         if any(kept):
-            before = _fill(cache, known, kept).to(mask)
-            ids, mask = ids[:, 1:], torch.cat([before, mask[:, 1:]], dim=1)
+            padding = habits(self.model.device).padding
+            before = _fill(cache, known, kept, padding).to(mask)
+            ids, mask = ids[:, padding:], torch.cat([before, mask[:, padding:]], dim=1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         watch, places = _watched(first)
         with steer(self.model, [job.steering for job in first], lengths), watching(self.model, watch) as seen:
@@ -311,7 +313,9 @@ class Engine:
             numbers = torch.tensor([jobs[row].numbers[len(jobs[row].reply.ids)] for row in rows], device=logits.device)
             drawn_from = logits if len(rows) == len(jobs) else logits[rows]
             try:
-                tokens = draw(drawn_from, numbers, jobs[rows[0]].sampling).tolist()
+                drawn = draw(drawn_from, numbers, jobs[rows[0]].sampling).cpu()
+                check_finite(drawn)
+                tokens = drawn.tolist()
             except Exception as error:  # nobody else is drawn like these
                 for row in rows:
                     jobs[row].end("error", reason(error))
@@ -352,12 +356,14 @@ class Engine:
                 self._jobs.pop()
 
 
-def _fill(cache: DynamicCache, known: Sequence[list[Block]], kept: Sequence[int]) -> Int[Tensor, "rows columns"]:
+def _fill(
+    cache: DynamicCache, known: Sequence[list[Block]], kept: Sequence[int], padding: int
+) -> Int[Tensor, "rows columns"]:
     """Put the first tokens of every row into an empty cache, as many as are kept; returns their mask.
 
-    They end in the last column, and the first one is always padding, see `ChatModel.tensor`.
+    They end in the last column, and before the longest is as much padding as `Habits` has.
     """
-    columns = max(kept) + 1
+    columns = max(kept) + padding
     first = next(path[0] for path in known if path)
     for layer, like in enumerate(first.states):
         keys, values = (part.new_zeros((len(kept), len(part), columns, part.shape[2])) for part in like)

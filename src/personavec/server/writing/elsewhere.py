@@ -11,11 +11,11 @@ from typing import Any
 
 from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
-from personavec.model.engines.servers import Away, Server
+from personavec.model.engines.servers import Away, ModelServer
 from personavec.model.engines.vllm import VllmEngine
-from personavec.server.engine import STUCK, Full, Job, reason
-from personavec.server.prefixes import Prefixes
 from personavec.server.reply import Logprobs
+from personavec.server.writing.engine import STUCK, Full, Job, reason
+from personavec.server.writing.prefixes import Prefixes
 from personavec.steering.orders import make_orders
 
 LOOK = 0.05
@@ -54,7 +54,7 @@ class RemoteEngine:
         self._jobs: set[Job] = set()
         self._lock, self._closing = threading.Lock(), False
         self._loop = asyncio.new_event_loop()
-        self._servers: list[Server] = []
+        self._servers: list[ModelServer] = []
         self._load: Counter[str] = Counter()
         self._away: set[str] = set()
         self._room = asyncio.Semaphore(rows)
@@ -143,7 +143,7 @@ class RemoteEngine:
             ModelError: All of them are away, or one went in the middle of the reply.
         """
         if not self._servers:
-            self._servers = [Server(url) for url in self._elsewhere.servers.urls]
+            self._servers = [ModelServer(url) for url in self._elsewhere.servers.urls]
         failed: Away | None = None
         for server in sorted(self._servers, key=lambda each: (each.url in self._away, self._load[each.url])):
             self._load[server.url] += 1
@@ -162,7 +162,7 @@ class RemoteEngine:
                 self._load[server.url] -= 1
         raise ModelError(f"expected a server that writes the reply, got none ({failed}); ask again later")
 
-    async def _write(self, job: Job, server: Server) -> None:
+    async def _write(self, job: Job, server: ModelServer) -> None:
         """One reply by one server."""
         reply, name = job.reply, uuid.uuid4().hex
         (order,) = make_orders([(job.prompt, job.steering, job.seed)])
@@ -184,11 +184,11 @@ class RemoteEngine:
             raise Away(f"a reply that ended by {ended}")
         if not ended:  # a stop text, of which servers know nothing
             await self._read(job, server, name)
-        whole = len(reply.ids) + (reply.finish == "stop")
-        del reply.read[whole:]
+        # what was read to draw each token, an end of turn included; where steps overlap there may be more
+        del reply.read[len(reply.ids) + (token in self.model.stop_ids) :]
         job.tell(reply.news())
 
-    async def _read(self, job: Job, server: Server, name: str) -> None:
+    async def _read(self, job: Job, server: ModelServer, name: str) -> None:
         """Take over the projections of a reply that is over; none if its server has lost them."""
         for pause in LATE if job.watch else ():
             await asyncio.sleep(pause)
