@@ -132,6 +132,7 @@ def test_a_public_class_has_a_name_of_its_own() -> None:
 def test_tests_mirror_the_rooms() -> None:
     folders = {path.relative_to(ROOT / "tests").parent.as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
     rooms = {path.parent.relative_to(SOURCE).as_posix() for path in FILES} | {"."}
+    folders = {"vllm" if folder == "vllm_plugin" else folder for folder in folders}  # a folder vllm could be imported
     assert folders <= rooms, folders - rooms
 
 

@@ -8,7 +8,8 @@ from support import tiny
 
 from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
-from personavec.model.loading import load, pick_device, pick_dtype
+from personavec.model.loading import load
+from personavec.model.machine.place import pick_device, pick_dtype
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0}

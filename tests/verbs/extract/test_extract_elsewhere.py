@@ -99,6 +99,7 @@ def test_an_extraction_is_the_same(
     assert all(double.calls for double in servers) and any(double.accepted for double in servers)
 
 
+@pytest.mark.slow  # three processes that import torch, one after the other
 def test_a_killed_client_goes_on_reply_by_reply(
     chat: ChatModel, servers: list[Double], warm: Path, here: Path, tmp_path: Path
 ) -> None:

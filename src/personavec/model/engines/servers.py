@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import resource
 import threading
 import time
 from collections import Counter
@@ -193,6 +192,10 @@ class Servers:
 
 def _room(connections: int) -> float:
     """Share of so many connections that this process may have; its limit of open files is raised as far as it can."""
+    try:
+        import resource
+    except ImportError:  # Windows counts no connections
+        return 1.0
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_FILES
     if 0 <= limit < wanted:

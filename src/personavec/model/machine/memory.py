@@ -4,7 +4,6 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -72,6 +71,8 @@ def free_memory(device: torch.device) -> float:
     """Bytes that are free on a device."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
+    import psutil  # takes a while, and few need it
+
     return float(psutil.virtual_memory().available)
 
 
