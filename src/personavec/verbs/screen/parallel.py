@@ -134,8 +134,9 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
 
 def _share(actors: Actors, nodes: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], int]:
     """What an actor takes of the machines, and its threads: all actors fit, and each fits on one machine."""
-    cores = sum(node.get("CPU", 0) for node in nodes) // actors.workers
-    threads = max(1, int(min(cores, max(node.get("CPU", 0) for node in nodes))))
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    fitting = (size for size in range(1, max(cores) + 1) if sum(each // size for each in cores) >= actors.workers)
+    threads = max(fitting, default=1)
     if any(node.get("GPU") for node in nodes):
         return {"num_gpus": actors.gpus}, threads
     return {"num_cpus": threads}, threads
