@@ -106,8 +106,32 @@ class Manners:
 FAULTS = ("429", "500", "503", "slow", "broken", "garbled", "shapeless")
 
 
+class Listening:
+    """An app that is served in a thread of its own, at the same port again after a stop."""
+
+    port: int = 0
+
+    def _listen(self, app: FastAPI) -> None:
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=self.port, log_level="critical", timeout_graceful_shutdown=1, backlog=2048
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + 20
+        while not self._server.started:
+            assert self._thread.is_alive() and time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
 @dataclass
-class Server:
+class Server(Listening):
     """The server in a thread of its own."""
 
     brain: Brain
@@ -127,23 +151,8 @@ class Server:
     def start(self) -> "Server":
         app = FastAPI()
         app.post("/v1/chat/completions")(self._complete)
-        config = uvicorn.Config(
-            app, host="127.0.0.1", port=self.port, log_level="critical", timeout_graceful_shutdown=1
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        deadline = time.monotonic() + 20
-        while not self._server.started:
-            assert self._thread.is_alive() and time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.01)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+        self._listen(app)
         return self
-
-    def stop(self) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join(20)
-        assert not self._thread.is_alive()
 
     async def _complete(self, request: Request) -> Response:
         body = await request.json()

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from support.served import Listening
 
 import personavec
 from personavec.model.chat_model import ChatModel
@@ -59,7 +59,7 @@ class Manners:
 
 
 @dataclass
-class Double:
+class Double(Listening):
     """The server, in a thread of its own."""
 
     model: ChatModel
@@ -88,23 +88,8 @@ class Double:
             app.get("/v1/personavec/vectors")(self._introduce)
             app.post("/v1/personavec/vectors")(self._accept)
             app.post("/v1/personavec/readings")(self._fetch)
-        config = uvicorn.Config(
-            app, host="127.0.0.1", port=self.port, log_level="critical", timeout_graceful_shutdown=1, backlog=2048
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        deadline = time.monotonic() + 20
-        while not self._server.started:
-            assert self._thread.is_alive() and time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.01)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+        self._listen(app)
         return self
-
-    def stop(self) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join(20)
-        assert not self._thread.is_alive()
 
     @property
     def _all(self) -> dict[str, PersonaVector]:
