@@ -54,6 +54,7 @@ VALID: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": TURNS, "max_tokens": 2, "tools": [], "user": "u", "stream_options": {"include_usage": True}}),
     (LEGACY, {"prompt": ["Once", "Twice"], "max_tokens": 2, "logprobs": 2, "echo": False, "best_of": 1}),
     (LEGACY, {"prompt": [5, 6, 7], "max_tokens": 2, "stream": True, "presence_penalty": 0}),
+    (LEGACY, {"prompt": [[5, 6, 7], [8]], "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}),
 ]
 FIELDS = sorted(
     {name for _, body in VALID for name in body} | {"role", "content", "type", "text", "vector", "dose", "op"}

@@ -76,7 +76,6 @@ def test_bodies_of_clients_are_answered(server: Client, name: str) -> None:
     [
         ("chat/completions", {"messages": CHAT, "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ("chat/completions", {"messages": CHAT, "response_format": {"type": "json_object"}}, "response_format"),
-        ("completions", {"prompt": [[40]], "max_tokens": 1, "logprobs": 1, "echo": True}, "echo"),
         ("completions", {"prompt": "Hi", "best_of": 3}, "best_of"),
         ("completions", {"prompt": "Hi", "best_of": 3, "n": 2}, "best_of"),
         ("completions", {"prompt": "Hi", "suffix": "x"}, "suffix"),

@@ -193,6 +193,27 @@ def test_log_probabilities_first_to_last(front: serving.Client) -> None:
     assert all(each["top_logprobs"][0]["logprob"] == -0.25 for each in told)
 
 
+@pytest.mark.parametrize("persona", [{}, {"steering": [{"vector": "tiny", "coef": 1.0, "positions": "all"}]}])
+@pytest.mark.parametrize("most", [0, 1])
+def test_prompts_are_scored_there(
+    front: serving.Client, server: serving.Client, persona: dict[str, Any], most: int
+) -> None:
+    asked: dict[str, Any] = {"messages": None, "prompt": ["Hi there", "Once"], "echo": True, "logprobs": 2}
+    asked |= {"max_tokens": most, "temperature": 0, "persona": persona | {"watch": ["tiny"]}}
+    one, two = (good(client.ask("/v1/completions", **asked))["choices"] for client in (server, front))
+    for here, there in zip(one, two, strict=True):
+        assert here["text"] == there["text"]
+        size = len(here["logprobs"]["tokens"]) - most
+        for name in ("tokens", "text_offset"):
+            assert here["logprobs"][name] == there["logprobs"][name]
+        mine, theirs = (each["logprobs"]["token_logprobs"][1:size] for each in (here, there))
+        assert mine == pytest.approx(theirs, abs=1e-4) and len(mine) >= 3
+        tops = [[sorted(at.values()) for at in each["logprobs"]["top_logprobs"][1:size]] for each in (here, there)]
+        assert all(a == pytest.approx(b, abs=1e-4) for a, b in zip(*tops, strict=True))
+        read = [each["persona"]["projections"]["tiny"]["prompt_last"] for each in (here, there)]
+        assert read[0] == pytest.approx(read[1], abs=1e-4)
+
+
 def test_servers_share_the_replies_and_stand_in_for_one_another(
     front: serving.Client, doubles: list[Streaming]
 ) -> None:

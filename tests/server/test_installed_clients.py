@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 from support.serving import Process
 
+from personavec.model.chat_model import ChatModel
+from personavec.model.logits import reply_logprobs
+
 TURNS = [("system", "Be kind."), ("user", "Hi there")]
 STEERED = {"persona": {"steering": [{"vector": "tiny", "dose": 0.2}]}}
 
 
 @pytest.fixture
 def running(options: dict[str, Any]) -> Iterator[Process]:
-    process = Process(options, "--max-tokens", "200")
+    process = Process(options, "--max-tokens", "200", "--dtype", "float32")
     yield process
     assert process.stop()[0] == 0
 
@@ -62,6 +65,25 @@ def test_litellm(running: Process, options: dict[str, Any], monkeypatch: pytest.
     assert len(told.choices) == 2
     with pytest.raises(litellm.BadRequestError, match="expected temperature"):
         litellm.completion(**chat | {"temperature": 5})
+
+
+def test_lm_eval(running: Process, options: dict[str, Any]) -> None:
+    """Its tasks of likelihoods: what it computes from answers is what the model says."""
+    pytest.importorskip("lm_eval", reason="needs the extra eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    asked = LocalCompletionsAPI(
+        base_url=f"{running.url}/v1/completions", model=options["model"], tokenizer=options["model"], batch_size=2
+    )
+    model = ChatModel.load(options["model"], dtype="float32", device="cpu")
+    pairs = [("Hi there", " Anna"), ("Once upon", " a time"), ("x", "y"), ("Once upon", " another")]
+    told = asked.loglikelihood([Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)])
+    for (context, more), (value, greedy) in zip(pairs, told, strict=True):
+        prompt, whole = asked.tok_encode(context), asked.tok_encode(context + more)
+        (logprobs,) = reply_logprobs(model, [tuple(prompt)], [tuple(whole[len(prompt) :])])
+        assert value == pytest.approx(logprobs.sum().item(), abs=1e-3)
+        assert greedy is False
 
 
 def test_the_official_javascript_client(running: Process) -> None:

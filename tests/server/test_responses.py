@@ -108,6 +108,34 @@ def test_the_official_client(server: Client) -> None:
         create(model=model, input=TEXT, previous_response_id=whole.id)
 
 
+LOGPROBS = "message.output_text.logprobs"
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"), [({"include": [LOGPROBS]}, 0), ({"include": [LOGPROBS], "top_logprobs": 3}, 3)]
+)
+def test_log_probabilities_are_those_of_the_same_chat(server: Client, fields: Any, most: int) -> None:
+    chat = good(server.ask(logprobs=True, top_logprobs=most))["choices"][0]["logprobs"]["content"]
+    assert good(ask(server, top_logprobs=3))["output"][0]["content"][0]["logprobs"]
+    told = good(ask(server, **fields))
+    assert told["output"][0]["content"][0]["logprobs"] == chat and told["top_logprobs"] == most
+    assert good(ask(server))["output"][0]["content"][0]["logprobs"] == []
+    client = openai.OpenAI(base_url="http://127.0.0.1/v1", api_key="none", http_client=server, max_retries=0)
+    create: Any = client.responses.create
+    asked = {
+        "model": server.service.model.identity.id,
+        "input": TEXT,
+        "max_output_tokens": 8,
+        "extra_body": {"seed": 3},
+    }
+    events = [*create(stream=True, **asked, **fields)]
+    deltas = [one for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
+    done = [event for event in events if event.type == "response.output_text.done"]
+    for logprobs in (deltas, done[0].logprobs, events[-1].response.output[0].content[0].logprobs):
+        assert [one.logprob for one in logprobs] == [one["logprob"] for one in chat]
+        assert [len(one.top_logprobs) for one in logprobs] == [most] * len(chat)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -120,7 +148,9 @@ def test_the_official_client(server: Client) -> None:
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"text": {"format": {"type": "json_object"}}}, "text"),
         ({"truncation": "auto"}, "truncation"),
-        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"include": ["reasoning.encrypted_content"]}, "include.0"),
+        ({"include": "message.output_text.logprobs"}, "include"),
+        ({"top_logprobs": 21}, "top_logprobs"),
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"n": 2}, "n"),
         ({"max_output_tokens": 0}, "max_output_tokens"),

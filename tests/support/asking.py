@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
 from personavec.server.reply import News, RunningReply
-from personavec.server.writing.engine import Engine, Job
+from personavec.server.writing.engine import Engine
+from personavec.server.writing.job import Job
 
 SAMPLING = Sampling(12, 0.9)
 

@@ -21,7 +21,6 @@ from support.served import Listening
 import personavec
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import capture
-from personavec.model.logits import reply_logprobs
 from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request as ReplyRequest
 from personavec.steering.generate import stream
@@ -173,10 +172,8 @@ class Double(Listening):
         steering = tuple(self._steering(change) for change in asked.changes)
         with LOCK:
             told: dict[str, Any] = {"choices": [self._choice(ids, steering, settings)]}
-            if settings.get("prompt_logprobs") == 0:
-                (logprobs,) = reply_logprobs(self.model, [ids[:1]], [ids[1:]])
-                pairs = zip(ids[1:], logprobs.tolist(), strict=True)
-                told["prompt_logprobs"] = [None, *({str(token): {"logprob": value}} for token, value in pairs)]
+            if (top := settings.get("prompt_logprobs")) is not None:
+                told["prompt_logprobs"] = [None, *self._prompt_logprobs(ids, steering, top)]
             if asked.id:
                 self._readings[asked.id] = {"error": None, "spans": self._spans(ids, steering, asked.spans)}
         return told
@@ -202,6 +199,15 @@ class Double(Listening):
             if tokens[-1] in stop:
                 break
         return {"token_ids": tokens, "finish_reason": "stop" if tokens[-1] in stop else "length"}
+
+    def _prompt_logprobs(self, ids: tuple[int, ...], steering: tuple[Steering, ...], top: int) -> list[Any]:
+        with steer(self.model, [steering], [len(ids)]), torch.inference_mode():
+            logs = self.model.hf(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
+        best = logs.topk(top).indices.tolist()
+        return [
+            {str(token): {"logprob": float(at[token])} for token in [chosen, *others]}
+            for chosen, others, at in zip(ids[1:], best, logs, strict=True)
+        ]
 
     def _spans(self, ids: tuple[int, ...], steering: tuple[Steering, ...], spans: Sequence[Any]) -> list[Any]:
         weights = torch.zeros((1, len(spans), len(ids)))

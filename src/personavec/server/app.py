@@ -98,12 +98,8 @@ def build(service: Service, reports: Mapping[str, Path]) -> FastAPI:
 
     async def answer(request: Request, body: AskedBody) -> Response:
         exchange = await service.open(body)
-        responds = isinstance(body, ResponseBody)
-        made = (
-            ModelResponse(exchange, service.model)
-            if responds
-            else Completion(exchange, service.model, service.spelling)
-        )
+        kind = ModelResponse if isinstance(body, ResponseBody) else Completion
+        made = kind(exchange, service.model, service.spelling)
         news = exchange.news()
         watcher = asyncio.create_task(leave(request, exchange, service))
         try:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from personavec.server.api.echo import Echo
 from personavec.server.api.protocol import AskedBody
 from personavec.server.catalogue import Applied, Seen
 from personavec.server.reply import News
-from personavec.server.writing.engine import Job
+from personavec.server.writing.job import Job
 
 GRACE = 5.0
 """Seconds after a deadline within which the engine ends a reply; later it is ended without it."""
@@ -31,6 +32,8 @@ class Exchange:
     watched: tuple[Seen, ...]
     prompts: list[list[Job]] = field(default_factory=list)
     """The replies to each prompt."""
+    echoes: list[Echo] = field(default_factory=list)
+    """Each prompt as the answer repeats it; none where it does not."""
     began: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
     first_token: float | None = None
@@ -41,6 +44,10 @@ class Exchange:
     def jobs(self) -> list[Job]:
         """All replies, in the order of their choices."""
         return [job for jobs in self.prompts for job in jobs]
+
+    def prompt_of(self, index: int) -> int:
+        """Which prompt a reply is to."""
+        return index // self.body.n
 
     @property
     def prompt_tokens(self) -> int:

@@ -63,7 +63,10 @@ class RunningReply:
         self._decoder = DecodeStream(skip_special_tokens=True)
 
     def add(self, token: int, logprobs: Logprobs | None = None) -> None:
-        """Take a drawn token."""
+        """Take a drawn token, unless none is to be written."""
+        if not self.max_tokens:
+            self.finish = "length"
+            return
         if token in self.model.stop_ids:
             self.finish = "stop"
             return

@@ -17,6 +17,7 @@ from personavec.model.engines.vllm import VllmEngine
 from personavec.model.sampling import Sampling
 from personavec.model.spelling import Spelling
 from personavec.runs.rules import check
+from personavec.server.api.echo import echo
 from personavec.server.api.forms import JsonForm, JsonForms
 from personavec.server.api.protocol import AskedBody, CompletionBody
 from personavec.server.api.tools import MARK, reads_calls
@@ -28,7 +29,8 @@ from personavec.server.refused import Refused
 from personavec.server.reply import RunningReply
 from personavec.server.terms import Terms
 from personavec.server.writing.elsewhere import RemoteEngine
-from personavec.server.writing.engine import Engine, Full, Job
+from personavec.server.writing.engine import Engine, Full
+from personavec.server.writing.job import Job
 from personavec.steering.notation import Steers, in_order
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector
@@ -36,6 +38,10 @@ from personavec.verbs.monitor.calibration import KINDS, Calibration
 
 DEFAULT_TOKENS = 256
 """Longest reply where a request does not say."""
+BEFORE = (
+    "a steering of the response begins at the last token of the prompt, so the prompt's log-probabilities are those "
+    'without it; for steered ones ask for positions "all"'
+)
 
 
 @dataclass
@@ -94,6 +100,11 @@ class Service:
             applied,
             watched,
         )
+        if isinstance(body, CompletionBody) and body.echo:
+            backend = self.model.tokenizer.backend_tokenizer
+            exchange.echoes = [await asyncio.to_thread(echo, prompt, backend) for prompt in body.prompts]
+        if body.scores_prompt and any(added.active and added.positions == "response" for added in applied.steering):
+            applied.warnings.append(BEFORE)
         if body.form and not self.engine.holds_forms:
             raise Refused(
                 400,
@@ -107,7 +118,7 @@ class Service:
             [
                 Job(
                     prompt,
-                    Sampling(longest, body.temperature, body.top_p),
+                    Sampling(max(1, longest), body.temperature, body.top_p),
                     RunningReply(self.model, longest, body.stops, MARK if body.offered else ""),
                     exchange.teller(place * body.n + number),
                     (seed, number),  # that of a prompt which is alone in its request
@@ -116,6 +127,7 @@ class Service:
                     body.top,
                     deadline,
                     form=JsonForm(grammar) if grammar else None,
+                    scores_prompt=body.scores_prompt and not number,
                 )
                 for number in range(body.n)
             ]
@@ -156,7 +168,7 @@ class Service:
         """Tokens that each reply may have, by the tokens of the prompts."""
         room, replies = self.model.context - max(prompts), body.n * len(prompts)
         usual = min(DEFAULT_TOKENS, self.terms.max_tokens // replies, room)
-        longest = body.longest or max(usual, 1)
+        longest = max(usual, 1) if body.longest is None else body.longest
         if longest > room:
             raise Refused(
                 400,

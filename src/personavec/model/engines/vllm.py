@@ -125,6 +125,27 @@ class VllmEngine:
             for choice in part["choices"]:
                 yield choice
 
+    async def prompt_logprobs(self, server: ModelServer, order: Order, top: int) -> list[dict[int, float]]:
+        """Log-probability of each token of a prompt but the first, by id, the `top` most probable ones beside it.
+
+        Raises:
+            Away: The server is not there, or went.
+            ModelError: It refuses.
+        """
+        await self._supply(order.vectors, server)
+        settings = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": top}
+        choice = await self._generate(server, order.prompt, settings, {"steering": list(order.steering)})
+        try:
+            told = [
+                {int(token): float(entry["logprob"]) for token, entry in at.items()}
+                for at in choice["prompt_logprobs"][1:]
+            ]
+            if [token in at for token, at in zip(order.prompt[1:], told, strict=True)].count(False):
+                raise KeyError("token")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Away(f"an answer without log-probabilities ({type(error).__name__})") from error
+        return told
+
     def check_watched(self, vectors: Mapping[str, str]) -> None:
         """Check that servers can read along vectors, content hashes by trait: those given later can only steer.
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from personavec.model.chat_model import ChatModel
 from personavec.model.spelling import Spelling
+from personavec.server.api.logprobs import entries, old_form
 from personavec.server.api.protocol import ChatBody
 from personavec.server.api.tools import split
 from personavec.server.exchange import Exchange
 from personavec.server.refused import Refused
-from personavec.server.reply import Logprobs, News
+from personavec.server.reply import News
 
 Json = dict[str, Any]
 
@@ -35,8 +36,9 @@ class Completion:
             reply = self.exchange.jobs[index].reply
             text, calls = self._split(reply.text)
             message: Json = {"role": "assistant", "content": text or None if calls else text}
-            said = {"message": message | ({"tool_calls": calls} if calls else {})} if self.chat else {"text": text}
-            logprobs = self._logprobs(index, reply.pieces)
+            told = self._told_prompt(index) + text
+            said = {"message": message | ({"tool_calls": calls} if calls else {})} if self.chat else {"text": told}
+            logprobs = self._of_prompt(index, self._logprobs(index, reply.pieces))
             choices.append(self._choice(index, said, self._finish(index), logprobs) | {"persona": persona})
         return self._object("chat.completion" if self.chat else "text_completion", choices) | {
             "usage": self.usage(),
@@ -44,7 +46,7 @@ class Completion:
         }
 
     def chunks(self, index: int, news: News) -> Iterator[Json]:
-        """What a reply has got; the first chunk of a chat has the role, neither text nor its probabilities."""
+        """What a reply has got; the first chunk has the role, or the prompt that is told, and no text of the reply."""
         values, keys = (
             [list(map(finite, row)) for row in news.read],
             [watched.key for watched in self.exchange.watched],
@@ -54,10 +56,9 @@ class Completion:
             self._begun.add(index)
             shared = {"persona": self.exchange.shared() | {"prompt_last": dict(zip(keys, values[0], strict=True))}}
             values = values[1:]
-            if self.chat:
-                begun = self._choice(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
+            if self.chat or self.exchange.echoes:
                 persona = {"pieces": [], "tokens": {key: [] for key in keys}}
-                yield self._object(self._chunk_kind, [begun | {"persona": persona}]) | shared
+                yield self._object(self._chunk_kind, [self._opening(index) | {"persona": persona}]) | shared
                 shared = {}
         if news.pieces or values or shared:
             text, calls = self._split("".join(news.pieces)) if news.over else ("".join(news.pieces), [])
@@ -102,6 +103,13 @@ class Completion:
         reply = self.exchange.jobs[index].reply
         return "tool_calls" if reply.finish == "stop" and self._split(reply.text)[1] else reply.finish
 
+    def _opening(self, index: int) -> Json:
+        """What the first chunk says of a reply: the role, or the prompt that is told."""
+        if self.chat:
+            return self._choice(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
+        told = {"text": self._told_prompt(index)}
+        return self._choice(index, told, None, self._of_prompt(index, self._logprobs(index, [])))
+
     @property
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.chat else "text_completion"
@@ -128,34 +136,22 @@ class Completion:
         self._sent[index] += len(pieces)
         tokens = self.exchange.jobs[index].reply.logprobs[begin : self._sent[index]]
         if self.chat:
-            entries = [[self._entry(*one, begin + place) for one in _all(token)] for place, token in enumerate(tokens)]
-            return {"content": [chosen | {"top_logprobs": others} for chosen, *others in entries]}
-        tops = [self._tops(token, begin + place) for place, token in enumerate(tokens)]
-        ends = list(accumulate(map(len, self.exchange.jobs[index].reply.pieces), initial=0))
-        return {
-            "tokens": [next(iter(top)) for top in tops],
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": tops,
-            "text_offset": ends[begin : begin + len(tokens)],
-        }
+            return {"content": entries(self.spelling, tokens, begin)}
+        ends = accumulate(map(len, self.exchange.jobs[index].reply.pieces), initial=len(self._told_prompt(index)))
+        return old_form(self.spelling, tokens, begin, list(ends)[begin : begin + len(tokens)])
 
-    def _entry(self, token: int, logprob: float, place: int) -> Json:
-        spelled = self.spelling.spell(token, place == 0)
-        written = None if spelled.bytes is None else list(spelled.bytes)
-        return {"token": spelled.text, "logprob": logprob, "bytes": written}
+    def _told_prompt(self, index: int) -> str:
+        """What an answer begins with."""
+        return self.exchange.echoes[self.exchange.prompt_of(index)].text if self.exchange.echoes else ""
 
-    def _tops(self, token: Logprobs, place: int) -> dict[str, float]:
-        """By text, the chosen token always among them; of two that are spelled alike the later one is its number."""
-        tops: dict[str, float] = {}
-        for number, value in dict(_all(token)).items():
-            text = self.spelling.spell(number, place == 0).text
-            tops[f"token_id:{number}" if text in tops or not text else text] = value
-        return tops
-
-
-def _all(token: Logprobs) -> list[tuple[int, float]]:
-    """The chosen token, then the most probable ones."""
-    return [(token.token, token.logprob), *token.top]
+    def _of_prompt(self, index: int, logprobs: Json | None) -> Json | None:
+        """Log-probabilities with those of the prompt before them, if it is told."""
+        if logprobs is None or not self.exchange.echoes:
+            return logprobs
+        prompt = self.exchange.prompt_of(index)
+        scores, offsets = self.exchange.prompts[prompt][0].prompt_logprobs, self.exchange.echoes[prompt].offsets
+        told = old_form(self.spelling, scores, 0, offsets)
+        return {name: told[name] + logprobs[name] for name in told}
 
 
 def finite(value: float) -> float | None:

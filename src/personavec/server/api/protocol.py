@@ -121,6 +121,11 @@ class AskedBody(_Asked):
         return None
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are asked for."""
+        return False
+
+    @property
     def stops(self) -> Sequence[str]:
         """Texts that end a reply."""
         return [text for text in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if text]
@@ -215,6 +220,21 @@ class CompletionBody(AskedBody):
 
     prompt: Prompt | Ids | Annotated[list[Prompt], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool = False
+    """Whether an answer begins with its prompt."""
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a reply, as far as the request says; none may be written where the prompt is told."""
+        if self.max_tokens == 0 and not self.echo:
+            raise Refused(400, "expected max_tokens of at least 1 without echo, got 0", param="max_tokens")
+        return self.max_tokens
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are asked for."""
+        return self.echo and self.logprobs is not None
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

@@ -7,7 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from personavec.model.chat_model import ChatModel
+from personavec.model.spelling import Spelling
 from personavec.server.api.answers import Json, finite
+from personavec.server.api.logprobs import entries
 from personavec.server.api.protocol import AskedBody
 from personavec.server.api.turns import Role, Text, _Strict, plain
 from personavec.server.exchange import Exchange
@@ -60,6 +62,8 @@ class ResponseBody(AskedBody):
     instructions: Text | None = None
     text: _TextAsked = _TextAsked()
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    include: tuple[Literal["message.output_text.logprobs"], ...] = ()
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     n: Annotated[int, Field(ge=1, le=1)] = 1
 
     @property
@@ -79,6 +83,11 @@ class ResponseBody(AskedBody):
         return ("text", {"type": "object"}) if asked.type == "json_object" else ("text.format.schema", asked.wanted)
 
     @property
+    def top(self) -> int | None:
+        """How many of the most probable tokens are given next to each; None for no log-probabilities."""
+        return self.top_logprobs if self.include or self.top_logprobs else None
+
+    @property
     def longest(self) -> int | None:
         """Most tokens of the reply, as far as the request says."""
         return self.max_output_tokens or self.max_tokens
@@ -89,8 +98,9 @@ class ModelResponse:
 
     done = ""
 
-    def __init__(self, exchange: Exchange, model: ChatModel) -> None:
-        self.exchange, self.model = exchange, model
+    def __init__(self, exchange: Exchange, model: ChatModel, spelling: Spelling) -> None:
+        self.exchange, self.model, self.spelling = exchange, model, spelling
+        self._sent = 0
         self._item = f"msg_{uuid.uuid4().hex}"
         self._number = 0
 
@@ -109,18 +119,20 @@ class ModelResponse:
             yield self._event("response.created", response=started)
             yield self._event("response.in_progress", response=started)
             yield self._event("response.output_item.added", output_index=0, item=self._message("in_progress", []))
-            yield self._in_part("response.content_part.added", part=self._part(""))
+            yield self._in_part("response.content_part.added", part=self._part("", []))
         if news.pieces or values:
             tokens = {key: [row[place] for row in values] for place, key in enumerate(keys)}
             persona = {"pieces": news.pieces, "tokens": tokens}
-            delta = "".join(news.pieces)
-            yield self._in_part("response.output_text.delta", delta=delta, logprobs=[], persona=persona)
+            delta, logprobs = "".join(news.pieces), self._logprobs(self._sent, len(news.pieces))
+            self._sent += len(news.pieces)
+            yield self._in_part("response.output_text.delta", delta=delta, logprobs=logprobs, persona=persona)
 
     def ending(self, personas: list[Json]) -> Iterator[Json]:
         """Events that end it."""
         text, response = self.exchange.jobs[0].reply.text, self.whole(personas)
-        yield self._in_part("response.output_text.done", text=text, logprobs=[])
-        yield self._in_part("response.content_part.done", part=self._part(text))
+        logprobs = self._logprobs(0, self._sent)
+        yield self._in_part("response.output_text.done", text=text, logprobs=logprobs)
+        yield self._in_part("response.content_part.done", part=self._part(text, logprobs))
         yield self._event("response.output_item.done", output_index=0, item=response["output"][0])
         yield self._event(f"response.{response['status']}", response=response)
 
@@ -136,11 +148,18 @@ class ModelResponse:
     def _in_part(self, kind: str, **fields: Any) -> Json:
         return self._event(kind, item_id=self._item, output_index=0, content_index=0, **fields)
 
-    def _part(self, text: str) -> Json:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    def _part(self, text: str, logprobs: list[Json]) -> Json:
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+    def _logprobs(self, begin: int, count: int) -> list[Json]:
+        """Of some tokens of the reply, if they were asked for."""
+        tokens = self.exchange.jobs[0].reply.logprobs[begin : begin + count]
+        return entries(self.spelling, tokens, begin)
 
     def _message(self, status: str, content: list[Json] | None = None) -> Json:
-        content = [self._part(self.exchange.jobs[0].reply.text)] if content is None else content
+        if content is None:
+            reply = self.exchange.jobs[0].reply
+            content = [self._part(reply.text, self._logprobs(0, len(reply.pieces)))]
         return {"type": "message", "id": self._item, "role": "assistant", "status": status, "content": content}
 
     def _usage(self) -> Json:
@@ -172,6 +191,7 @@ class ModelResponse:
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": body.temperature,
+            "top_logprobs": body.top_logprobs,
             "text": {"format": body.text.format.model_dump(by_alias=True, exclude_none=True)},
             "tool_choice": "none",
             "tools": [],

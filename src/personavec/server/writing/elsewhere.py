@@ -1,6 +1,7 @@
 """Replies that a model elsewhere writes: its servers batch them by themselves, so here they only wait for room."""
 
 import asyncio
+import math
 import threading
 import time
 import uuid
@@ -14,7 +15,8 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.engines.servers import Away, ModelServer
 from personavec.model.engines.vllm import VllmEngine
 from personavec.server.reply import Logprobs
-from personavec.server.writing.engine import STUCK, Full, Job, reason
+from personavec.server.writing.engine import STUCK, Full, reason
+from personavec.server.writing.job import Job
 from personavec.server.writing.prefixes import Prefixes
 from personavec.steering.orders import make_orders
 
@@ -166,6 +168,9 @@ class RemoteEngine:
         """One reply by one server."""
         reply, name = job.reply, uuid.uuid4().hex
         (order,) = make_orders([(job.prompt, job.steering, job.seed)])
+        if job.scores_prompt:
+            top = job.top_logprobs or 0
+            job.prompt_logprobs = _of_prompt(job.prompt, await self._elsewhere.prompt_logprobs(server, order, top), top)
         watch = [(direction.vector, direction.layer) for direction in job.watch]
         parts = self._elsewhere.stream(server, order, job.sampling, watch, job.top_logprobs, name)
         async with aclosing(parts):
@@ -185,7 +190,7 @@ class RemoteEngine:
         if not ended:  # a stop text, of which servers know nothing
             await self._read(job, server, name)
         # what was read to draw each token, an end of turn included; where steps overlap there may be more
-        del reply.read[len(reply.ids) + (token in self.model.stop_ids) :]
+        del reply.read[max(1, len(reply.ids) + (token in self.model.stop_ids)) :]
         job.tell(reply.news())
 
     async def _read(self, job: Job, server: ModelServer, name: str) -> None:
@@ -209,6 +214,15 @@ def _logprobs(part: dict[str, Any], top: int | None) -> list[Logprobs | None]:
         )
         for each in part["logprobs"]["content"]
     ]
+
+
+def _of_prompt(prompt: Sequence[int], told: Sequence[dict[int, float]], top: int) -> list[Logprobs]:
+    """Of each token; at the first one there is nothing to tell."""
+    scores = [Logprobs(prompt[0], math.nan, ())]
+    for token, at in zip(prompt[1:], told, strict=True):
+        ranked = sorted(at.items(), key=lambda one: -one[1])
+        scores.append(Logprobs(token, at[token], tuple(ranked[:top])))
+    return scores
 
 
 def _ranked(told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,9 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -16,13 +14,12 @@ from personavec.errors import PersonavecError, SteeringOverflow
 from personavec.model.chat_model import ChatModel
 from personavec.model.kv_cache import Slots, States, check_served, continued, states_of, using
 from personavec.model.machine.limits import habits
-from personavec.model.sampling import Sampling
-from personavec.server.api.forms import JsonForm
 from personavec.server.limits import LOG
-from personavec.server.reply import Finish, Logprobs, News, RunningReply
-from personavec.server.writing.prefixes import BLOCK, Block, Prefixes, Reading
-from personavec.steering.generate import Watch, check_finite, draw, uniforms, watching
-from personavec.steering.steer import Steering, steer
+from personavec.server.writing.job import Job
+from personavec.server.writing.prefixes import BLOCK, Block, Prefixes
+from personavec.server.writing.scores import SCORED, logprobs_at, score_prompts
+from personavec.steering.generate import Watch, check_finite, draw, watching
+from personavec.steering.steer import steer
 
 READ_TOKENS = 1024
 """Tokens of prompts that are read in one batch, padding included; a longer prompt is read alone."""
@@ -33,55 +30,6 @@ STUCK = 0.5
 
 class Full(PersonavecError):
     """There is no room for one more reply now."""
-
-
-@dataclass(eq=False)
-class Job:
-    """One reply that somebody waits for."""
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    reply: RunningReply
-    tell: Callable[[News], None]
-    """Called by the engine's thread when the reply has grown or ended; must not block."""
-    seed: tuple[int, ...] = (0,)
-    steering: tuple[Steering, ...] = ()
-    watch: tuple[Watch, ...] = ()
-    top_logprobs: int | None = None
-    """How many of the most probable tokens are given next to each token; None gives no log-probabilities."""
-    deadline: float = float("inf")
-    """By the clock of `time.monotonic`."""
-    cancelled: bool = False
-    """Set if nobody waits any more; the row leaves before the next step."""
-    form: JsonForm | None = None
-    """What the reply is held to."""
-    reused: int = 0
-    """Tokens of the prompt that were not read, because an earlier conversation began with them."""
-
-    def __post_init__(self) -> None:
-        self.numbers = uniforms(self.seed, self.sampling.max_new_tokens).tolist()
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more is to be written."""
-        return self.reply.finish is not None or self.cancelled or time.monotonic() > self.deadline
-
-    @cached_property
-    def reading(self) -> Reading:
-        """What changes every token of the prompt but the last one."""
-        return tuple(added for added in self.steering if added.active and added.positions != "response")
-
-    @property
-    def lasting(self) -> int:
-        """Tokens of prompt and reply that a later prompt of the same `reading` would read in the same way."""
-        alike = all(added.positions == "all" for added in self.steering if added.active)
-        return len(self.prompt) + (len(self.reply.ids) if alike else -1)
-
-    def end(self, finish: Finish, error: str | None = None) -> None:
-        """Write no more, and say why; nothing if that is over already."""
-        if self.reply.finish is None:
-            self.reply.finish, self.reply.error = finish, error
-            self.tell(self.reply.news())
 
 
 class Engine:
@@ -246,16 +194,25 @@ class Engine:
             ids, mask = ids[:, padding:], torch.cat([before, mask[:, padding:]], dim=1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         watch, places = _watched(first)
+        scored = any(job.scores_prompt for job in first)
         with steer(self.model, [job.steering for job in first], lengths), watching(self.model, watch) as seen:
-            logits = self._forward(ids, mask, positions, cache)
+            for part in self._parts(first, ids.shape[1]):
+                columns = slice(mask.shape[1] - ids.shape[1] + part.stop)
+                logits = self._forward(ids[:, part], mask[:, columns], positions[:, part], cache, scored)
+                if scored:
+                    score_prompts(first, logits, part, ids.shape[1])
         read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(first)
         for job, reused in zip(first, kept, strict=True):
             job.reused = reused
-        return cache, logits, [[row[place] for place in columns] for columns, row in zip(places, read, strict=True)]
+        read = [[row[place] for place in columns] for columns, row in zip(places, read, strict=True)]
+        return cache, logits[:, -1], read
 
     def _known(self, job: Job) -> list[Block]:
-        """What a prompt begins with and was read before; its last token is always read, for what follows it."""
-        return self.prefixes.find(job.reading, job.prompt[:-1])
+        """What a prompt begins with and was read before; its last token is always read, for what follows it.
+
+        Nothing of one whose tokens are scored: what the model says of them is not kept.
+        """
+        return [] if job.scores_prompt else self.prefixes.find(job.reading, job.prompt[:-1])
 
     def _keep(self, job: Job, states: States) -> None:
         """Remember what was read of a conversation, given its keys and values."""
@@ -279,7 +236,7 @@ class Engine:
                     slots.reserve()
                     tokens = torch.tensor([job.reply.ids[-1:] for job in jobs], device=device)
                     positions = torch.tensor(slots.lengths, device=device)[:, None]
-                    logits = self._forward(tokens, slots.mask(), positions, slots.cache)
+                    logits = self._forward(tokens, slots.mask(), positions, slots.cache)[:, -1]
                     slots.advance()
                     read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(jobs)
                     for job, columns, row in zip(jobs, places, read, strict=True):
@@ -292,12 +249,23 @@ class Engine:
                 jobs[row].end("error", str(error))
         self._take_out()
 
+    def _parts(self, first: Sequence[Job], width: int) -> list[slice]:
+        """The columns that are read at once: all, or as many as logits are held of while prompts are scored."""
+        scored = any(job.scores_prompt for job in first) and continued(self.model)
+        step = max(1, SCORED // len(first)) if scored else width
+        return [slice(start, min(start + step, width)) for start in range(0, width, step)]
+
     def _forward(
-        self, ids: Int[Tensor, "rows seq"], mask: Int[Tensor, "rows all"], positions: Tensor, cache: DynamicCache
-    ) -> Float[Tensor, "rows vocab"]:
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "logits_to_keep": 1}
-        out = self.model.hf(**inputs, **using(self.model, cache))
-        logits: Tensor = out.logits[:, -1]
+        self,
+        ids: Int[Tensor, "rows seq"],
+        mask: Int[Tensor, "rows all"],
+        positions: Int[Tensor, "rows seq"],
+        cache: DynamicCache,
+        every: bool = False,
+    ) -> Float[Tensor, "rows kept vocab"]:
+        """What follows every token, or the last one of each row."""
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "logits_to_keep": not every}
+        logits: Tensor = self.model.hf(**inputs, **using(self.model, cache)).logits
         return logits
 
     def _draw(self, jobs: Sequence[Job], logits: Float[Tensor, "rows vocab"]) -> None:
@@ -327,7 +295,7 @@ class Engine:
                     job.end("error", "expected a token of the form that was asked for, got another one; ask again")
                 if job.reply.finish:
                     continue
-                job.reply.add(token, None if top is None else _logprobs(free[row], token, top))
+                job.reply.add(token, None if top is None else logprobs_at(free[row][None], [token], top)[0])
                 job.tell(job.reply.news())
 
     def _held(self, jobs: Sequence[Job], logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
@@ -381,13 +349,6 @@ def _watched(jobs: Sequence[Job]) -> tuple[list[Watch], list[list[int]]]:
     watch = list({id(direction): direction for job in jobs for direction in job.watch}.values())
     places = {id(direction): place for place, direction in enumerate(watch)}
     return watch, [[places[id(direction)] for direction in job.watch] for job in jobs]
-
-
-def _logprobs(logits: Float[Tensor, " vocab"], token: int, top: int) -> Logprobs:
-    """Of the model's distribution, before temperature and top-p."""
-    logs = torch.log_softmax(logits.float(), dim=-1)
-    values, ids = logs.topk(top)
-    return Logprobs(token, float(logs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
 def reason(error: BaseException) -> str:
