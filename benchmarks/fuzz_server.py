@@ -82,6 +82,16 @@ HEADERS = st.fixed_dictionaries(
 )
 
 
+def scored(told: Any) -> Any:
+    """An answer without what is null at the first token of a prompt: so OpenAI tells it, whose types have no null."""
+    for choice in told["choices"]:
+        for name in ("token_logprobs", "top_logprobs"):
+            values = (choice["logprobs"] or {}).get(name)
+            if values and values[0] is None:
+                del values[0]
+    return told
+
+
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Paths of all that is in a value, itself included."""
     yield path
@@ -168,9 +178,9 @@ class Asker:
                     chunk["choices"] = [
                         choice | {"finish_reason": choice["finish_reason"] or "stop"} for choice in chunk["choices"]
                     ]
-                (Completion if path == LEGACY else ChatCompletionChunk).model_validate(chunk)
+                (Completion if path == LEGACY else ChatCompletionChunk).model_validate(scored(chunk))
             return
-        (Completion if path == LEGACY else ChatCompletion).model_validate(answer.json())
+        (Completion if path == LEGACY else ChatCompletion).model_validate(scored(answer.json()))
 
 
 def fuzz(record: Any, begin: int) -> None:

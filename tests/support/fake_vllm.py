@@ -33,7 +33,7 @@ class RunnerV1:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.device = model, torch.device("cpu")
         self.requests: dict[str, Any] = {}
-        self.input_batch = SimpleNamespace(req_ids=[], num_computed_tokens_cpu=np.zeros(8, np.int32))
+        self.input_batch = SimpleNamespace(req_ids=[], num_computed_tokens_cpu=np.zeros(8, np.int32), generators={})
 
     def get_model(self) -> nn.Module:
         return self.model

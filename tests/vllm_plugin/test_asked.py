@@ -127,10 +127,10 @@ def test_the_folder_of_vectors(model: ChatModel, v: PersonaVector, tmp_path: Pat
         read_folder(tmp_path)
     v.save(tmp_path / "a.safetensors")
     made = make_settings(tmp_path)
-    assert made.hashes == (v.content_hash,) and load(made)[v.content_hash].direction.equal(v.direction)
+    assert made.hashes == (v.content_hash,) and load(made, shape)[v.content_hash].direction.equal(v.direction)
     tiny.vector(model, seed=3).save(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="every machine needs the folder"):
-        load(made)
+        load(made, shape)
     (tmp_path / "b.safetensors").write_bytes(b"?")
     with pytest.raises(ValueError, match=r"b\.safetensors"):
         read_folder(tmp_path)

@@ -14,7 +14,8 @@ from support import fake_vllm
 
 from personavec.steering.vector import PersonaVector
 from personavec.vllm.__main__ import arguments, main
-from personavec.vllm.settings import Refusal
+from personavec.vllm.selfcheck import tried
+from personavec.vllm.settings import Refusal, check
 
 SOURCE = Path(__file__).parents[2] / "src" / "personavec"
 BROUGHT = {"torch", "numpy", "safetensors", "vllm"}
@@ -30,6 +31,20 @@ def test_the_command_line_of_the_server(v: PersonaVector, tmp_path: Path) -> Non
     for wrong in ("--worker-cls=x", "--edits=-1"):
         with pytest.raises(Refusal, match=wrong.split("=")[0]):
             arguments(["--vectors", str(tmp_path), wrong])
+
+
+def test_a_server_without_vectors_takes_those_of_clients_and_checks_itself_with_a_random_one(tmp_path: Path) -> None:
+    given = arguments(["--accept-vectors", str(tmp_path / "given"), "--model", "M"])
+    config = json.loads(given[-1].removeprefix("--additional-config="))["personavec"]
+    assert config["hashes"] == [] and config["given"] == str(tmp_path / "given")
+    with fake_vllm.installed():
+        settings, vectors = check(fake_vllm.config({"personavec": config}, 3, 8), "0.32.0")
+        _, again = check(fake_vllm.config({"personavec": config}, 3, 8), "0.32.0")
+    (name,) = vectors
+    assert [*again] == [name] and again[name].direction.equal(vectors[name].direction)
+    assert tried(vectors, settings) == (name, 1) and vectors[name].direction.shape == (3, 8)
+    with pytest.raises(Refusal, match="got neither"):
+        arguments(["--model", "M"])
 
 
 def ended(given: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

@@ -18,7 +18,7 @@ def arguments(given: Sequence[str]) -> list[str]:
         Refusal: The folder holds no vectors, or what the plugin sets is given as well.
     """
     parser = argparse.ArgumentParser("python -m personavec.vllm", allow_abbrev=False, description=__doc__)
-    parser.add_argument("--vectors", required=True, help="folder of persona vectors, the same on every machine")
+    parser.add_argument("--vectors", metavar="DIR", help="folder of persona vectors, the same on every machine")
     parser.add_argument("--layers", type=int, nargs="+", help="layers to steer and read, default all")
     parser.add_argument("--edits", type=int, default=2, help="most ablated, capped or gated directions in a layer")
     parser.add_argument("--no-means", action="store_true", help="no means over spans, whose sums take memory")

@@ -49,12 +49,18 @@ class Settings:
         return {KEY: asdict(self)}
 
 
-def make_settings(folder: str | Path, **options: Any) -> Settings:
+def make_settings(folder: str | Path | None, **options: Any) -> Settings:
     """Settings for a folder of vectors as it is now; the rest as the fields of `Settings`.
 
+    Without a folder all vectors are those that clients give.
+
     Raises:
-        Refusal: It holds no vectors, or files that are none.
+        Refusal: It holds no vectors, or files that are none; or there is no folder, and none are taken.
     """
+    if folder is None:
+        if options.get("given") is None:
+            raise Refusal("expected --vectors DIR or --accept-vectors DIR, got neither; what shall steer?")
+        return Settings(options["given"], (), **options)
     return Settings(str(Path(folder).resolve()), tuple(sorted(read_folder(folder))), **options)
 
 
@@ -170,20 +176,31 @@ def read_folder(folder: str | Path) -> dict[str, StoredVector]:
     return vectors
 
 
-def load(settings: Settings) -> StoredVectors:
-    """The vectors that settings name.
+def load(settings: Settings, shape: tuple[int, int]) -> StoredVectors:
+    """The vectors that settings name; if there are none, a random one to check the server with.
+
+    Args:
+        settings: Of the server.
+        shape: Layers of the model, and its width.
 
     Raises:
         Refusal: The folder does not hold all of them.
     """
-    there = read_folder(settings.folder)
+    there = read_folder(settings.folder) if settings.hashes else {}
     if missing := set(settings.hashes) - there.keys():
         raise Refusal(
             f"expected the vectors {', '.join(sorted(missing))} in {settings.folder}, got none of that content; every "
             "machine needs the folder as it was when the server was started"
         )
     chosen = {content_hash: there[content_hash] for content_hash in settings.hashes}
-    return StoredVectors(chosen, settings.given)
+    return StoredVectors(chosen or _random(shape), settings.given)
+
+
+def _random(shape: tuple[int, int]) -> dict[str, StoredVector]:
+    """The same in every process."""
+    direction = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    name = hashlib.sha256(direction.numpy().tobytes()).hexdigest()
+    return {name: StoredVector("self-check", direction, None, frozenset())}
 
 
 def check_version(version: str) -> None:
@@ -222,7 +239,8 @@ def check(config: Any, version: str) -> tuple[Settings, StoredVectors]:
     }
     if used := [name for name, there in unknown.items() if there]:
         raise Refusal(f"expected a server without {used[0]}, got one with it; leave it out")
-    vectors, text = load(settings), config.model_config.hf_text_config
+    text = config.model_config.hf_text_config
+    vectors = load(settings, (text.num_hidden_layers, text.hidden_size))
     n_layers, width = next(iter(vectors.values())).direction.shape
     if (n_layers, width) != (text.num_hidden_layers, text.hidden_size):
         raise Refusal(

@@ -15,6 +15,7 @@ from vllm.platforms import current_platform
 from personavec.vllm.asked import FIELD, SPANS, Asked, read
 from personavec.vllm.block import BlockEdit, Tables, become, edited
 from personavec.vllm.book import Book, StepPart
+from personavec.vllm.rewind import keep
 from personavec.vllm.settings import Refusal, Settings, StoredVector, check
 
 if current_platform.is_cpu():
@@ -105,6 +106,7 @@ def told_by_inputs(runner: Any, book: Book) -> None:
                 )
             ]
             book.step(parts, self.requests.keys())
+            keep(batch, self.requests)
             return kind._prepare_inputs(self, scheduler_output, num_scheduled_tokens)
 
     become(runner, Told)
