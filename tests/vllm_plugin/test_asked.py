@@ -126,7 +126,7 @@ def test_the_folder_of_vectors(model: ChatModel, v: PersonaVector, tmp_path: Pat
     with pytest.raises(ValueError, match="got none"):
         read_folder(tmp_path)
     v.save(tmp_path / "a.safetensors")
-    made = make_settings(tmp_path)
+    made, shape = make_settings(tmp_path), (model.n_layers, tiny.D_MODEL)
     assert made.hashes == (v.content_hash,) and load(made, shape)[v.content_hash].direction.equal(v.direction)
     tiny.vector(model, seed=3).save(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="every machine needs the folder"):

@@ -1,8 +1,8 @@
 """Random numbers of a request that can be taken back, on a CPU, too.
 
-vLLM draws a token for every row of a step. Of a row whose prompt is not read to its end it throws the token away, and has
-the request's generator go back by one draw. It does so by the generator's offset, which those of a CPU do not have: with
-vLLM 0.32 a single request with a seed and a prompt that is read in parts ends the engine for everybody.
+vLLM draws a token for every row of a step. Of a row whose prompt is not read to its end it throws the token away, and
+has the request's generator go back by one draw. It does so by the generator's offset, which those of a CPU do not have:
+with vLLM 0.32 a single request with a seed and a prompt that is read in parts ends the engine for everybody.
 """
 
 from typing import Any
@@ -19,9 +19,9 @@ class RewindableGenerator(torch.Generator):
         """As vLLM asks of those of a GPU before it goes back; the number says nothing here."""
         return 0
 
-    def set_offset(self, offset: int) -> None:  # noqa: ARG002 # as torch calls it
+    def set_offset(self, offset: int) -> torch.Generator:  # noqa: ARG002 # as torch calls it
         """Go back to the beginning of the step."""
-        self.set_state(self.kept)
+        return self.set_state(self.kept)
 
 
 def keep(batch: Any, requests: Any) -> None:
