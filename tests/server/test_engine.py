@@ -12,7 +12,8 @@ from support.tiny import hooks, prompt
 from personavec.model.chat_model import ChatModel
 from personavec.model.kv_cache import Slots
 from personavec.server.reply import RunningReply
-from personavec.server.writing.engine import Engine, Full
+from personavec.server.writing.engine import Engine
+from personavec.server.writing.job import Full
 from personavec.steering.generate import Request, Watch, generate, stream
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector

@@ -12,7 +12,7 @@ from personavec.errors import SteeringOverflow
 from personavec.model.chat_model import ChatModel
 from personavec.model.kv_cache import Slots
 from personavec.model.sampling import Sampling
-from personavec.server.writing import engine as engine_module
+from personavec.server.writing import drawing
 from personavec.server.writing.engine import Engine
 from personavec.steering.generate import Request, generate
 from personavec.steering.steer import Steering
@@ -80,7 +80,7 @@ def test_whatever_is_raised_ends_its_own_replies(
     model: ChatModel, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
     """From the queue to the reply: nobody waits for ever, and the next one is served."""
-    target: Any = {"draw": engine_module, "add": Slots}.get(where, Engine)
+    target: Any = {"draw": drawing, "add": Slots}.get(where, Engine)
     with monkeypatch.context() as patched:
         patched.setattr(target, where, lambda *_, **__: 1 / 0)
         (bad,) = ask(engine, [Asked(model, prompt(4), 1)])

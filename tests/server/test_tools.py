@@ -15,7 +15,7 @@ from support.serving import Client, bad
 
 from personavec.server.api.tools import split
 from personavec.server.options import ServeConfig
-from personavec.server.writing import engine
+from personavec.server.writing import drawing
 
 TEMPLATE = (
     "{{ bos_token }}{% if tools %}<system>{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
@@ -50,7 +50,7 @@ def force(agent: Client, monkeypatch: pytest.MonkeyPatch) -> Force:
     def forced(text: str) -> None:
         model = agent.service.model
         ids = iter([*model.encode(text), model.stop_ids[0]])
-        monkeypatch.setattr(engine, "draw", lambda *_: torch.tensor([next(ids)]))
+        monkeypatch.setattr(drawing, "draw", lambda *_: torch.tensor([next(ids)]))
 
     return forced
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,8 @@ FILLED_IN = {"sheet.csv"}
 
 MOST_SHOWN = 4
 """Differences that are told of another run's options."""
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
+"""How a URL begins, also one that became a path."""
 LOCK = ".lock"
 """Held while a process works in the folder."""
 
@@ -64,6 +67,8 @@ class Run:
         """
         scratch = tempfile.TemporaryDirectory(prefix="personavec-") if folder is None else None
         folder = Path(folder or scratch.name)  # type: ignore[union-attr]
+        if ADDRESS.match(str(folder)):
+            raise ConfigError(f"expected a folder of this machine, got {folder}; choose another --out")
         run = cls(folder)
         run._scratch = scratch
         options: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str)) | {"inputs": dict(inputs or {})}

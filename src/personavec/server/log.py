@@ -14,7 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, Summary, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from personavec.errors import ConfigError, DataError
 from personavec.runs.progress import stage
@@ -191,6 +193,18 @@ def _flat(turn: dict[str, Any]) -> list[dict[str, Any]]:
     return [flat | {"vector": name} | read for name, read in turn["projections"].items()] or [flat]
 
 
+class OutOfMemory(Collector):
+    """How many times an engine ran out of memory; it counts itself."""
+
+    def __init__(self, engine: Engine | RemoteEngine) -> None:
+        self.engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """The counter as it stands."""
+        told = "Times that memory ran out; the replies went on, fewer at once"
+        yield CounterMetricFamily("personavec_out_of_memory", told, value=self.engine.out_of_memory)
+
+
 class Metrics:
     """Counters of a server, which Prometheus may ask for, in a separate registry."""
 
@@ -220,6 +234,9 @@ class Metrics:
         queued.set_function(lambda: engine.queued)
         kept = Gauge("personavec_prefix_bytes", "Memory of what was read of conversations", registry=registry)
         kept.set_function(lambda: engine.prefixes.bytes)
+        most = Gauge("personavec_rows", "Most replies that are written at once", registry=registry)
+        most.set_function(lambda: engine.most)
+        registry.register(OutOfMemory(engine))
 
     def request(self, path: str, status: int) -> None:
         """Count a request that was answered."""

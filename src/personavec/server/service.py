@@ -29,8 +29,8 @@ from personavec.server.refused import Refused
 from personavec.server.reply import RunningReply
 from personavec.server.terms import Terms
 from personavec.server.writing.elsewhere import RemoteEngine
-from personavec.server.writing.engine import Engine, Full
-from personavec.server.writing.job import Job
+from personavec.server.writing.engine import Engine
+from personavec.server.writing.job import Full, Job
 from personavec.steering.notation import Steers, in_order
 from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector

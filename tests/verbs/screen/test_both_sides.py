@@ -14,7 +14,7 @@ from personavec.data.dataset import dataset_of
 from personavec.data.preferences import PreferredSide, Side
 from personavec.errors import ConfigError, DataError
 from personavec.steering.vector import load_vector
-from personavec.verbs.screen import screen as verb
+from personavec.verbs.screen import shards
 from personavec.verbs.screen.result import BothSides
 from personavec.verbs.screen.screen import screen, screen_sides
 
@@ -92,18 +92,18 @@ def test_a_killed_run_goes_on_and_ends_the_same(
 ) -> None:
     chat, vector = tiny_chat.build(), load_vector(saved[1])
     whole = screen_sides(chat, ROWS, vector, store=tmp_path / "whole")
-    read = verb.screen_shard
+    read = shards.screen_shard
 
     def killed(reader: Any, samples: Any, *more: Any) -> Any:
         if samples[0].response.startswith("no"):
             raise KeyboardInterrupt
         return read(reader, samples, *more)
 
-    monkeypatch.setattr(verb, "screen_shard", killed)
+    monkeypatch.setattr(shards, "screen_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         screen_sides(chat, ROWS, vector, store=tmp_path / "run")
     assert (tmp_path / "run" / "chosen" / "result.json").is_file()
-    monkeypatch.setattr(verb, "screen_shard", read)
+    monkeypatch.setattr(shards, "screen_shard", read)
     again = screen_sides(chat, ROWS, vector, store=tmp_path / "run")
     assert again.data["difference"] == whole.data["difference"]
     parts = [(tmp_path / run / "rejected" / "table" / "part-000000.parquet").read_bytes() for run in ("whole", "run")]

@@ -6,14 +6,29 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from personavec.errors import ModelError
-from personavec.model.machine.accelerators import Accelerator
+from personavec.model.machine.accelerators import MEASUREMENT, Accelerator
 from personavec.model.machine.memory import GB, Need, need_of
+from personavec.model.machine.quantise import QUANTISED
 from personavec.runs.result import Result
 
-READING, WRITING, TRAINING = 0.35, 0.5, 0.3
-"""Assumed shares of what a device's maker promises: of its multiplications while reading, of its memory's bandwidth
-while writing, of its multiplications while training. Plain transformers reaches about so much; nothing here measured
-it on a GPU."""
+
+@dataclass(frozen=True)
+class Shares:
+    """What plain transformers reaches of a device's figures."""
+
+    reading: float
+    """Of its multiplications."""
+    writing: float
+    """Of its memory's bandwidth."""
+    training: float
+    """Of its multiplications."""
+
+
+PROMISED = Shares(0.35, 0.5, 0.3)
+"""Of what a device's maker says: assumed, nothing here measured it on a GPU."""
+REACHED = Shares(0.8, 0.65, 0.7)
+"""Of what `accelerators` measures, which is no promise. The first two were measured on one core of a Xeon, with
+SmolLM2 in float32: 0.84 to 0.86, 0.64 to 0.75."""
 BLOCK_SECONDS = 0.0008
 """Assumed for starting a block's kernels once, from Python: small models wait for nothing else."""
 STREAMS = 34
@@ -82,8 +97,7 @@ def machine_plan(
     work: PlannedWork,
     device: Accelerator,
     *,
-    itemsize: int,
-    bits: int | None = None,
+    quantise: str | None = None,
     trained: Trainable | None = None,
     price_per_hour: float | None = None,
     counted: Mapping[str, Any] | None = None,
@@ -94,8 +108,7 @@ def machine_plan(
         model: A `ChatModel`, its weights loaded or not.
         work: What is to be done.
         device: On what.
-        itemsize: Bytes of a number of the model.
-        bits: Of a weight of a linear layer, where those are quantised.
+        quantise: How its weights would be quantised, one of `QUANTISED`.
         trained: What training holds.
         price_per_hour: Of all devices together.
         counted: Further counts of the verb.
@@ -103,8 +116,8 @@ def machine_plan(
     Raises:
         ModelError: The model cannot be laid out from its configuration.
     """
-    config = model.hf.config
-    need = need_of(config, itemsize, bits)
+    config, itemsize = model.hf.config, model.dtype.itemsize
+    need = need_of(config, itemsize, QUANTISED[quantise] if quantise else None)
     if need is None:
         raise ModelError(f"expected a configuration to plan by, got one of {config.model_type}; run without --plan")
     memory = _memory(config, work, need, itemsize, trained)
@@ -112,7 +125,7 @@ def machine_plan(
     fits_one, fits = total <= device.memory, total <= device.memory * device.count
     together = device.count if trained and fits_one else 1
     seconds = _seconds(model, need, work, device, trained) / together
-    hours = seconds / 3600
+    share = _shares(device)
     several = f"{device.count} devices hold the model together (--device split) and take turns"
     if fits_one:
         several = "they share the rows (accelerate launch)" if trained else "one of them does it all"
@@ -130,17 +143,27 @@ def machine_plan(
                 "trained on": work.trained_tokens,
             },
             "replies": work.replies,
-            "hours": round(hours, 4),
-            "price": None if price_per_hour is None else round(hours * price_per_hour, 2),
+            "hours": round(seconds / 3600, 4),
+            "price": price_of(seconds, price_per_hour),
             **(counted or {}),
             "assumed": [
-                f"speed and bandwidth of the device are {'measured here' if device.measured else 'its data sheet’s'}",
-                f"of them reading reaches {READING:.0%}, writing {WRITING:.0%} and training {TRAINING:.0%}; "
+                f"speed and bandwidth of the device are {MEASUREMENT if device.measured else 'its data sheet’s'}",
+                f"of them reading reaches {share.reading:.0%}, writing {share.writing:.0%} and training "
+                f"{share.training:.0%}; "
                 f"a block starts in {1000 * BLOCK_SECONDS * (not device.measured):.1f} ms",
                 *([several] if device.count > 1 else []),
             ],
         }
     )
+
+
+def price_of(seconds: float | None, per_hour: float | None) -> float | None:
+    """What a time costs; None where one of the two is not known."""
+    return None if seconds is None or per_hour is None else round(per_hour * seconds / 3600, 2)
+
+
+def _shares(device: Accelerator) -> Shares:
+    return REACHED if device.measured else PROMISED
 
 
 def _memory(config: Any, work: PlannedWork, need: Need, itemsize: int, trained: Trainable | None) -> dict[str, float]:
@@ -163,17 +186,17 @@ def _memory(config: Any, work: PlannedWork, need: Need, itemsize: int, trained: 
 
 
 def _seconds(model: Any, need: Need, work: PlannedWork, device: Accelerator, trained: Trainable | None) -> float:
-    operations = 2 * need.parameters  # a multiplication and an addition for each weight
+    operations, share = 2 * need.parameters, _shares(device)  # a multiplication and an addition for each weight
     starting = 0.0 if device.measured else BLOCK_SECONDS * model.n_layers
-    seconds = operations * (work.prompt_tokens + work.read_tokens) / (READING * device.flops)
+    seconds = operations * (work.prompt_tokens + work.read_tokens) / (share.reading * device.flops)
     if work.replies:
         size = work.prompt_tokens / work.replies + work.new_tokens
         rows = min(work.replies, max(1, work.batch_tokens // math.ceil(size)))
-        moved = (need.weights + rows * size * need.cache) / (WRITING * device.bandwidth)
-        step = max(moved, rows * operations / (READING * device.flops)) + starting
+        moved = (need.weights + rows * size * need.cache) / (share.writing * device.bandwidth)
+        step = max(moved, rows * operations / (share.reading * device.flops)) + starting
         seconds += math.ceil(work.replies / rows) * work.new_tokens * step
     if trained:  # forward, backward to the stream, and to the weights where all are trained
         passes = 2 + trained.all_weights + trained.recomputed
-        seconds += passes * operations * work.trained_tokens / (TRAINING * device.flops)
+        seconds += passes * operations * work.trained_tokens / (share.training * device.flops)
         seconds += work.trained_tokens / trained.tokens * 3 * starting
     return seconds

@@ -15,8 +15,8 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.engines.servers import Away, ModelServer
 from personavec.model.engines.vllm import VllmEngine
 from personavec.server.reply import Logprobs
-from personavec.server.writing.engine import STUCK, Full, reason
-from personavec.server.writing.job import Job
+from personavec.server.writing.engine import STUCK
+from personavec.server.writing.job import Full, Job, reason
 from personavec.server.writing.prefixes import Prefixes
 from personavec.steering.orders import make_orders
 
@@ -51,6 +51,7 @@ class RemoteEngine:
             raise ModelError(f"expected a model behind vLLM's servers, got {model.place}; pass --engine vllm:URL")
         self.model, self.rows, self.queue = model, rows, queue
         self.prefixes = Prefixes(0)
+        self.most, self.out_of_memory = rows, 0
         self.running = self.queued = 0
         self._elsewhere = model.engine
         self._jobs: set[Job] = set()

@@ -1,24 +1,26 @@
 """A thread that owns the model and writes replies for all clients, in a single batch that rows join and leave."""
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from personavec.errors import PersonavecError, SteeringOverflow
+from personavec.errors import SteeringOverflow
 from personavec.model.chat_model import ChatModel
 from personavec.model.kv_cache import Slots, States, check_served, continued, states_of, using
 from personavec.model.machine.limits import habits
 from personavec.server.limits import LOG
-from personavec.server.writing.job import Job
+from personavec.server.writing.drawing import draw_tokens
+from personavec.server.writing.job import Full, Job, reason
 from personavec.server.writing.prefixes import BLOCK, Block, Prefixes
-from personavec.server.writing.scores import SCORED, logprobs_at, score_prompts
-from personavec.steering.generate import Watch, check_finite, draw, watching
+from personavec.server.writing.scores import SCORED, score_prompts
+from personavec.steering.generate import Watch, watching
 from personavec.steering.steer import steer
 
 READ_TOKENS = 1024
@@ -27,16 +29,20 @@ READ_TOKENS = 1024
 STUCK = 0.5
 """Seconds more than given after which a thread that does not end is left behind; the process can end without it."""
 
-
-class Full(PersonavecError):
-    """There is no room for one more reply now."""
+TOO_LARGE = "expected a reply that fits into memory by itself, got {:,} tokens that do not; send a shorter conversation"
 
 
 class Engine:
     """Continuous batching: every step writes one token of each row, and rows come and go between steps.
 
     Each row is steered by a list of its request, in the prompt and in every step, and what its batch-mates ask for
-    cannot change it. A row whose numbers overflow ends with an error, and the others go on.
+    cannot change it. A row whose numbers overflow ends with an error, and the others go on. Where memory runs out,
+    fewer rows are written at once and the others wait in line again; what does not fit by itself ends with an error.
+
+    Attributes:
+        rows: Most replies that were to be written at once.
+        most: How many are; less once memory ran out.
+        out_of_memory: How many times it did.
     """
 
     holds_forms = True
@@ -56,6 +62,7 @@ class Engine:
         """
         check_served(model)
         self.model, self.rows, self.queue = model, rows, queue
+        self.most, self.out_of_memory = rows, 0
         self._waiting: deque[list[Job]] = deque()
         self._jobs: list[Job] = []
         self._joining: list[Job] = []
@@ -93,8 +100,12 @@ class Engine:
                 raise Full("expected a running server, got one that shuts down; ask another one")
             if self.queued + sum(map(len, prompts)) > self.queue:
                 raise Full(f"expected room in the queue of {self.queue}, got {self.queued} waiting; ask later")
-            self._waiting += map(list, prompts)
+            self._waiting += self._lined_up(prompts)
             self._changed.notify()
+
+    def _lined_up(self, prompts: Iterable[Sequence[Job]]) -> list[list[Job]]:
+        """Replies to one prompt together, as far as there are rows for them."""
+        return [[*jobs[start : start + self.most]] for jobs in prompts for start in range(0, len(jobs), self.most)]
 
     def close(self, seconds: float) -> None:
         """Take no more requests, give those under way so many seconds, and end the rest."""
@@ -116,27 +127,58 @@ class Engine:
                 self._changed.wait_for(lambda: self._waiting or self._jobs or self._closing)
             if self._closing and not self._jobs and not self._waiting:
                 return
+            fits = True
             try:
                 self._admit()
                 if self._jobs:
                     self._write()
+            except torch.OutOfMemoryError:
+                fits = False
             except Exception as error:  # no request may end the server: those under way do not survive, it does
                 for job in (*self._jobs, *self._joining):
                     job.end("error", reason(error))
                 self._jobs.clear()
-                self.prefixes.clear()
-                self._slots = Slots(self.rows, self.model.device)
+                self._free()
+            if not fits:  # outside of the handler: its traceback would hold what is to be freed
+                self._halve()
+
+    def _free(self) -> None:
+        """Give back what can be had again; what was read of those who are being written can not."""
+        self.prefixes.clear()
+        if not self._jobs:
+            self._slots = Slots(self.most, self.model.device)
+        torch.cuda.empty_cache()
+
+    def _halve(self) -> None:
+        """Write half as many replies at once from here on; those under way come first in line, and are read again.
+
+        Where it was a single one already, that one ends.
+        """
+        self.out_of_memory += 1
+        under_way = [job for job in dict.fromkeys((*self._jobs, *self._joining)) if job.reply.finish is None]
+        if self.most == 1:
+            _end_too_large(under_way)
+        else:
+            with self._changed:
+                self.most = math.ceil(self.most / 2)
+                self._waiting = deque(self._lined_up([*([job] for job in under_way), *self._waiting]))
+            LOG.warning("memory ran out: from here on %d of %d rows are used", self.most, self.rows)
+        self._jobs.clear()
+        self._joining = []
+        self._free()
 
     @property
     def _fits(self) -> bool:
         """Whether the next request finds its rows free."""
-        return bool(self._waiting) and len(self._waiting[0]) <= self.rows - len(self._jobs)
+        if not self._waiting or (self._waiting[0][0].alone and self._jobs):
+            return False
+        return len(self._waiting[0]) <= self.most - len(self._jobs)
 
     def _admit(self) -> None:
         """Read the prompts of those who find rows free, and draw their first tokens."""
         while self._fits:
             admitted: list[list[Job]] = []
-            free = self.rows - len(self._jobs)
+            free = self.most - len(self._jobs)
             with self._changed:
                 while self._waiting and len(self._waiting[0]) <= free and self._small([*admitted, self._waiting[0]]):
                     admitted.append(self._waiting.popleft())
@@ -152,8 +194,13 @@ class Engine:
         """Read prompts and let their replies begin; if one of them fails, it fails alone."""
         if not admitted:
             return
+        if admitted[0][0].alone:
+            self._free()
+        done = None
         try:
-            cache, logits, read = self._read([jobs[0] for jobs in admitted])
+            done = self._read([jobs[0] for jobs in admitted])
+        except torch.OutOfMemoryError:
+            pass
         except Exception as error:
             if len(admitted) > 1:
                 for jobs in admitted:
@@ -162,30 +209,48 @@ class Engine:
                 for job in admitted[0]:
                     job.end("error", reason(error))
             return
+        if done is None:  # outside of the handler, as in `_run`
+            self._read_later(admitted)
+            return
+        cache, logits, read = done
+        sizes = [len(jobs[0].tokens) for jobs in admitted]
         for row, jobs in enumerate(admitted):
             for job in jobs:
-                job.reply.read.append(read[row])
-        self._draw(
+                job.reply.read[len(job.reply.ids) :] = [read[row]]
+        draw_tokens(
             [job for jobs in admitted for job in jobs], logits[[row for row, jobs in enumerate(admitted) for _ in jobs]]
         )
         for row, jobs in enumerate(admitted):
             going = [job for job in jobs if not job.over]
-            size = len(jobs[0].prompt)
             if any(job.reply.finish != "error" for job in jobs):
-                self._keep(jobs[0], states_of(cache, row, size))
+                self._keep(jobs[0], states_of(cache, row, sizes[row]))
             if going:
-                self._slots.add(cache, row, size, len(going))
+                self._slots.add(cache, row, sizes[row], len(going))
                 self._jobs += going
+
+    def _read_later(self, admitted: Sequence[list[Job]]) -> None:
+        """After memory ran out: read prompts one by one, and one that failed by itself when nothing else is held."""
+        self.out_of_memory += 1
+        self._free()
+        if len(admitted) > 1:
+            for jobs in admitted:
+                self._join([jobs])
+        elif admitted[0][0].alone:
+            _end_too_large(admitted[0])
+        else:
+            admitted[0][0].alone = True
+            with self._changed:
+                self._waiting.appendleft(admitted[0])
 
     def _read(self, first: Sequence[Job]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], list[list[float]]]:
         """Read prompts in one batch: the cache, what follows each, and the projections at its last token.
 
         Of every prompt the last tokens are read, as many as the longest of what no earlier conversation began with.
         """
-        lengths = [len(job.prompt) for job in first]
+        lengths = [len(job.tokens) for job in first]
         known = [self._known(job) for job in first]
         tail = max(length - BLOCK * len(path) for length, path in zip(lengths, known, strict=True))
-        ids, mask = self.model.tensor([job.prompt[-tail:] for job in first], left=True)
+        ids, mask = self.model.tensor([job.tokens[-tail:] for job in first], left=True)
         kept = [max(0, length - tail) for length in lengths]
         cache = DynamicCache()
         if any(kept):
@@ -194,8 +259,8 @@ class Engine:
             ids, mask = ids[:, padding:], torch.cat([before, mask[:, padding:]], dim=1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         watch, places = _watched(first)
-        scored = any(job.scores_prompt for job in first)
-        with steer(self.model, [job.steering for job in first], lengths), watching(self.model, watch) as seen:
+        prompts, scored = [len(job.prompt) for job in first], any(job.scored_now for job in first)
+        with steer(self.model, [job.steering for job in first], prompts), watching(self.model, watch) as seen:
             for part in self._parts(first, ids.shape[1]):
                 columns = slice(mask.shape[1] - ids.shape[1] + part.stop)
                 logits = self._forward(ids[:, part], mask[:, columns], positions[:, part], cache, scored)
@@ -212,17 +277,21 @@ class Engine:
 
         Nothing of one whose tokens are scored: what the model says of them is not kept.
         """
-        return [] if job.scores_prompt else self.prefixes.find(job.reading, job.prompt[:-1])
+        return [] if job.scored_now else self.prefixes.find(job.reading, job.prompt[:-1])
 
     def _keep(self, job: Job, states: States) -> None:
         """Remember what was read of a conversation, given its keys and values."""
         ids = (*job.prompt, *job.reply.ids)[: min(job.lasting, states[0][0].shape[1])]
-        self.prefixes.keep(job.reading, ids, states)
+        try:
+            self.prefixes.keep(job.reading, ids, states)
+        except torch.OutOfMemoryError:  # nobody needs it
+            self.prefixes.clear()
 
     def _small(self, prompts: Sequence[list[Job]]) -> bool:
         """Whether prompts may be read in one batch: those who write replies wait for it."""
-        unread = [len(jobs[0].prompt) - BLOCK * len(self._known(jobs[0])) for jobs in prompts]
-        return len(prompts) == 1 or len(prompts) * max(unread) <= READ_TOKENS
+        unread = [len(jobs[0].tokens) - BLOCK * len(self._known(jobs[0])) for jobs in prompts]
+        alone = any(jobs[0].alone for jobs in prompts)
+        return len(prompts) == 1 or (not alone and len(prompts) * max(unread) <= READ_TOKENS)
 
     def _write(self) -> None:
         """Take steps until somebody leaves or can join."""
@@ -241,7 +310,7 @@ class Engine:
                     read = torch.stack(seen, dim=1).tolist() if watch else [[]] * len(jobs)
                     for job, columns, row in zip(jobs, places, read, strict=True):
                         job.reply.read.append([row[place] for place in columns])
-                    self._draw(jobs, logits)
+                    draw_tokens(jobs, logits)
                     if self._fits or any(job.over for job in jobs):
                         break
         except SteeringOverflow as error:  # the others take the step again
@@ -251,7 +320,7 @@ class Engine:
 
     def _parts(self, first: Sequence[Job], width: int) -> list[slice]:
         """The columns that are read at once: all, or as many as logits are held of while prompts are scored."""
-        scored = any(job.scores_prompt for job in first) and continued(self.model)
+        scored = any(job.scored_now for job in first) and continued(self.model)
         step = max(1, SCORED // len(first)) if scored else width
         return [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
@@ -267,48 +336,6 @@ class Engine:
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "logits_to_keep": not every}
         logits: Tensor = self.model.hf(**inputs, **using(self.model, cache)).logits
         return logits
-
-    def _draw(self, jobs: Sequence[Job], logits: Float[Tensor, "rows vocab"]) -> None:
-        """Draw a token for every row and tell it; rows that are drawn alike are drawn together."""
-        alike: dict[tuple[float, float], list[int]] = {}
-        for row, (job, finite) in enumerate(zip(jobs, logits.isfinite().all(dim=-1).tolist(), strict=True)):
-            if finite:
-                alike.setdefault((job.sampling.temperature, job.sampling.top_p), []).append(row)
-            else:
-                job.end("error", "expected finite logits, got inf or nan; lower the steering (a dose under 1 is usual)")
-        logits, free = self._held(jobs, logits), logits
-        for rows in alike.values():
-            numbers = torch.tensor([jobs[row].numbers[len(jobs[row].reply.ids)] for row in rows], device=logits.device)
-            drawn_from = logits if len(rows) == len(jobs) else logits[rows]
-            try:
-                drawn = draw(drawn_from, numbers, jobs[rows[0]].sampling).cpu()
-                check_finite(drawn)
-                tokens = drawn.tolist()
-            except Exception as error:  # nobody else is drawn like these
-                for row in rows:
-                    jobs[row].end("error", reason(error))
-                continue
-            for row, token in zip(rows, tokens, strict=True):
-                job = jobs[row]
-                top = job.top_logprobs
-                if job.form is not None and not job.form.take(token):
-                    job.end("error", "expected a token of the form that was asked for, got another one; ask again")
-                if job.reply.finish:
-                    continue
-                job.reply.add(token, None if top is None else logprobs_at(free[row][None], [token], top)[0])
-                job.tell(job.reply.news())
-
-    def _held(self, jobs: Sequence[Job], logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
-        """Logits of the tokens that each reply may go on with, by the form that was asked of it."""
-        forms = [(row, job.form) for row, job in enumerate(jobs) if job.form is not None and not job.reply.finish]
-        held = logits.clone() if forms else logits
-        for row, form in forms:
-            allowed = form.allowed(logits.shape[-1]).to(logits.device)
-            held[row, ~allowed] = float("-inf")
-            if not allowed.any():
-                jobs[row].end("error", "expected a form that can be gone on with, got none; change the schema")
-                held[row] = logits[row]
-        return held
 
     def _take_out(self) -> None:
         """Let those leave who are over."""
@@ -351,9 +378,6 @@ def _watched(jobs: Sequence[Job]) -> tuple[list[Watch], list[list[int]]]:
     return watch, [[places[id(direction)] for direction in job.watch] for job in jobs]
 
 
-def reason(error: BaseException) -> str:
-    """What the asker is told; who runs the server is told what else went wrong."""
-    if isinstance(error, PersonavecError):
-        return str(error)
-    LOG.error("a reply failed", exc_info=error)
-    return "expected to write the reply, got an error of this server; its log says which"
+def _end_too_large(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        job.end("error", TOO_LARGE.format(len(job.tokens)))

@@ -1,16 +1,22 @@
-"""One reply that somebody waits for, from its prompt to its end."""
+"""One reply that somebody waits for, from its prompt to its end, and what is said where there is none."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from personavec.errors import PersonavecError
 from personavec.model.sampling import Sampling
 from personavec.server.api.forms import JsonForm
+from personavec.server.limits import LOG
 from personavec.server.reply import Finish, Logprobs, News, RunningReply
 from personavec.server.writing.prefixes import Reading
 from personavec.steering.generate import Watch, uniforms
 from personavec.steering.steer import Steering
+
+
+class Full(PersonavecError):
+    """There is no room for one more reply now."""
 
 
 @dataclass(eq=False)
@@ -39,9 +45,21 @@ class Job:
     """Of each token of the prompt; NaN at the first one, before which nothing stands."""
     reused: int = 0
     """Tokens of the prompt that were not read, because an earlier conversation began with them."""
+    alone: bool = False
+    """Whether it is read when nothing else is under way: next to others, memory ran out."""
 
     def __post_init__(self) -> None:
         self.numbers = uniforms(self.seed, self.sampling.max_new_tokens).tolist()
+
+    @property
+    def scored_now(self) -> bool:
+        """Whether its prompt is to be scored when it is read; it has been, once a token was written."""
+        return self.scores_prompt and not self.reply.ids
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """What it is read from: the prompt, and what was written before it had to wait again."""
+        return (*self.prompt, *self.reply.ids)
 
     @property
     def over(self) -> bool:
@@ -64,3 +82,11 @@ class Job:
         if self.reply.finish is None:
             self.reply.finish, self.reply.error = finish, error
             self.tell(self.reply.news())
+
+
+def reason(error: BaseException) -> str:
+    """What the asker is told; who runs the server is told what else went wrong."""
+    if isinstance(error, PersonavecError):
+        return str(error)
+    LOG.error("a reply failed", exc_info=error)
+    return "expected to write the reply, got an error of this server; its log says which"

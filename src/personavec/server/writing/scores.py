@@ -37,7 +37,7 @@ def score_prompts(jobs: Sequence[Job], logits: Float[Tensor, "rows part vocab"],
         ModelError: Logits are not finite.
     """
     for row, job in enumerate(jobs):
-        if not job.scores_prompt:
+        if not job.scored_now:
             continue
         begin = width - len(job.prompt)
         if part.start == 0:

@@ -10,7 +10,6 @@ from personavec.judges.load import bench_of
 from personavec.model.chat_model import ChatModel
 from personavec.model.machine.accelerators import accelerator
 from personavec.model.machine.plan import MachinePlan, PlannedWork, machine_plan
-from personavec.model.machine.quantise import QUANTISED
 from personavec.steering.rollouts import Interview, Plan
 from personavec.traits.load import load_traits
 from personavec.traits.trait import Trait
@@ -71,8 +70,7 @@ def plan_extract(
         model,
         work,
         machine,
-        itemsize=model.dtype.itemsize,
-        bits=QUANTISED[quantise] if quantise else None,
+        quantise=quantise,
         price_per_hour=price_per_hour,
         counted={"readings": readings, "judge_counted": bench.spec == "panel"},
     )

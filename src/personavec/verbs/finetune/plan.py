@@ -10,7 +10,6 @@ from personavec.data.dataset import dataset_of
 from personavec.model.chat_model import ChatModel
 from personavec.model.machine.accelerators import accelerator
 from personavec.model.machine.plan import MachinePlan, PlannedWork, Trainable, machine_plan
-from personavec.model.machine.quantise import QUANTISED
 from personavec.steering.projection import Vectors
 from personavec.traits.trait import Trait
 from personavec.verbs.finetune.finetune import Data
@@ -77,8 +76,7 @@ def plan_finetune(
         model,
         work,
         machine,
-        itemsize=model.dtype.itemsize,
-        bits=QUANTISED[quantise] if quantise else None,
+        quantise=quantise,
         trained=trained,
         price_per_hour=price_per_hour,
         counted=counted | {"steps": how.steps(len(rows))},

@@ -100,6 +100,8 @@ class ScreenConfig(Judging, Gated, Common):
     """With --ray: actors, one model each."""
     gpus_per_worker: Free[Positive] = 1.0
     """With --ray: GPUs of an actor where there are any, .5 for two on one; else each takes its share of the cores."""
+    table: Free[Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")]] = None
+    """Where the parts of the table go instead, such as s3://bucket/folder; what fsspec reaches."""
     price_per_hour: Free[
         Annotated[float | None, at_least(0), tyro.conf.arg(metavar="PRICE", help_behavior_hint="")]
     ] = None
@@ -110,6 +112,7 @@ class ScreenConfig(Judging, Gated, Common):
         from personavec.steering.projection import load_vectors
         from personavec.verbs.screen.screen import screen, screen_sides
         from personavec.verbs.screen.selection import check_choice, check_pairs
+        from personavec.verbs.screen.table import place_of
 
         if not self.data or not self.vectors:
             raise ConfigError(
@@ -121,6 +124,8 @@ class ScreenConfig(Judging, Gated, Common):
         if self.side == "both":
             check_pairs(self.turn, self.plan)
         data, clean = open_dataset(self.data), open_dataset(self.clean) if self.clean else None
+        if self.table is not None:
+            place_of(self.table, together=self.ray)
         load_vectors(self.vectors)  # what is wrong with them is said before the model is loaded
         model = load_subject(self)
         stem = Path(self.data).stem if Path(self.data).exists() else self.data.replace("/", "-").replace(":", "-")

@@ -1,6 +1,7 @@
 """The shards of a screening in parallel, with Ray Data: a model in each actor, and the same parts of the table.
 
-Parts come back through Ray, so that the machines of a cluster need no folder in common.
+Parts come back through Ray, so that the machines of a cluster need no folder in common; what has a URL of its own,
+actors write there.
 """
 
 import json
@@ -19,7 +20,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.machine.place import SPLIT
 from personavec.runs.progress import stage, tell
 from personavec.verbs.screen.shards import Actors, DataPass, RowReader, screen_shard, shards
-from personavec.verbs.screen.table import Table
+from personavec.verbs.screen.table import Place, Table
 
 Block = dict[str, Any]
 
@@ -27,11 +28,11 @@ Block = dict[str, Any]
 class Screener:
     """An actor: makes the model once, then screens one shard after the other."""
 
-    def __init__(self, actors: Actors, revision: str, options: Block, threads: int, keep: bool) -> None:
+    def __init__(self, actors: Actors, revision: str, options: Block, threads: int, keep: bool, table: Place) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._fault = ""
+        self._fault, self._table = "", table
         try:
             model = actors.load()
         except PersonavecError as error:
@@ -49,15 +50,18 @@ class Screener:
 
     def __call__(self, block: Block) -> Block:
         """Screen the shards of a block, each to its part of the table."""
-        done = [self._screen(text) for text in block["rows"]]
+        done = [self._screen(*each) for each in zip(block["part"], block["rows"], strict=True)]
         return {"part": block["part"], **{name: [each[name] for each in done] for name in ("rows", "packed", "error")}}
 
-    def _screen(self, text: str) -> Block:
+    def _screen(self, part: str, text: str) -> Block:
         if self._fault:
             return {"rows": 0, "packed": b"", "error": self._fault}
         samples = [Bad(**row["bad"]) if "bad" in row else Sample.of(row) for row in json.loads(text)]
         try:
             packed = Table.pack(screen_shard(self._reader, samples, self._base))
+            if isinstance(self._table, str):
+                Table.put(self._table, part, packed)
+                packed = b""
         except DataError as error:  # with --on-error stop; the driver says it in one line
             return {"rows": 0, "packed": b"", "error": str(error)}
         return {"rows": len(samples), "packed": packed, "error": ""}
@@ -95,7 +99,7 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
             "expected the extra that --ray needs, got none; install it: pip install -e '.[scale]' in a clone, or pip "
             "install 'personavec[scale]'"
         ) from error
-    folder = work.run.path("table").resolve()
+    folder = work.table if isinstance(work.table, str) else work.table.resolve()
     waiting = partial(_waiting, folder, work.data, work.turn)
     options = {each.name: getattr(work.reader, each.name) for each in fields(RowReader) if each.name != "model"}
     began_here = not ray.is_initialized()
@@ -114,7 +118,14 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
         read = ray.data.read_datasource(_source(waiting), override_num_blocks=1, num_cpus=0, label_selector=here)
         done = read.map_batches(
             Screener,
-            fn_constructor_args=(actors, work.reader.model.identity.revision, options, threads, len(nodes) == 1),
+            fn_constructor_args=(
+                actors,
+                work.reader.model.identity.revision,
+                options,
+                threads,
+                len(nodes) == 1,
+                folder,
+            ),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=actors.workers),
             **share,
@@ -123,7 +134,8 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
             for row in done.iter_rows():
                 if row["error"]:
                     raise DataError(row["error"])
-                Table.put(folder, row["part"], row["packed"])
+                if row["packed"]:
+                    Table.put(folder, row["part"], row["packed"])
                 fresh += row["rows"]
                 advance(row["rows"])
     finally:
@@ -142,7 +154,7 @@ def _share(actors: Actors, nodes: Sequence[Mapping[str, float]]) -> tuple[dict[s
     return {"num_cpus": threads}, threads
 
 
-def _waiting(folder: Path, data: Dataset, turn: Turn) -> Iterator[Any]:
+def _waiting(folder: Place, data: Dataset, turn: Turn) -> Iterator[Any]:
     """Shards that are not in the table yet, as text that any machine can read; a block each."""
     for number, shard in enumerate(shards(data.samples(turn))):
         part = f"part-{number:06d}"

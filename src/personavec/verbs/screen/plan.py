@@ -12,6 +12,7 @@ from personavec.data.dataset import Bad
 from personavec.data.sample import Sample
 from personavec.errors import DataError
 from personavec.model.activations import activations
+from personavec.model.machine.plan import price_of
 from personavec.runs.progress import stage
 from personavec.steering.generate import Reply
 from personavec.verbs.screen.shards import DataPass, encode
@@ -65,9 +66,7 @@ def estimate(rates: Rates, rows: int, precision: float, price_per_hour: float | 
                 "tokens_read": round(tokens_read),
                 "tokens_written": round(tokens_written),
                 "seconds": None if seconds is None else round(seconds, 1),
-                "price": None
-                if price_per_hour is None or seconds is None
-                else round(price_per_hour * seconds / 3600, 2),
+                "price": price_of(seconds, price_per_hour),
             }
         )
     return table

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
@@ -19,7 +17,7 @@ from personavec.runs.show import higher_said, interval, said
 from personavec.stats.intervals import Interval
 from personavec.verbs.screen.flagging import SIDES, Drop, beyond, extremes, thresholds
 from personavec.verbs.screen.selection import Control
-from personavec.verbs.screen.table import Table
+from personavec.verbs.screen.table import Place, Table
 from personavec.verbs.screen.verdict import direction
 
 NO_VERDICT = (
@@ -38,8 +36,8 @@ class Screening(Result):
     """Scores of the usable rows of the clean set, if one was given."""
     examples: Mapping[str, Any]
     """Beginnings of the most extreme rows' texts, by vector."""
-    tables: Run
-    """Where the table lies; without a store it stays as long as this result."""
+    tables: Run | Place
+    """Where the table lies; in a run without a store it stays as long as this result."""
     control: Control | None = None
     """A mean next to the same along random directions; of a plan none."""
 
@@ -59,12 +57,12 @@ class Screening(Result):
         """
         if not self.mean:
             raise ConfigError("expected a screening, got a plan, which has no rows; screen with plan=False")
-        return Table(self.tables.folder, tuple(self.mean))
+        return Table(self.tables.folder if isinstance(self.tables, Run) else self.tables, tuple(self.mean))
 
     @property
     def rows(self) -> Any:
         """The whole table as a pyarrow Table: `row`, a column of scores a vector, what they are made of."""
-        return pa.concat_tables([pq.read_table(part) for part in self.table.parts]).replace_schema_metadata(None)
+        return self.table.whole
 
     def flags(
         self, clean: "Screening | None" = None, percentile: float = 95.0, drop: Drop = "high"

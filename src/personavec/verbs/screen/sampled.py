@@ -167,7 +167,7 @@ def sample_differences(work: DataPass, table: Table, precision: float) -> Differ
                 break
     answered = ~np.isnan(columns[work.names[0]])
     sampled = Table(parts[0].parent, work.names)
-    sampled.parts = parts
+    sampled.parts = [part.stem for part in parts]
     return Differences(
         means=estimates,
         sd={name: _sd(column) for name, column in columns.items()},

@@ -17,7 +17,7 @@ from personavec.judges.load import Bench, load_bench
 from personavec.model.chat_model import ChatModel
 from personavec.model.endpoint import CallLimits
 from personavec.runs.files import sha256
-from personavec.runs.progress import stage, tell
+from personavec.runs.progress import tell
 from personavec.runs.rules import Count, Free, OptionalCount, Positive, Seed, Store, at_least, between, settings
 from personavec.runs.run import Row, Run
 from personavec.stats.intervals import Interval
@@ -26,7 +26,7 @@ from personavec.steering.rollouts import Reasoning
 from personavec.traits.load import load_trait
 from personavec.traits.trait import Trait
 from personavec.verbs.screen import selection
-from personavec.verbs.screen.base_replies import BaseReplies, open_base_replies
+from personavec.verbs.screen.base_replies import open_base_replies
 from personavec.verbs.screen.flagging import Drop, histogram
 from personavec.verbs.screen.judge_rows import judge_figures, judge_rows, load_judges
 from personavec.verbs.screen.parallel import by_name, screen_in_parallel
@@ -42,10 +42,9 @@ from personavec.verbs.screen.shards import (
     DataPass,
     OnError,
     RowReader,
-    screen_shard,
-    shards,
+    screen_in_order,
 )
-from personavec.verbs.screen.table import Table
+from personavec.verbs.screen.table import Table, claim, place_of, within
 from personavec.verbs.screen.verdict import random_control, verdicts
 
 Rows = str | Path | Iterable[Mapping[str, Any]] | Dataset
@@ -81,6 +80,7 @@ def screen(
     ray: Free[bool | Callable[[], ChatModel]] = False,
     workers: Free[Count] = 1,
     gpus_per_worker: Free[Positive] = 1.0,
+    table: Free[str | Path | None] = None,
     plan: Free[bool] = False,
     price_per_hour: Free[Annotated[float | None, at_least(0)]] = None,
     seed: Seed = 0,
@@ -121,6 +121,8 @@ def screen(
             changed in it since; a function makes it there.
         workers: With ray: how many actors.
         gpus_per_worker: With ray, where there are GPUs: how many, or what part of one, an actor takes.
+        table: Where the parts of the table go, a folder or a URL that fsspec reaches; default into the store. What is a
+            URL is written by Ray's actors themselves.
         plan: Only estimate costs.
         price_per_hour: Of this machine, for the estimates.
         seed: Of everything random.
@@ -139,6 +141,7 @@ def screen(
         raise ConfigError(
             "expected a store for the files of export_k, got none; pass store, or take the result's top()"
         )
+    elsewhere = None if table is None else place_of(table, together=bool(ray))
     rows = dataset_of(data)
     reference = None if clean is None else dataset_of(clean, "clean rows in memory")
     if side:
@@ -175,9 +178,11 @@ def screen(
     )
     base = answer(model)
     run = Run.open(store, chosen | {"judge": judged_by}, inputs)
+    if elsewhere is not None and not plan:
+        claim(elsewhere, sha256(run.path("config.json")))
     reader = RowReader(model, read, cost, on_error, max_new_tokens, read_tokens, reasoning, system)
     actors = Actors(load, answer, workers, gpus_per_worker) if load else None
-    work = DataPass(rows, run, reader, base, turn, seed, judged_by, judges, actors)
+    work = DataPass(rows, run, reader, base, turn, seed, judged_by, judges, actors, elsewhere)
     wanted = selection.Selection(keep_below, drop, flag_by, export_k, top_k)
 
     with model.without_adapter():
@@ -206,12 +211,20 @@ def screen(
     run.complete(result, began, "plan.json" if plan else "result.json")
     means = {name: _set_mean(screened.table, name, screened.differences) for name in work.names} if screened else {}
     scores = screened.reference.scores if screened and screened.reference else {}
-    control, tables = (screened.control, run.part("table")) if screened else (None, Run(run.folder))
+    tables = (elsewhere or run.part("table")) if screened else Run(run.folder)
+    control = screened.control if screened else None
     return Screening(result, means, scores, texts, tables, control)
 
 
 def screen_sides(
-    model: ChatModel, data: Rows, vectors: Vectors, *, clean: Rows | None = None, store: Store = None, **options: Any
+    model: ChatModel,
+    data: Rows,
+    vectors: Vectors,
+    *,
+    clean: Rows | None = None,
+    table: str | Path | None = None,
+    store: Store = None,
+    **options: Any,
 ) -> BothSides:
     """Screen both sides of preferences, and tell how far chosen replies lie above rejected ones, paired by row.
 
@@ -220,6 +233,7 @@ def screen_sides(
         data: Rows of a chosen and a rejected reply.
         vectors: As `screen` takes them.
         clean: Data that you call clean; of preferences the same side as of the data.
+        table: As `screen` takes it; each side has a folder of its own in there.
         store: Each side is kept in a folder of its own in there, as `screen` keeps it.
         options: Those of `screen`, which hold for both sides.
 
@@ -232,8 +246,10 @@ def screen_sides(
     rows = dataset_of(data)
     run = Run.open(store, {"side": "both"})
     folders = {side: run.path(side) if run.kept else None for side in SIDES}
+    tables = {side: within(table, side) if table else None for side in SIDES}
     chosen, rejected = (
-        screen(model, rows, vectors, **options | {"side": side, "store": folders[side]}) for side in SIDES
+        screen(model, rows, vectors, **options | {"side": side, "store": folders[side], "table": tables[side]})
+        for side in SIDES
     )
     both = BothSides.of(chosen, rejected)
     result = {**both.data, "out": run.shown()}
@@ -281,7 +297,7 @@ def _screen(
         "rows_with_more_turns": table.rows_with_more_turns,
         "confounds": {name: table.confounds(name) for name in names},
         "sources": table.by_source(),
-        "table": work.run.shown("table"),
+        "table": str(work.elsewhere) if work.elsewhere else work.run.shown("table"),
         # Ray's actors count for themselves
         "tokens": table.tokens
         | {
@@ -309,7 +325,7 @@ def _checked(work: DataPass, rows: int) -> Table:
     Raises:
         DataError: It has other rows than the data set, none that can be used, or one that is to stop the run.
     """
-    table, name = Table(work.run.path("table"), work.names), work.data.name
+    table, name = Table(work.table, work.names), work.data.name
     if not rows:
         raise DataError(f"expected rows that can be screened in {name}, got an empty data set; correct it")
     if not np.array_equal(table.rows, np.arange(rows)):
@@ -329,27 +345,10 @@ def _checked(work: DataPass, rows: int) -> Table:
 
 
 def _project(work: DataPass, rows: int) -> int:
-    """Write the table, shard by shard, those that are there aside; returns the rows done now."""
-    folder = work.run.part("table").folder
-    if work.actors:
-        return screen_in_parallel(work, work.actors, rows)
-    base: BaseReplies | None = work.base if work.reader.cost == "full" else None
-    steps = 2 if base else 1  # rows are answered, then read
-    fresh = 0
-    with stage(f"rows of {work.data.name}{', answered and read' * (steps > 1)}", steps * rows) as advance:
-        for number, shard in enumerate(shards(work.samples())):
-            part, shown = f"part-{number:06d}", 0
-
-            def advance_shard(count: int) -> None:
-                nonlocal shown
-                shown += count
-                advance(count)
-
-            if not Table.has(folder, part):
-                Table.write(folder, part, screen_shard(work.reader, shard, base, advance_shard))
-                fresh += len(shard)
-            advance(steps * len(shard) - shown)
-    return fresh
+    """Write the table, those parts aside that are there; returns the rows done now."""
+    if not work.elsewhere:
+        work.run.part("table")
+    return screen_in_parallel(work, work.actors, rows) if work.actors else screen_in_order(work, rows)
 
 
 def _set_mean(table: Table, name: str, differences: Differences | None) -> Interval:
@@ -360,8 +359,12 @@ def _set_mean(table: Table, name: str, differences: Differences | None) -> Inter
 
 def _reference(work: DataPass, clean: Dataset) -> selection.Reference:
     """The clean data set screened and judged alike, in a folder inside the run."""
-    part = work.run.part(f"clean-{Run.digest(clean.fingerprint())}")
-    work = dataclasses.replace(work, data=clean, run=part)
+    name = f"clean-{Run.digest(clean.fingerprint())}"
+    part = work.run.part(name)
+    beside = within(work.elsewhere, f"_{name}") if work.elsewhere else None
+    if beside:
+        claim(beside, name)
+    work = dataclasses.replace(work, data=clean, run=part, elsewhere=beside)
     census = take_census(work)
     _project(work, census.rows)
     table = _checked(work, census.rows)

@@ -22,11 +22,13 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import response_of
 from personavec.model.endpoint import Failure
 from personavec.model.machine.limits import Limit, in_parts
+from personavec.runs.progress import stage
 from personavec.runs.run import Row, Run
 from personavec.steering.generate import Reply
 from personavec.steering.projection import Directions
 from personavec.steering.rollouts import Reasoning
 from personavec.verbs.screen.base_replies import BaseReplies
+from personavec.verbs.screen.table import Place, Table
 
 SHARD_ROWS, SHARD_CHARACTERS = 500, 4_000_000
 """A shard is what a kill may cost, and what is in memory at a time."""
@@ -105,6 +107,13 @@ class DataPass:
     judges: Mapping[str, TraitJudge] = field(default_factory=dict)
     """Of each vector's trait, by name."""
     actors: Actors | None = None
+    elsewhere: Place | None = None
+    """Where the table lies, if not in the run."""
+
+    @property
+    def table(self) -> Place:
+        """Where the parts of the table lie."""
+        return self.elsewhere or self.run.path("table")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -129,6 +138,31 @@ def shards(samples: Iterable[Sample | Bad]) -> Iterator[list[Sample | Bad]]:
             shard, characters = [], 0
     if shard:
         yield shard
+
+
+def screen_in_order(work: DataPass, rows: int) -> int:
+    """Write all parts of the table that are not there; returns the rows done now.
+
+    Raises:
+        DataError: As `screen_shard`.
+    """
+    base = work.base if work.reader.cost == "full" else None
+    steps = 2 if base else 1  # rows are answered, then read
+    fresh = 0
+    with stage(f"rows of {work.data.name}{', answered and read' * (steps > 1)}", steps * rows) as advance:
+        for number, shard in enumerate(shards(work.samples())):
+            part, shown = f"part-{number:06d}", 0
+
+            def advance_shard(count: int) -> None:
+                nonlocal shown
+                shown += count
+                advance(count)
+
+            if not Table.has(work.table, part):
+                Table.write(work.table, part, screen_shard(work.reader, shard, base, advance_shard))
+                fresh += len(shard)
+            advance(steps * len(shard) - shown)
+    return fresh
 
 
 def screen_shard(

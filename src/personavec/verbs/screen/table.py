@@ -1,13 +1,15 @@
-"""The table of a screening: Parquet files in a folder, read a column at a time."""
+"""The table of a screening: Parquet files in a folder, here or wherever fsspec reaches, read a column at a time."""
 
 import base64
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,24 +18,110 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from personavec.data.dataset import alike
+from personavec.errors import ConfigError, DataError
 from personavec.runs.files import replacing
 from personavec.stats.intervals import Interval, clustered_mean
 from personavec.stats.populations import streamed_mean
 from personavec.verbs.screen.flagging import confounds
 
 MOST_SOURCES = 50
+OWNER = "_run.json"
+"""Beside the parts of a table that lies elsewhere: whose they are. Readers of Parquet leave names with _ out."""
+
+Place = Path | str
+"""A folder of this machine, or the URL of one that fsspec reaches."""
+
+
+def place_of(table: str | Path, *, together: bool) -> Place:
+    """Where a table is to lie, by what `--table` names; nothing is looked up there yet.
+
+    Args:
+        table: A folder or a URL.
+        together: Whether several processes write it.
+
+    Raises:
+        ConfigError: fsspec knows no such protocol, or lacks a package for it; or each process has one of its own.
+    """
+    name = str(table)
+    if isinstance(table, Path) or "://" not in name:
+        return Path(table)
+    try:
+        files, path = fsspec.core.url_to_fs(name)
+    except Exception as error:  # of its many parts: an unknown protocol, a package that is not there, a bad address
+        raise ConfigError(f"expected a --table that fsspec can reach, got {name} ({_line(error)})") from error
+    if "file" in files.protocol:
+        return Path(path)
+    if together and "memory" in files.protocol:
+        raise ConfigError(f"expected a --table that all of Ray's actors see, got {name}, which is each process's own")
+    return name
+
+
+def within(place: Place, name: str) -> Place:
+    """A folder inside of it."""
+    return place / name if isinstance(place, Path) else f"{place.rstrip('/')}/{name}"
+
+
+def claim(place: Place, owner: str) -> None:
+    """Take a place for the table of one run.
+
+    Args:
+        place: Where; a folder of this machine is made.
+        owner: Names the run.
+
+    Raises:
+        ConfigError: Parts of another run are there.
+        DataError: Nothing can be read or written there.
+    """
+    with reaching(place):
+        files, root = fsspec.core.url_to_fs(str(place))
+        files.makedirs(root, exist_ok=True)
+        path = f"{root}/{OWNER}"
+        there = files.cat_file(path).decode(errors="replace") if files.exists(path) else ""
+        stray = not there and bool(files.glob(f"{root}/*.parquet"))
+        if not there and not stray:
+            files.pipe_file(path, owner.encode())
+    if stray or there not in ("", owner):
+        raise ConfigError(
+            f"expected an empty --table or the one of this run, got parts of another in {place}; choose one"
+        )
+
+
+@contextmanager
+def reaching(place: Place) -> Iterator[None]:
+    """Say in one line what went wrong with a place elsewhere; this machine's own errors stay as they are.
+
+    Raises:
+        DataError: Anything did.
+    """
+    try:
+        yield
+    except Exception as error:  # of many libraries: no credentials, no such bucket, no connection, read only
+        if isinstance(place, Path):
+            raise
+        raise DataError(
+            f"expected a table that can be read and written at {place}, got {_line(error)}; set what its file system "
+            "needs (credentials come from the environment), and run the same command again"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class Table:
     """Reads the parts in order; of a data set of any size it holds a few columns at the most."""
 
-    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+    def __init__(self, folder: Place, names: tuple[str, ...]) -> None:
         self.folder, self.names = folder, names
 
     @staticmethod
-    def has(folder: Path, part: str) -> bool:
+    def has(folder: Place, part: str) -> bool:
         """Whether a part was written; atomic writes make that mean complete."""
-        return (folder / f"{part}.parquet").is_file()
+        if isinstance(folder, Path):
+            return (folder / f"{part}.parquet").is_file()
+        with reaching(folder):
+            files, root = fsspec.core.url_to_fs(folder)
+            return bool(files.exists(f"{root}/{part}.parquet"))
 
     @staticmethod
     def pack(table: Any) -> bytes:
@@ -43,20 +131,41 @@ class Table:
         return bytes(packed.getvalue())
 
     @staticmethod
-    def write(folder: Path, part: str, table: Any) -> None:
+    def write(folder: Place, part: str, table: Any) -> None:
         """Write a part, atomically."""
         Table.put(folder, part, Table.pack(table))
 
     @staticmethod
-    def put(folder: Path, part: str, packed: bytes) -> None:
+    def put(folder: Place, part: str, packed: bytes) -> None:
         """Write the bytes of a part, atomically."""
+        if isinstance(folder, str):
+            with reaching(folder):
+                files, root = fsspec.core.url_to_fs(folder)
+                with files.transaction, files.open(f"{root}/{part}.parquet", "wb") as file:
+                    file.write(packed)
+            return
         with replacing(folder / f"{part}.parquet") as temporary:
             temporary.write_bytes(packed)
 
     @cached_property
-    def parts(self) -> list[Path]:
-        """Files in order."""
-        return sorted(self.folder.glob("*.parquet"))
+    def parts(self) -> list[str]:
+        """Names in order."""
+        with reaching(self.folder):
+            files, root = fsspec.core.url_to_fs(str(self.folder))
+            files.invalidate_cache()  # others may have written
+            return sorted(Path(path).stem for path in files.glob(f"{root}/*.parquet"))
+
+    @staticmethod
+    def read(folder: Place, part: str, columns: Sequence[str] | None = None) -> Any:
+        """A part as a pyarrow table, or some of its columns."""
+        with reaching(folder):
+            files, root = fsspec.core.url_to_fs(str(folder))
+            return pq.read_table(f"{root}/{part}.parquet", columns=columns and [*columns], filesystem=files)
+
+    @property
+    def whole(self) -> Any:
+        """All parts as one pyarrow table."""
+        return pa.concat_tables([self.read(self.folder, part) for part in self.parts]).replace_schema_metadata(None)
 
     def column(self, name: str) -> Float[ndarray, " row"]:
         """A column of numbers; nan where there is none."""
@@ -86,7 +195,7 @@ class Table:
 
     def _read(self, name: str) -> Any:
         return pa.chunked_array(
-            [chunk for part in self.parts for chunk in pq.read_table(part, columns=[name])[name].chunks]
+            [chunk for part in self.parts for chunk in self.read(self.folder, part, [name])[name].chunks]
         )
 
     def _labels(self, name: str) -> tuple[Int[ndarray, " row"], list[str]]:
@@ -103,18 +212,18 @@ class Table:
     def blocks(self, names: Sequence[str]) -> Iterator[Float[ndarray, "row name"]]:
         """Columns of numbers side by side, a part at a time."""
         for part in self.parts:
-            read = pq.read_table(part, columns=[*names])
+            read = self.read(self.folder, part, names)
             yield np.column_stack([read[name].to_numpy().astype(np.float64) for name in names])
 
     def errors(self) -> Iterator[dict[str, Any]]:
         """Rows with an error, in the order of the parts: `row`, `where` and `reason`."""
         for part in self.parts:
-            yield from self.errors_of(self.folder, part.stem)
+            yield from self.errors_of(self.folder, part)
 
     @staticmethod
-    def errors_of(folder: Path, part: str) -> list[dict[str, Any]]:
+    def errors_of(folder: Place, part: str) -> list[dict[str, Any]]:
         """The same, of one part."""
-        rows = pq.read_table(folder / f"{part}.parquet", columns=["row", "where", "error"])
+        rows = Table.read(folder, part, ["row", "where", "error"])
         bad = rows.filter(pc.not_equal(rows["error"], ""))
         return list(bad.rename_columns(["row", "where", "reason"]).to_pylist())
 
@@ -162,5 +271,6 @@ class Table:
 
     def mean_move(self) -> Float[ndarray, "layer d_model"]:
         """Mean over the rows without error of what is projected for the score: with base replies, row less base."""
-        packed = [io.BytesIO(base64.b64decode(pq.read_schema(part).metadata[b"total"])) for part in self.parts]
+        read = (self.read(self.folder, part, ["row"]).schema.metadata for part in self.parts)
+        packed = [io.BytesIO(base64.b64decode(metadata[b"total"])) for metadata in read]
         return np.asarray(sum(np.load(file).astype(float) for file in packed)) / max(1, int(self.good.sum()))
