@@ -152,9 +152,12 @@ class ModelResponse:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
     def _logprobs(self, begin: int, count: int) -> list[Json]:
-        """Of some tokens of the reply, if they were asked for."""
+        """Of some tokens of the reply, if they were asked for; here one that writes nothing has no bytes, not null."""
         tokens = self.exchange.jobs[0].reply.logprobs[begin : begin + count]
-        return entries(self.spelling, tokens, begin)
+        told = entries(self.spelling, tokens, begin)
+        for one in (each for entry in told for each in (entry, *entry["top_logprobs"])):
+            one["bytes"] = one["bytes"] or []
+        return told
 
     def _message(self, status: str, content: list[Json] | None = None) -> Json:
         if content is None:
