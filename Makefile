@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 	@find "$(CURDIR)/runs/demo" -name report.html
 
 test: check
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 15
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 15
 
 check: $(VENV)/.test
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
