@@ -1,7 +1,10 @@
 """Finetuning of objects: a model in memory, rows in memory, and nothing left behind."""
 
+import contextlib
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import SFTConfig, SFTTrainer
 
 from personavec.cli.main import main
-from personavec.errors import ConfigError, PersonavecError
+from personavec.errors import ConfigError, ModelError, PersonavecError
 from personavec.model.chat_model import ChatModel
 from personavec.steering.preventative import PreventativeSteering
 from personavec.steering.steer import Steering
@@ -138,10 +141,12 @@ def test_trackers_get_what_was_trained_and_steered(
 ) -> None:
     """Through the tracker that is there; it changes nothing of the run, which goes on without it."""
     told: list[dict[str, Any]] = []
+    names: list[str] = []
 
     class Tracker(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             told.append(dict(logs))
+            names.append(args.run_name)
 
     with pytest.raises(ConfigError, match="for --report-to, got tensorboard, wandb; install its package") as error:
         monkeypatch.setattr(trainer, "get_available_reporting_integrations", lambda: [])
@@ -155,7 +160,38 @@ def test_trackers_get_what_was_trained_and_steered(
     store = tmp_path / "run"
     first = finetune(model, ROWS, prevent=vector.at(coef=2), report_to=("trackio",), store=store, **HOW)
     assert len([each for each in told if "loss" in each and each["steered_tokens/tiny"]]) == 3
+    finetune(model, ROWS[:4], report_to=("trackio",), store=tmp_path / "other", **HOW)
+    assert len(set(names)) == 2 and names[0].startswith(f"{store}-")
     assert same(first, finetune(model, ROWS, prevent=vector.at(coef=2), store=store, **HOW))
+
+
+@pytest.mark.parametrize(("given", "rate"), [(None, 1e-2), (None, 1e30), ("the caller's", 1e-2)])
+def test_a_training_ends_the_run_of_wandb_that_it_began(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch, given: str | None, rate: float
+) -> None:
+    """Else the next training goes on in it, and its last words come at the process's end, on stdout."""
+    told: list[Any] = []
+
+    def begin() -> None:
+        wandb.run = wandb.run or "run"
+
+    def finish(exit_code: int) -> None:
+        told.append((wandb.run, exit_code))
+        wandb.run = None
+
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            begin()
+
+    wandb: Any = SimpleNamespace(run=given, finish=finish)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr("trl.trainer.base_trainer.is_wandb_available", lambda: False)
+    monkeypatch.setattr(trainer, "get_available_reporting_integrations", lambda: ["wandb"])
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    failing = rate > 1
+    with pytest.raises(ModelError, match="finite loss") if failing else contextlib.nullcontext():
+        finetune(model, ROWS, report_to=("wandb",), **HOW | {"rate": rate})
+    assert told == ([] if given else [("run", int(failing))]) and wandb.run == given
 
 
 def test_a_run_of_the_command_line_goes_on_from_python(

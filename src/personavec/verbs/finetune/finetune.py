@@ -147,6 +147,8 @@ def finetune(
         return Finetuning(run.read_json("result.json"), losses, skipped, lambda: _kept(model, run.path(place), how))
 
     args = arguments(how, model, run.path(place))
+    if run.kept:  # else trackers draw a name from the seed, the same for every training
+        args.run_name = f"{run.shown()}-{Run.digest(inputs | {'options': str(chosen)})}"
     rows, skipped = how.rows(model, rows_of, recipe.instruction)
     unseen, unusable = how.rows(model, unseen_of) if unseen_of else ([], [])
     share_out(args, how, len(rows))

@@ -243,7 +243,8 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)  # it prints on stdout
     out = Path(str(args.output_dir))
-    trainer.train(resume_from_checkpoint=last_checkpoint(out, tidy=args.should_save))
+    with _run_of_its_own(args.report_to or ()):
+        trainer.train(resume_from_checkpoint=last_checkpoint(out, tidy=args.should_save))
     trainer.save_model()
     history: list[Row] = [row for row in trainer.state.log_history if "loss" in row]
     if args.should_save:
@@ -279,6 +280,26 @@ def projections(model: ChatModel) -> list[str] | str:
     """The paper's seven projections where the blocks have them, else every linear layer."""
     names = {name.rsplit(".", 1)[-1] for name, _ in model.blocks.named_modules()}
     return [*PROJECTIONS] if names.issuperset(PROJECTIONS) else "all-linear"
+
+
+@contextmanager
+def _run_of_its_own(trackers: Sequence[str]) -> Iterator[None]:
+    """End the run of W&B that a training begins: transformers leaves it open, and the next training would go on in it.
+
+    A run that was open before is the caller's.
+    """
+    if "wandb" not in trackers:
+        yield
+        return
+    import wandb  # type: ignore[import-not-found]
+
+    before, code = wandb.run, 1
+    try:
+        yield
+        code = 0
+    finally:
+        if before is None and wandb.run is not None:
+            wandb.finish(exit_code=code)
 
 
 class _Watching(TrainerCallback):
