@@ -299,6 +299,24 @@ def test_bad_requests_are_refused_and_the_good_answered(
     assert alone["choices"][0]["token_ids"] == answers[first][1]["choices"][0]["token_ids"]
 
 
+def test_replies_with_a_seed_are_the_same_in_any_batch(
+    server: Server, chat: ChatModel, vectors: list[PersonaVector]
+) -> None:
+    """Prompts are read in parts, so that tokens are drawn and thrown away: a CPU's generators must go back, too."""
+    rows, persona = prompts(chat, 24), {"steering": [as_sent(Steering(vectors[0], 0.5, 10))]}
+
+    def ask(number: int) -> list[int]:
+        status, answer = server.write(rows[number], persona if number % 2 else None, temperature=0.9, seed=number)
+        assert status == 200, answer
+        ids: list[int] = answer["choices"][0]["token_ids"]
+        return ids
+
+    with ThreadPoolExecutor(24) as pool:
+        together = list(pool.map(ask, range(24)))
+    assert [ask(number) for number in range(0, 24, 7)] == together[::7]
+    assert server.healthy()
+
+
 def test_by_the_routes_of_openai(server: Server, vectors: list[PersonaVector]) -> None:
     persona = {"steering": [{"vector": vectors[0].content_hash, "layer": 10, "coef": 0.5}]}
     body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0}
