@@ -29,7 +29,7 @@ from transformers.utils.hub import cached_file
 from personavec.errors import ModelError
 from personavec.model.layout.gguf_files import read_gguf, reason_of, take_over_rope
 from personavec.model.machine.memory import check_room, laid_out
-from personavec.model.machine.quantise import check_checkpoint, method_of, quantisation
+from personavec.model.machine.quantise import check_checkpoint, quantisation
 from personavec.runs.fetch import cache_folder, fetch_wheels
 from personavec.runs.files import sha256
 from personavec.runs.json_files import read_json
@@ -106,8 +106,8 @@ def load(
         with quiet():
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
             if weights:
-                check_checkpoint(name, config, device)
-                if not split and not method_of(config):  # then what does not fit on a device waits elsewhere
+                packed = check_checkpoint(name, config, device, more["device_map"])
+                if not split and not packed:  # then what does not fit on a device waits elsewhere
                     check_room(name, config, dtype, device, quantise)
                 hf = _weights(source, dtype=dtype, trust_remote_code=trust_remote_code, **more)
             elif (hf := laid_out(config, dtype, trust_remote_code)) is None:

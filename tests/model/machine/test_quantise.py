@@ -1,5 +1,7 @@
 """Weights of fewer bits: what is refused in one line, and, where torchao is installed, the laws of steering."""
 
+import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import tiny
 
 from personavec.errors import ModelError
+from personavec.model import loading
 from personavec.model.activations import activations
 from personavec.model.chat_model import ChatModel
 from personavec.model.machine import quantise as quantising
-from personavec.model.machine.quantise import check_checkpoint, method_of, quantisation
+from personavec.model.machine.quantise import ON_A_CPU, QUANTISED, check_checkpoint, method_of, quantisation
 from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request, generate
 from personavec.steering.steer import Steering
@@ -28,8 +32,11 @@ LENGTHS = [4, 5]
     [
         ("int8", "expected --quantise torchao:int8, .* got int8; choose one"),
         ("gptq", "got gptq; pass a checkpoint that was quantised by gptq as --model"),
-        ("bitsandbytes:4bit", "expected a GPU for weights quantised by bitsandbytes:4bit, got a CPU; pass --quantise"),
-        ("torchao:int4", "expected a GPU for weights quantised by torchao:int4, got a CPU"),
+        ("bitsandbytes:4bit", "expected a GPU for weights quantised by bitsandbytes:4bit, got a CPU"),
+        (
+            "torchao:int4",
+            "expected a GPU for weights quantised by torchao:int4, got a CPU; pass --quantise torchao:int8",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_line(spec: str, said: str) -> None:
@@ -44,7 +51,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         quantisation("torchao:int8", CPU)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["gptq", "awq"])
 @pytest.mark.parametrize("told", [lambda m: {"quant_method": m}, lambda m: SimpleNamespace(quant_method=m)])
 def test_a_checkpoint_that_needs_a_gpu(method: str, told: Any) -> None:
     config = tiny.build().hf.config
@@ -52,7 +59,68 @@ def test_a_checkpoint_that_needs_a_gpu(method: str, told: Any) -> None:
     assert method_of(config) == method
     with pytest.raises(ModelError, match=rf"expected a GPU for weights quantised by {method} \(org/m\), got a CPU"):
         check_checkpoint("org/m", config, CPU)
-    check_checkpoint("org/m", config, torch.device("cuda", 0))
+
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "gptq": {"bits": 4, "group_size": 128},
+    "awq": {"bits": 4, "group_size": 128, "version": "gemm"},
+    "bitsandbytes": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "fbgemm_fp8": {},
+    "nvfp4": {},
+    "quanto": {"weights": "int8"},
+    "compressed-tensors": {"format": "pack-quantized", "config_groups": {"group_0": {"targets": ["Linear"]}}},
+    "nonesuch": {"bits": 3},
+    "": {"bits": 4},
+}
+"""What configurations say of weights that nothing here multiplies."""
+
+
+def quantised(folder: Path, to: Path, told: Any) -> Path:
+    """A model folder whose configuration says that its weights are quantised; they are not there."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(config | {"quantization_config": told}))
+    return to
+
+
+@pytest.mark.parametrize("method", FIELDS)
+def test_what_cannot_be_multiplied_is_refused_before_weights_are_fetched(
+    method: str, saved: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method and method not in ("gptq", "awq", "bitsandbytes") and find_spec(method.replace("-", "_")):
+        pytest.skip(f"{method} is installed")
+    monkeypatch.setattr(loading, "_weights", lambda *_, **__: pytest.fail("weights are fetched"))
+    told = FIELDS[method] | ({"quant_method": method} if method else {})
+    with pytest.raises(ModelError, match=r"^expected .* quantised .*, got") as error:
+        ChatModel.load(str(quantised(saved[0], tmp_path / "m", told)), device="cpu", dtype="float32")
+    said = str(error.value)
+    assert "\n" not in said and f"{tmp_path / 'm'}" in said and (method or "none by name") in said
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4"])
+def test_what_is_unpacked_on_a_cpu_is_counted_as_it_will_be(method: str, saved: tuple[Path, Path]) -> None:
+    config = tiny.build().hf.config
+    config.quantization_config = {"quant_method": method}
+    assert method_of(config) == method and not check_checkpoint("org/m", config, CPU)
+    assert config.quantization_config == {"quant_method": method}
+
+
+def test_weights_of_eight_bits_beside_scales_are_read(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    """As DeepSeek and Qwen publish them: float8 with a scale for each block, unpacked here."""
+    folder, told = tmp_path / "m", {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [8, 8]}
+    quantised(saved[0], folder, told)
+    plain = ChatModel.load(str(saved[0]), device="cpu", dtype="float32")
+    weights = load_file(saved[0] / "model.safetensors")
+    for name in [name for name in weights if name.endswith("_proj.weight")]:
+        rows, columns = weights[name].shape
+        blocks = weights[name].float().reshape(rows // 8, 8, columns // 8, 8)
+        scale = blocks.abs().amax((1, 3)) / 448
+        packed = (blocks / scale[:, None, :, None]).reshape(rows, columns)
+        weights[name], weights[f"{name}_scale_inv"] = packed.to(torch.float8_e4m3fn), scale
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    read = ChatModel.load(str(folder), device="cpu", dtype="float32")
+    ours, theirs = (model.hf.model.layers[1].mlp.up_proj.weight for model in (read, plain))
+    torch.testing.assert_close(ours.float(), theirs, rtol=0.1, atol=0.01)
 
 
 class Packed(torch.Tensor):
@@ -73,10 +141,13 @@ def test_packed_weights_are_left_out_of_the_fingerprint(model: ChatModel) -> Non
     assert ChatModel(hf, tiny.tokenizer()).identity.revision == f"{model.identity.revision} (partial)"
 
 
-@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
-def test_int8_weights_obey_the_laws(saved: tuple[Path, Path]) -> None:
-    model = ChatModel.load(str(saved[0]), device="cpu", dtype="float32", quantise="torchao:int8")
-    assert model.identity.revision.endswith("(partial)") and model.numbers == "float32 with weights by torchao on cpu"
+@pytest.mark.parametrize("spec", [spec for spec in QUANTISED if spec in ON_A_CPU])
+def test_packed_weights_obey_the_laws(spec: str, saved: tuple[Path, Path]) -> None:
+    package = spec.split(":")[0]
+    pytest.importorskip(package, reason=f"needs {package}")
+    model = ChatModel.load(str(saved[0]), device="cpu", dtype="float32", quantise=spec)
+    assert model.identity.revision.endswith("(partial)")
+    assert model.numbers == f"float32 with weights by {package} on cpu"
     v = tiny.vector(model)
     _, plain, streams = tiny.forward(model, ROWS)
     logits, moved = tiny.steered(model, ROWS, [(Steering(v, 0.0, 1),)], LENGTHS)
