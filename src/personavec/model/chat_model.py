@@ -96,6 +96,7 @@ class ChatModel(BlockModel):
         tokenizer: Its tokenizer.
         adapter: Folder of the adapter on top, where it was loaded from one.
         stop_ids: Token ids that end a reply.
+        quantised: How its weights were quantised when they were loaded, one of `QUANTISED`.
         engine: Who computes, if not this process, see `engines.vllm.connect`.
     """
 
@@ -121,6 +122,7 @@ class ChatModel(BlockModel):
             )
         self.tokenizer = tokenizer
         self.adapter: Path | None = None
+        self.quantised: str | None = None
         stop = hf.generation_config.eos_token_id
         stop = [stop] if isinstance(stop, int) else list(stop or [])
         self.stop_ids = sorted({*stop, tokenizer.eos_token_id} - {None})
@@ -168,7 +170,7 @@ class ChatModel(BlockModel):
                 )
             tokenizer.chat_template = PLAIN_TEMPLATE
         model = cls(hf if adapter is None else _adapt(hf, adapter), tokenizer, name)
-        model.adapter = adapter
+        model.adapter, model.quantised = adapter, quantise
         return model
 
     def chat(

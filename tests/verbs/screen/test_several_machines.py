@@ -15,7 +15,6 @@ from personavec.model.chat_model import ChatModel
 from personavec.steering.vector import load_vector
 from personavec.verbs.screen.parallel import _share
 from personavec.verbs.screen.screen import screen
-from personavec.verbs.screen.shards import Actors
 
 ROWS = 9 * 500
 """Nine parts."""
@@ -26,10 +25,9 @@ ROWS = 9 * 500
     [([8], 2, 4), ([8], 3, 2), ([3, 3], 3, 1), ([3, 3], 2, 3), ([1, 1], 1, 1), ([4, 0], 2, 2), ([2], 5, 1)],
 )
 def test_all_actors_fit_each_on_one_machine(cores: list[int], workers: int, each: int) -> None:
-    actors = Actors(load=tiny_chat.build, answer=lambda _: None, workers=workers, gpus=0.5)  # type: ignore[arg-type]
     nodes: list[dict[str, float]] = [{"CPU": float(count)} for count in cores]
-    assert _share(actors, nodes) == ({"num_cpus": each}, each)
-    assert _share(actors, [node | {"GPU": 1.0} for node in nodes]) == ({"num_gpus": 0.5}, each)
+    assert _share(0.5, workers, nodes) == ({"num_cpus": each}, each)
+    assert _share(0.5, workers, [node | {"GPU": 1.0} for node in nodes]) == ({"num_gpus": 0.5}, each)
 
 
 @pytest.mark.slow  # actors import torch, each by itself

@@ -1,9 +1,11 @@
 """Options of `screen`; their docstrings are the command line's help."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -25,6 +27,9 @@ from personavec.verbs.options import (
     load_subject,
     named_in,
 )
+
+if TYPE_CHECKING:
+    from personavec.model.chat_model import ChatModel
 
 
 @dataclass(frozen=True)
@@ -127,14 +132,26 @@ class ScreenConfig(Judging, Gated, Common):
         if self.table is not None:
             place_of(self.table, together=self.ray)
         load_vectors(self.vectors)  # what is wrong with them is said before the model is loaded
-        model = load_subject(self)
         stem = Path(self.data).stem if Path(self.data).exists() else self.data.replace("/", "-").replace(":", "-")
         objects = {
             "clean": clean,
-            "judge": bench_for(self, model) if self.judge else "",
             "ray": partial(load_subject, self) if self.ray else False,
             "store": self.out or Path("runs") / "-".join(filter(None, ("screen", stem, self.side, self.cost))),
         }
         arguments = named_in(screen, self) | objects | {**self.call_limits}
         function = screen_sides if self.side == "both" else screen
-        return function(model, data, self.vectors, **arguments)
+        with self._subject() as model:
+            arguments["judge"] = bench_for(self, model) if self.judge else ""
+            return function(model, data, self.vectors, **arguments)
+
+    @contextmanager
+    def _subject(self) -> Iterator["ChatModel"]:
+        """The model; with Ray its weights are in actors, but where base replies to some rows are read here."""
+        if not self.ray or self.cost == "sampled":
+            yield load_subject(self)
+            return
+        from personavec.verbs.screen.parallel import ActorEngine, ActorModel, cluster
+
+        with cluster():
+            engine = ActorEngine(partial(load_subject, self), self.gpus_per_worker)
+            yield ActorModel.of(engine, self.trust_remote_code)

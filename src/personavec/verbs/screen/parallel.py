@@ -6,6 +6,7 @@ actors write there.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,18 @@ import pyarrow as pa
 
 from personavec.data.dataset import Bad, Dataset
 from personavec.data.sample import Sample, Turn
-from personavec.errors import ConfigError, DataError, PersonavecError
+from personavec.errors import ConfigError, DataError, ModelError, PersonavecError
+from personavec.model.activations import activations
 from personavec.model.chat_model import ChatModel
+from personavec.model.engines.engine import Order, WrittenReply
+from personavec.model.hooks import idle_layers
+from personavec.model.identity import ModelIdentity
+from personavec.model.logits import reply_logprobs
+from personavec.model.machine.limits import PassLimits, cpu_limits
 from personavec.model.machine.place import SPLIT
+from personavec.model.sampling import Sampling
 from personavec.runs.progress import stage, tell
+from personavec.steering.generate import Request, generate
 from personavec.verbs.screen.shards import Actors, DataPass, RowReader, screen_shard, shards
 from personavec.verbs.screen.table import Place, Table
 
@@ -81,7 +90,171 @@ def by_name(model: ChatModel) -> Callable[[], ChatModel]:
             "makes it, or leave ray out"
         )
     place = model.placement if model.placement == SPLIT else model.device.type
-    return partial(ChatModel.load, name, dtype=str(model.dtype).removeprefix("torch."), device=place)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return partial(ChatModel.load, name, dtype=dtype, device=place, quantise=model.quantised)
+
+
+class Reader:
+    """An actor that holds the model for what is read besides the shards."""
+
+    def __init__(self, load: Callable[[], ChatModel], threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.load: Callable[[], ChatModel] = load
+        self.model: ChatModel | None = None
+
+    def run(self, work: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, str]:
+        """What a function of the model gives, an iterator as a list; or what was wrong."""
+        try:
+            self.model = self.model or self.load()
+            result = work(self.model, *arguments)
+            return [*result] if isinstance(result, Iterator) else result, ""
+        except PersonavecError as error:
+            return None, str(error)
+
+
+class ActorEngine:
+    """`ModelEngine` in one of Ray's actors, which is there while it is asked: this process needs no weights."""
+
+    name = address = "Ray"
+    commit = None
+
+    def __init__(self, load: Callable[[], ChatModel], gpus: float = 1.0) -> None:
+        """Find out which model it is.
+
+        Args:
+            load: Makes it in another process.
+            gpus: That it takes, where there are any.
+
+        Raises:
+            ModelError: It cannot be made.
+        """
+        self._load, self._gpus = load, gpus
+        self._actor: Any = None
+        about: tuple[ModelIdentity, str, int] = self.ask(_about)
+        self.identity, self.numbers, self.context = about
+        self.dtype = self.numbers.split()[0]
+
+    def ask(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function of the model gives there.
+
+        Raises:
+            ModelError: Whatever was wrong.
+        """
+        import ray
+
+        if self._actor is None:
+            share, threads = _share(self._gpus, 1, _nodes(ray))
+            remote: Any = ray.remote
+            self._actor = remote(**share)(Reader).remote(self._load, threads)
+        try:
+            result, fault = ray.get(self._actor.run.remote(work, arguments))
+        except ray.exceptions.RayError as error:  # its process or its machine is gone
+            self._actor = None
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"expected an actor of Ray that reads, got: {reason}; run the same command again"
+            ) from error
+        if fault:
+            raise ModelError(fault)
+        return result
+
+    def rest(self) -> None:
+        """Give back what the actor takes of the machines, until it is asked again."""
+        import ray
+
+        if self._actor is not None:
+            ray.kill(self._actor)
+            self._actor = None
+
+    def write(self, orders: Sequence[Order], sampling: Sampling) -> Iterator[list[WrittenReply]]:
+        """Replies to prompts, see `ModelEngine`; base replies are steered by nothing."""
+        if any(order.steering for order in orders):
+            raise ModelError("expected replies that nothing steers from Ray's actors, got a steering; leave --ray out")
+        replies = self.ask(generate, [Request(tuple(order.prompt), (), (order.seed,)) for order in orders], sampling)
+        yield [WrittenReply(place, *reply) for place, reply in enumerate(replies)]
+
+    def means(self, rows: Sequence[Any], positions: Sequence[str], layers: Sequence[int] | None) -> Iterator[Any]:
+        """See `ModelEngine`."""
+        yield from self.ask(activations, rows, positions, layers)
+
+    def norms(self, rows: Sequence[Any]) -> Iterator[Any]:
+        """See `ModelEngine`; no screening asks for it."""
+        raise NotImplementedError
+
+    def logprobs(self, prompts: Sequence[Any], replies: Sequence[Any], progress: Callable[[int], None]) -> list[Any]:
+        """See `ModelEngine`."""
+        found: list[Any] = self.ask(reply_logprobs, prompts, replies)
+        progress(len(found))
+        return found
+
+    def idle_layers(self) -> tuple[int, ...]:
+        """See `ModelEngine`."""
+        return tuple(self.ask(idle_layers))
+
+
+def _about(model: ChatModel) -> tuple[ModelIdentity, str, int]:
+    return model.identity, model.numbers, model.context
+
+
+def _nodes(ray: Any) -> list[Mapping[str, float]]:
+    """What each machine of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+class ActorModel(ChatModel):
+    """A model whose weights are in Ray's actors alone: tokenizer, chat template and shape are here."""
+
+    engine: ActorEngine
+
+    @classmethod
+    def of(cls, engine: ActorEngine, trust_remote_code: bool = False) -> "ActorModel":
+        """The model of an engine.
+
+        Raises:
+            ModelError: It cannot be laid out without its weights.
+        """
+        model = cls.load(engine.identity.id, device="cpu", trust_remote_code=trust_remote_code, weights=False)
+        assert isinstance(model, cls)
+        model.engine = engine
+        model.identity = engine.identity
+        return model
+
+    @property
+    def numbers(self) -> str:
+        """Those of the actors, as a model in this process has them."""
+        return self.engine.numbers
+
+    @property
+    def limits(self) -> PassLimits:
+        """Not asked for: actors have theirs."""
+        return cpu_limits()
+
+
+@contextmanager
+def cluster() -> Iterator[Any]:
+    """Ray: the cluster that is there, or one of this machine, which ends with the context.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ConfigError(
+            "expected the extra that --ray needs, got none; install it: pip install -e '.[scale]' in a clone, or pip "
+            "install 'personavec[scale]'"
+        ) from error
+    began_here = not ray.is_initialized()
+    if began_here:
+        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+    try:
+        yield ray
+    finally:
+        if began_here:
+            ray.shutdown()
 
 
 def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
@@ -91,41 +264,26 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
         ConfigError: Ray is not installed.
         DataError: A row cannot be read, and `on_error` is "stop"; or an actor cannot make the model.
     """
-    try:
-        import ray
-        from ray.data import DataContext
-    except ImportError as error:
-        raise ConfigError(
-            "expected the extra that --ray needs, got none; install it: pip install -e '.[scale]' in a clone, or pip "
-            "install 'personavec[scale]'"
-        ) from error
     folder = work.table if isinstance(work.table, str) else work.table.resolve()
     waiting = partial(_waiting, folder, work.data, work.turn)
     options = {each.name: getattr(work.reader, each.name) for each in fields(RowReader) if each.name != "model"}
-    began_here = not ray.is_initialized()
-    if began_here:
-        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # a shard is a block, else one actor would get them all
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if len(nodes) > 1 and work.reader.cost == "full":
-        tell(f"{len(nodes)} nodes: base replies are not kept for other runs")
-    share, threads = _share(actors, nodes)
+    if isinstance(work.reader.model.engine, ActorEngine):
+        work.reader.model.engine.rest()
     fresh = 0
-    try:
+    with cluster() as ray:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.target_max_block_size = 1  # a shard is a block, else one actor would get them all
+        nodes = _nodes(ray)
+        if len(nodes) > 1 and work.reader.cost == "full":
+            tell(f"{len(nodes)} nodes: base replies are not kept for other runs")
+        share, threads = _share(actors.gpus, actors.workers, nodes)
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # the data may be on no other machine
         read = ray.data.read_datasource(_source(waiting), override_num_blocks=1, num_cpus=0, label_selector=here)
+        revision = work.reader.model.identity.revision
         done = read.map_batches(
             Screener,
-            fn_constructor_args=(
-                actors,
-                work.reader.model.identity.revision,
-                options,
-                threads,
-                len(nodes) == 1,
-                folder,
-            ),
+            fn_constructor_args=(actors, revision, options, threads, len(nodes) == 1, folder),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=actors.workers),
             **share,
@@ -138,19 +296,16 @@ def screen_in_parallel(work: DataPass, actors: Actors, rows: int) -> int:
                     Table.put(folder, row["part"], row["packed"])
                 fresh += row["rows"]
                 advance(row["rows"])
-    finally:
-        if began_here:
-            ray.shutdown()
     return fresh
 
 
-def _share(actors: Actors, nodes: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], int]:
+def _share(gpus: float, workers: int, nodes: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], int]:
     """What an actor takes of the machines, and its threads: all actors fit, and each fits on one machine."""
     cores = [int(node.get("CPU", 0)) for node in nodes]
-    fitting = (size for size in range(1, max(cores) + 1) if sum(each // size for each in cores) >= actors.workers)
+    fitting = (size for size in range(1, max(cores) + 1) if sum(each // size for each in cores) >= workers)
     threads = max(fitting, default=1)
     if any(node.get("GPU") for node in nodes):
-        return {"num_gpus": actors.gpus}, threads
+        return {"num_gpus": gpus}, threads
     return {"num_cpus": threads}, threads
 
 
