@@ -15,7 +15,7 @@ from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request, generate
 from personavec.steering.steer import Steering
 from personavec.steering.vector import load_vector
-from personavec.verbs.screen.parallel import ActorEngine, ActorModel, Reader, by_name
+from personavec.verbs.screen.parallel import ActorEngine, ActorModel, ReadingActor, by_name
 from personavec.verbs.screen.screen import screen
 
 ROWS = [{"prompt": f"Say {n}.", "response": f"{n}, {n * n}!"} for n in range(30)]
@@ -25,7 +25,7 @@ class Near(ActorEngine):
     """One whose actor is an object of this process; what it is asked passes by value, as through Ray."""
 
     def ask(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        result, fault = Reader(self._load, 1).run(work, arguments)
+        result, fault = ReadingActor(self._load, 1).run(work, arguments)
         if fault:
             raise ModelError(fault)
         return result

@@ -13,7 +13,6 @@ import torch
 from support import tiny_chat
 
 from personavec.cli.main import main
-from personavec.model import loading
 from personavec.model.chat_model import ChatModel
 from personavec.model.hooks import capture
 from personavec.model.sampling import Sampling
@@ -382,7 +381,7 @@ def test_ray_actors_write_the_same_table(run: Run, data: Path, monkeypatch: pyte
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     data.write_text("".join(json.dumps({"prompt": f"{n}?", "response": f"{n}."}) + "\n" for n in range(1100)))
     alone = run(data, out="alone")
-    monkeypatch.setattr(loading, "_weights", lambda *_, **__: pytest.fail("weights are loaded beside the actors"))
+    monkeypatch.setattr("personavec.model.loading._weights", lambda *_, **__: pytest.fail("weights are loaded here"))
     together = run(data, "--ray", "--workers", "2", out="ray")
     names = sorted(path.name for path in Path(alone["table"]).iterdir())
     assert len(names) == 3 and names == sorted(path.name for path in Path(together["table"]).iterdir())

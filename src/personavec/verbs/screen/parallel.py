@@ -94,7 +94,7 @@ def by_name(model: ChatModel) -> Callable[[], ChatModel]:
     return partial(ChatModel.load, name, dtype=dtype, device=place, quantise=model.quantised)
 
 
-class Reader:
+class ReadingActor:
     """An actor that holds the model for what is read besides the shards."""
 
     def __init__(self, load: Callable[[], ChatModel], threads: int) -> None:
@@ -147,7 +147,7 @@ class ActorEngine:
         if self._actor is None:
             share, threads = _share(self._gpus, 1, _nodes(ray))
             remote: Any = ray.remote
-            self._actor = remote(**share)(Reader).remote(self._load, threads)
+            self._actor = remote(**share)(ReadingActor).remote(self._load, threads)
         try:
             result, fault = ray.get(self._actor.run.remote(work, arguments))
         except ray.exceptions.RayError as error:  # its process or its machine is gone
