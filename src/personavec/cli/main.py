@@ -88,7 +88,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 a --fail-if holds, 130 interrupted.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     if not WAITING & os.environ.keys():  # read once, when torch is loaded
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = "0"
     try:
         with _interrupts_arrive():
             code = _main(argv)
