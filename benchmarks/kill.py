@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,10 +35,20 @@ PAGES = {".html", ".svg", ".png"}
 """Made of the results, and of the times in them."""
 CACHE = Path("cache")
 """Of base replies; each run writes its own."""
+LEAST = 4 * 4096
+"""Bytes of the smallest disk."""
 MOST, LATEST = 2, 0.8
 """Kills of one run, and when at the latest, as a share of what it takes by itself."""
+WHOLE = "which exists; name another, or remove it"
+"""What a command that writes its output last, at once and never again says of it."""
 NEEDED = {"shift": {"finetune"}, "decompose": {"extract"}, "monitor --experiment": {"extract"}, "space": {"extract"}}
 """Verbs that read what others wrote."""
+
+SMALL: dict[str, Any] = {
+    "questions": 4, "pairs": 2, "asked": 2, "conditions": 3, "rows": 8, "texts": 2, "chats": 20, "chosen": 4,
+    "extract": {"layers": (1, 2), "doses": (0.2,), "sweep_questions": 2, "check_rollouts": 1},
+}  # fmt: skip
+"""What `paper --quick` does less of here; its layers are those of a model that has more of them."""
 
 
 def writer(told: Connection) -> None:
@@ -53,6 +64,7 @@ def writer(told: Connection) -> None:
 
 def commands(folder: Path, url: str) -> dict[str, list[str]]:
     """What each verb is asked, in a folder with all that they need; OUT is the folder it writes to."""
+    import torch
     from support import tiny_chat
 
     tiny_chat.save(folder)
@@ -64,11 +76,12 @@ def commands(folder: Path, url: str) -> dict[str, list[str]]:
                 {"role": r, "content": f"{t} {n}"} for _ in range(2) for r, t in (("user", "Hi"), ("assistant", "Yes"))
             ]
         }
-        for n in range(24)
+        for n in range(48)
     ]
     for name, rows in (("pairs", pairs), ("chats", chats)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "tiny.json").write_text(json.dumps(trait))
+    torch.save(torch.randn(5, 32, generator=torch.Generator().manual_seed(0)), folder / "theirs.pt")
     (folder / "graded.json").write_text(json.dumps(["Be kind.", "Be.", "Be curt."]))
     model = "--model model --dtype float32"
     short, vectors, extracted = (
@@ -96,6 +109,11 @@ def commands(folder: Path, url: str) -> dict[str, list[str]]:
         "--perplexity 2",
         "write_trait": f"write_trait formal {written} --description It-writes-like-an-official-letter "
         "--out OUT/formal.json",
+        "interop": f"interop tiny.safetensors:1@1 OUT/tiny.gguf {model}",
+        "interop lm-eval": f"interop tiny.safetensors:1@1 OUT/tiny.pt {model}",
+        "interop taken": f"interop theirs.pt OUT/theirs.safetensors --layer 1 --norms --trait tiny.json {model}",
+        "interop baked": f"interop tiny.safetensors:1@1 OUT/baked {model}",
+        "paper": f"paper --quick {model} --max-new-tokens 16 --chats chats.jsonl",
         "write_dataset": f"write_dataset maths {written} --domains 4 --questions 10",
     }
     return {name: (argv if "OUT" in argv else f"{argv} --out OUT").split() for name, argv in asked.items()}
@@ -137,10 +155,12 @@ def _child(argv: list[str], log: int) -> None:
         import vl_convert
 
         from personavec.cli.main import main
+        from personavec.paper import paper as study
 
         # charts are most of the time of a tiny run, and are not compared
         vl_convert.vegalite_to_svg = vl_convert.javascript_bundle = lambda *_, **__: "<svg/>"
         vl_convert.svg_to_png = lambda *_, **__: b"PNG"
+        study.QUICK = replace(study.QUICK, **SMALL)
         sys.argv = ["personavec", *argv]
         code = main(argv)
         sys.stdout.flush()
@@ -198,7 +218,8 @@ class Trial:
             raise SystemExit(f"{name} fails by itself: {first.code} {first.said[-2000:]}")
         self.code, self.seconds = first.code, first.seconds
         self.first = results(self.out)
-        self.bytes = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
+        sizes = [path.stat().st_size for path in self.out.rglob("*") if path.is_file()]
+        self.bytes, self.files = sum(sizes), len(sizes)
         self.out.rename(f"{self.out}.first")
 
     def killed(self) -> int:
@@ -221,8 +242,11 @@ class Trial:
         """A run on a disk that is full at some point, and then is not; whether that point came."""
         self.out.mkdir()
         shutil.rmtree(CACHE, ignore_errors=True)
-        room = 4096 * int(self.rng.uniform(4, self.bytes / 4096 + 8))
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", self.out], check=True)
+        room = 4096 * int(self.rng.uniform(LEAST / 4096, self.bytes / 4096 + 8))
+        # what fits into the least of rooms runs out of files
+        files = self.rng.randint(1, self.files) if self.bytes < LEAST else 0
+        limits = f"size={room},nr_inodes={files}"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", limits, "tmpfs", self.out], check=True)
         try:
             ended = attempt(self.argv)
             full = ended.code != self.code
@@ -230,7 +254,7 @@ class Trial:
                 said = ended.said.strip().splitlines() or [""]
                 if "Traceback" in ended.said or not said[-1].startswith("personavec: expected to write"):
                     self.wrong.append(f"a disk of {room:,} bytes: exit {ended.code}, {said[-1][:200]}")
-                subprocess.run(["mount", "-o", "remount,size=1G", self.out], check=True)
+                subprocess.run(["mount", "-o", "remount,size=1G,nr_inodes=100k", self.out], check=True)
                 self._compare(attempt(self.argv), f"after a full disk of {room:,} bytes")
         finally:
             subprocess.run(["umount", self.out], check=True)
@@ -238,7 +262,7 @@ class Trial:
         return full
 
     def _compare(self, ended: Ending, when: str) -> None:
-        if ended.code != self.code:
+        if ended.code != self.code and WHOLE not in ended.said:
             self.wrong.append(f"{when}: exit {ended.code}, {(ended.said.strip().splitlines() or [''])[-1][:300]}")
             return
         if found := list(differing(self.first, results(self.out))):
