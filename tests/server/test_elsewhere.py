@@ -154,7 +154,7 @@ def test_it_says_that_it_serves(
     monkeypatch.setattr(TimelyServer, "run", lambda server, sockets: None)
     config = ServeConfig(**options | {"log": tmp_path / "f.db", "port": 0, "engine": f"vllm:{doubles[0].url}"})
     assert config.run().data["requests"] == 0
-    assert "on vllm" in capsys.readouterr().err
+    assert doubles[0].model.identity.id in capsys.readouterr().err
 
 
 def check_alike(mine: Any, theirs: Any) -> None:
