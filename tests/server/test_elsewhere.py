@@ -20,6 +20,7 @@ from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
 from personavec.server.options import ServeConfig
+from personavec.server.serve import TimelyServer
 from personavec.steering.generate import Request as ReplyRequest
 from personavec.steering.generate import Watch, stream
 from personavec.vllm.asked import Asked, read
@@ -140,6 +141,20 @@ def front(options: dict[str, Any], doubles: list[Streaming], tmp_path: Path) -> 
     engine = "vllm:" + ",".join(double.url for double in doubles)
     with serving.client(ServeConfig(**options | {"log": tmp_path / "front.db", "engine": engine})) as made:
         yield made
+
+
+def test_it_says_that_it_serves(
+    options: dict[str, Any],
+    doubles: list[Streaming],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The whole verb: a model elsewhere has no device to tell of."""
+    monkeypatch.setattr(TimelyServer, "run", lambda server, sockets: None)
+    config = ServeConfig(**options | {"log": tmp_path / "f.db", "port": 0, "engine": f"vllm:{doubles[0].url}"})
+    assert config.run().data["requests"] == 0
+    assert doubles[0].model.identity.id in capsys.readouterr().err
 
 
 def check_alike(mine: Any, theirs: Any) -> None:

@@ -103,7 +103,8 @@ def run(service: Service, listening: socket.socket, pages: Mapping[str, Path], b
     server = TimelyServer(config, service)
     listening.listen(BACKLOG)  # whoever reads the next line may connect
     vectors, name = ", ".join(service.catalogue.vectors) or "no vectors", service.model.identity.id
-    tell(f"serving {name} on {service.model.device} at {url} with {vectors}; Ctrl-C stops")
+    where = service.model.engine.name if service.model.engine else service.model.device
+    tell(f"serving {name} on {where} at {url} with {vectors}; Ctrl-C stops")
     with _stoppable(), _sparing(LOG.name, "uvicorn.error", "asyncio"):
         server.run(sockets=[listening])
     return Result(

@@ -48,7 +48,7 @@ class RemoteEngine:
             ModelError: It has none that serves.
         """
         if not isinstance(model.engine, VllmEngine):
-            raise ModelError(f"expected a model behind vLLM's servers, got {model.place}; pass --engine vllm:URL")
+            raise ModelError(f"expected a model behind vLLM's servers, got {model.placement}; pass --engine vllm:URL")
         self.model, self.rows, self.queue = model, rows, queue
         self.prefixes = Prefixes(0)
         self.most, self.out_of_memory = rows, 0
