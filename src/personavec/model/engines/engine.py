@@ -48,6 +48,10 @@ class ModelEngine(Protocol):
     """Number format there; a run stays on one of each."""
     context: int
     """Tokens that prompt and reply may have together."""
+    address: str
+    """What `connect` makes it of again, in another process."""
+    commit: str | None
+    """Of its weights on the Hub; None where nobody knows what they are."""
 
     def write(self, orders: Sequence[Order], sampling: Sampling) -> Iterator[list[WrittenReply]]:
         """Write replies; yields those that have come, in any order.

@@ -16,6 +16,7 @@ from personavec.data.dataset import Bad, Dataset
 from personavec.data.sample import Sample, Turn
 from personavec.errors import ConfigError, DataError, PersonavecError
 from personavec.model.chat_model import ChatModel
+from personavec.model.engines.vllm import connect
 from personavec.model.machine.place import SPLIT
 from personavec.runs.progress import stage, tell
 from personavec.verbs.screen.shards import Actors, DataPass, RowReader, screen_shard, shards
@@ -58,7 +59,7 @@ class Screener:
         samples = [Bad(**row["bad"]) if "bad" in row else Sample.of(row) for row in json.loads(text)]
         try:
             packed = Table.pack(screen_shard(self._reader, samples, self._base))
-        except DataError as error:  # with --on-error stop; the driver says it in one line
+        except PersonavecError as error:  # a row, with --on-error stop, or a server; the driver says it in one line
             return {"rows": 0, "packed": b"", "error": str(error)}
         return {"rows": len(samples), "packed": packed, "error": ""}
 
@@ -70,6 +71,8 @@ def by_name(model: ChatModel) -> Callable[[], ChatModel]:
         ConfigError: It has none, or more than its name says.
     """
     name = model.identity.id
+    if model.engine is not None:
+        return partial(connect, model.engine.address, name)
     if model.adapted or name == type(model.hf).__name__:
         what = "with an adapter" if model.adapted else "in memory alone"
         raise ConfigError(
@@ -137,7 +140,7 @@ def _share(actors: Actors, nodes: Sequence[Mapping[str, float]]) -> tuple[dict[s
     cores = [int(node.get("CPU", 0)) for node in nodes]
     fitting = (size for size in range(1, max(cores) + 1) if sum(each // size for each in cores) >= actors.workers)
     threads = max(fitting, default=1)
-    if any(node.get("GPU") for node in nodes):
+    if actors.gpus and any(node.get("GPU") for node in nodes):
         return {"num_gpus": actors.gpus}, threads
     return {"num_cpus": threads}, threads
 
