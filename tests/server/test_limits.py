@@ -175,7 +175,11 @@ def test_a_client_that_does_not_go_on_is_left(monkeypatch: pytest.MonkeyPatch, s
     asyncio.run(run())
 
 
-def test_an_error_of_the_server_shows_nothing_of_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_the_server_shows_nothing_of_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ARRIVE_SECONDS", 0.05)
+
     async def breaks(_: Scope, __: Receive, ___: Send) -> None:
         raise KeyError("secret_name")
 

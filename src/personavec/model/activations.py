@@ -17,6 +17,8 @@ from personavec.runs.progress import stage
 
 POSITIONS = ("response avg", "prompt avg", "prompt last")
 """What a conversation's activation may be: a mean over its reply, a mean over its prompt, or its last prompt token."""
+BEGINNING = "response begin"
+"""The mean over the first tokens of its reply that count, as many as `begin_tokens` says."""
 
 Row = Mapping[str, Any]
 
@@ -25,7 +27,8 @@ def spans_of(row: Row) -> dict[str, tuple[int, int]]:
     """Which positions of a conversation each kind of position stands for, from and up to."""
     prompt, total = len(row["prompt_ids"]), len(row["prompt_ids"]) + len(row["response_ids"])
     answer = prompt + row.get("reasoning_tokens", 0)
-    return {"response avg": (answer, total), "prompt avg": (0, prompt), "prompt last": (prompt - 1, prompt)}
+    spans = {"response avg": (answer, total), "prompt avg": (0, prompt), "prompt last": (prompt - 1, prompt)}
+    return spans | {BEGINNING: (answer, answer + row.get("begin_tokens", 0))}
 
 
 def weights(rows: Sequence[Row], positions: Sequence[str]) -> Float[Tensor, "batch span seq"]:
@@ -54,7 +57,7 @@ def activations(
         model: What to read.
         rows: Conversations with `prompt_ids` and `response_ids`, what is averaged of them not empty; of the latter, the
             first `reasoning_tokens` (if given) do not count.
-        positions: Some of `POSITIONS`.
+        positions: Some of `POSITIONS`, or `BEGINNING`.
         layers: Which block outputs; None for all, see `capture`.
         of: What to average, see `capture`.
         limit: Tokens in one forward pass, padding included; a longer row has one of its own. Default what the model's

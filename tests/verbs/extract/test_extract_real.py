@@ -78,6 +78,7 @@ def test_extract_finds_a_direction_that_moves_the_trait(extracted: dict[str, Any
         assert vector.card.reliability[18] > 0.1
 
 
+@pytest.mark.slow  # without a model: tests/data/test_sheet.py
 def test_a_sheet_that_a_reader_filled_in_stays(extracted: dict[str, Any], trait_file: Path) -> None:
     sheet, key, page = (Path(extracted["sheet"]).with_name(f"sheet.{end}") for end in ("csv", "key.csv", "html"))
     before = [path.read_bytes() for path in (sheet, key, page)]

@@ -36,6 +36,11 @@ class Introduction:
     vectors: frozenset[str]
     """Of all that it has."""
 
+    @property
+    def commit(self) -> str | None:
+        """Of its model's weights on the Hub, where it knows that."""
+        return self.model[1] or None
+
     def check_alike(self, other: "Introduction", url: str) -> None:
         """Raise ModelError unless another server can stand in for this one."""
         for name, what in (

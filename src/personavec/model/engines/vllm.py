@@ -58,6 +58,7 @@ class VllmEngine:
             self._first.check_alike(other, url)
         self.context = self._first.longest - 1  # a conversation that is read is a prompt, behind which one is drawn
         self.name, self.dtype = f"vLLM {self._first.vllm}", self._first.dtype
+        self.commit = self._first.commit
 
     async def _introduce(self, server: ModelServer) -> Introduction:
         told = await introduce(server, self._model)
@@ -347,6 +348,7 @@ def connect(engine: str, name: str, trust_remote_code: bool = False) -> RemoteMo
     model = RemoteModel.load(name, weights=False, trust_remote_code=trust_remote_code)
     assert isinstance(model, RemoteModel)
     model.engine = VllmEngine(urls, model)
+    model.identity = model.identity.by_name(model.engine.commit)
     return model
 
 

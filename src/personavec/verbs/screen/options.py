@@ -16,6 +16,7 @@ from personavec.runs.result import Result
 from personavec.runs.rules import Count, Free, Positive, at_least, between
 from personavec.verbs.options import (
     Common,
+    Engined,
     Files,
     Folder,
     Gated,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ScreenConfig(Judging, Gated, Common):
+class ScreenConfig(Judging, Gated, Engined, Common):
     """Find which traits a data set would train, by which rows.
 
     Examples:
@@ -82,7 +83,7 @@ class ScreenConfig(Judging, Gated, Common):
     max_new_tokens: Count = 64
     """Longest base reply, in tokens. Large models deserve 200 or more."""
     base_replies: Annotated[str, tyro.conf.arg(metavar="ENGINE")] = "hf"
-    """Who writes base replies: hf (this process), or openai:MODEL, the same model behind a server such as vLLM's."""
+    """Who writes base replies: hf (the model itself), or openai:MODEL, the same one behind an OpenAI-like server."""
     base_url: Url = None
     """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
     judge: Annotated[str, tyro.conf.arg(metavar="JUDGE", help_behavior_hint="")] = ""
@@ -92,9 +93,9 @@ class ScreenConfig(Judging, Gated, Common):
     flag_by: Free[Literal["projection", "judge", "either", "both"]] = "projection"
     """What --keep-below looks at: projections, the judge's scores, either above its threshold, or only both."""
     batch_tokens: Free[Count] = 12288
-    """Tokens in one batch of base replies being written, prompts included."""
+    """Tokens in one batch of base replies being written, prompts included; with --engine vllm its servers decide."""
     read_tokens: Annotated[int | None, at_least(1), tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Tokens in one forward pass of reading; default 1,024 on a CPU, as many as fit on a GPU."""
+    """Tokens in one forward pass of reading; default 1,024 on a CPU, as many as fit on a GPU (not --engine vllm)."""
     reasoning: Literal["out", "in"] = "out"
     """Whether a <think> block counts as part of a reply; end-of-turn tokens never do."""
     system: str = "template"

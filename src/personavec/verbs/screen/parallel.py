@@ -71,7 +71,7 @@ class Screener:
             if isinstance(self._table, str):
                 Table.put(self._table, part, packed)
                 packed = b""
-        except DataError as error:  # with --on-error stop; the driver says it in one line
+        except PersonavecError as error:  # a row, with --on-error stop, or a fault; the driver says it in one line
             return {"rows": 0, "packed": b"", "error": str(error)}
         return {"rows": len(samples), "packed": packed, "error": ""}
 
@@ -83,6 +83,11 @@ def by_name(model: ChatModel) -> Callable[[], ChatModel]:
         ConfigError: It has none, or more than its name says.
     """
     name = model.identity.id
+    if model.engine is not None:
+        raise ConfigError(
+            f"expected a model in this process with --ray, got one behind servers ({model.engine.name}), which plan "
+            "their batches by themselves; leave --ray out"
+        )
     if model.adapted or name == type(model.hf).__name__:
         what = "with an adapter" if model.adapted else "in memory alone"
         raise ConfigError(

@@ -160,8 +160,8 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
         room = model.context - reader.max_new_tokens
         some = [row for row in rows if answers and len(row["prompt_ids"]) <= room]
         began = time.perf_counter()
-        batches = [[some[index] for index in batch] for batch in base.engine.plan(some)]
-        replies = [reply for batch in batches for reply in base.engine.write(batch) if isinstance(reply, Reply)]
+        groups = base.engine.write(some, range(len(some)))
+        replies = [reply for group in groups for _, reply in group if isinstance(reply, Reply)]
         written = sum(len(reply.ids) for reply in replies)
         written_rate = written / (time.perf_counter() - began) if written else None
         advance(1)

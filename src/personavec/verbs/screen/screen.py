@@ -26,7 +26,7 @@ from personavec.steering.rollouts import Reasoning
 from personavec.traits.load import load_trait
 from personavec.traits.trait import Trait
 from personavec.verbs.screen import selection
-from personavec.verbs.screen.base_replies import open_base_replies
+from personavec.verbs.screen.base_replies import MEMORY, open_base_replies
 from personavec.verbs.screen.flagging import Drop, histogram
 from personavec.verbs.screen.judge_rows import judge_figures, judge_rows, load_judges
 from personavec.verbs.screen.parallel import by_name, screen_in_parallel
@@ -110,7 +110,7 @@ def screen(
         judge: Also score every row: openai:MODEL, hf:MODEL, panel, or what `load_bench` made.
         traits: Traits of vectors, for the judge, that are not built in.
         flag_by: What drops a row: projections, the judge's scores, either above its threshold, or only both.
-        base_replies: Who writes base replies: hf (this process), or openai:MODEL, the same model behind a server.
+        base_replies: Who writes base replies: hf (the model itself), or openai:MODEL, the same one behind a server.
         base_url: Server of openai:MODEL.
         max_new_tokens: Longest base reply.
         batch_tokens: Tokens in one batch of base replies, prompts included.
@@ -180,6 +180,8 @@ def screen(
     run = Run.open(store, chosen | {"judge": judged_by}, inputs)
     if elsewhere is not None and not plan:
         claim(elsewhere, sha256(run.path("config.json")))
+    if base.path == MEMORY:
+        base.path = run.path("base-replies.sqlite")
     reader = RowReader(model, read, cost, on_error, max_new_tokens, read_tokens, reasoning, system)
     actors = Actors(load, answer, workers, gpus_per_worker) if load else None
     work = DataPass(rows, run, reader, base, turn, seed, judged_by, judges, actors, elsewhere)

@@ -17,7 +17,7 @@ from personavec.data.dataset import Bad, Dataset
 from personavec.data.sample import Sample, Turn
 from personavec.errors import DataError, ModelError
 from personavec.judges.judge import TraitJudge
-from personavec.model.activations import activations, branches, by_length
+from personavec.model.activations import BEGINNING, activations, branches, by_length
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import response_of
 from personavec.model.endpoint import Failure
@@ -70,8 +70,10 @@ class RowReader:
         return self.cost in WITH_BASE
 
     @property
-    def limit(self) -> Limit:
-        """Tokens of a pass."""
+    def limit(self) -> Limit | None:
+        """Tokens of a pass; None if the model runs elsewhere, where nobody here plans passes."""
+        if self.model.engine is not None:
+            return None
         return Limit(self.read_tokens) if self.read_tokens else self.model.limits.screened
 
     def reply_start(self, prompt: Sequence[int], reply: Sequence[int]) -> int:
@@ -89,7 +91,7 @@ class Actors:
     """Makes the store of base replies there."""
     workers: int = 1
     gpus: float = 1.0
-    """Of each, where there are any."""
+    """Of each, where there are any; 0 for the cores alone."""
 
 
 @dataclass(frozen=True)
@@ -284,12 +286,38 @@ def _read(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], T
 
 def _contrasted(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
     """The same with the base reply, the prompt read once for both: spans as `READ` names them."""
+    if (limit := reader.limit) is None:
+        yield from _contrasted_elsewhere(reader, rows)
+        return
     lengths = [max(len(row["response_ids"]), len(row["base_ids"])) + len(row["prompt_ids"]) for row in rows]
-    limit = reader.limit
     half = Limit(limit.most / 2)
     for batch in by_length([range(length) for length in lengths], half):
         for part, means in in_parts(batch, lambda part: _contrast(reader, [rows[i] for i in part]), limit, half):
             yield [*part], means
+
+
+def _contrasted_elsewhere(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
+    """The same of a model elsewhere, which reads reply and base reply as two conversations that come in any order."""
+    talks: list[Row] = []
+    for row in rows:
+        matched = {"begin_tokens": min(row["response_tokens"], row["base_tokens"])}
+        for prompt, reply, skipped in (
+            ("prompt_ids", "response_ids", "reasoning_tokens"),
+            ("asked_ids", "base_ids", "base_reasoning"),
+        ):
+            talk = {"prompt_ids": row[prompt], "response_ids": row[reply], "reasoning_tokens": row[skipped]}
+            talks.append(talk | matched)
+    waiting: dict[int, Tensor] = {}
+    spans, layers = ("response avg", "prompt last", BEGINNING), reader.directions.read_layers
+    for batch, means in activations(reader.model, talks, spans, layers):
+        waiting |= zip(batch, means, strict=True)
+        places = [place // 2 for place in batch if place ^ 1 in waiting]
+        pairs = [(waiting.pop(2 * place), waiting.pop(2 * place + 1)) for place in dict.fromkeys(places)]
+        if pairs:
+            (reply, last, begun), (base, _, base_begun) = (
+                torch.stack(side, dim=1) for side in zip(*pairs, strict=True)
+            )
+            yield [*dict.fromkeys(places)], torch.stack([reply, last, base, begun - base_begun], dim=1)
 
 
 def _contrast(reader: RowReader, rows: Sequence[Row]) -> Tensor:
