@@ -164,6 +164,15 @@ def test_replies_of_a_known_commit_are_kept_for_all(chat: ChatModel, run: Run, s
     assert written[0] > 0 == written[1]
 
 
+@pytest.mark.slow  # it starts Ray
+def test_actors_of_ray_are_clients(run: Run, engine: str) -> None:
+    pytest.importorskip("ray", reason="needs the extra scale")
+    one, other = (columns(run(engine, "--cost", "full", *more, out=str(len(more)))[1]) for more in ((), ("--ray",)))
+    assert one.keys() == other.keys()
+    np.testing.assert_allclose(other["tiny"], one["tiny"], atol=1e-5)
+    np.testing.assert_array_equal(other["base_tokens"], one["base_tokens"])
+
+
 def test_one_study_one_engine(run: Run, engine: str, servers: list[Double]) -> None:
     assert run("hf")[0] == 0
     code, _, said = run(engine)
@@ -205,7 +214,6 @@ def test_the_wrong_server_is_refused_in_one_line(
     ("more", "match"),
     [
         (("--base-replies", "openai:same"), "by the model's own engine (vLLM 0.32.0), got openai:same"),
-        (("--ray",), "with --ray, got one behind servers (vLLM 0.32.0)"),
         (("--quantise", "torchao:int8"), "expected no --quantise with --engine vllm:"),
     ],
 )
