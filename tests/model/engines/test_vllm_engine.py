@@ -151,6 +151,7 @@ def test_segments_make_up_every_span_and_do_not_overlap(spans: list[tuple[int, i
     assert {p for a, b in cut for p in range(a, b)} == {p for a, b in spans for p in range(a, b)}
 
 
+@pytest.mark.slow  # 520 calls, answered one by one
 def test_a_long_list_is_under_way_at_once(chat: ChatModel, v: PersonaVector) -> None:
     double = Double(chat, [v], Manners(hold=512)).start()
     try:

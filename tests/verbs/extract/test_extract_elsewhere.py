@@ -133,6 +133,7 @@ def test_one_study_one_engine(
     assert "to have the same options, got another run" in said and "float32 by vLLM 0.32.0 here" in said
 
 
+@pytest.mark.slow  # what extract asks of servers, test_an_extraction_is_the_same has
 def test_an_evaluation_is_the_same(chat: ChatModel, servers: list[Double], warm: Path, tmp_path: Path) -> None:
     vector = tiny.vector(chat)
     options: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 16, "rollouts": 1}

@@ -152,6 +152,7 @@ def test_options_that_contradict(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow  # every method is trained once more, without a store
 def test_a_comparison_in_memory(saved: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("personavec.verbs.finetune.compare.neutral_texts", lambda count: [])
     model, vector = ChatModel.load(str(saved[0]), dtype="float32"), load_vector(saved[1])

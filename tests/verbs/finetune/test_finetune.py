@@ -294,6 +294,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     )
 
 
+@pytest.mark.slow  # three processes that import torch and train
 def test_two_processes_train_like_one(
     command: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

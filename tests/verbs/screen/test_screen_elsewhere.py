@@ -116,6 +116,7 @@ def test_no_weights_are_loaded(run: Run, engine: str, monkeypatch: pytest.Monkey
     assert run(engine)[0] == 0 and kinds == [False]
 
 
+@pytest.mark.slow  # several screenings, one after the other
 def test_a_killed_client_goes_on_reply_by_reply(
     run: Run, engine: str, servers: list[Double], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
