@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from personavec.server.writing.job import Job, reason
-from personavec.server.writing.scores import logprobs_at
+from personavec.server.writing.scores import NOT_FINITE, logprobs_at
 from personavec.steering.generate import check_finite, draw
 
 
@@ -18,7 +18,7 @@ def draw_tokens(jobs: Sequence[Job], logits: Float[Tensor, "rows vocab"]) -> Non
         if finite:
             alike.setdefault((job.sampling.temperature, job.sampling.top_p), []).append(row)
         else:
-            job.end("error", "expected finite logits, got inf or nan; lower the steering (a dose under 1 is usual)")
+            job.end("error", NOT_FINITE)
     logits, free = _held(jobs, logits), logits
     for rows in alike.values():
         numbers = torch.tensor([jobs[row].numbers[len(jobs[row].reply.ids)] for row in rows], device=logits.device)

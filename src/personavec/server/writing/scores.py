@@ -11,6 +11,7 @@ from personavec.errors import ModelError
 from personavec.server.reply import Logprobs
 from personavec.server.writing.job import Job
 
+NOT_FINITE = "expected finite logits, got inf or nan; lower the steering (a dose under 1 is usual)"
 SCORED = 256
 """Tokens of prompts whose logits are held at once."""
 
@@ -47,6 +48,6 @@ def score_prompts(jobs: Sequence[Job], logits: Float[Tensor, "rows part vocab"],
             continue
         followed = logits[row, here.start - part.start : here.stop - part.start]
         if not followed.isfinite().all():
-            raise ModelError("expected finite logits, got inf or nan; lower the steering (a dose under 1 is usual)")
+            raise ModelError(NOT_FINITE)
         tokens = job.prompt[here.start - begin + 1 : here.stop - begin + 1]
         job.prompt_logprobs += logprobs_at(followed, tokens, job.top_logprobs or 0)

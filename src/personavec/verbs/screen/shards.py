@@ -91,7 +91,7 @@ class Actors:
     """Makes the store of base replies there."""
     workers: int = 1
     gpus: float = 1.0
-    """Of each, where there are any; 0 for the cores alone."""
+    """Of each, where there are any."""
 
 
 @dataclass(frozen=True)
