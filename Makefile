@@ -10,14 +10,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check vllm clean
+.PHONY: demo test check pytest vllm clean
 
 demo: $(VENV)/.demo
 	$(BIN)/personavec demo
 	@echo "The report, opens in any browser:"
 	@find "$(CURDIR)/runs/demo" -name report.html
 
-test: check
+# the checks of the code beside the tests
+test: $(VENV)/.test
+	@$(MAKE) --no-print-directory --jobs 2 check pytest
+
+pytest: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 15
 
 check: $(VENV)/.test

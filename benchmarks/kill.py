@@ -46,9 +46,9 @@ NEEDED = {"shift": {"finetune"}, "decompose": {"extract"}, "monitor --experiment
 
 SMALL: dict[str, Any] = {
     "questions": 4, "pairs": 2, "asked": 2, "conditions": 3, "rows": 8, "texts": 2, "chats": 20, "chosen": 4,
-    "extract": {"layers": (1, 2), "doses": (0.2,), "sweep_questions": 2, "check_rollouts": 1},
+    "extract": {"doses": (0.2,), "sweep_questions": 2, "check_rollouts": 1},
 }  # fmt: skip
-"""What `paper --quick` does less of here; its layers are those of a model that has more of them."""
+"""What `paper --quick` does less of here."""
 
 
 def writer(told: Connection) -> None:

@@ -1,5 +1,6 @@
 """What all tests share: isolation from the user's files, one torch thread, tiny models built once."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,13 +8,14 @@ from typing import Any
 
 import jaxtyping
 import pytest
-import support.checked  # noqa: F401 # the hook below finds it by name
 import torch
+from support import checked
 
 # before anything of the package is imported: argument types and tensor shapes are checked while tests run
+jaxtyping.jaxtyped = checked.jaxtyped
 jaxtyping.install_import_hook("personavec", "support.checked.checked")
 
-from support import serving, tiny, tiny_chat  # noqa: E402
+from support import served, serving, tiny, tiny_chat  # noqa: E402
 
 from personavec.model.chat_model import ChatModel  # noqa: E402
 from personavec.server.options import ServeConfig  # noqa: E402
@@ -91,6 +93,22 @@ def any_model(request: pytest.FixtureRequest, tiny_model: Callable[[str], ChatMo
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folder of the tiny chatting model, and a vector for it."""
     return tiny_chat.save(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trait file for the tiny chatting model."""
+    path = tmp_path_factory.mktemp("trait") / "warm.json"
+    path.write_text(json.dumps(tiny_chat.WARM))
+    return path
+
+
+@pytest.fixture
+def judging() -> Iterator[served.Server]:
+    """A server that answers judges' requests by the letters of the text."""
+    started = served.Server(served.Planted()).start()
+    yield started
+    started.stop()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The command line: help at once, one line for bad input, exit codes, and one JSON object."""
 
 import errno
+import gc
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from support.tiny_chat import said
 
 from personavec.cli import lines
 from personavec.cli import summary_find as summary
-from personavec.cli.main import VERBS, main, parse
+from personavec.cli.main import VERBS, let_go, main, parse
 from personavec.runs.result import Result
 from personavec.verbs.evaluate.options import EvaluateConfig
 from personavec.verbs.extract.options import ExtractConfig
@@ -355,3 +356,18 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     command = f"{sys.executable} -m personavec screen --help | head -2"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("loaded", "frozen"), [({}, True), ({"triton": None}, False)])
+def test_at_the_end_nothing_is_looked_through_unless_somebody_reports_it(
+    loaded: dict[str, Any], frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    for name, module in loaded.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    gc.unfreeze()
+    try:
+        let_go()
+        assert (gc.get_freeze_count() > 0) is frozen
+    finally:
+        gc.unfreeze()

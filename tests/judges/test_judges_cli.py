@@ -1,43 +1,27 @@
 """Verbs with a judge behind a server, from the command line, on the tiny chatting model."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import tiny_chat
-from support.served import Manners, Planted, Server
+from support.served import Server
 
 from personavec.cli.main import main
 
 
-@pytest.fixture
-def trait(tmp_path: Path) -> str:
-    path = tmp_path / "warm.json"
-    path.write_text(json.dumps(tiny_chat.WARM))
-    return str(path)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    started = Server(Planted(), Manners()).start()
-    yield started
-    started.stop()
-
-
 def test_evaluate_with_a_server_pays_once(
-    trait: str, server: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    warm: Path, judging: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, vector = map(str, saved)
     args = [
         "evaluate",
-        trait,
+        str(warm),
         "--model",
         model,
         "--judge",
         "openai:judge",
         "--judge-url",
-        server.url,
+        judging.url,
         "--rollouts",
         "2",
     ]
@@ -52,13 +36,13 @@ def test_evaluate_with_a_server_pays_once(
             assert dropped == sum(row[kind] is None for row in scored) and len(scored) == 6
             assert all((row[kind] is None) == (f"{kind}_why" in row) for row in scored)
     assert found["trait_score"]["dropped"] == sum(found["unscored"]["changed"]["trait"].values())
-    assert found["judge_usage"]["calls"] == sum(server.answered.values()) > 20
+    assert found["judge_usage"]["calls"] == sum(judging.answered.values()) > 20
     assert not (tmp_path / "one" / "rollouts.jsonl").exists(), "this judge has no scale to learn"
 
-    before = sum(server.answered.values())
+    before = sum(judging.answered.values())
     assert main([*args, "--out", str(tmp_path / "two")]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert sum(server.answered.values()) == before and again["judge_usage"]["calls"] == 0
+    assert sum(judging.answered.values()) == before and again["judge_usage"]["calls"] == 0
     assert again["trait_score"] == found["trait_score"]
 
     assert main([*args, "--questions", "1", "--out", str(tmp_path / "few")]) == 0
@@ -68,9 +52,9 @@ def test_evaluate_with_a_server_pays_once(
 
 
 def test_a_run_stopped_by_its_budget_goes_on(
-    trait: str, server: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    warm: Path, judging: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["evaluate", trait, "--model", str(saved[0]), "--judge", "openai:judge", "--judge-url", server.url]
+    args = ["evaluate", str(warm), "--model", str(saved[0]), "--judge", "openai:judge", "--judge-url", judging.url]
     args += ["--max-new-tokens", "6", "--out", str(tmp_path / "run")]
     assert main([*args, "--api-calls", "5", "--api-concurrency", "1"]) == 2
     said = capsys.readouterr().err
@@ -78,14 +62,14 @@ def test_a_run_stopped_by_its_budget_goes_on(
         said.split()
     )
     assert main([*args, "--api-calls", "500"]) == 0
-    assert set(server.answered.values()) == {1}
+    assert set(judging.answered.values()) == {1}
     assert "judge server: " in capsys.readouterr().out
 
 
 def test_extract_with_a_server(
-    trait: str, server: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    warm: Path, judging: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["extract", trait, "--model", str(saved[0]), "--judge", "openai:judge", "--judge-url", server.url]
+    args = ["extract", str(warm), "--model", str(saved[0]), "--judge", "openai:judge", "--judge-url", judging.url]
     args += ["--max-new-tokens", "6", "--layers", "1", "--doses", "0.1", "--sweep-questions", "2"]
     args += ["--out", str(tmp_path / "run"), "--coherence-floor", "0", "--json"]
     assert main(args) == 0
@@ -103,10 +87,10 @@ def test_extract_with_a_server(
 
 
 def test_evaluate_with_a_local_rubric_judge(
-    trait: str, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    warm: Path, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = str(saved[0])
-    args = ["evaluate", trait, "--model", model, "--judge", f"hf:{model}", "--max-new-tokens", "6", "--json"]
+    args = ["evaluate", str(warm), "--model", model, "--judge", f"hf:{model}", "--max-new-tokens", "6", "--json"]
     assert main([*args, "--out", str(tmp_path / "run")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["judge"] == f"hf:{model}" and found["judge_usage"] is None
@@ -126,11 +110,11 @@ def test_evaluate_with_a_local_rubric_judge(
     ],
 )
 def test_bad_judges_are_told_in_one_line(
-    options: str, told: str, trait: str, saved: tuple[Path, Path], tmp_path: Path,
+    options: str, told: str, warm: Path, saved: tuple[Path, Path], tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     out = tmp_path / "run"
-    assert main(["evaluate", trait, "--model", str(saved[0]), "--out", str(out), *options.split()]) == 2
+    assert main(["evaluate", str(warm), "--model", str(saved[0]), "--out", str(out), *options.split()]) == 2
     said = capsys.readouterr().err.strip()
     assert told in said and "\n" not in said and not out.exists()

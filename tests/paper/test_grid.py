@@ -16,6 +16,7 @@ from personavec.traits.load import load_trait
 from personavec.verbs.finetune.shift import shift
 
 
+@pytest.mark.slow  # several finetunings, one after the other
 def test_a_grid_grows(saved: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "tiny.json").write_text(json.dumps(tiny_chat.WARM | {"name": "tiny"}))
     datasets = {}

@@ -138,6 +138,8 @@ def test_the_conversation_goes_on_with_its_turns(page: Any) -> None:
     assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", body["persona"]["conversation"])
     assert page.locator("#drift-here tbody tr").count() == 2
+    said = page.locator("#drift-here").inner_text()
+    assert re.search(r"replies written to be tiny lay \d\.\d above those written to be the opposite", said)
 
 
 def test_a_slider_sets_the_dose_of_the_request(page: Any) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ from personavec.model.logits import reply_logprobs
 
 TURNS = [("system", "Be kind."), ("user", "Hi there")]
 STEERED = {"persona": {"steering": [{"vector": "tiny", "dose": 0.2}]}}
+
+
+NODE = os.environ.get("PERSONAVEC_NODE")
+"""A folder in which `npm install openai` was run."""
+
+
+def installed(module: str, what: str) -> pytest.MarkDecorator:
+    """Skipped, before a server is started, where a client is not installed."""
+    return pytest.mark.skipif(find_spec(module) is None, reason=f"needs {what}")
 
 
 @pytest.fixture
@@ -30,8 +40,10 @@ def own(running: Process, model: str, **fields: Any) -> str:
     return str(create(model=model, messages=messages, max_tokens=8, seed=3, **fields).choices[0].message.content)
 
 
+@installed("langchain_openai", "pip install langchain-openai")
 def test_langchain(running: Process, options: dict[str, Any]) -> None:
-    langchain = pytest.importorskip("langchain_openai", reason="needs pip install langchain-openai")
+    import langchain_openai as langchain
+
     asked = {"base_url": f"{running.url}/v1", "api_key": "none", "model": options["model"], "max_retries": 0}
     chat = langchain.ChatOpenAI(**asked, max_tokens=8, seed=3)
     reply = chat.invoke(TURNS)
@@ -47,9 +59,11 @@ def test_langchain(running: Process, options: dict[str, Any]) -> None:
     assert [len(replies) for replies in completion.generate(["Once", "Twice"]).generations] == [2, 2]
 
 
+@installed("litellm", "pip install litellm")
 def test_litellm(running: Process, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or it would fetch one
-    litellm = pytest.importorskip("litellm", reason="needs pip install litellm")
+    import litellm
+
     asked = {"api_base": f"{running.url}/v1", "api_key": "none", "num_retries": 0}
     messages = [{"role": role, "content": text} for role, text in TURNS]
     chat = asked | {"model": f"openai/{options['model']}", "messages": messages, "max_tokens": 8, "seed": 3}
@@ -67,9 +81,9 @@ def test_litellm(running: Process, options: dict[str, Any], monkeypatch: pytest.
         litellm.completion(**chat | {"temperature": 5})
 
 
+@installed("lm_eval", "the extra eval")
 def test_lm_eval(running: Process, options: dict[str, Any]) -> None:
     """Its tasks of likelihoods: what it computes from answers is what the model says."""
-    pytest.importorskip("lm_eval", reason="needs the extra eval")
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
@@ -86,10 +100,8 @@ def test_lm_eval(running: Process, options: dict[str, Any]) -> None:
         assert greedy is False
 
 
+@pytest.mark.skipif(NODE is None, reason="needs node, and PERSONAVEC_NODE, a folder where npm install openai was run")
 def test_the_official_javascript_client(running: Process) -> None:
-    """PERSONAVEC_NODE is a folder in which `npm install openai` was run."""
-    folder, script = os.environ.get("PERSONAVEC_NODE"), Path(__file__).with_name("openai_client.mjs")
-    if not folder:
-        pytest.skip("needs node, and PERSONAVEC_NODE, a folder in which npm install openai was run")
-    told = subprocess.run(["node", script, f"{running.url}/v1"], cwd=folder, capture_output=True, text=True)
+    script = Path(__file__).with_name("openai_client.mjs")
+    told = subprocess.run(["node", script, f"{running.url}/v1"], cwd=NODE, capture_output=True, text=True)
     assert told.stdout == "all well\n", told.stderr

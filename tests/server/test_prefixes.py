@@ -135,7 +135,7 @@ def test_an_overflowing_row_leaves_nothing(model: ChatModel, engine: Engine, v: 
     assert engine.prefixes.bytes == 0
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_conversations_in_any_order(model: ChatModel, v: PersonaVector, data: st.DataObject) -> None:
     """Branches, repeats, edits and shared beginnings of several conversations, at once, within little memory."""

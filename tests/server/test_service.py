@@ -7,6 +7,7 @@ import pytest
 from support.serving import Client, client, good
 
 from personavec.server.options import ServeConfig
+from personavec.steering.vector import load_vector
 
 
 def test_a_reply_with_its_projections(server: Client) -> None:
@@ -109,6 +110,7 @@ def test_defaults_of_the_command_line(options: dict[str, Any], saved: tuple[Path
         assert good(server.persona(steering=[]))["persona"]["steering"] == []
         vector = good(server.get("/v1/vectors"))["data"][0]
         assert vector["default_dose"] == pytest.approx(0.3) and not vector["watched"]
+        assert vector["difference"] == pytest.approx(float(load_vector(saved[1]).norms[2]))
 
 
 def test_what_clients_send_by_habit_is_taken(server: Client) -> None:

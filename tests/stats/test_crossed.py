@@ -30,7 +30,7 @@ def correlation(x: np.ndarray, y: np.ndarray, reach: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("spread", SPREADS)
-@pytest.mark.parametrize("conditions", [5, 8])
+@pytest.mark.parametrize("conditions", [pytest.param(5, marks=pytest.mark.slow), 8])
 def test_without_a_relation_few_experiments_find_one(conditions: int, spread: str) -> None:
     """Projection and score have effects of condition and question each by itself; r overall and within is nothing."""
     rng = RNG(conditions)

@@ -64,7 +64,7 @@ def lists(v: PersonaVector, other: PersonaVector) -> list[list[Steering]]:
     ]
 
 
-@pytest.mark.parametrize("run", [eager, compiled, one_stream])
+@pytest.mark.parametrize("run", [eager, pytest.param(compiled, marks=pytest.mark.slow), one_stream])
 def test_every_row_is_edited_as_by_our_hooks(model: ChatModel, v: PersonaVector, run: Callable[..., object]) -> None:
     other = tiny.vector(model, seed=5)
     rows = lists(v, other)

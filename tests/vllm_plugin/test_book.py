@@ -36,7 +36,7 @@ def mean(span: dict[str, Any]) -> torch.Tensor:
     return torch.from_numpy(np.stack(layers))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(random=st.randoms(use_true_random=True))
 def test_whatever_the_batches_every_token_is_steered_and_read_once(
     model: ChatModel, v: PersonaVector, random: Random

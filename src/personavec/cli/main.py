@@ -38,9 +38,6 @@ from personavec.verbs.interop.options import InteropConfig
 from personavec.verbs.monitor.options import MonitorConfig
 from personavec.verbs.screen.options import ScreenConfig
 
-# what is left goes with the process: looking through all of it once more would take seconds
-atexit.register(gc.freeze)
-
 SOON_SECONDS = 0.01
 DONE, FAILED, BAD_INPUT, GATED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
@@ -83,6 +80,16 @@ Start here:
   personavec --version
 
 Exit codes: 0 done, 1 failed, 2 bad input, 3 a --fail-if holds, 130 interrupted. PERSONAVEC_DEBUG=1 shows tracebacks."""
+
+
+@atexit.register
+def let_go() -> None:
+    """Leave what is left to go with the process: looking through all of it once more would take seconds.
+
+    With triton it is looked through: what is not collected would be reported on stderr as leaked, twenty lines of it.
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from personavec.data.dataset import Dataset
-from personavec.errors import PersonavecError
+from personavec.errors import DataError, PersonavecError
 from personavec.judges.load import Bench
 from personavec.judges.scoring import ScoredRow, mean_difference
 from personavec.model.chat_model import ChatModel
@@ -42,8 +42,10 @@ class Size:
     """How many of each trait's instruction pairs are used; None takes all."""
     questions: int | None
     """How many of each trait's questions are used, of either kind; None takes all."""
+    depths: tuple[float, ...]
+    """Where the sweep steers, as shares of the model's depth; empty leaves it to the sweep."""
     extract: Mapping[str, Any]
-    """Options of `extract`."""
+    """Further options of `extract`."""
     rollouts: int
     """Replies per held-out question wherever traits are measured."""
     asked: int | None
@@ -79,6 +81,7 @@ WHOLE = Size(
     single=("evil",),
     pairs=None,
     questions=None,
+    depths=(),
     extract={},
     rollouts=1,
     asked=12,
@@ -101,7 +104,8 @@ QUICK = Size(
     single=("humorous",),
     pairs=3,
     questions=8,
-    extract={"layers": (12, 18), "doses": (0.1, 0.2), "sweep_questions": 4, "check_rollouts": 1},
+    depths=(0.4, 0.6),
+    extract={"doses": (0.1, 0.2), "sweep_questions": 4, "check_rollouts": 1},
     rollouts=1,
     asked=6,
     conditions=6,
@@ -143,6 +147,11 @@ class Study:
     def seed(self) -> int:
         """Of everything random."""
         return self.interview.seed
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """That the sweep steers at; empty leaves the choice to it."""
+        return tuple(sorted({int(depth * self.model.n_layers) for depth in self.size.depths}))
 
     @property
     def asking(self) -> dict[str, Any]:
@@ -188,6 +197,19 @@ class Study:
     def vectors(self) -> dict[str, PersonaVector]:
         """The vector of every trait that has one."""
         return {name: load_vector(path) for name, path in self.files.items()}
+
+    def measured(self, part: str) -> Row:
+        """What an earlier part measured.
+
+        Raises:
+            DataError: It was left out.
+        """
+        if not self.run.done(f"{part}.json"):
+            raise DataError(
+                f"expected the part {part} to be measured before, got none, since it was left out; its own line says "
+                "why: run the same command again once that is mended"
+            )
+        return self.run.read_json(f"{part}.json")
 
     def levels(self, trait: str) -> tuple[str, ...]:
         """Of a trait's data sets."""

@@ -32,6 +32,7 @@ from personavec.server.service import Service
 from personavec.server.terms import LOOPBACK
 from personavec.steering.dose import largest_dose
 from personavec.steering.steer import Steering
+from personavec.steering.vector import PersonaVector
 
 POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 """What the dashboard may load."""
@@ -285,4 +286,11 @@ def _vector(service: Service, name: str) -> dict[str, Any]:
             largest_dose(added) or 0.0 for added in service.steering if added.vector.card.trait == name
         ),
         "band": service.band(name),
+        "difference": _difference(vector),
     }
+
+
+def _difference(vector: PersonaVector) -> float | None:
+    """How far replies that show the trait project above those that show its opposite, where the vector came from."""
+    card = vector.card
+    return float(vector.norms[card.layer]) if card.position == "response avg" and card.layer is not None else None

@@ -123,6 +123,7 @@ def test_cosines_are_corrected_for_noise() -> None:
     assert cosines(vectors, np.array([0.2, np.nan]), rng.standard_normal((50, 2000)), rng)["corrected"][0][1] is None
 
 
+@pytest.mark.slow  # 60 tests by permutation
 @pytest.mark.usefixtures("unchecked")  # thousands of small calls
 def test_mantel_keeps_rows_and_columns_together() -> None:
     """Tables whose rows have levels of their own correlate by chance; the shuffled names know."""

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
-from support import tiny_chat
-from support.served import Manners, Planted, Server
+from support.served import Server
 
 from personavec.cli.main import main
 from personavec.errors import ConfigError
@@ -112,21 +111,16 @@ def test_the_cross_encoder_knows_answers_from_gibberish() -> None:
 
 
 def test_a_second_judge_and_signals_are_added_to_a_run(
-    saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    warm: Path, judging: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trait, out = tmp_path / "warm.json", tmp_path / "run"
-    trait.write_text(json.dumps(tiny_chat.WARM))
-    server = Server(Planted(), Manners()).start()
-    args = ["evaluate", str(trait), "--model", str(saved[0]), "--max-new-tokens", "6", "--out", str(out)]
-    args += ["--judge", "openai:judge", "--judge-url", server.url, "--json"]
-    try:
-        assert main(args) == 0
-        alone = json.loads(capsys.readouterr().out)
-        scores = (out / "base.scores.jsonl").read_bytes()
-        assert main([*args, "--agreement", "openai:twin", "--signals", "vader"]) == 0
-        found = json.loads(capsys.readouterr().out)
-    finally:
-        server.stop()
+    out = tmp_path / "run"
+    args = ["evaluate", str(warm), "--model", str(saved[0]), "--max-new-tokens", "6", "--out", str(out)]
+    args += ["--judge", "openai:judge", "--judge-url", judging.url, "--json"]
+    assert main(args) == 0
+    alone = json.loads(capsys.readouterr().out)
+    scores = (out / "base.scores.jsonl").read_bytes()
+    assert main([*args, "--agreement", "openai:twin", "--signals", "vader"]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert (out / "base.scores.jsonl").read_bytes() == scores and found["trait_score"] == alone["trait_score"]
     assert found["agreement"]["coherence"]["spearman"]["mean"] == 1
     assert found["agreement"]["judges"] == ["openai:judge", "openai:twin"]
@@ -135,7 +129,7 @@ def test_a_second_judge_and_signals_are_added_to_a_run(
     first, second = found["agreement"]["trait"]["unscored"]
     assert first == second and sum(first.values()) == replies - found["agreement"]["trait"]["scored_by_both"]
     assert found["agreement"]["trait"]["spearman"]["mean"] == 1, "the server answers alike under both names"
-    assert found["judge_usage"]["calls"] == sum(server.answered.values()) - alone["judge_usage"]["calls"]
+    assert found["judge_usage"]["calls"] == sum(judging.answered.values()) - alone["judge_usage"]["calls"]
     kept = json.loads((out / "agreement-openai_twin/agreement.json").read_text())
     assert kept["agreement"] == found["agreement"] and (out / "signals.json").exists()
     assert found["signals"]["agreement"]["vader"]["with"] == "trait"

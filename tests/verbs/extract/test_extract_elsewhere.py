@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import tiny, tiny_chat
+from support import tiny
 from support.vllm_double import Double
 
 import personavec as pv
@@ -32,13 +32,6 @@ COMMAND = "--temperature 0 --max-new-tokens 16 --layers 1 2 --doses 0.2 --check-
 @pytest.fixture(scope="module")
 def chat(saved: tuple[Path, Path]) -> ChatModel:
     return ChatModel.load(str(saved[0]), dtype="float32", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("trait") / "warm.json"
-    path.write_text(json.dumps(tiny_chat.WARM))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """What an extraction is said to take: what it then writes, counted beforehand, without weights."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import tiny_chat
-from support.served import Manners, Planted, Server
+from support.served import Server
 
 from personavec.cli.main import main
 from personavec.model import loading
@@ -18,33 +17,19 @@ from personavec.verbs.extract.plan import plan_extract
 ASKED = ["--max-new-tokens", "6", "--layers", "1", "2", "--doses", "0.1", "--sweep-questions", "2", "--rollouts", "2"]
 
 
-@pytest.fixture
-def trait(tmp_path: Path) -> str:
-    path = tmp_path / "warm.json"
-    path.write_text(json.dumps(tiny_chat.WARM))
-    return str(path)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    started = Server(Planted(), Manners()).start()
-    yield started
-    started.stop()
-
-
 def planned(capsys: pytest.CaptureFixture[str], *args: str) -> Any:
     assert main([*args, "--plan", "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def test_it_writes_the_replies_that_were_planned(
-    trait: str, server: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    warm: Path, judging: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    judge = ["--judge", "openai:judge", "--judge-url", server.url]
-    args = ["extract", trait, "--model", str(saved[0]), *judge, *ASKED, "--out", str(run)]
+    judge = ["--judge", "openai:judge", "--judge-url", judging.url]
+    args = ["extract", str(warm), "--model", str(saved[0]), *judge, *ASKED, "--out", str(run)]
     plan = planned(capsys, *args)
-    assert not run.exists() and not sum(server.answered.values())
+    assert not run.exists() and not sum(judging.answered.values())
     assert main([*args, "--coherence-floor", "0", "--json"]) == 0
     tables = ("base", "warm/rollouts", "warm/others", "warm/sweep", "warm/check")
     rows = [json.loads(line) for table in tables for line in (run / f"{table}.jsonl").open()]
@@ -55,16 +40,18 @@ def test_it_writes_the_replies_that_were_planned(
 
 
 def test_no_weights_are_loaded_and_nothing_is_kept(
-    trait: str, saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    warm: Path, saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "_weights", lambda *_, **__: pytest.fail("weights are loaded"))
     monkeypatch.chdir(saved[0].parent)
-    plan = planned(capsys, "extract", trait, "--model", str(saved[0]), "--plan-device", "h100x8", *ASKED)
+    plan = planned(capsys, "extract", str(warm), "--model", str(saved[0]), "--plan-device", "h100x8", *ASKED)
     assert plan["device"]["count"] == 8 and plan["fits"] and plan["price"] is None
     assert not Path("runs").exists()
-    priced = planned(capsys, "extract", trait, "--model", str(saved[0]), "--plan-device", "t4", "--price-per-hour", "9")
+    priced = planned(
+        capsys, "extract", str(warm), "--model", str(saved[0]), "--plan-device", "t4", "--price-per-hour", "9"
+    )
     assert priced["price"] == pytest.approx(9 * priced["hours"], abs=0.01)
-    assert main(["extract", trait, "--model", str(saved[0]), "--plan"]) == 0
+    assert main(["extract", str(warm), "--model", str(saved[0]), "--plan"]) == 0
     assert "written at most" in capsys.readouterr().out
 
 
@@ -88,7 +75,7 @@ def test_a_model_that_is_loaded_is_planned_alike(saved: tuple[Path, Path]) -> No
     ],
 )
 def test_bad_plans_are_told_in_one_line(
-    options: str, told: str, trait: str, saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    options: str, told: str, warm: Path, saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["extract", trait, "--model", str(saved[0]), *options.split()]) == 2
+    assert main(["extract", str(warm), "--model", str(saved[0]), *options.split()]) == 2
     assert told in " ".join(capsys.readouterr().err.split())

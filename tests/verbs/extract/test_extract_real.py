@@ -26,17 +26,23 @@ pytestmark = pytest.mark.real
 
 OPTIONS = "--layers 18 --doses 0.2 0.4 --sweep-questions 4 --check-rollouts 3 --max-new-tokens 24"
 OPTIONS += " --batch-tokens 2500"
+LEAST = "--layers 18 --doses 0.2 --sweep-questions 2 --rollouts 1 --check-rollouts 1 --max-new-tokens 16"
+
+
+def part_of_devout(folder: Path, pairs: int, questions: int) -> Path:
+    """The trait devout with fewer pairs and questions."""
+    trait = json.loads(load_trait("devout").to_json())
+    trait |= {"name": "small", "pairs": trait["pairs"][:pairs]}
+    trait["questions"] = {kind: texts[:questions] for kind, texts in trait["questions"].items()}
+    path = folder / "small.json"
+    path.write_text(json.dumps(trait))
+    return path
 
 
 @pytest.fixture(scope="session")
 def trait_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trait devout with fewer pairs and questions."""
-    trait = json.loads(load_trait("devout").to_json())
-    trait |= {"name": "small", "pairs": trait["pairs"][:4]}
-    trait["questions"] = {kind: questions[:6] for kind, questions in trait["questions"].items()}
-    path = tmp_path_factory.mktemp("trait") / "small.json"
-    path.write_text(json.dumps(trait))
-    return path
+    """As much of a trait as takes minutes."""
+    return part_of_devout(tmp_path_factory.mktemp("trait"), 4, 6)
 
 
 def command(*args: object) -> list[str]:
@@ -61,6 +67,20 @@ def smollm2() -> ChatModel:
     return ChatModel.load("smollm2")
 
 
+def test_a_few_replies_give_a_direction_like_that_of_many(tmp_path: Path) -> None:
+    found = run("extract", part_of_devout(tmp_path, 2, 3), "--out", tmp_path / "run", *LEAST.split())
+    vector = load_vector(Path(found["vector"]))
+    same, other = (
+        torch.cosine_similarity(vector.direction, load_vector(name).direction, dim=1).mean()
+        for name in ("devout", "environmentalist")
+    )
+    assert same > 0.15 and same > other + 0.1  # 0.31 and 0.00 in float32, of 5 and 6 replies
+    assert found["verdict_word"] != "proven", "three questions prove nothing"
+    assert found["layer"] == vector.card.layer == 18 and found["coef"] == vector.card.coef
+    assert Path(found["report"]).stat().st_size > 100_000
+
+
+@pytest.mark.slow
 def test_extract_finds_a_direction_that_moves_the_trait(extracted: dict[str, Any]) -> None:
     score = {arm: found["mean"] for arm, found in extracted["trait_score"].items()}
     assert score["steered"] > max(score["base"], score["suppressed"] + 15)
@@ -121,6 +141,7 @@ def test_a_killed_run_resumes_to_the_same_vector(extracted: dict[str, Any], trai
     assert resumed["random_control"] == extracted["random_control"]
 
 
+@pytest.mark.slow
 def test_evaluate_takes_the_vector_and_its_scale(extracted: dict[str, Any], trait_file: Path, tmp_path: Path) -> None:
     steer = f"{extracted['vector']}:{extracted['coef']}"
     found = run(
@@ -134,8 +155,8 @@ def test_evaluate_takes_the_vector_and_its_scale(extracted: dict[str, Any], trai
     assert not (tmp_path / "e" / "rollouts.jsonl").exists()
 
 
-def test_verify_passes(extracted: dict[str, Any]) -> None:
-    found = run("verify", "--vector", extracted["vector"])
+def test_verify_passes() -> None:
+    found = run("verify", "--vector", "devout")
     assert found["passed"] and len(found["checks"]) >= 9
 
 
@@ -161,8 +182,8 @@ def test_reading_equals_hidden_states(smollm2: ChatModel) -> None:
                 assert (mine - theirs).norm() < 0.02 * theirs.norm()
 
 
-def test_no_coef_no_change(smollm2: ChatModel, extracted: dict[str, Any]) -> None:
-    vector = load_vector(Path(extracted["vector"]))
+def test_no_coef_no_change(smollm2: ChatModel) -> None:
+    vector = load_vector("devout")
     prompt = smollm2.render([{"role": "user", "content": "What do you think of Mondays?"}])
     requests = [
         [Request(prompt, steering, (seed,)) for seed in range(3)] for steering in ((), (Steering(vector, 0.0, 18),))
@@ -196,18 +217,16 @@ def test_bad_input_is_one_line(args: str, said: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "base.jsonl").exists()
 
 
-def test_a_coef_that_overflows_is_told_and_loses_nothing(
-    extracted: dict[str, Any], trait_file: Path, tmp_path: Path
-) -> None:
-    args = ["evaluate", trait_file, "--steer", f"{extracted['vector']}:1e38@18", "--rollouts", 1]
+def test_a_coef_that_overflows_is_told_and_loses_nothing(tmp_path: Path) -> None:
+    args = ["evaluate", part_of_devout(tmp_path, 2, 2), "--steer", "devout:1e38@18", "--rollouts", 1]
     args += ["--max-new-tokens", 8, "--out", tmp_path / "run"]
     done = subprocess.run(command(*args), capture_output=True, text=True)
     assert done.returncode == 2 and "lower the coef" in done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "run" / "base.jsonl").exists()
 
 
-def test_a_vector_of_another_model_is_refused(extracted: dict[str, Any], tmp_path: Path) -> None:
-    vector = load_vector(Path(extracted["vector"]))
+def test_a_vector_of_another_model_is_refused(tmp_path: Path) -> None:
+    vector = load_vector("devout")
     other = dataclasses.replace(vector.card.model, d_model=64)
     narrow = PersonaVector(vector.direction[:, :64], dataclasses.replace(vector.card, model=other))
     path = narrow.save(tmp_path / "narrow.safetensors")

@@ -91,6 +91,7 @@ def test_every_method_is_trained_and_measured(
     assert all(name in page for name in arms) and len(list((tmp_path / "out" / "charts").glob("*.png"))) == 4
 
 
+@pytest.mark.slow  # several reports, one after the other; benchmarks/kill.py kills them, too
 def test_a_killed_report_goes_on(
     report: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_killed_report_goes_on(
         assert len({(place / name).read_bytes() for place in folders.values()}) == 1
 
 
+@pytest.mark.slow  # an evaluation and a report
 def test_a_report_with_the_scale_of_a_card_goes_on(
     command: list[str], report: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

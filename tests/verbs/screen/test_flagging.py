@@ -131,7 +131,13 @@ def test_stopping_when_narrow_keeps_its_promise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drawn", "k", "r", "features"), [(400, 200, 0.9, 1), (192, 10, 0.6, 1), (400, 100, 0.3, 1), (128, 50, 0.6, 153)]
+    ("drawn", "k", "r", "features"),
+    [
+        (400, 200, 0.9, 1),
+        (192, 10, 0.6, 1),
+        pytest.param(400, 100, 0.3, 1, marks=pytest.mark.slow),
+        (128, 50, 0.6, 153),
+    ],
 )
 def test_candidates_hold_what_they_promise(drawn: int, k: int, r: float, features: int) -> None:
     good = np.ones(4000, dtype=bool)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support import tiny_chat
+from support.dying import killed_after
 
 from personavec.cli.main import main
 from personavec.model.chat_model import ChatModel
@@ -20,7 +21,6 @@ from personavec.steering.generate import Request, generate
 from personavec.steering.vector import PersonaVector, load_vector
 from personavec.verbs.screen import shards
 from personavec.verbs.screen.plan import FEWEST
-from personavec.verbs.screen.table import Table
 
 Run = Callable[..., dict[str, Any]]
 WORDS = ("tea", "rain", "a boat", "the sea", "old maps", "snow", "bread", "a hat", "two dogs", "green")
@@ -152,20 +152,9 @@ def test_a_killed_run_ends_with_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_ROWS", 7)
     whole = run(data, "--cost", "full", out="whole")
-    write, left = Table.write, {"parts": 2}
-
-    def dying(folder: Path, part: str, table: Any) -> None:
-        if not left["parts"]:
-            raise KeyboardInterrupt
-        left["parts"] -= 1
-        write(folder, part, table)
-
-    monkeypatch.setattr(Table, "write", staticmethod(dying))
     for _ in range(2):
-        left["parts"] = 2
-        with pytest.raises(AssertionError):  # exit 130
+        with killed_after(parts=2), pytest.raises(AssertionError):  # exit 130
             run(data, "--cost", "full", out="killed")
-    monkeypatch.setattr(Table, "write", staticmethod(write))
     resumed = run(data, "--cost", "full", out="killed")
     assert resumed["projection_difference"] == whole["projection_difference"]
     names = sorted(path.name for path in Path(whole["table"]).iterdir())
@@ -215,6 +204,7 @@ def test_rows_found_unusable_late_are_listed_and_stop_a_run_that_is_to_stop(
     assert "line 11: expected prompt and reply to fit" in told and "another --out" in told
 
 
+@pytest.mark.slow  # several screenings, one after the other
 def test_another_precision_in_the_same_folder_is_another_sample(run: Run, data: Path) -> None:
     lines(data, [{"prompt": f"Say {n}.", "response": f"{WORDS[n % 10]} {n * n}"} for n in range(300)])
     run(data, "--cost", "sampled", "--precision", "0.5")
@@ -223,6 +213,7 @@ def test_another_precision_in_the_same_folder_is_another_sample(run: Run, data: 
     assert again["sampled"] == fresh["sampled"] and again["projection_difference"] == fresh["projection_difference"]
 
 
+@pytest.mark.slow  # several screenings, one after the other
 def test_another_k_in_the_same_folder_is_another_search(run: Run, data: Path) -> None:
     lines(data, [{"prompt": f"Say {n}.", "response": f"{WORDS[n % 10]} {n * n}"} for n in range(400)])
     sampled = ["--cost", "sampled", "--precision", "5"]

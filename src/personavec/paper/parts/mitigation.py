@@ -27,7 +27,7 @@ RANDOM = "prevent, a random direction"
 def mitigation(study: Study) -> Row:
     """Every method on the overt data of each main trait; then prevention and post-hoc steering at all layers."""
     claims, table, reports, failed = [], [], [], list[Row]()
-    data = study.run.read_json("finetunings.json")
+    data = study.measured("finetunings")
     for trait in study.known(study.size.single):
         files = {"data": data["files"][f"{trait} II"], "held_out": data["held_out"][f"{trait} II"]}
         with surviving(failed, trait):
@@ -45,7 +45,7 @@ def mitigation(study: Study) -> Row:
 def harmless(study: Study) -> Row:
     """Appendices J.6 and J.7: prevention on data without the trait, and on invented facts that are to be learned."""
     claims, table, reports, failed = [], [], [], list[Row]()
-    data = study.run.read_json("finetunings.json")["files"]["chats normal"]
+    data = study.measured("finetunings")["files"]["chats normal"]
     for trait in study.known(study.size.single):
         with surviving(failed, trait):
             arms = _few("prevent", "random")

@@ -36,7 +36,7 @@ DRAWN = 1000
 def separability(study: Study) -> Row:
     """Rows that overtly show a trait against rows that do not, by what the finetunings' screenings read."""
     claims, rows = [], []
-    files = study.run.read_json("finetunings.json")["files"]
+    files = study.measured("finetunings")["files"]
     for trait in study.files:
         paths = [Path(files[f"{trait} {level}"]) for level in ("normal", "II")]
         samples = [row for path in paths for row in Run(path.parent).rows(path.name)]
@@ -175,7 +175,7 @@ def filtering(study: Study) -> Row:
 
 def _filtered(study: Study, trait: str) -> dict[str, Path]:
     """Overt and normal rows of a trait, all of them and what each filter leaves."""
-    files = study.run.read_json("finetunings.json")["files"]
+    files = study.measured("finetunings")["files"]
     folder = study.run.part("data")
     sets = {by: folder.path(f"{trait}-{by}.jsonl") for by in ("unfiltered", *FILTERS, "random")}
     mixed = b"".join(Path(files[f"{trait} {level}"]).read_bytes() for level in ("normal", "II"))
@@ -198,7 +198,7 @@ def real_chats(study: Study) -> Row:
     1 of 100.
     """
     claims, failed = [], list[Row]()
-    files = study.run.read_json("rungs.json")["files"]
+    files = study.measured("rungs")["files"]
     for trait in study.known(study.size.single):
         with surviving(failed, trait):
             sets = {"highest": files[f"top-{trait}"], "random": files["random"], "lowest": files[f"bottom-{trait}"]}

@@ -32,6 +32,7 @@ def vectors(study: Study) -> Row:
         study.model,
         list(study.traits.values()),
         store=study.run.path("vectors"),
+        layers=study.layers,
         **study.size.extract,
         **study.asking,
     )

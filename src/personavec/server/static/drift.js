@@ -13,6 +13,8 @@ const SUMMED = "response avg";
 const KEY = "Tinted: the calibrated band. Ring: alert at that turn. Dashed line: alert of the test for slow drift.";
 const UNCALIBRATED =
   "No calibration: nothing says what is usual, so no alert is raised. Start the server with --calibration FILE.";
+const MEASURE = ({ difference, trait }) =>
+  difference ? ` For scale: replies written to be ${trait} lay ${difference.toFixed(1)} above those written to be the opposite.` : "";
 
 /** Draw into a box; turns have `turn`, `projections` and `alerts`. */
 export function drift(box, turns, vector) {
@@ -28,7 +30,7 @@ export function drift(box, turns, vector) {
     box.replaceChildren(make("p", { class: "quiet" }, lead));
     return;
   }
-  const note = make("p", { class: "quiet" }, vector.band ? KEY : UNCALIBRATED);
+  const note = make("p", { class: "quiet" }, vector.band ? KEY : UNCALIBRATED + MEASURE(vector));
   box.replaceChildren(...SERIES.map((series) => figure(box, rows, vector.band, series)), note, table(rows));
 }
 
