@@ -96,6 +96,13 @@ def test_a_save_to_disk_folder_without_a_file_is_refused(tmp_path: Path) -> None
         open_dataset(str(tmp_path / "d"))
 
 
+def test_a_line_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a",}\n')
+    _, bad = open_dataset(str(tmp_path / "x.jsonl")).samples("first")
+    assert isinstance(bad, Bad) and bad.where.endswith("x.jsonl line 2")
+    assert bad.reason.startswith("expected JSON, got ") and bad.reason.endswith(" at column 16"), bad.reason
+
+
 def test_json_that_is_none_costs_its_row_alone(tmp_path: Path) -> None:
     texts = ['[{"role":"user","content":"Hi"},{"role":"assistant","content":"Yes."}]', "[{", None, "[" * 100_000]
     held = pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))

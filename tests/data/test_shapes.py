@@ -96,6 +96,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"conversations": {"from": ["human"], "value": ["Hi?", "Hello."]}}, "or equally long lists by field"),
     ({"conversation": [{"input": "Hi?", "output": "Hello."}, HI]}, "an input and an output in every turn"),
     ({"a": 1}, "expected messages or conversations or .*, got the keys 'a'"),
+    ([1], "expected messages or .*, got list instead of an object"),
+    ({"data": [{"prompt": "a", "response": "b"}]}, "expected role and content, .* got 'prompt', 'response' in turn 0"),
 ]
 
 
@@ -175,4 +177,12 @@ def test_files_may_number_their_rows_each_by_itself(tmp_path: Any, capsys: pytes
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"id": 0, "messages": [HI, HELLO]}) + "\n")
     assert [type(each) for each in dataset_of(tmp_path).samples("first", announce=True)] == [Sample, Sample]
-    assert "rows of messages" in capsys.readouterr().err
+    assert "rows of messages\n" in capsys.readouterr().err
+
+
+def test_a_run_names_the_fields_that_it_does_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"question": "Which?", "choices": ["a", "b"], "answer": "B", "context": "Ab.", "id": 1, "n": None}
+    assert len([*dataset_of([row]).samples("first", announce=True)]) == 1
+    assert "rows of question/answer; not read: choices\n" in capsys.readouterr().err
+    assert len([*dataset_of([{"messages": [HI, HELLO], "context": "Ab."}]).samples("first", announce=True)]) == 1
+    assert "rows of messages; not read: context\n" in capsys.readouterr().err

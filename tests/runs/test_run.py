@@ -58,13 +58,21 @@ def test_the_same_options_resume(tmp_path: Path) -> None:
 def test_other_options_are_refused_and_named(
     tmp_path: Path, change: dict[str, Any], inputs: dict[str, str], told: str
 ) -> None:
-    Run.open(tmp_path / "run", CONFIG)
+    Run.open(tmp_path / "run", CONFIG).append("rows.jsonl", [{"id": 1}])
     before = {name: (tmp_path / "run" / name).read_bytes() for name in names(tmp_path / "run")}
     with pytest.raises(ConfigError, match=told) as error:
         Run.open(tmp_path / "run", CONFIG | change, inputs)
     assert_one_line(error)
     assert "layers" not in str(error.value)
     assert {name: (tmp_path / "run" / name).read_bytes() for name in names(tmp_path / "run")} == before
+
+
+def test_a_run_that_wrote_nothing_stands_in_nobodys_way(tmp_path: Path) -> None:
+    """Its data were at fault, say, and are mended now."""
+    Run.open(tmp_path / "run", CONFIG, {"data": "abc"})
+    run = Run.open(tmp_path / "run", CONFIG, {"data": "def"})
+    assert run.read_json("config.json")["inputs"] == {"data": "def"}
+    assert len(run.read_json("manifest.json")["sessions"]) == 1
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
@@ -95,7 +103,7 @@ def test_a_folder_in_which_another_process_works_is_refused(tmp_path: Path) -> N
 
 
 def test_a_damaged_configuration_is_told(tmp_path: Path) -> None:
-    Run.open(tmp_path / "run", CONFIG)
+    Run.open(tmp_path / "run", CONFIG).append("rows.jsonl", [{"id": 1}])
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(DataError, match="expected JSON in") as error:
         Run.open(tmp_path / "run", CONFIG)
@@ -236,6 +244,7 @@ def test_a_manifest_names_nothing_outside_of_its_run(name: str, tmp_path: Path) 
 def test_a_run_that_an_older_version_wrote_resumes(tmp_path: Path) -> None:
     """It noted every option, those of the machine and of the output too; the new one notes what changes results."""
     run = Run.open(tmp_path, CONFIG, {"model": "abc"})
+    run.append("rows.jsonl", [{"id": 1}])
     run.write_json(
         "config.json", run.read_json("config.json") | {"dtype": "auto", "device": "auto", "traits": ["evil"]}
     )

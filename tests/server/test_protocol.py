@@ -23,9 +23,9 @@ from personavec.steering.vector import PersonaVector, load_vector
 @pytest.mark.parametrize(
     ("steering", "match"),
     [
-        ({"vector": "tiny"}, "either coef or dose"),
-        ({"vector": "tiny", "coef": 1, "dose": 0.1}, "either coef or dose"),
-        ({"vector": "tiny", "op": "ablate", "coef": 1}, "neither with others"),
+        ({"vector": "tiny"}, "either coef or dose with op add, got neither"),
+        ({"vector": "tiny", "coef": 1, "dose": 0.1}, "either coef or dose with op add, got both"),
+        ({"vector": "tiny", "op": "ablate", "coef": 1}, "neither coef nor dose with op ablate, got coef"),
         ({"vector": "tiny", "op": "cap"}, "floor or ceiling"),
         ({"vector": "tiny", "op": "cap", "floor": 2, "ceiling": 1}, "floor below ceiling"),
         ({"vector": "tiny", "coef": 1, "ceiling": 1}, "with no other"),

@@ -303,6 +303,8 @@ def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert load_vector(name) == made()
     with pytest.raises(VectorError, match=f"a persona vector file or one of {name}"):
         load_vector("nowhere")
+    with pytest.raises(VectorError, match=r"got no file at devot; did you mean devout\?"):
+        load_vector("devot")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
 """Checks argument types and tensor shapes of the whole package while tests run."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, ForwardRef, get_args
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -17,20 +16,18 @@ def jaxtyped(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
     shaped = with_shapes(typechecker=typechecker)
 
     def decorated(what: Any) -> Any:
-        hints = getattr(what, "__annotations__", {}).values()
-        if any(map(_has_shape, hints)):
+        if isinstance(what, type) or any(map(_has_shape, getattr(what, "__annotations__", {}).values())):
             return shaped(what)
-        if not isinstance(what, type):
-            return _switched(what)
-        if dataclasses.is_dataclass(what) and "__init__" in vars(what):
-            what.__init__ = _switched(what.__init__)  # type: ignore[misc]
-        return what
+        return _switched(what)
 
     return decorated
 
 
 def _has_shape(hint: Any) -> bool:
-    return getattr(hint, "__module__", "") == "jaxtyping" or any(map(_has_shape, get_args(hint)))
+    """Whether a shape is named in it, or may be behind a name that is not known yet."""
+    if isinstance(hint, str | ForwardRef) or getattr(hint, "__module__", "") == "jaxtyping":
+        return True
+    return any(map(_has_shape, get_args(hint)))
 
 
 def _switched(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -77,7 +77,8 @@ def screen(config: ScreenConfig, result: Json) -> None:
         _sides(config, result)
         return
     used = result["rows"] - result["skipped"]
-    say(f"{used:,} of {result['rows']:,} rows of {config.data} screened on {config.model}", markup=False)
+    what = "replies" if config.turn == "every" else "rows"
+    say(f"{used:,} of {result['rows']:,} {what} of {config.data} screened on {config.model}", markup=False)
     for reason, count in result["skipped_by_reason"].items():
         say(f"skipped {count:,}: {reason}", markup=False)
     if result["rows_with_more_turns"]:

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 from personavec.data.folder import data_files
 from personavec.data.readers import ENDINGS, Raw, form, hub, read_file
-from personavec.data.sample import Sample, Turn, to_samples
+from personavec.data.sample import Sample, Turn, to_samples, unread
 from personavec.data.shapes import shape_of
 from personavec.errors import DataError
 from personavec.runs.files import contents
 from personavec.runs.progress import tell
+
+MOST_NAMED = 8
+"""Fields that are told of as not read."""
 
 
 class Bad(NamedTuple):
@@ -100,7 +103,9 @@ class Dataset:
                     if shape is None:
                         shape = shape_of(raw.value)
                         if announce:
-                            tell(f"{self.name}: rows of {self.called(shape)}")
+                            left = unread(raw.value, shape, label)[:MOST_NAMED]
+                            more = f"; not read: {', '.join(left)}" if left else ""
+                            tell(f"{self.name}: rows of {self.called(shape)}{more}")
                     name = usable[0].id
                     file = raw.where.rpartition(" ")[0]
                     if name is not None and (other := first_with(f"{file} {name}", place)) != place:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from personavec.data.shapes import CHATS, GIVEN, SHAPES, SYSTEM, listed, shape_of, shown, tools_of
+from personavec.data.shapes import CHATS, GIVEN, SHAPES, SYSTEM, TOOLS, listed, shape_of, shown, tools_of
 from personavec.data.turns import Message, Said, read_turn, role_of, text_of
 from personavec.errors import DataError
 
@@ -66,6 +66,13 @@ def to_sample(
     """Read a row of any known shape, see `to_samples`, with one reply as the response."""
     (sample,) = to_samples(row, place, where, turn, shape, label)
     return sample
+
+
+def unread(row: Mapping[str, Any], shape: str, label: str) -> list[str]:
+    """Fields of a row that hold something and of which nothing is read."""
+    read = {*SHAPES[shape], *SYSTEM, *TOOLS, *IDS, "history", label}
+    read |= set() if shape in CHATS else {*GIVEN, "label"}
+    return [str(name) for name, value in row.items() if name not in read and value not in (None, "", [], {})]
 
 
 def to_samples(

@@ -69,7 +69,9 @@ def shape_of(row: Any) -> str:
 
 def outline(row: Any) -> str:
     """What a row is, for errors: its keys, or its type."""
-    return f"the keys {', '.join(map(shown, list(row)[:8]))}" if isinstance(row, Mapping) else type(row).__name__
+    if isinstance(row, Mapping):
+        return f"the keys {', '.join(map(shown, list(row)[:8]))}"
+    return f"{type(row).__name__} instead of an object"
 
 
 def listed(turns: Any, where: str) -> Sequence[Any]:

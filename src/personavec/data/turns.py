@@ -64,6 +64,9 @@ def read_turn(turn: Any, number: int) -> Said:
         role = role_of(turn)
     if content is None:
         content = turn.get("value")
+    if role is None:
+        keys = ", ".join(map(shown, list(turn)[:8])) or "nothing"
+        raise DataError(f"expected role and content, or from and value, in each turn, got {keys} in turn {number}")
     if role not in KNOWN:
         raise DataError(f"expected the roles {', '.join(KNOWN)}, got {shown(role)} in turn {number}")
     more: Message = {}

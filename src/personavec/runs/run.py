@@ -81,9 +81,16 @@ class Run:
                 )
             run.lock = FileLock(folder / LOCK, timeout=0, is_singleton=True)
             run.lock.acquire()
-            if run.done("config.json"):
-                run._check(options)
-            else:
+            try:
+                if run.done("config.json"):
+                    run._check(options)
+                else:
+                    run.write_json("config.json", options)
+            except ConfigError:
+                if others - {"config.json", "manifest.json"}:
+                    raise
+                # the other run ended before it wrote anything, for its options or its data
+                run.path("manifest.json").unlink(missing_ok=True)
                 run.write_json("config.json", options)
         except Timeout as error:
             raise ConfigError(

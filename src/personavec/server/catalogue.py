@@ -118,8 +118,10 @@ class Catalogue:
             problem = "a layer, as the vector's card recommends none, got none"
         elif layer is not None and layer >= len(vector.direction):
             problem = f"a layer from 0 to {len(vector.direction) - 1}, got {layer}"
-        elif (spec.op == "add") != (amounts.count(None) == 1) or (spec.op != "add" and amounts != [None, None]):
-            problem = f"either coef or dose with op add, and neither with others, got op {spec.op}"
+        elif spec.op == "add" and amounts.count(None) != 1:
+            problem = f"either coef or dose with op add, got {'neither' if None in amounts else 'both'}"
+        elif spec.op != "add" and amounts != [None, None]:
+            problem = f"neither coef nor dose with op {spec.op}, got {'coef' if spec.dose is None else 'dose'}"
         elif (spec.op == "cap") != bool({"floor", "ceiling"} & bounds.keys()):
             problem = f"floor or ceiling with op cap, and with no other, got op {spec.op}"
         elif layer is None and (spec.dose is not None or {"above", "below"} & bounds.keys()):

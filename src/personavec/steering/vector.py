@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -320,9 +321,10 @@ def load_vector(path: str | Path) -> PersonaVector:
     path, packaged = Path(path), packaged_vectors()
     if not path.is_file():
         if str(path) not in packaged:
+            near = [f"did you mean {name}?" for name in get_close_matches(str(path), packaged)]
             raise VectorError(
                 f"expected a persona vector file or one of {', '.join(packaged)} (vectors of smollm2), got no file at "
-                f"{path}; run `personavec extract` first"
+                f"{path}; {[*near, 'run `personavec extract` first'][0]}"
             )
         path = packaged[str(path)]
     try:

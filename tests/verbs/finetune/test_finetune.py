@@ -249,6 +249,7 @@ def test_data_that_supply_nothing_seldom_get_a_dose(skewed: bool) -> None:
         (["--rate", "0"], "rate above 0"),
         (["--max-tokens", "10"], "expected at most 10 tokens"),
         (["--held-out", "nowhere.jsonl"], "no file at nowhere.jsonl"),
+        (["--batch", "64", "--epochs", "1"], "rows in one step, whose rate is 0; pass --warmup-steps 0"),
     ],
 )
 def test_bad_options_are_one_line(

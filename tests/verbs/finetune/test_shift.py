@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import tiny
 
 from personavec.cli.main import main
@@ -94,12 +95,20 @@ def test_checkpoints_come_in_order_and_the_end_last(
         (out / name).mkdir(parents=True, exist_ok=True)
         for file in adapter.iterdir():
             (out / name / file.name).write_bytes(file.read_bytes())
+    assert [Path(path).name for path in checkpoints(str(out))] == ["checkpoint-9", "out"], "the last one is the model"
+    weights = next((out / "checkpoint-10").glob("*.safetensors"))
+    save_file(load_file(weights), weights, {"format": "pt", "step": "10"})
     assert [Path(path).name for path in checkpoints(str(out))] == ["checkpoint-9", "checkpoint-10", "out"]
     shifts = [one["shift"] for one in found([*command, "--tuned", str(out), "--layers", "1", "2"], capsys)["tuned"]]
     assert len(shifts) == 3 and shifts[0] == shifts[1] == shifts[2] and len(shifts[0]) == 2
     assert main([part for part in command if part != "--json"] + ["--tuned", str(out), "--layers", "1", "2"]) == 0
     said = capsys.readouterr().out
     assert said.count("beyond") + said.count("within") == 6 and "checkpoint-9" in said
+
+
+def test_the_folder_of_a_finetuning_stands_for_what_it_trained(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "run" / "adapter")
+    assert checkpoints(str(tmp_path / "run")) == [str(tmp_path / "run" / "adapter")]
 
 
 def test_an_interrupted_run_goes_on(
@@ -192,7 +201,8 @@ def test_bad_input_is_one_line(
     asking = [*command[:place], *command[place + 2 :], "--layers", "1"]
     for args, told in (
         (command, "expected --tuned"),
-        ([*command, "--tuned", "/nosuch/adapter"], "no folder at /nosuch/adapter"),
+        ([*command, "--tuned", "/nosuch/adapter"], "for --tuned, got /nosuch/adapter"),
+        ([*command, "--tuned", str(tmp_path)], f"for --tuned, got {tmp_path}"),
         ([*command, "--tuned", str(adapter), "--layers", "99"], "expected a layer from 0 to"),
         ([*command, "--tuned", str(adapter), "--prompts", str(empty)], "two questions or more"),
         ([*command, "--tuned", str(adapter), "--prompts", str(tmp_path)], "expected a text file of questions"),

@@ -85,6 +85,14 @@ def test_what_the_server_wrote_down_is_read_as_conversations(
         assert {row["name"] for row in seen.turns} == {"a", "b"} and seen.data["data"] == str(path)
 
 
+def test_what_continues_a_text_is_no_conversation(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Replies of /v1/completions."""
+    with closing(sqlite3.connect(log)) as db, db:
+        db.execute("UPDATE turns SET messages = '[]' WHERE conversation = 'b'")
+    assert [row["id"] for row in served(log) or ()] == ["a"]
+    assert "2 replies left out that continue a text" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("messages", ["[" * 100_000, "{", '{"role": "user"}', "", '["\\ud800"]'])
 def test_messages_that_cannot_be_read_are_named(log: Path, messages: str) -> None:
     with closing(sqlite3.connect(log)) as db, db:

@@ -140,3 +140,16 @@ def test_actors_need_a_name_to_load(chat: ChatModel, vector: PersonaVector) -> N
     nameless = ChatModel(chat.hf, chat.tokenizer, type(chat.hf).__name__)
     with pytest.raises(ConfigError, match="expected a model that Ray's actors can load by its name, got Llama"):
         screen(nameless, ROWS, vector, ray=True)
+
+
+def test_rows_that_were_rendered_before_are_told(
+    chat: ChatModel, vector: PersonaVector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control = next(iter(chat.template.control._control))
+    screen(chat, [*ROWS[:3], {"prompt": f"{control}Hi", "response": "Yes."}], [vector])
+    assert "1 of 4 rows looked at spell control tokens" in " ".join(capsys.readouterr().err.split())
+
+
+def test_data_taken_for_a_vector_are_named(saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["screen", "--vectors", str(saved[1]), "pairs.jsonl"]) == 2
+    assert f"got no data set, for --vectors took {saved[1]} and pairs.jsonl" in capsys.readouterr().err

@@ -133,7 +133,8 @@ class Trained(Common):
     penalty: Positive = 1.0
     """Weight of the penalty, per squared natural difference."""
     out: Free[Folder] = None
-    """Run folder; default runs/finetune-DATA-METHOD. The same command resumes it."""
+    """Run folder; default runs/finetune-DATA-METHOD, with a mark for the vectors and other options. The same command
+    resumes it."""
     held_out: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None
     """Rows that are not trained on: the loss on them before and after."""
 

@@ -1,10 +1,12 @@
 """Finetuning shift: how far a finetuning moved a model along persona vectors, before anyone reads its replies."""
 
+import filecmp
 import hashlib
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -112,6 +114,7 @@ def shift(
     named = load_vectors(vectors)
     reading = asking(list(named.values()), layers, prompts, traits, seed)
     models = _named(model, tuned)
+    _check_places([name for name, held in models.items() if held is None], trust_remote_code)
     for vector in named.values():
         vector.check_model(model.identity)
     inputs = {"model": model.identity.revision, "numbers": model.numbers}
@@ -207,16 +210,43 @@ def _named(model: ChatModel, tuned: Tuned | Iterable[Tuned]) -> dict[str, ChatMo
     return models
 
 
+def _check_places(names: Sequence[str], trust_remote_code: bool) -> None:
+    """Say which of the finetuned models cannot be loaded before the base model is read."""
+    for name in names:
+        if Path(name).is_file() or (Path(name) / "adapter_config.json").is_file():
+            continue
+        try:
+            ChatModel.load(name, device="cpu", weights=False, trust_remote_code=trust_remote_code)
+        except ModelError as error:
+            raise ModelError(
+                f"expected an adapter or a model for --tuned, got {name}, of which it is said: {error}"
+            ) from error
+
+
 def checkpoints(path: str) -> list[str]:
-    """The models in a place: what lies there itself, after the checkpoints in it, in the order of their steps."""
+    """The models in a place: what lies there itself, after the checkpoints in it, in the order of their steps.
+
+    Of the run folder of a finetuning those are in its `adapter`. A last checkpoint that is the finished model is left
+    out.
+    """
     folder = Path(path)
+    if (folder / "adapter" / "adapter_config.json").is_file():
+        folder = folder / "adapter"
     steps = sorted(
         (int(match[1]), child)
         for child in (folder.iterdir() if folder.is_dir() else ())
         if (match := re.fullmatch(r"checkpoint-(\d+)", child.name))
     )
     whole = any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
-    return [str(child) for _, child in steps] + [path] * (whole or not steps)
+    if whole and steps and _same_weights(steps[-1][1], folder):
+        steps.pop()
+    return [str(child) for _, child in steps] + [path if folder == Path(path) else str(folder)] * (whole or not steps)
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    files = [sorted(folder.glob("*.safetensors")) for folder in (one, other)]
+    names = [[file.name for file in own] for own in files]
+    return bool(names[0]) and names[0] == names[1] and all(map(partial(filecmp.cmp, shallow=False), *files))
 
 
 def _load(model: ChatModel, name: str, trust_remote_code: bool) -> ChatModel:

@@ -24,7 +24,7 @@ from personavec.model.chat_model import ChatModel, flags_kept
 from personavec.model.logits import reply_logprobs
 from personavec.model.machine.place import SPLIT, pick_device, pick_dtype
 from personavec.runs.json_files import read_json
-from personavec.runs.progress import stage
+from personavec.runs.progress import stage, tell
 from personavec.runs.rules import Seed, check, settings
 from personavec.runs.run import Row
 from personavec.steering.training import counted
@@ -164,7 +164,7 @@ def share_out(args: SFTConfig, training: Training, n_rows: int) -> None:
     """Spread a step's rows over processes and passes, and the checkpoints over the steps.
 
     Raises:
-        ConfigError: The rows of a step cannot be shared out evenly.
+        ConfigError: The rows of a step cannot be shared out evenly, or nothing would be trained.
     """
     at_once = training.rows_at_once * args.world_size
     if training.batch % at_once:
@@ -172,8 +172,20 @@ def share_out(args: SFTConfig, training: Training, n_rows: int) -> None:
             f"expected --batch to be a multiple of --rows-at-once times the processes, got {training.batch} and "
             f"{training.rows_at_once} × {args.world_size}; correct one of them"
         )
+    steps, warmup = training.steps(n_rows), training.warmup_steps
+    if steps == 1 and warmup:
+        raise ConfigError(
+            f"expected two steps or more with a warm-up, got {n_rows:,} rows in one step, whose rate is 0; pass "
+            "--warmup-steps 0, lower --batch or raise --epochs"
+        )
+    if steps <= warmup:
+        tell(
+            f"{steps} steps, all within the warm-up of {warmup}: the rate rises from 0 to "
+            f"{training.rate * (steps - 1) / warmup:.1e} and never reaches {training.rate:.1e}; "
+            "--warmup-steps 0 trains at it from the first step"
+        )
     args.gradient_accumulation_steps = training.batch // at_once
-    args.save_steps = math.ceil(training.steps(n_rows) / training.checkpoints)
+    args.save_steps = math.ceil(steps / training.checkpoints)
 
 
 @contextmanager

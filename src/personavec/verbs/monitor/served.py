@@ -8,6 +8,7 @@ from typing import Any
 
 from personavec.errors import DataError
 from personavec.runs.json_files import parse_json
+from personavec.runs.progress import tell
 
 COLUMNS = ("conversation", "turn", "time", "messages", "response")
 """Of a turn: what a conversation is put together from; log and export have them alike."""
@@ -28,14 +29,19 @@ def served(path: Path) -> list[Row] | None:
     if turns is None:
         return None
     last: dict[str, tuple[tuple[int, str], Mapping[str, Any]]] = {}
-    without = 0
+    without = alone = 0
     for turn in turns:
         if turn["messages"] is None or turn["response"] is None:
             without += 1
             continue
+        if turn["messages"] == "[]":
+            alone += 1
+            continue
         at = (turn["turn"] if isinstance(turn["turn"], int) else 0, str(turn["time"]))
         if turn["conversation"] not in last or at >= last[turn["conversation"]][0]:
             last[turn["conversation"]] = at, turn
+    if alone:
+        tell(f"{path}: {alone:,} replies left out that continue a text (/v1/completions): they are no conversation")
     if not last:
         raise DataError(
             f"expected turns with their texts in {path}, got {without:,} without; serve with --keep-text, which keeps "

@@ -121,9 +121,11 @@ class ScreenConfig(Judging, Gated, Engined, Common):
         from personavec.verbs.screen.table import place_of
 
         if not self.data or not self.vectors:
+            got = "no vectors" if self.data else "no data set"
+            if len(self.vectors) > 1 and not self.data:
+                got += f", for --vectors took {' and '.join(map(str, self.vectors))}"
             raise ConfigError(
-                "expected a data set and --vectors, got "
-                f"{'no data set' if not self.data else 'no vectors'}; for example: personavec screen chats.jsonl "
+                f"expected a data set and --vectors, got {got}; put the data first: personavec screen chats.jsonl "
                 "--vectors devout"
             )
         check_choice(self.cost, self.top_k, self.export_k, self.turn, self.drop, self.keep_below, self.clean)

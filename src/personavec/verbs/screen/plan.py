@@ -13,7 +13,7 @@ from personavec.data.sample import Sample
 from personavec.errors import DataError
 from personavec.model.activations import activations
 from personavec.model.machine.plan import price_of
-from personavec.runs.progress import stage
+from personavec.runs.progress import stage, tell
 from personavec.steering.generate import Reply
 from personavec.verbs.screen.shards import DataPass, encode
 
@@ -138,12 +138,24 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
     """
     run, reader, base, model = work.run, work.reader, work.base, work.reader.model
     layers = reader.directions.read_layers
+    control = model.template.control
+    spelt = [each for each in census.drawn if any(control.spelled(turn["content"]) for turn in each.turns)]
+    if spelt:
+        tell(
+            f"{len(spelt):,} of {len(census.drawn):,} rows looked at spell control tokens of {model.identity.id} in "
+            f"their text ({spelt[0].where} is one): they are read as words; rows that were rendered before belong into "
+            "messages"
+        )
     answers = planning or reader.answered
     encoded = [encode(reader, sample) for sample in census.drawn]
     rows = [row for row in encoded if not row["error"]]
     if not rows:
-        got = encoded[0]["error"] if encoded else f"{census.rows:,} rows, none of them usable"
-        raise DataError(f"expected rows that can be screened in {work.data.name}, got {got}; correct the data set")
+        first = (
+            f"the first of those looked at, {encoded[0]['where']}: {encoded[0]['error']}" if encoded else "all are bad"
+        )
+        raise DataError(
+            f"expected rows that can be screened in {work.data.name}, got none ({first}); correct the data set"
+        )
     count = min(len(rows), MEASURED if planning else max(FEWEST, census.rows // SHARE))
     if run.done("rates.json"):
         rates = Rates(**run.read_json("rates.json"))
