@@ -321,11 +321,10 @@ def load_vector(path: str | Path) -> PersonaVector:
     path, packaged = Path(path), packaged_vectors()
     if not path.is_file():
         if str(path) not in packaged:
-            near = [f"did you mean {name}?" for name in get_close_matches(str(path), packaged)]
-            raise VectorError(
-                f"expected a persona vector file or one of {', '.join(packaged)} (vectors of smollm2), got no file at "
-                f"{path}; {[*near, 'run `personavec extract` first'][0]}"
-            )
+            near = get_close_matches(str(path), packaged, n=1)
+            todo = f"did you mean {near[0]}?" if near else "run `personavec extract` first"
+            known = f"one of {', '.join(packaged)} (vectors of smollm2)"
+            raise VectorError(f"expected a persona vector file or {known}, got no file at {path}; {todo}")
         path = packaged[str(path)]
     try:
         with safe_open(path, "pt") as file:
