@@ -6,7 +6,7 @@ import personavec as pv
 
 model = pv.ChatModel.load(sys.argv[1] if len(sys.argv) > 1 else "smollm2")
 
-# about five minutes on two cores; a killed run goes on where it was, since everything is kept in the store
+# minutes to an hour, as it says when it begins; a killed run goes on where it was, since all is kept in the store
 extraction = pv.extract(model, "optimistic", store="runs/examples/extract")
 print(extraction)
 print("report:", extraction.report())

@@ -72,6 +72,7 @@ pv.extract(model, 3)
 """
 
 
+@pytest.mark.slow  # scripts/check types the package itself
 def test_types_are_seen_from_outside(tmp_path: Path) -> None:
     script = tmp_path / "outside.py"
     script.write_text(TYPED)
@@ -110,6 +111,7 @@ def run(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
+@pytest.mark.slow  # the page and the notebook do the same
 @pytest.mark.parametrize("name", ORDER)
 def test_an_example_runs(
     name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

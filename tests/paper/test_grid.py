@@ -53,7 +53,11 @@ def test_a_grid_of_objects_keeps_nothing_and_leaves_the_model_as_it_was(
     before = {name: weight.clone() for name, weight in model.hf.named_parameters()}
     trait = load_trait(tmp_path / "tiny.json")
     rows = [{"prompt": f"what is {n}?", "response": f"it is {n}"} for n in range(4)]
-    options: Any = {"training": {"rate": 1e-2, "batch": 4, "rank": 4}, "traits": [trait], "rollouts": 1}
+    options: Any = {
+        "training": {"rate": 1e-2, "batch": 4, "rank": 4, "warmup_steps": 0},
+        "traits": [trait],
+        "rollouts": 1,
+    }
     grid = finetuning_grid(model, {"rows": rows}, vector, **options, max_new_tokens=24)
     assert grid.data["out"] is None and grid.data["models"] == ["rows"]
     assert {name: len(replies["tiny"]) for name, replies in grid.replies.items()} == {"base": 3, "rows": 3}

@@ -198,6 +198,7 @@ def test_no_character_of_a_label_ends_the_process(label: str) -> None:
     result["check"][0]["arm"] = label
     chart = dose_response(result["check"]).properties(title={"text": [f"of {label}"], "subtitle": [f"of {label}"]})
     assert "<svg" in svg(chart)
+    chart.to_dict()  # held against Vega-Lite's schema, which pages are not
 
 
 @given(st.text(st.characters()))

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -241,7 +242,8 @@ def _in_a_line(box: str, chosen: str) -> str:
     lines = (line.strip(" │") for line in box.splitlines()[1:-1])
     rules = itertools.groupby(lines, key=lambda line: bool(line) and set(line) <= set("─-"))
     sections = [section for rule, group in rules if not rule and any(section := list(group))]
-    text = " ".join(" ".join(sections[0]).split()).rstrip(".")
+    text = " ".join(" ".join(sections[0]).split())
+    text = re.sub(r" \(applied to [^)]*\)| Arguments are applied to the directly preceding.*", "", text).rstrip(".")
     near = next((section[1].split()[0] for section in sections if section[0].startswith("Perhaps you meant")), None)
     advice = f"did you mean {near}?" if near else "see " + " ".join(["personavec", *{chosen} & VERBS.keys(), "--help"])
     return f"{text[:1].lower()}{text[1:]}; {advice}"

@@ -102,7 +102,7 @@ def screen(config: ScreenConfig, result: Json) -> None:
             recall = ", ".join(f"{name} {share:.2f}" for name, share in top["expected_recall"].items())
             say(f"extreme rows: {top['base_replies']:,} base replies in all; expected recall {recall}", markup=False)
     if flags := result["flags"]:
-        say(f"{dropped_by(flags)}: {flags['dropped']:,} rows dropped, {flags['kept']:,} kept", markup=False)
+        say(f"{dropped_by(flags)}: {flags['dropped']:,} {what} dropped, {flags['kept']:,} kept", markup=False)
         for hint in flags["hints"]:
             say(hint, markup=False)
     for name, file in result["files"].items():

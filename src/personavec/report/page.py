@@ -26,17 +26,22 @@ UNDRAWABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 def drawn(folder: Path, charts: Mapping[str, LayerChart | ConcatChart]) -> dict[str, Any]:
     """Write charts/*.png and *.svg; returns what a template needs to show them."""
     (folder / "charts").mkdir(exist_ok=True)
-    for name, chart in charts.items():
-        picture = svg(chart)
+    specs = {name: _spec(chart) for name, chart in charts.items()}
+    for name, spec in specs.items():
+        picture = _svg(spec)
         write_file(folder / "charts" / f"{name}.svg", picture.encode())
         write_file(folder / "charts" / f"{name}.png", vl_convert.svg_to_png(picture, scale=2))
-    figures = {name: _figure(chart) for name, chart in charts.items()}
+    figures = {name: _figure(spec, wide=isinstance(charts[name], LayerChart)) for name, spec in specs.items()}
     return {"figures": figures, "specs": {name: figure["spec"] for name, figure in figures.items()}, "vega": _vega()}
 
 
 def svg(chart: LayerChart | ConcatChart) -> str:
     """A chart as SVG, drawn without a browser."""
-    return str(vl_convert.vegalite_to_svg(_spec(chart), vl_version=VEGA_LITE))
+    return _svg(_spec(chart))
+
+
+def _svg(spec: Mapping[str, Any]) -> str:
+    return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
 
 
 def drawable(value: Any) -> Any:
@@ -49,12 +54,13 @@ def drawable(value: Any) -> Any:
 
 
 def _spec(chart: LayerChart | ConcatChart) -> dict[str, Any]:
-    return dict(drawable(chart.to_dict()))
+    # to hold it against the schema, part by part, takes most of the time of a page, and the tests do that
+    return dict(drawable(chart.to_dict(validate=False)))
 
 
-def _figure(chart: LayerChart | ConcatChart) -> dict[str, Any]:
+def _figure(spec: Mapping[str, Any], *, wide: bool) -> dict[str, Any]:
     """A chart for the page, as wide as its place; panels keep their width. Its title is text that wraps, read aloud."""
-    spec = _spec(chart.properties(width="container") if isinstance(chart, LayerChart) else chart)
+    spec = {**spec, "width": "container"} if wide else {**spec}
     title = spec.pop("title")
     return {"spec": spec, "title": title["text"], "subtitle": " ".join(title["subtitle"])}
 

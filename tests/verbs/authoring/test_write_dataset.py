@@ -159,8 +159,8 @@ def test_killed_and_resumed_ends_the_same(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    there = len(rows(answers))
-    assert 0 < there < 160 and not (tmp_path / "killed" / "normal.jsonl").exists()
+    there = answers.read_bytes().count(b"\n")  # the line after these may be torn
+    assert 0 <= there < 160 and not (tmp_path / "killed" / "normal.jsonl").exists()
     with answers.open("a") as file:
         file.write('{"id": "torn')
     server.manners.delay_seconds = 0

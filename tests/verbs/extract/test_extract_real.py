@@ -67,6 +67,7 @@ def smollm2() -> ChatModel:
     return ChatModel.load("smollm2")
 
 
+@pytest.mark.slow
 def test_a_few_replies_give_a_direction_like_that_of_many(tmp_path: Path) -> None:
     found = run("extract", part_of_devout(tmp_path, 2, 3), "--out", tmp_path / "run", *LEAST.split())
     vector = load_vector(Path(found["vector"]))
@@ -217,6 +218,7 @@ def test_bad_input_is_one_line(args: str, said: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "base.jsonl").exists()
 
 
+@pytest.mark.slow  # on a tiny model: tests/steering
 def test_a_coef_that_overflows_is_told_and_loses_nothing(tmp_path: Path) -> None:
     args = ["evaluate", part_of_devout(tmp_path, 2, 2), "--steer", "devout:1e38@18", "--rollouts", 1]
     args += ["--max-new-tokens", 8, "--out", tmp_path / "run"]

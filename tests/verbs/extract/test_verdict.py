@@ -225,6 +225,16 @@ def test_a_direction_that_brings_another_persona_out_as_much_is_not_specific() -
     assert specificity(arm("base", 5, 0, 3, np.random.default_rng(0)), {}) is None
 
 
+@pytest.mark.parametrize(("questions", "heard"), [(1, "kind"), (2, "hostile")])
+def test_a_persona_heard_at_one_question_is_left_out(questions: int, heard: str) -> None:
+    """Few replies are left of some; a fit without their question would have none of them."""
+    few = [row for row in known() if row.get("writer") != "hostile"]
+    few += read("others", {"hostile": 1.0}, questions, seed=4, writer="hostile")
+    steered = read("steered", {"trait": 0.5, "hostile": 0.9}, seed=8)
+    found = specificity(few, {"base": read("base", {}, seed=6), "steered": steered})
+    assert found is not None and found[0] == heard
+
+
 def test_the_judge_table_has_every_writer() -> None:
     table = judge_table(known())
     assert set(table["scores"]) == {"trait", "opposite", "base", "hostile", "kind"}

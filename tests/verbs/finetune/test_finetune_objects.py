@@ -160,7 +160,7 @@ def test_trackers_get_what_was_trained_and_steered(
     store = tmp_path / "run"
     first = finetune(model, ROWS, prevent=vector.at(coef=2), report_to=("trackio",), store=store, **HOW)
     assert len([each for each in told if "loss" in each and each["steered_tokens/tiny"]]) == 3
-    finetune(model, ROWS[:4], report_to=("trackio",), store=tmp_path / "other", **HOW)
+    finetune(model, ROWS[:8], report_to=("trackio",), store=tmp_path / "other", **HOW)
     assert len(set(names)) == 2 and names[0].startswith(f"{store}-")
     assert same(first, finetune(model, ROWS, prevent=vector.at(coef=2), store=store, **HOW))
 

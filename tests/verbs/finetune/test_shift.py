@@ -69,7 +69,10 @@ def test_it_is_the_formula(
 def test_a_model_that_is_the_base_has_not_moved(
     command: list[str], saved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (one,) = found([*command, "--tuned", str(saved[0])], capsys)["tuned"]
+    assert main([*command, "--tuned", str(saved[0])]) == 0
+    said = capsys.readouterr()
+    assert "reads as the base model does" in said.err
+    (one,) = json.loads(said.out)["tuned"]
     assert all(moved["mean"] == 0 for key in ("shift", "response_shift") for moved in one[key].values())
     assert not any(random["beyond"] for random in one["random_control"].values())
 

@@ -93,6 +93,18 @@ def test_what_continues_a_text_is_no_conversation(log: Path, capsys: pytest.Capt
     assert "2 replies left out that continue a text" in capsys.readouterr().err
 
 
+def test_what_was_steered_is_not_usual(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect(log)) as db, db:
+        db.execute("UPDATE turns SET steering = '[{}]' WHERE conversation = 'b' AND turn = 1")
+    assert {row["id"] for row in served(log) or ()} == {"a", "b"}
+    assert [row["id"] for row in served(log, steered=False) or ()] == ["a"]
+    assert "1 conversations left out that were steered" in capsys.readouterr().err
+    with closing(sqlite3.connect(log)) as db, db:
+        db.execute("UPDATE turns SET steering = '[{}]'")
+    with pytest.raises(DataError, match="expected unsteered conversations"):
+        served(log, steered=False)
+
+
 @pytest.mark.parametrize("messages", ["[" * 100_000, "{", '{"role": "user"}', "", '["\\ud800"]'])
 def test_messages_that_cannot_be_read_are_named(log: Path, messages: str) -> None:
     with closing(sqlite3.connect(log)) as db, db:

@@ -142,7 +142,8 @@ def specificity(known: Sequence[ScoredRow], arms: Arms) -> tuple[str, Interval] 
 
     Every persona gets a judge like the trait's, fitted to tell its replies from all others that are known, from the
     same readings. One that cannot, by fits that did not see the question, takes anything unusual for its persona and is
-    not heard, unless none can. None where the trait's judge makes no such readings.
+    not heard, unless none can; nor is one of whom replies to a single question are left. None where no persona is left,
+    or the trait's judge makes no such readings.
 
     Args:
         known: Replies of which it is known who wrote them.
@@ -150,7 +151,10 @@ def specificity(known: Sequence[ScoredRow], arms: Arms) -> tuple[str, Interval] 
     """
     read = [row for row in known if TRAIT in row["evidence"]]
     writers = np.array([_writer(row) for row in read])
-    personas = sorted({row["writer"] for row in read if "writer" in row})
+    questions = questions_asked(read)
+    # a judge of replies to one question alone would have seen it, whatever was held out
+    asked = {row["writer"]: len({*questions[writers == row["writer"]].tolist()}) for row in read if "writer" in row}
+    personas = sorted(name for name, count in asked.items() if count > 1)
     if not personas or not {TRAIT, "base"} <= {*writers.tolist()}:
         return None
     features = tuple(read[0]["evidence"])
@@ -158,7 +162,6 @@ def specificity(known: Sequence[ScoredRow], arms: Arms) -> tuple[str, Interval] 
     def evidence(rows: Sequence[ScoredRow]) -> Float[ndarray, "row feature"]:
         return np.array([[row["evidence"].get(name, np.nan) for name in features] for row in rows])
 
-    questions = questions_asked(read)
     lessons, steered, base = evidence(read), evidence(arms["steered"]), evidence(arms["base"])
     raised: dict[str, Interval] = {}
     separates: dict[str, float] = {}

@@ -22,7 +22,7 @@ from personavec.model.activations import activations
 from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
 from personavec.runs.files import contents, sha256
-from personavec.runs.progress import stage
+from personavec.runs.progress import stage, tell
 from personavec.runs.result import Result
 from personavec.runs.rules import EACH_ONCE, Count, Free, Seed, Store, settings
 from personavec.runs.run import Row, Run
@@ -139,6 +139,8 @@ def shift(
                 )
             read = _read(after, replies, reading.along, f"reading {Path(name).name}")
             values, moved = (now - then for now, then in zip(read, before, strict=True))
+            if not (values.any() or moved.any()):
+                tell(f"{name} reads as the base model does, at every layer asked for: nothing was trained")
             rows[name] = {"tuned": name} | _shifts(values, moved, before[1], reading, every_question)
             run.append(TABLE, [rows[name]])
             del after  # one finetuned model in memory at a time

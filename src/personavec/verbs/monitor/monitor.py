@@ -79,7 +79,7 @@ def monitor(
     if calibrate is not None and calibration is not None:
         raise ConfigError("expected calibrate or calibration, got both; leave one out")
     data = conversations_of(conversations, "conversations in memory")
-    benign = None if calibrate is None else conversations_of(calibrate, "benign conversations in memory")
+    benign = None if calibrate is None else conversations_of(calibrate, "benign conversations in memory", steered=False)
     limits = Calibration.load(calibration) if isinstance(calibration, str | Path) else calibration
     named = with_layers(vectors)
     for vector in named.values():

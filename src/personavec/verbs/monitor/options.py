@@ -96,7 +96,7 @@ class MonitorConfig(Gated, Judged, Engined):
         if self.engine != "hf":
             raise ConfigError(f"expected --engine {self.engine} with --experiment, got recorded conversations; use hf")
         data = conversations_of(self.data, self.data)
-        benign = None if self.calibrate is None else conversations_of(self.calibrate, self.calibrate)
+        benign = None if self.calibrate is None else conversations_of(self.calibrate, self.calibrate, steered=False)
         if self.calibration:  # what is wrong with it and with the vectors is said before the model is loaded
             Calibration.load(self.calibration)
         with_layers(self.vectors)

@@ -10,27 +10,34 @@ from personavec.errors import DataError
 from personavec.runs.json_files import parse_json
 from personavec.runs.progress import tell
 
-COLUMNS = ("conversation", "turn", "time", "messages", "response")
+COLUMNS = ("conversation", "turn", "time", "steering", "messages", "response")
 """Of a turn: what a conversation is put together from; log and export have them alike."""
 SQLITE = b"SQLite format 3\0"
 
 Row = dict[str, Any]
 
 
-def served(path: Path) -> list[Row] | None:
+def served(path: Path, *, steered: bool = True) -> list[Row] | None:
     """The conversations of a server's log or export, each as rows have it; None where the file is neither.
 
     A conversation is what its last turn was asked with, and the reply: it holds the turns before.
 
+    Args:
+        path: The file.
+        steered: Whether conversations with a steered reply are taken, too: they are not what is usual.
+
     Raises:
-        DataError: It is one, and holds no text.
+        DataError: It is one, and holds no text, or nothing unsteered.
     """
     turns = _turns(path)
     if turns is None:
         return None
     last: dict[str, tuple[tuple[int, str], Mapping[str, Any]]] = {}
     without = alone = 0
+    pushed: set[str] = set()
     for turn in turns:
+        if turn["steering"] != "[]":
+            pushed.add(turn["conversation"])
         if turn["messages"] is None or turn["response"] is None:
             without += 1
             continue
@@ -47,7 +54,15 @@ def served(path: Path) -> list[Row] | None:
             f"expected turns with their texts in {path}, got {without:,} without; serve with --keep-text, which keeps "
             "those to come"
         )
-    return [_conversation(name, turn) for name, (_, turn) in last.items()]
+    if steered:
+        pushed.clear()
+    if left_out := last.keys() & pushed:
+        tell(f"{path}: {len(left_out):,} conversations left out that were steered: they are not what is usual")
+    if not last.keys() - pushed:
+        raise DataError(
+            f"expected unsteered conversations in {path}, got {len(last):,} steered ones; serve others first"
+        )
+    return [_conversation(name, turn) for name, (_, turn) in last.items() if name not in pushed]
 
 
 def _conversation(name: str, turn: Mapping[str, Any]) -> Row:

@@ -90,13 +90,15 @@ class TurnCensus(NamedTuple):
     """Conversations with turns after the last reply, which are not read."""
 
 
-def conversations_of(data: Conversations, name: str) -> Dataset:
+def conversations_of(data: Conversations, name: str, *, steered: bool = True) -> Dataset:
     """The data set of whatever conversations were given: also lists of messages, and the log or export of our server.
+
+    Of those `steered` ones can be left out.
 
     Raises:
         DataError: As `dataset_of`.
     """
-    if isinstance(data, str | Path) and (rows_served := served(Path(data))) is not None:
+    if isinstance(data, str | Path) and (rows_served := served(Path(data), steered=steered)) is not None:
         return dataset_of(rows_served, str(data))
     named = isinstance(data, str | bytes | Path | Mapping | Dataset)
     if named or hasattr(data, "column_names") or not isinstance(data, Iterable):
