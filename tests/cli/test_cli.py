@@ -146,6 +146,12 @@ def test_box_without_unicode(capsys: pytest.CaptureFixture[str]) -> None:
     assert done.stderr == "personavec: unrecognized options: --modle, x; did you mean --model?\n"
 
 
+def test_options_of_another_verb_are_told_plainly(capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(["screen", "pairs.jsonl", "--vector", "devout"], capsys)
+    assert "--vector" in told and "did you mean --vectors?" in told
+    assert "applied to" not in told and "ordering" not in told
+
+
 # Other endings
 
 

@@ -54,8 +54,9 @@ def _lines(path: Path) -> Iterator[Raw]:
                     yield Raw(where, error=f"expected JSON, got {error} in one object")
                 except (ValueError, RecursionError) as error:
                     torn = "" if line.endswith(b"\n") else " (the file ends within it)"
-                    known = isinstance(error, json.JSONDecodeError)
-                    got = f"{error.msg} at column {error.colno}" if known else short(error)
+                    got = short(error)
+                    if isinstance(error, json.JSONDecodeError):
+                        got = f"{error.msg} at column {error.colno}"
                     yield Raw(where, error=f"expected JSON, got {got}{torn}")
 
 

@@ -209,7 +209,8 @@ class Study:
                 f"expected the part {part} to be measured before, got none, since it was left out; its own line says "
                 "why: run the same command again once that is mended"
             )
-        return self.run.read_json(f"{part}.json")
+        measured: Row = self.run.read_json(f"{part}.json")
+        return measured
 
     def levels(self, trait: str) -> tuple[str, ...]:
         """Of a trait's data sets."""

@@ -40,7 +40,7 @@ def svg(chart: LayerChart | ConcatChart) -> str:
     return _svg(_spec(chart))
 
 
-def _svg(spec: Mapping[str, Any]) -> str:
+def _svg(spec: dict[str, Any]) -> str:
     return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
 
 
@@ -58,7 +58,7 @@ def _spec(chart: LayerChart | ConcatChart) -> dict[str, Any]:
     return dict(drawable(chart.to_dict(validate=False)))
 
 
-def _figure(spec: Mapping[str, Any], *, wide: bool) -> dict[str, Any]:
+def _figure(spec: dict[str, Any], *, wide: bool) -> dict[str, Any]:
     """A chart for the page, as wide as its place; panels keep their width. Its title is text that wraps, read aloud."""
     spec = {**spec, "width": "container"} if wide else {**spec}
     title = spec.pop("title")

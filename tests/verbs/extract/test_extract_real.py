@@ -197,9 +197,9 @@ def test_no_coef_no_change(smollm2: ChatModel) -> None:
     ("args", "said"),
     [
         ("extract optimist", "optimistic"),
-        ("extract optimistic --layers 15 30", "from 0 to 29, got 30"),
+        pytest.param("extract optimistic --layers 15 30", "from 0 to 29, got 30", marks=pytest.mark.slow),
         ("extract optimistic --model smolm2", "smollm2"),
-        ("extract optimistic --judge gpt", "panel"),
+        pytest.param("extract optimistic --judge gpt", "panel", marks=pytest.mark.slow),
         pytest.param("extract optimistic --model gemma3-270m", "chat template", marks=pytest.mark.slow),
         ("extract optimistic --doses 1e38", "at most 10"),
         ("evaluate optimistic --steer nowhere.safetensors:1", "no file"),
