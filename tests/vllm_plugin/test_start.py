@@ -14,6 +14,7 @@ from support import fake_vllm
 
 from personavec.steering.vector import PersonaVector
 from personavec.vllm.__main__ import arguments, main
+from personavec.vllm.asked import read
 from personavec.vllm.selfcheck import tried
 from personavec.vllm.settings import Refusal, check
 
@@ -43,6 +44,8 @@ def test_a_server_without_vectors_takes_those_of_clients_and_checks_itself_with_
     (name,) = vectors
     assert [*again] == [name] and again[name].direction.equal(vectors[name].direction)
     assert tried(vectors, settings) == (name, 1) and vectors[name].direction.shape == (3, 8)
+    looked = read({"id": "selfcheck x", "watch": [{"vector": name, "layer": 1}]}, vectors, settings, 64)
+    assert looked.looks == ((name, 1),), "or no such server would start"
     with pytest.raises(Refusal, match="got neither"):
         arguments(["--model", "M"])
 

@@ -33,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from personavec.vllm.settings import Settings, StoredVector
+from personavec.vllm.settings import Settings, StoredVector, StoredVectors
 
 FIELD = "persona"
 """Of `extra_args` (`vllm_xargs` in OpenAI's routes): an object, or the text of one in JSON."""
@@ -200,7 +200,7 @@ def _look(
 ) -> tuple[str, int]:
     given = _fields({"vector": entry} if isinstance(entry, str) else entry, where, {"vector": None, "layer": None})
     vector = _vector(given["vector"], f"{where}.vector", vectors)
-    if given["vector"] not in settings.hashes:
+    if given["vector"] not in (vectors.read if isinstance(vectors, StoredVectors) else vectors):
         raise ValueError(f"expected {where}.vector to be of this server's folder, got one that a client gave")
     layer = _layer(_wanted(given["layer"], where, vector), where, vector, settings, n_layers)
     if not vector.direction[layer].any():

@@ -138,6 +138,8 @@ class StoredVectors(dict[str, StoredVector]):
 
     def __init__(self, vectors: Mapping[str, StoredVector], given: str | None) -> None:
         super().__init__(vectors)
+        self.read = frozenset(vectors)
+        """Those that workers read along: the operator's, or the random one."""
         self._given = given
         self._shape = next(iter(vectors.values())).direction.shape
 
