@@ -231,18 +231,22 @@ def checkpoints(path: str) -> list[str]:
     Of the run folder of a finetuning those are in its `adapter`. A last checkpoint that is the finished model is left
     out.
     """
+    if not _holds_model(Path(path)) and _holds_model(Path(path) / "adapter"):
+        path = str(Path(path) / "adapter")
     folder = Path(path)
-    if (folder / "adapter" / "adapter_config.json").is_file():
-        folder = folder / "adapter"
     steps = sorted(
         (int(match[1]), child)
         for child in (folder.iterdir() if folder.is_dir() else ())
         if (match := re.fullmatch(r"checkpoint-(\d+)", child.name))
     )
-    whole = any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
+    whole = _holds_model(folder)
     if whole and steps and _same_weights(steps[-1][1], folder):
         steps.pop()
-    return [str(child) for _, child in steps] + [path if folder == Path(path) else str(folder)] * (whole or not steps)
+    return [str(child) for _, child in steps] + [path] * (whole or not steps)
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
 
 
 def _same_weights(one: Path, other: Path) -> bool:

@@ -36,7 +36,7 @@ def served(path: Path, *, steered: bool = True) -> list[Row] | None:
     without = alone = 0
     pushed: set[str] = set()
     for turn in turns:
-        if turn["steering"] != "[]":
+        if not steered and turn["steering"] != "[]":
             pushed.add(turn["conversation"])
         if turn["messages"] is None or turn["response"] is None:
             without += 1
@@ -51,11 +51,10 @@ def served(path: Path, *, steered: bool = True) -> list[Row] | None:
         tell(f"{path}: {alone:,} replies left out that continue a text (/v1/completions): they are no conversation")
     if not last:
         raise DataError(
-            f"expected turns with their texts in {path}, got {without:,} without; serve with --keep-text, which keeps "
+            f"expected turns with their texts in {path}, got {without:,} without"
+            f"{f' and {alone:,} that continue a text' if alone else ''}; serve with --keep-text, which keeps "
             "those to come"
         )
-    if steered:
-        pushed.clear()
     if left_out := last.keys() & pushed:
         tell(f"{path}: {len(left_out):,} conversations left out that were steered: they are not what is usual")
     if not last.keys() - pushed:
