@@ -102,7 +102,9 @@ def screen(config: ScreenConfig, result: Json) -> None:
             recall = ", ".join(f"{name} {share:.2f}" for name, share in top["expected_recall"].items())
             say(f"extreme rows: {top['base_replies']:,} base replies in all; expected recall {recall}", markup=False)
     if flags := result["flags"]:
-        say(f"{dropped_by(flags)}: {flags['dropped']:,} {what} dropped, {flags['kept']:,} kept", markup=False)
+        whole = f", of {flags['kept_conversations']:,} conversations all" if config.turn == "every" else ""
+        kept = f"{flags['kept']:,} kept{whole}"
+        say(f"{dropped_by(flags)}: {flags['dropped']:,} {what} dropped, {kept}", markup=False)
         for hint in flags["hints"]:
             say(hint, markup=False)
     for name, file in result["files"].items():

@@ -112,6 +112,8 @@ def test_checkpoints_come_in_order_and_the_end_last(
 def test_the_folder_of_a_finetuning_stands_for_what_it_trained(adapter: Path, tmp_path: Path) -> None:
     shutil.copytree(adapter, tmp_path / "run" / "adapter")
     assert checkpoints(str(tmp_path / "run")) == [str(tmp_path / "run" / "adapter")]
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert checkpoints(str(tmp_path / "run")) == [str(tmp_path / "run")], "a whole model, whatever lies beside it"
 
 
 def test_an_interrupted_run_goes_on(

@@ -91,6 +91,10 @@ def test_what_continues_a_text_is_no_conversation(log: Path, capsys: pytest.Capt
         db.execute("UPDATE turns SET messages = '[]' WHERE conversation = 'b'")
     assert [row["id"] for row in served(log) or ()] == ["a"]
     assert "2 replies left out that continue a text" in capsys.readouterr().err
+    with closing(sqlite3.connect(log)) as db, db:
+        db.execute("UPDATE turns SET messages = '[]'")
+    with pytest.raises(DataError, match="got 2 without and 4 that continue a text"):
+        served(log)
 
 
 def test_what_was_steered_is_not_usual(log: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from personavec.errors import ConfigError
+from personavec.errors import ConfigError, DataError
 from personavec.model.chat_model import ChatModel
 from personavec.stats.intervals import clustered_mean
 from personavec.steering.vector import PersonaVector
@@ -47,7 +47,19 @@ def test_every_reply_is_a_row_of_its_conversation(chat: ChatModel, vector: Perso
     limit = shown.data["flags"]["thresholds"]["tiny"]
     over = set(conversations[values > limit].tolist())
     assert written("kept") == [n for n in range(12) if n not in over]
+    assert shown.data["flags"]["kept_conversations"] == 12 - len(over) != shown.data["flags"]["kept"]
     assert written("top-tiny") == [conversations[np.argmax(values)]]
+
+
+def test_a_reply_that_the_model_cannot_take_stops_the_run_before_anything_is_read(
+    chat: ChatModel, vector: PersonaVector, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whether a conversation can be rendered is known only with the model; it is looked at before the speed is."""
+    called = [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]
+    rows = [*TALKS, {"messages": [*TALKS[0]["messages"][:1], *called, {"role": "tool", "content": "1"}]}]
+    with pytest.raises(DataError, match="row 12: .*correct that row"):
+        screen(chat, rows, vector, turn="last")
+    assert "measuring speed" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("cost", ["raw", "proxy", "full"])

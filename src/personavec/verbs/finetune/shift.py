@@ -114,7 +114,6 @@ def shift(
     named = load_vectors(vectors)
     reading = asking(list(named.values()), layers, prompts, traits, seed)
     models = _named(model, tuned)
-    _check_places([name for name, held in models.items() if held is None], trust_remote_code)
     for vector in named.values():
         vector.check_model(model.identity)
     inputs = {"model": model.identity.revision, "numbers": model.numbers}
@@ -125,6 +124,7 @@ def shift(
     run = Run.open(store, chosen, inputs | (_contents(models) if store is not None else {}))
     rows: dict[str, Row] = {row["tuned"]: row for row in run.rows(TABLE)}
     missing = [name for name in models if name not in rows]
+    _check_places([name for name in missing if models[name] is None], trust_remote_code)
     if missing:
         every_question = tuple(dict.fromkeys(each for several in reading.questions.values() for each in several))
         with model.without_adapter():

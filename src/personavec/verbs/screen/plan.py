@@ -134,7 +134,7 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
     """Read some rows of the data set, answer them if base replies are wanted or planned, and take the time.
 
     Raises:
-        DataError: None of them can be read.
+        DataError: None of them can be read, or one cannot and `on_error` is "stop".
     """
     run, reader, base, model = work.run, work.reader, work.base, work.reader.model
     layers = reader.directions.read_layers
@@ -149,6 +149,9 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
     answers = planning or reader.answered
     encoded = [encode(reader, sample) for sample in census.drawn]
     rows = [row for row in encoded if not row["error"]]
+    if reader.on_error == "stop" and (faults := [row for row in encoded if row["error"]]):
+        fault = min(faults, key=lambda row: row["row"])
+        raise DataError(f"{fault['where']}: {fault['error']}; correct that row, or pass --on-error skip")
     if not rows:
         first = (
             f"the first of those looked at, {encoded[0]['where']}: {encoded[0]['error']}" if encoded else "all are bad"

@@ -235,6 +235,7 @@ def _flags(screened: Screened, wanted: Selection, percentile: float) -> tuple[Ro
         "by_chance": round(int(table.good.sum()) * (1 - percentile / 100), 1) if reference else None,
         "dropped": int((table.good & over).sum()),
         "kept": int(kept.sum()),
+        "kept_conversations": int(_whole(table, kept, every=True).sum()),
     }, kept
 
 
