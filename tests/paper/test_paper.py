@@ -100,6 +100,28 @@ def test_parts_that_fail_are_told_and_tried_again(
     assert Run(tmp_path / "paper").read_json("result.json")["claims"] == found["claims"]
 
 
+def test_of_a_model_behind_servers_what_trains_is_not_done(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def good(_: Any) -> dict[str, Any]:
+        return {"claims": [Claim("section 1", "It rises", "evil", interval(5, 2, 8))], "table": []}
+
+    def bad(_: Any) -> dict[str, Any]:
+        raise AssertionError("it was begun")
+
+    parts = {"one": study.Experiment("One", good, 1, 1), "two": study.Experiment("Two", bad, 1, 1, trains=True)}
+    monkeypatch.setattr(study, "PARTS", parts)
+    monkeypatch.setattr(study, "pace", lambda _: study.REFERENCE)
+    monkeypatch.setattr(type(model), "engine", object())
+    result = study.paper(model, quick=True, judge=letters.bench(), store=tmp_path)
+    assert [*result.data["parts"]] == ["one"] and not result.data["failed"]
+    assert {"what": "Two", "why": study.NO_WEIGHTS} in result.data["not_done"]
+    assert "Two " in (said := capsys.readouterr().err) and study.NO_WEIGHTS in said
+    monkeypatch.setattr(type(model), "engine", None)
+    with pytest.raises(ConfigError, match="numbers"):
+        study.paper(model, quick=True, judge=letters.bench(), store=tmp_path)
+
+
 def test_without_a_store_nothing_is_kept(model: ChatModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     claims = [Claim("section 1", "It rises", "evil", interval(5, 2, 8))]
     part = study.Experiment("One", lambda _: {"claims": claims, "table": []}, 1, 1)

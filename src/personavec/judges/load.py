@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Unpack
 
 from personavec.errors import JudgeError
@@ -14,6 +15,8 @@ from personavec.judges.plain import PlainReader
 from personavec.judges.rubric import COHERENCE, Reader, Rubric, RubricJudge
 from personavec.model.chat_model import ChatModel
 from personavec.model.endpoint import CallLimits, Endpoint, Usage
+from personavec.model.engines.introduction import SCHEME
+from personavec.model.engines.vllm import connect
 from personavec.runs.fetch import cache_folder
 from personavec.steering.rollouts import Interview
 from personavec.traits.trait import Trait
@@ -57,7 +60,7 @@ def load_bench(
         spec: panel, panel:MODEL, hf:MODEL or openai:MODEL.
         subject: The model under study.
         system: Its system-prompt policy, for coherence as fluency.
-        url: Server of openai:MODEL; default OpenAI's.
+        url: Server of openai:MODEL, default OpenAI's; or vllm:URL[,URL…] for panel:MODEL, see `engines.vllm.connect`.
         beside: Judges of the same process, with which the budget of calls is shared.
         load: Makes a judge model from a name; takes `plain_template`.
         limits: How a server may be asked.
@@ -67,9 +70,16 @@ def load_bench(
         ModelError: Its model or server cannot be used.
     """
     kind, _, name = spec.partition(":")
+    behind = url is not None and url.startswith(SCHEME)
+    if behind and not (kind == "panel" and name):
+        raise JudgeError(
+            f"expected panel:MODEL with --judge-url {url}, got {spec}; a rubric judge behind vLLM is openai:MODEL with "
+            "the address that ends in /v1, and the model itself is asked where it runs"
+        )
     if kind == "panel" and (name or ":" not in spec):
         fluent = PlainReader(subject, system)
-        plain = PlainReader(load(name, plain_template=True), "template") if name else fluent
+        make = partial(connect, url) if behind else load
+        plain = PlainReader(make(name, plain_template=True), "template") if name else fluent
         return Bench(
             FluencyJudge(fluent),
             lambda trait: PanelJudge(plain.model, trait, plain),

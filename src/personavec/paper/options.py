@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from personavec.runs.rules import Count, Free, Positive
-from personavec.verbs.options import Common, Judging, Switch, Writing, bench_for, call, load_subject
+from personavec.verbs.options import Common, Engined, Judging, Switch, Writing, bench_for, call, load_subject
 
 if TYPE_CHECKING:
     from personavec.paper.paper import Paper
 
 
 @dataclass(frozen=True)
-class PaperConfig(Judging, Writing, Common):
+class PaperConfig(Judging, Writing, Engined, Common):
     """The paper's experiments on one model.
 
     Examples:

@@ -44,6 +44,8 @@ class Experiment:
     each, and are scaled by what `pace` took then. What has grown since is scaled by the number of its replies."""
     quick: float | None
     """The same of the quick version, which ran alone; None leaves the part out there."""
+    trains: bool = False
+    """Whether it trains, or reads what was trained: a model behind servers has no weights for that."""
 
 
 PARTS = {
@@ -51,19 +53,20 @@ PARTS = {
     "positions": Experiment("Token positions", positions, 7, 1.1),
     "judges": Experiment("A second judge", judges, 7, None),
     "monitoring": Experiment("Monitoring", monitoring, 145, 1.4),
-    "finetunings": Experiment("Finetunings, and what foretells them", finetunings, 49, 5.1),
-    "mitigation": Experiment("Prevention and its rivals", mitigation, 12, 3.4),
-    "harmless": Experiment("Prevention where there is nothing to prevent", harmless, 19, None),
-    "separability": Experiment("Telling rows apart", separability, 1, 0.3),
+    "finetunings": Experiment("Finetunings, and what foretells them", finetunings, 49, 5.1, trains=True),
+    "mitigation": Experiment("Prevention and its rivals", mitigation, 12, 3.4, trains=True),
+    "harmless": Experiment("Prevention where there is nothing to prevent", harmless, 19, None, trains=True),
+    "separability": Experiment("Telling rows apart", separability, 1, 0.3, trains=True),
     "rungs": Experiment("Screening real chats at lower cost", rungs, 1, 0.4),
-    "filtering": Experiment("Filtering training data", filtering, 11, 3.8),
+    "filtering": Experiment("Filtering training data", filtering, 11, 3.8, trains=True),
     "geometry": Experiment("Cosines and persona space", geometry, 15, 1.9),
-    "real_chats": Experiment("Training on chosen real chats", real_chats, 6, None),
+    "real_chats": Experiment("Training on chosen real chats", real_chats, 6, None, trains=True),
 }
 """In order; each may read what those before it measured."""
 
 REFERENCE = 3.1
 """Seconds that `pace` took there."""
+NO_WEIGHTS = "it needs the weights, which are behind servers; pass --engine hf and another --out"
 PROBE = "optimistic"
 """Trait whose held-out questions `pace` asks."""
 
@@ -107,7 +110,7 @@ def paper(
     """Run every part of the paper that is not done on one model, which stays as it is.
 
     Every part has run folders of its own inside and goes on where it was killed. One that cannot be done is reported,
-    and the others go on.
+    and the others go on. Of a model behind servers those that train are not done, which `not_done` says.
 
     Args:
         model: The subject of all experiments.
@@ -135,17 +138,22 @@ def paper(
     bench = bench_of(judge, interview)
     data = None if chats is None else dataset_of(chats)
     inputs = {} if data is None or isinstance(chats, str) else data.fingerprint()
+    inputs |= {"numbers": model.numbers} if model.engine else {}
     run = Run.open(store, chosen | interview.options | {"model": model.identity.id, "judge": bench.spec}, inputs)
     size = QUICK if quick else WHOLE
     training: TrainingOptions = {"rate": rate, "batch": batch, "checkpoints": 1}
     study = Study(interview, writing, bench, size, run, data, training)
     slower = pace(interview) / REFERENCE
     known = {name: part.quick if quick else part.whole for name, part in PARTS.items()}
-    minutes = {name: slower * reference for name, reference in known.items() if reference is not None}
+    asked = [name for name, reference in known.items() if reference is not None]
+    untrained = [PARTS[name].title for name in asked if PARTS[name].trains and model.engine]
+    minutes = {name: slower * (known[name] or 0) for name in asked if PARTS[name].title not in untrained}
     parts = {name: PARTS[name] for name in minutes}
     left = {name for name in parts if not _done(run, name)}
     for name, part in parts.items():
         tell(f"{part.title:<46} {f'about {minutes[name]:5.1f} min' if name in left else 'done'}")
+    for title in untrained:
+        tell(f"{title:<46} not done: {NO_WEIGHTS}")
     tell(f"in all about {sum(minutes[name] for name in left):.0f} minutes")
     if plan:
         return Paper({"plan": minutes, "out": run.shown()})
@@ -186,7 +194,9 @@ def paper(
         "claims": claims,
         "parts": measured_parts,
         "failed": [{"part": name, "error": why} for name, why in failed.items()],
-        "not_done": [{"what": what, "why": why} for what, why in NOT_DONE.items()],
+        "not_done": [
+            {"what": what, "why": why} for what, why in (NOT_DONE | dict.fromkeys(untrained, NO_WEIGHTS)).items()
+        ],
         "versions": versions(),
         "minutes": round(sum(part["seconds"] for part in measured_parts.values()) / 60, 1),
     }

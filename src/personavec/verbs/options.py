@@ -152,7 +152,7 @@ class Judging(Api):
     judge: str = "panel"
     """panel (the model itself, unsteered and without adapter), panel:MODEL, hf:MODEL or openai:MODEL."""
     judge_url: Free[Url] = None
-    """Server of openai:MODEL, such as http://localhost:8000/v1; default OpenAI's."""
+    """Server of openai:MODEL, such as http://localhost:8000/v1, default OpenAI's; vllm:URL[,URL…] of panel:MODEL."""
 
 
 @dataclass(frozen=True)

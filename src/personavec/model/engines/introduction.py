@@ -11,6 +11,8 @@ from personavec.model.engines.servers import ModelServer, ServerRefusal
 if TYPE_CHECKING:
     from personavec.model.chat_model import ChatModel
 
+SCHEME = "vllm:"
+"""What an engine's name begins with, before the addresses."""
 GENERATE = "/inference/v1/generate"
 VECTORS = "/v1/personavec/vectors"
 VERSIONS = ("0.32.",)
@@ -132,9 +134,8 @@ def urls_of(engine: str) -> tuple[str, ...]:
         ConfigError: No such engine.
         ModelError: No address.
     """
-    kind, _, rest = engine.partition(":")
-    urls = tuple(url.strip().rstrip("/").removesuffix("/v1") for url in rest.split(","))
-    if kind != "vllm" or not all(urls) or len({*urls}) < len(urls):
+    urls = tuple(url.strip().rstrip("/").removesuffix("/v1") for url in engine.removeprefix(SCHEME).split(","))
+    if not engine.startswith(SCHEME) or not all(urls) or len({*urls}) < len(urls):
         raise ConfigError(
             f"expected the engine hf or vllm:URL[,URL…], each address once, got {engine}; correct --engine"
         )

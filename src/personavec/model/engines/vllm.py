@@ -332,20 +332,22 @@ class RemoteModel(ChatModel):
         )
 
 
-def connect(engine: str, name: str, trust_remote_code: bool = False) -> RemoteModel:
+def connect(engine: str, name: str, trust_remote_code: bool = False, *, plain_template: bool = False) -> RemoteModel:
     """A model behind servers.
 
     Args:
         engine: "vllm:URL[,URL…]".
         name: Its Hugging Face id, folder, GGUF file or alias, as for `ChatModel.load`.
         trust_remote_code: Run code that the model repository ships.
+        plain_template: Give a model without a chat template a plain-text one (for judges only).
 
     Raises:
         ModelError: As `ChatModel.load`; or a server is away, or not of this model, see `VllmEngine`.
         ConfigError: No such engine.
     """
     urls = urls_of(engine)
-    model = RemoteModel.load(name, weights=False, trust_remote_code=trust_remote_code)
+    options = {"trust_remote_code": trust_remote_code, "plain_template": plain_template}
+    model = RemoteModel.load(name, weights=False, **options)
     assert isinstance(model, RemoteModel)
     model.engine = VllmEngine(urls, model)
     model.identity = model.identity.by_name(model.engine.commit)
