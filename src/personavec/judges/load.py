@@ -70,15 +70,15 @@ def load_bench(
         ModelError: Its model or server cannot be used.
     """
     kind, _, name = spec.partition(":")
-    behind = url is not None and url.startswith(SCHEME)
-    if behind and not (kind == "panel" and name):
+    servers = url if url and url.startswith(SCHEME) else ""
+    if servers and not (kind == "panel" and name):
         raise JudgeError(
             f"expected panel:MODEL with --judge-url {url}, got {spec}; a rubric judge behind vLLM is openai:MODEL with "
             "the address that ends in /v1, and the model itself is asked where it runs"
         )
     if kind == "panel" and (name or ":" not in spec):
         fluent = PlainReader(subject, system)
-        make = partial(connect, url) if behind else load
+        make = partial(connect, servers) if servers else load
         plain = PlainReader(make(name, plain_template=True), "template") if name else fluent
         return Bench(
             FluencyJudge(fluent),

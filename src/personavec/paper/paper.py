@@ -184,6 +184,7 @@ def paper(
         for measured in [run.read_json(f"{name}.json")]
     }
     claims = [claim for part in measured_parts.values() for claim in part["claims"]]
+    not_done = NOT_DONE | dict.fromkeys(untrained, NO_WEIGHTS)
     result: Row = {
         "out": run.shown(),
         "model": model.identity.id,
@@ -194,9 +195,7 @@ def paper(
         "claims": claims,
         "parts": measured_parts,
         "failed": [{"part": name, "error": why} for name, why in failed.items()],
-        "not_done": [
-            {"what": what, "why": why} for what, why in (NOT_DONE | dict.fromkeys(untrained, NO_WEIGHTS)).items()
-        ],
+        "not_done": [{"what": what, "why": why} for what, why in not_done.items()],
         "versions": versions(),
         "minutes": round(sum(part["seconds"] for part in measured_parts.values()) / 60, 1),
     }

@@ -57,7 +57,7 @@ def test_a_reply_that_the_model_cannot_take_stops_the_run_before_anything_is_rea
     """Whether a conversation can be rendered is known only with the model; it is looked at before the speed is."""
     called = [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]
     rows = [*TALKS, {"messages": [*TALKS[0]["messages"][:1], *called, {"role": "tool", "content": "1"}]}]
-    with pytest.raises(DataError, match="row 12: .*correct that row"):
+    with pytest.raises(DataError, match=r"row 12: .*correct that row"):
         screen(chat, rows, vector, turn="last")
     assert "measuring speed" not in capfd.readouterr().err
 

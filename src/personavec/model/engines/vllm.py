@@ -346,8 +346,7 @@ def connect(engine: str, name: str, trust_remote_code: bool = False, *, plain_te
         ConfigError: No such engine.
     """
     urls = urls_of(engine)
-    options = {"trust_remote_code": trust_remote_code, "plain_template": plain_template}
-    model = RemoteModel.load(name, weights=False, **options)
+    model = RemoteModel.load(name, weights=False, trust_remote_code=trust_remote_code, plain_template=plain_template)
     assert isinstance(model, RemoteModel)
     model.engine = VllmEngine(urls, model)
     model.identity = model.identity.by_name(model.engine.commit)
