@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 def likelihood_gradients(
     model: ChatModel, rows: Sequence[Row], layers: Sequence[int], limit: Limit | None = None
 ) -> Iterator[tuple[list[int], Float[Tensor, "batch 1 layer d_model"]]]:
-    """Per row and layer l the vector g with g·u = d/dα log p(reply | prompt; h_l + α·u) / tokens of the reply, at α = 0.
+    """Per row and layer l the vector g with g·u = d/dα log p(reply | prompt; h_l + α·u), at α = 0, per reply token.
 
     u is added at every token of prompt and reply, as preventative steering adds it in training: the projection of g on
     a direction says how much likelier a little of it makes the reply. Of what the model itself writes (at temperature
@@ -28,7 +28,7 @@ def likelihood_gradients(
     all directions at once; the weights get no gradient, and their flags stay.
 
     Args:
-        model: Whose likelihood; its weights must be here.
+        model: Whose likelihood.
         rows: Conversations with `prompt_ids` and `response_ids`; of the latter, the first `reasoning_tokens` (if given)
             do not count.
         layers: Block outputs.
@@ -39,13 +39,11 @@ def likelihood_gradients(
         where the model's numbers overflow.
 
     Raises:
-        ModelError: The model runs elsewhere, or cannot run backwards.
+        ModelError: The model cannot run backwards, as behind servers.
     """
     if model.engine is not None:
-        raise ModelError(
-            f"expected the weights of {model.identity.id} here for a gradient, got {model.engine.name}; pass "
-            "--engine hf, or another --cost"
-        )
+        yield from model.engine.gradients(rows, layers)
+        return
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     firsts = [len(row["prompt_ids"]) + row.get("reasoning_tokens", 0) for row in rows]
     vocabulary = model.hf.config.get_text_config().vocab_size

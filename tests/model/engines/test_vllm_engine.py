@@ -23,6 +23,7 @@ from personavec.model.hooks import idle_layers
 from personavec.model.logits import reply_logprobs
 from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request, generate
+from personavec.steering.gradient import likelihood_gradients
 from personavec.steering.orders import number_of
 from personavec.steering.rollouts import Interview
 from personavec.steering.steer import Steering
@@ -47,6 +48,11 @@ def servers(chat: ChatModel, v: PersonaVector) -> Iterator[list[Double]]:
     yield doubles
     for double in doubles:
         double.stop()
+
+
+def test_it_does_not_run_backwards(remote: ChatModel) -> None:
+    with pytest.raises(ModelError, match=r"here for a gradient, got vLLM 0\.32\.0, which does not run backwards"):
+        list(likelihood_gradients(remote, [{"prompt_ids": (5, 6), "response_ids": (7,)}], [1]))
 
 
 @pytest.fixture(scope="module")

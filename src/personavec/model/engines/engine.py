@@ -67,6 +67,16 @@ class ModelEngine(Protocol):
         """
         ...
 
+    def gradients(
+        self, rows: Sequence[Row], layers: Sequence[int]
+    ) -> Iterator[tuple[list[int], Float[Tensor, "batch 1 layer d_model"]]]:
+        """Gradients of the likelihood of each conversation's reply, see `likelihood_gradients`.
+
+        Raises:
+            ModelError: As `write`; or it does not run backwards.
+        """
+        ...
+
     def norms(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Float[Tensor, "batch layer"]]]:
         """Mean length of the activations of each conversation's reply.
 

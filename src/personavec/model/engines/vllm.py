@@ -218,6 +218,17 @@ class VllmEngine:
                 averages[:, :, layer] = averages[:, :, layer - 1] if layer else 0.0
             yield batch, averages
 
+    def gradients(
+        self,
+        rows: Sequence[Row],  # noqa: ARG002 - as in `ModelEngine`
+        layers: Sequence[int],  # noqa: ARG002
+    ) -> Iterator[tuple[list[int], Float[Tensor, "batch 1 layer d_model"]]]:
+        """None: vLLM does not run backwards."""
+        raise ModelError(
+            f"expected the weights of {self._model.identity.id} here for a gradient, got {self.name}, which does not "
+            "run backwards; pass --engine hf, or another --cost"
+        )
+
     def norms(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Float[Tensor, "batch layer"]]]:
         """Mean length of the activations of each conversation's reply, see `ModelEngine`."""
         idle = self.idle_layers()
@@ -246,7 +257,7 @@ class VllmEngine:
 
     def _read(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Row],  # noqa: ARG002 - as in `ModelEngine`
         spans: Sequence[Sequence[Segment]],
         make: Callable[[int, Sequence[Segment], Sequence[Any]], Tensor],
         most: int,

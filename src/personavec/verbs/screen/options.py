@@ -50,8 +50,9 @@ class ScreenConfig(Judging, Gated, Engined, Common):
     """JSONL, JSON, CSV, Parquet or Arrow file, a folder of such, or a Hugging Face data set (NAME or NAME:SPLIT)."""
     vectors: Files = ()
     """Vector files; all of them are read in one pass."""
-    cost: Literal["raw", "proxy", "sampled", "full"] = "proxy"
-    """raw: the reply alone. proxy: minus last prompt token. sampled: base replies to a random part. full: to all."""
+    cost: Literal["raw", "proxy", "gradient", "sampled", "full"] = "proxy"
+    """raw: the reply alone. proxy: minus last prompt token. gradient: how much likelier a little of the vector makes
+    the reply, no base replies. sampled: base replies to a random part. full: to all."""
     layers: Layers = ()
     """Layers to read every vector at; default the one its card recommends."""
     out: Free[Folder] = None

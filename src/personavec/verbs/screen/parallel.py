@@ -28,6 +28,7 @@ from personavec.model.machine.place import SPLIT
 from personavec.model.sampling import Sampling
 from personavec.runs.progress import stage, tell
 from personavec.steering.generate import Request, generate
+from personavec.steering.gradient import likelihood_gradients
 from personavec.verbs.screen.shards import Actors, DataPass, RowReader, screen_shard, shards
 from personavec.verbs.screen.table import Place, Table
 
@@ -183,6 +184,10 @@ class ActorEngine:
     def means(self, rows: Sequence[Any], positions: Sequence[str], layers: Sequence[int] | None) -> Iterator[Any]:
         """See `ModelEngine`."""
         yield from self.ask(activations, rows, positions, layers)
+
+    def gradients(self, rows: Sequence[Any], layers: Sequence[int]) -> Iterator[Any]:
+        """See `ModelEngine`."""
+        yield from self.ask(likelihood_gradients, rows, layers)
 
     def norms(self, rows: Sequence[Any]) -> Iterator[Any]:
         """See `ModelEngine`; no screening asks for it."""

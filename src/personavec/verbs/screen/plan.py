@@ -15,9 +15,10 @@ from personavec.model.activations import activations
 from personavec.model.machine.plan import price_of
 from personavec.runs.progress import stage, tell
 from personavec.steering.generate import Reply
+from personavec.steering.gradient import likelihood_gradients
 from personavec.verbs.screen.shards import DataPass, encode
 
-COSTS = ("raw", "proxy", "sampled", "full")
+COSTS = ("raw", "proxy", "gradient", "sampled", "full")
 SIZES = (1_000_000, 100_000_000)
 """Rows of the larger data sets that the plan tells about."""
 
@@ -37,6 +38,8 @@ class Rates:
     """None where no base replies were asked for."""
     rows: int
     """How many rows it was measured on."""
+    gradient_per_second: float | None = None
+    """Tokens through which a gradient was taken; None where none was asked for."""
 
 
 def sample_size(rows: int, precision: float) -> int:
@@ -48,7 +51,7 @@ def sample_size(rows: int, precision: float) -> int:
 def estimate(rates: Rates, rows: int, precision: float, price_per_hour: float | None = None) -> list[dict[str, Any]]:
     """Tokens read and written, seconds, and price of every rung for that many rows."""
     read = rates.prompt_tokens + rates.response_tokens
-    answered = {"raw": 0, "proxy": 0, "sampled": sample_size(rows, precision), "full": rows}
+    answered = dict.fromkeys(COSTS, 0) | {"sampled": sample_size(rows, precision), "full": rows}
     table = []
     for cost in COSTS:
         # a prompt is read once to write the base reply, and once more with both replies after it
@@ -56,7 +59,9 @@ def estimate(rates: Rates, rows: int, precision: float, price_per_hour: float | 
         tokens_read = rows * read + answered[cost] * (again if cost == "sampled" else again - rates.prompt_tokens)
         tokens_written = answered[cost] * rates.base_tokens
         seconds = None
-        if not tokens_written or rates.written_per_second:
+        if cost == "gradient":
+            seconds = tokens_read / rates.gradient_per_second if rates.gradient_per_second else None
+        elif not tokens_written or rates.written_per_second:
             seconds = tokens_read / rates.read_per_second + tokens_written / (rates.written_per_second or 1)
         table.append(
             {
@@ -147,6 +152,7 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
             "messages"
         )
     answers = planning or reader.answered
+    gradient = model.engine is None if planning else reader.cost == "gradient"
     encoded = [encode(reader, sample) for sample in census.drawn]
     rows = [row for row in encoded if not row["error"]]
     if reader.on_error == "stop" and (faults := [row for row in encoded if row["error"]]):
@@ -162,16 +168,23 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
     count = min(len(rows), MEASURED if planning else max(FEWEST, census.rows // SHARE))
     if run.done("rates.json"):
         rates = Rates(**run.read_json("rates.json"))
-        if rates.rows >= count and (rates.written_per_second or not answers):
+        known = (rates.written_per_second or not answers) and (rates.gradient_per_second or not gradient)
+        if rates.rows >= count and known:
             return rates
     rows = [rows[place] for place in np.linspace(0, len(rows) - 1, count).astype(int)]
-    with stage("measuring speed", 2) as advance:
+    tokens = sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
+    with stage("measuring speed", 2 + gradient) as advance:
         list(activations(model, rows[:4], layers=layers))  # warms up
         began = time.perf_counter()
         list(activations(model, rows, layers=layers, limit=reader.limit))
-        tokens = sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
         read_rate = tokens / (time.perf_counter() - began)
         advance(1)
+        gradient_rate = None
+        if gradient:
+            began = time.perf_counter()
+            list(likelihood_gradients(model, rows, layers, reader.limit))
+            gradient_rate = tokens / (time.perf_counter() - began)
+            advance(1)
         room = model.context - reader.max_new_tokens
         some = [row for row in rows if answers and len(row["prompt_ids"]) <= room]
         began = time.perf_counter()
@@ -187,6 +200,7 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
         read_per_second=read_rate,
         written_per_second=written_rate,
         rows=len(rows),
+        gradient_per_second=gradient_rate,
     )
     run.write_json("rates.json", asdict(rates))
     return rates

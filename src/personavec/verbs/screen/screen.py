@@ -47,6 +47,12 @@ from personavec.verbs.screen.shards import (
 from personavec.verbs.screen.table import Table, claim, place_of, within
 from personavec.verbs.screen.verdict import random_control, verdicts
 
+ESTIMATES = {
+    "raw": "raw projection",
+    "proxy": "proxy of the projection difference",
+    "gradient": "likelihood gradient",
+}
+"""What a cost gives where it is not the difference itself."""
 Rows = str | Path | Iterable[Mapping[str, Any]] | Dataset
 FEW_SKEWED = "its interval covers less than 95%, so pass a smaller --precision"
 
@@ -93,8 +99,8 @@ def screen(
         model: The base model; an adapter on it is set aside.
         data: A file, a folder, the name of a Hugging Face data set, or rows: any iterable of dicts.
         vectors: A persona vector or its file, or several; all of them are read in one pass.
-        cost: raw: the reply alone. proxy: minus the last prompt token. sampled: base replies to a random part. full:
-            to all.
+        cost: raw: the reply alone. proxy: minus the last prompt token. gradient: how much likelier a little of the
+            vector makes the reply. sampled: base replies to a random part. full: to all.
         layers: Layers to read every vector at; default the one its card recommends.
         clean: Data that you call clean: they are screened alike, and thresholds are their percentiles.
         keep_below: Drop rows beyond this percentile on any vector; 95 with `clean`. The others go into `kept.*`.
@@ -287,9 +293,7 @@ def _screen(
     move = table.mean_move() if differences is None else differences.move
     controls = {name: control(name, mean.mean, move) for name, mean in means.items()}
     result: Row = {
-        "estimate": {"raw": "raw projection", "proxy": "proxy of the projection difference"}.get(
-            cost, "projection difference"
-        ),
+        "estimate": ESTIMATES.get(cost, "projection difference"),
         "projection_difference": {name: mean.to_json() for name, mean in means.items()},
         "random_control": controls,
         "layers": dict(zip(names, work.reader.directions.layers, strict=True)),

@@ -25,6 +25,7 @@ from personavec.model.machine.limits import Limit, in_parts
 from personavec.runs.progress import stage
 from personavec.runs.run import Row, Run
 from personavec.steering.generate import Reply
+from personavec.steering.gradient import likelihood_gradients
 from personavec.steering.projection import Directions
 from personavec.steering.rollouts import Reasoning
 from personavec.verbs.screen.base_replies import BaseReplies
@@ -39,13 +40,15 @@ NO_BASE_REPLY = "expected words in the base reply"
 READ = ("response", "prompt_last", "base", "matched")
 """Projections in the table: of the reply's mean, of the last prompt token, of the base reply's mean; and the difference
 of the means over equally many tokens of both."""
+GRADIENT = ("gradient",)
+"""What there is with that cost in their place."""
 
 COLUMNS = dict.fromkeys(("row", "conversation"), "int64")
 COLUMNS |= dict.fromkeys(("where", "id", "source", "kind", "error"), "string")
 COLUMNS |= dict.fromkeys(("prompt_tokens", "response_tokens", "base_tokens", "more_turns"), "int32")
 """Of the table, with their Arrow types, beside those of the vectors."""
 
-Cost = Literal["raw", "proxy", "sampled", "full"]
+Cost = Literal["raw", "proxy", "gradient", "sampled", "full"]
 OnError = Literal["stop", "skip"]
 
 
@@ -200,13 +203,18 @@ def screen_shard(
             _answer(reader, row, reply)
     usable = [index for index, row in enumerate(rows) if not row["error"]]
     good = [rows[index] for index in usable]
-    spans = len(READ) if base else 2
+    gradient = reader.cost == "gradient"
+    spans = len(READ) if base else 1 if gradient else 2
     projections = np.full((len(rows), spans, len(along.names)), np.nan, dtype=np.float32)
     cosine = np.full((len(rows), len(along.names)), np.nan, dtype=np.float32)
     total = np.zeros((spans, len(along.read_layers), reader.model.identity.d_model))
     at = [along.read_layers.index(layer) for layer in along.layers]
-    for batch, means in (_contrasted if base else _read)(reader, good):
-        places = [usable[index] for index in batch]
+    for batch, means in (_pulls if gradient else _contrasted if base else _read)(reader, good):
+        finite = means.isfinite().flatten(1).all(dim=1)
+        for index in (index for index, known in zip(batch, finite.tolist(), strict=True) if not known):
+            _overflowed(reader, good[index])
+        places = [usable[index] for index, known in zip(batch, finite.tolist(), strict=True) if known]
+        means = means[finite]
         projections[places] = along.project(means)
         norms = means[:, 0].norm(dim=-1).numpy()[:, at]
         cosine[places] = projections[places, 0] / np.where(norms > 0, norms, 1)
@@ -230,11 +238,21 @@ def _answer(reader: RowReader, row: Row, reply: Reply | Failure) -> None:
         row["error"] = f"{NO_BASE_REPLY} after its reasoning, got none within {reader.max_new_tokens} tokens"
 
 
+def _overflowed(reader: RowReader, row: Row) -> None:
+    """Note that a row cannot be read in the model's numbers."""
+    what = "a finite gradient" if reader.cost == "gradient" else "finite activations"
+    row["error"] = f"expected {what}, got inf or nan ({reader.model.numbers})"
+    if reader.on_error == "stop":
+        raise DataError(f"{row['where']}: {row['error']}; pass --dtype float32, or --on-error skip")
+
+
 def score(spans: Float[ndarray, "span *axes"], cost: Cost) -> Float[ndarray, "*axes"]:
     """What rows are ranked by, from what was read of them (`READ`): the projection difference where base replies were.
 
     Source: Persona Vectors (arXiv 2507.21509) section 6.1; appendix H for the raw projection, I for the proxy.
     """
+    if cost == "gradient":
+        return np.asarray(spans[0])
     if len(spans) == len(READ):
         return np.asarray(spans[0] - spans[2])
     return np.asarray(spans[0] if cost == "raw" else spans[0] - spans[1])
@@ -282,6 +300,11 @@ def _read(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], T
     """Means over replies and the last prompt tokens, in one pass."""
     layers = reader.directions.read_layers
     return activations(reader.model, rows, ("response avg", "prompt last"), layers, limit=reader.limit)
+
+
+def _pulls(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
+    """Gradients of the replies' likelihood, see `likelihood_gradients`."""
+    return likelihood_gradients(reader.model, rows, reader.directions.read_layers, reader.limit)
 
 
 def _contrasted(reader: RowReader, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
@@ -350,7 +373,7 @@ def _table(
     for index, name in enumerate(reader.directions.names):
         spans = projections[:, :, index].T
         columns[name] = pa.array(score(spans, reader.cost), pa.float32(), from_pandas=True)
-        for span, values in zip(READ, spans, strict=False):
+        for span, values in zip(GRADIENT if reader.cost == "gradient" else READ, spans, strict=False):
             columns[f"{name}.{span}"] = pa.array(values, pa.float32(), from_pandas=True)  # nan is null
         columns[f"{name}.cosine"] = pa.array(cosine[:, index], pa.float32(), from_pandas=True)
     packed = io.BytesIO()

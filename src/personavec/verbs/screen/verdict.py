@@ -39,7 +39,8 @@ def verdicts(
 ) -> Row:
     """Along which vectors a data set would train, and on which side.
 
-    A score that only ranks rows (raw, proxy) has no zero that means anything, so there is none from it.
+    A score that only ranks rows (raw, proxy) has no zero that means anything, so there is none from it. The gradient's
+    zero is what the base model itself would write: the expected one of its own replies is 0.
 
     Args:
         cost: What the scores are.
