@@ -257,7 +257,7 @@ class VllmEngine:
 
     def _read(
         self,
-        rows: Sequence[Row],  # noqa: ARG002 - as in `ModelEngine`
+        rows: Sequence[Row],
         spans: Sequence[Sequence[Segment]],
         make: Callable[[int, Sequence[Segment], Sequence[Any]], Tensor],
         most: int,
