@@ -201,7 +201,7 @@ def test_rows_found_unusable_late_are_listed_and_stop_a_run_that_is_to_stop(
     lines(data, [*ROWS[:10], long])
     run(data, "--on-error", "skip", "--cost", "sampled", "--max-new-tokens", "200", out="late")
     told = run(data, "--cost", "sampled", "--max-new-tokens", "200", out="late", code=2)["said"]
-    assert "line 11: expected prompt and reply to fit" in told and "another --out" in told
+    assert "line 11: expected prompt and reply to fit" in told and "correct that row" in told
 
 
 @pytest.mark.slow  # several screenings, one after the other

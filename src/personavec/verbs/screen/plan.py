@@ -1,7 +1,7 @@
 """What screening costs: tokens and time of every rung, from measured rates."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
@@ -104,19 +104,15 @@ class Census:
 
 
 def take_census(work: DataPass) -> Census:
-    """Read the whole data set once, without a model: nothing is computed on it before all of it was seen.
+    """Read the whole data set once, before anything is computed on it, and try whether the model takes the rows drawn.
 
     Raises:
-        DataError: A row cannot be used, and `on_error` is "stop".
+        DataError: A row cannot be used, and `on_error` is "stop"; nothing is written then.
     """
     stop = work.reader.on_error == "stop"
     kept = work.run.read_json("data.json") if work.run.done("data.json") else None
     if kept and not (kept["bad"] and stop):
-        return Census(
-            kept["rows"],
-            kept["bad"],
-            tuple(Sample.of(row) for row in kept["drawn"]),
-        )
+        return _taken(work, kept["rows"], kept["bad"], [Sample.of(row) for row in kept["drawn"]])
     rng = np.random.default_rng(work.seed)
     rows = bad = 0
     drawn: list[Sample] = []
@@ -130,16 +126,24 @@ def take_census(work: DataPass) -> Census:
             drawn.append(sample)
         elif (place := int(rng.integers(0, rows - bad))) < MEASURED:  # each row with the same chance
             drawn[place] = sample
-    census = Census(rows, bad, tuple(drawn))
+    census = _taken(work, rows, bad, drawn)
     work.run.write_json("data.json", {"rows": rows, "bad": bad, "drawn": [asdict(sample) for sample in drawn]})
     return census
+
+
+def _taken(work: DataPass, rows: int, bad: int, drawn: Sequence[Sample]) -> Census:
+    faults = [row for sample in drawn if (row := encode(work.reader, sample))["error"]]
+    if faults and work.reader.on_error == "stop":
+        fault = min(faults, key=lambda row: int(row["row"]))
+        raise DataError(f"{fault['where']}: {fault['error']}; correct that row, or pass --on-error skip")
+    return Census(rows, bad, tuple(drawn))
 
 
 def measure(work: DataPass, census: Census, planning: bool) -> Rates:
     """Read some rows of the data set, answer them if base replies are wanted or planned, and take the time.
 
     Raises:
-        DataError: None of them can be read, or one cannot and `on_error` is "stop".
+        DataError: None of them can be read.
     """
     run, reader, base, model = work.run, work.reader, work.base, work.reader.model
     layers = reader.directions.read_layers
@@ -155,9 +159,6 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
     gradient = model.engine is None if planning else reader.cost == "gradient"
     encoded = [encode(reader, sample) for sample in census.drawn]
     rows = [row for row in encoded if not row["error"]]
-    if reader.on_error == "stop" and (faults := [row for row in encoded if row["error"]]):
-        fault = min(faults, key=lambda row: row["row"])
-        raise DataError(f"{fault['where']}: {fault['error']}; correct that row, or pass --on-error skip")
     if not rows:
         first = (
             f"the first of those looked at, {encoded[0]['where']}: {encoded[0]['error']}" if encoded else "all are bad"
