@@ -72,14 +72,17 @@ def test_kinds_of_prompts(prompt: str, kind: str) -> None:
 
 def test_the_plan_counts_tokens() -> None:
     rates = Rates(10, 30, 20, read_per_second=1000, written_per_second=100, rows=8)
-    raw, proxy, sampled, full = estimate(rates, 10_000, 0.1, price_per_hour=3.6)
+    raw, proxy, gradient, sampled, full = estimate(rates, 10_000, 0.1, price_per_hour=3.6)
     assert raw["tokens_read"] == proxy["tokens_read"] == 400_000 and raw["tokens_written"] == 0
     assert raw["seconds"] == 400 and raw["price"] == 0.4
+    assert gradient["tokens_read"] == 400_000 and gradient["seconds"] is None, "its speed was not measured"
     assert full["tokens_written"] == 200_000 and full["tokens_read"] == 10_000 * (40 + 10 + 20)
     assert full["seconds"] == 700 + 2000
     assert sampled["base_replies"] == sample_size(10_000, 0.1) == 370
     unmeasured = Rates(10, 30, 64, read_per_second=1000, written_per_second=None, rows=8)
-    assert [row["seconds"] is None for row in estimate(unmeasured, 100, 0.1)] == [False, False, True, True]
+    assert [row["seconds"] is None for row in estimate(unmeasured, 100, 0.1)] == [False, False, True, True, True]
+    backwards = Rates(10, 30, 64, read_per_second=1000, written_per_second=None, rows=8, gradient_per_second=250)
+    assert estimate(backwards, 10_000, 0.1)[2]["seconds"] == 1600
 
 
 def population(n: int, r: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -123,7 +123,7 @@ def test_the_set_is_summed_up(run: Run, data: Path) -> None:
     assert found["random_control"]["tiny"]["low"] < found["random_control"]["tiny"]["high"]
     assert found["length_matched"]["tiny"]["n"] == 40
     assert sum(found["distributions"]["tiny"]["data"]) == 40
-    assert [row["cost"] for row in found["plan"]["estimates"][:4]] == ["raw", "proxy", "sampled", "full"]
+    assert [row["cost"] for row in found["plan"]["estimates"][:4]] == ["raw", "proxy", "gradient", "sampled"]
     assert found["plan"]["rates"]["rows"] == FEWEST
     assert run(data, "--cost", "full", "--plan")["plan"]["rates"]["rows"] == 40, "a plan measures more"
 
