@@ -1,13 +1,13 @@
 """What many small data sets teach a model, and which score of their rows foretold it.
 
     pip install -e ".[train]"
-    python benchmarks/screening_truth.py FOLDER devout environmentalist           # writes, trains and measures; goes on after a kill
-    python benchmarks/screening_truth.py FOLDER devout environmentalist --score my.py   # tries another score on what is there
+    python benchmarks/screening_truth.py FOLDER devout environmentalist
+    python benchmarks/screening_truth.py FOLDER devout environmentalist --score my.py
 
-Each set (benchmarks/truth_sets.py) trains SmolLM2 (LoRA); its truth is how far that moved each trait on held-out
-questions, by the panel judge and by the independent check, paired with the base model's replies. Scores are taken of the
-rows before training, by the base model: a set's is the mean over its rows, and in mixtures each has an AUROC of the
-planted ones. `my.py` defines `score(model, rows, vector)`: a number for each row (`prompt`, `response`).
+Goes on after a kill. Each set (benchmarks/truth_sets.py) trains SmolLM2 (LoRA); its truth is how far that moved each
+trait on held-out questions, by the panel judge and by the independent check, paired with the base model's replies.
+Scores are taken of the rows before training, by the base model: a set's is the mean over its rows, and in mixtures each
+has an AUROC of the planted ones. --score tries another one on the sets that were trained: `my.py` defines `score(model, rows, vector)`: a number for each row (`prompt`, `response`).
 
 Writes FOLDER/truth.csv, a line a set and trait measured, and prints how each score ranks the sets.
 """
@@ -62,14 +62,12 @@ def truth(
             "coherence": found.data["difference"]["coherence"],
         }
         measured[trait] |= {"check": shares["changed"] - shares["base"]}
-    run.write_json(
-        kept, measured | {"loss": tuned.data["loss"][-1] if isinstance(tuned.data.get("loss"), list) else None}
-    )
+    run.write_json(kept, measured | {"losses": tuned.data["loss"]})
     return dict(run.read_json(kept))
 
 
 def lift(model: ChatModel, rows: Sequence[Row], vector: PersonaVector) -> list[float]:
-    """Log-likelihood shift: log p(reply | trait instruction, prompt) less log p(reply | prompt), a token, over instructions.
+    """Log p(reply | trait instruction, prompt) less log p(reply | prompt): nats a token, over all instructions.
 
     Source: arXiv 2602.04863.
     """
@@ -168,7 +166,9 @@ def main() -> None:
     table: list[Row] = []
     names: list[str] = []
     for number, (wanted, data) in enumerate(ready(every_set([*vectors]), pools, folder / "sets")):
-        if given.most is not None and number >= given.most or own and not run.done(f"truth-{wanted.name}.json"):
+        if given.most is not None and number >= given.most:
+            break
+        if own and not run.done(f"truth-{wanted.name}.json"):
             break
         print(f"set {number}: {wanted.name}", file=sys.stderr, flush=True)
         scored = by_row(model, wanted, data, vectors, pools, run)
