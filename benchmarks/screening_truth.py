@@ -7,7 +7,8 @@
 Goes on after a kill. Each set (benchmarks/truth_sets.py) trains SmolLM2 (LoRA); its truth is how far that moved each
 trait on held-out questions, by the panel judge and by the independent check, paired with the base model's replies.
 Scores are taken of the rows before training, by the base model: a set's is the mean over its rows, and in mixtures each
-has an AUROC of the planted ones. --score tries another one on the sets that were trained: `my.py` defines `score(model, rows, vector)`: a number for each row (`prompt`, `response`).
+has an AUROC of the planted ones. --score tries another one on the sets that were trained:
+`my.py` defines `score(model, rows, vector)`, a number for each row (`prompt`, `response`).
 
 Writes FOLDER/truth.csv, a line a set and trait measured, and prints how each score ranks the sets.
 """

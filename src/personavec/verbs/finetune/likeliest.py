@@ -1,0 +1,147 @@
+"""The dose that makes a data set likeliest: how much of a trait its replies ask for."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+
+from personavec.data.dataset import Dataset
+from personavec.data.sample import Sample
+from personavec.errors import DataError
+from personavec.model.chat_model import ChatModel
+from personavec.model.logits import reply_logprobs
+from personavec.runs.progress import stage
+from personavec.runs.run import Row
+from personavec.steering.gradient import likelihood_gradients
+from personavec.steering.projection import directions
+from personavec.steering.steer import Steering, steer
+from personavec.steering.vector import PersonaVector
+from personavec.verbs.screen.shards import RowReader, encode
+
+ROWS = 64
+"""Random rows that are read; one half chooses the layer, the other measures."""
+DOSES = (-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2)
+"""Where the likelihood is read; between them it is a parabola."""
+BOOTSTRAPS = 2000
+
+
+def likeliest(
+    model: ChatModel,
+    data: Dataset,
+    vector: PersonaVector,
+    layers: Sequence[int],
+    *,
+    system: str = "template",
+    seed: int = 0,
+    beside: Sequence[Steering] = (),
+) -> list[Row]:
+    """For every layer the coefficient that makes the data's replies likeliest, added at every token as in training.
+
+    Training on data that some of a vector makes likelier moves the model along it; with that much of it supplied there
+    is nothing left to learn that way.
+
+    Args:
+        model: The base model.
+        data: What is to be trained on.
+        vector: Along which.
+        layers: Where.
+        system: System prompt of rows that have none.
+        seed: Of the rows drawn, and of the intervals.
+        beside: What else is added in training.
+
+    Returns:
+        By layer: `layer`; `coef`, the likeliest coefficient with its 95% interval by bootstrap over rows (`mean`, `ci`,
+        `n`, `dropped`) and whether it lies at the `edge` of the doses tried; `gain`, nats a token that it brings;
+        `effect`, of other rows: the mean gradient of the likelihood at 0 in standard deviations of the rows.
+
+    Raises:
+        DataError: Fewer than four rows can be read.
+        ModelError: The model cannot run backwards, or its numbers overflow.
+    """
+    along = directions([vector], [vector.card.trait], layers, seed)
+    rows, dropped = _drawn(RowReader(model, along, on_error="skip", system=system), data)
+    choosing, measuring = np.array_split(np.random.default_rng(seed).permutation(len(rows)), 2)
+    effects = _effects(model, [rows[place] for place in choosing], vector, layers)
+    measured = [rows[place] for place in measuring]
+    found = []
+    with stage("how much of it the data ask for", len(layers) * (len(DOSES) - 1) + 1) as advance:
+        plain = _likelihoods(model, measured, beside)
+        advance(1)
+        for layer, effect in zip(layers, effects, strict=True):
+            at = [vector.at(dose=dose, layer=layer, positions="all") for dose in DOSES]
+            columns = []
+            for steering in at:
+                columns.append(_likelihoods(model, measured, (*beside, steering)) if steering.coef else plain)
+                advance(bool(steering.coef))
+            tokens = np.array([len(row["response_ids"]) for row in measured], dtype=float)
+            coefs = np.array([steering.coef for steering in at])
+            found.append({"layer": layer, **peak(coefs, np.column_stack(columns), tokens, seed), "effect": effect})
+            found[-1]["coef"]["dropped"] = dropped
+    return found
+
+
+def peak(
+    coefs: Float[ndarray, " dose"], likelihoods: Float[ndarray, "row dose"], tokens: Float[ndarray, " row"], seed: int
+) -> Row:
+    """Where the mean log-likelihood a token is highest, with a 95% interval by bootstrap over rows.
+
+    Args:
+        coefs: Ascending.
+        likelihoods: Of each row's reply, its sum over tokens.
+        tokens: Of each row's reply.
+        seed: Of the bootstrap.
+    """
+    drawn = np.random.default_rng(seed).integers(0, len(tokens), (BOOTSTRAPS, len(tokens)))
+    means = np.vstack(
+        [
+            likelihoods.sum(axis=0) / tokens.sum(),
+            likelihoods[drawn].sum(axis=1) / tokens[drawn].sum(axis=1, keepdims=True),
+        ]
+    )
+    tops = np.array([_top(coefs, mean) for mean in means])
+    low, high = np.percentile(tops[1:, 0], [2.5, 97.5])
+    best, height = tops[0]
+    coef = {"mean": round(float(best), 4), "ci": [round(float(low), 4), round(float(high), 4)], "n": len(tokens)}
+    nothing = float(np.interp(0.0, coefs, means[0]))
+    return {"coef": coef, "edge": bool(best in (coefs[0], coefs[-1])), "gain": round(float(height) - nothing, 5)}
+
+
+def _top(coefs: Float[ndarray, " dose"], mean: Float[ndarray, " dose"]) -> tuple[float, float]:
+    """Vertex of the parabola through the highest point and its neighbours: place and height; an end stays one."""
+    best = int(np.argmax(mean))
+    if best in (0, len(coefs) - 1):
+        return float(coefs[best]), float(mean[best])
+    a, b, c = np.polyfit(coefs[best - 1 : best + 2], mean[best - 1 : best + 2], 2)
+    place = -b / (2 * a) if a < 0 else coefs[best]
+    return float(place), float(max(np.polyval((a, b, c), place), mean[best]))
+
+
+def _drawn(reader: RowReader, data: Dataset) -> tuple[list[Row], int]:
+    """Random rows as token ids, and how many of them cannot be read."""
+    samples = [sample for sample in data.samples("last") if isinstance(sample, Sample)]
+    if len(samples) > ROWS:
+        chosen = np.random.default_rng(reader.directions.seed).choice(len(samples), ROWS, replace=False)
+        samples = [samples[place] for place in sorted(chosen)]
+    encoded = [encode(reader, sample) for sample in samples]
+    rows = [row for row in encoded if not row["error"]]
+    if len(rows) < 4:
+        raise DataError(f"expected rows to find the dose from, got {len(rows)} that can be read; check them")
+    return rows, len(encoded) - len(rows)
+
+
+def _effects(model: ChatModel, rows: Sequence[Row], vector: PersonaVector, layers: Sequence[int]) -> list[float]:
+    pulls = np.zeros((len(rows), len(layers)))
+    units = torch.stack([vector.unit(layer) for layer in layers])
+    for places, gradients in likelihood_gradients(model, rows, layers):
+        pulls[places] = torch.einsum("rld,ld->rl", gradients[:, 0], units).numpy()
+    spread = pulls.std(axis=0)
+    effects = np.divide(pulls.mean(axis=0), spread, out=np.zeros(len(layers)), where=spread > 0)
+    return [round(float(effect), 3) for effect in effects]
+
+
+def _likelihoods(model: ChatModel, rows: Sequence[Row], steerings: Sequence[Steering]) -> Float[ndarray, " row"]:
+    with steer(model, [steerings]):
+        read = reply_logprobs(model, [row["prompt_ids"] for row in rows], [row["response_ids"] for row in rows])
+    return np.array([float(each.double().sum()) for each in read])
