@@ -11,6 +11,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.sampling import Sampling
 from personavec.steering.generate import Request, generate
 from personavec.steering.vector import PersonaVector, load_vector
+from personavec.verbs.finetune import likeliest as module
 from personavec.verbs.finetune.likeliest import DOSES, likeliest, peak
 
 COEFS = np.array([-4.0, -2, -1, 0, 1, 2, 4])
@@ -56,16 +57,19 @@ def test_a_peak_beyond_the_grid_is_told() -> None:
 
 
 @pytest.mark.parametrize("dose", [0.1, -0.1, 0.0])
-def test_what_steered_replies_ask_for_is_what_steered_them(chat: ChatModel, vector: PersonaVector, dose: float) -> None:
-    """Replies that are drawn from the steered model are likeliest under that steering."""
+def test_what_steered_replies_ask_for_is_what_steered_them(
+    chat: ChatModel, vector: PersonaVector, dose: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies that are drawn from the steered model are likeliest under that steering, token by token."""
     layer = 2
     asked = [f"Say {n} {word}." for n in range(16) for word in ("now", "then", "again", "twice")]
     prompts = [chat.render([{"role": "user", "content": text}]) for text in asked]
     applied = (vector.at(dose=dose, layer=layer, positions="all"),) if dose else ()
     requests = [Request(prompt, applied, seed=(5, place)) for place, prompt in enumerate(prompts)]
     replies = generate(chat, requests, Sampling(32, 1.0))
-    rows = [{"prompt": text, "response": chat.decode(reply.ids)} for text, reply in zip(asked, replies, strict=True)]
-    (found,) = likeliest(chat, dataset_of(rows), vector, [layer])
+    rows = [{"prompt_ids": prompt, "response_ids": reply.ids} for prompt, reply in zip(prompts, replies, strict=True)]
+    monkeypatch.setattr(module, "_drawn", lambda *_: (rows, 0))  # a random model's text has other tokens once encoded
+    (found,) = likeliest(chat, dataset_of([]), vector, [layer])
     low, high = (vector.dose(layer, end) for end in found["coef"]["ci"])
     assert low - 0.03 <= dose <= high + 0.03, (found, low, high)
     assert -0.2 == min(DOSES) and found["coef"]["n"] == 32
