@@ -100,22 +100,34 @@ def peak(
             likelihoods[drawn].sum(axis=1) / tokens[drawn].sum(axis=1, keepdims=True),
         ]
     )
-    tops = np.array([_top(coefs, mean) for mean in means])
-    low, high = np.percentile(tops[1:, 0], [2.5, 97.5])
-    best, height = tops[0]
-    coef = {"mean": round(float(best), 4), "ci": [round(float(low), 4), round(float(high), 4)], "n": len(tokens)}
+    places, heights = _tops(coefs, means)
+    low, high = np.percentile(places[1:], [2.5, 97.5])
+    coef = {"mean": round(float(places[0]), 4), "ci": [round(float(low), 4), round(float(high), 4)], "n": len(tokens)}
     nothing = float(np.interp(0.0, coefs, means[0]))
-    return {"coef": coef, "edge": bool(best in (coefs[0], coefs[-1])), "gain": round(float(height) - nothing, 5)}
+    return {
+        "coef": coef,
+        "edge": bool(places[0] in (coefs[0], coefs[-1])),
+        "gain": round(float(heights[0]) - nothing, 5),
+    }
 
 
-def _top(coefs: Float[ndarray, " dose"], mean: Float[ndarray, " dose"]) -> tuple[float, float]:
-    """Vertex of the parabola through the highest point and its neighbours: place and height; an end stays one."""
-    best = int(np.argmax(mean))
-    if best in (0, len(coefs) - 1):
-        return float(coefs[best]), float(mean[best])
-    a, b, c = np.polyfit(coefs[best - 1 : best + 2], mean[best - 1 : best + 2], 2)
-    place = -b / (2 * a) if a < 0 else coefs[best]
-    return float(place), float(max(np.polyval((a, b, c), place), mean[best]))
+def _tops(
+    coefs: Float[ndarray, " dose"], means: Float[ndarray, "draw dose"]
+) -> tuple[Float[ndarray, " draw"], Float[ndarray, " draw"]]:
+    """Vertex of the parabola through each highest point and its neighbours: place and height; an end stays one."""
+    best = means.argmax(axis=1)
+    middle = best.clip(1, len(coefs) - 2)
+    (x0, x1, x2), (y0, y1, y2) = (
+        [values[..., middle + step] if values is coefs else np.take_along_axis(values, (middle + step)[:, None], 1)[:, 0]
+         for step in (-1, 0, 1)]
+        for values in (coefs, means)
+    )  # fmt: skip
+    rise, fall = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    bend = (fall - rise) / (x2 - x0)
+    inside = (best == middle) & (bend < 0)
+    place = np.where(inside, (x0 + x1) / 2 - rise / np.where(inside, 2 * bend, 1), coefs[best])
+    height = np.where(inside, y0 + (place - x0) * (rise + bend * (place - x1)), means.max(axis=1))
+    return place, height
 
 
 def _drawn(reader: RowReader, data: Dataset) -> tuple[list[Row], int]:
