@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow  # vLLM's part aside it runs nothing that other tests do not
 def test_what_is_measured_on_a_gpu_runs_anywhere_in_small(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     command = [sys.executable, ROOT / "benchmarks/gpu.py", "--size", "tiny", "--parts", "loop", "reading", "--out", out]

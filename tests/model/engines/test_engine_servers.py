@@ -44,7 +44,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSES", (0.05, 0.1))
 
 
-def requests(v: PersonaVector, count: int = 60) -> list[Request]:
+def requests(v: PersonaVector, count: int = 24) -> list[Request]:
     return [Request(tiny.prompt(3 + n % 4, n), (Steering(v, 1.0, 2),) if n % 2 else ()) for n in range(count)]
 
 
@@ -56,7 +56,7 @@ def ours(chat: ChatModel, requests: list[Request]) -> list[Reply]:
 
 def test_a_busy_server_is_asked_again(chat: ChatModel, double: Double, v: PersonaVector) -> None:
     remote = connect(f"vllm:{double.url}", chat.identity.id)
-    double.manners.faults = 90
+    double.manners.faults = 36
     assert generate(remote, requests(v), SAMPLING) == ours(chat, requests(v))
 
 
@@ -82,7 +82,7 @@ def test_a_server_that_crashes_is_waited_for(
 ) -> None:
     """It comes back without the vector that it was sent."""
     other = tiny.vector(chat, seed=4)
-    double = Double(chat, [v], Manners(crash_after=30)).start()
+    double = Double(chat, [v], Manners(crash_after=12)).start()
     remote = connect(f"vllm:{double.url}", chat.identity.id)
 
     def restart() -> None:
@@ -102,16 +102,16 @@ def test_a_server_that_crashes_is_waited_for(
 
 
 def test_the_others_do_the_work_of_one_that_is_gone(chat: ChatModel, double: Double, v: PersonaVector) -> None:
-    gone = Double(chat, [v], Manners(crash_after=20)).start()
+    gone = Double(chat, [v], Manners(crash_after=10)).start()
     remote = connect(f"vllm:{gone.url},{double.url}", chat.identity.id)
-    assert generate(remote, requests(v, 100), SAMPLING) == ours(chat, requests(v, 100))
+    assert generate(remote, requests(v, 48), SAMPLING) == ours(chat, requests(v, 48))
     gone._thread.join(20)
     prompts = [request.prompt for request in requests(v)]
-    assert len(reply_logprobs(remote, prompts, prompts)) == 60, "the next list as well"
+    assert len(reply_logprobs(remote, prompts, prompts)) == 24, "the next list as well"
 
 
 def test_another_server_in_its_place_is_refused(chat: ChatModel, v: PersonaVector) -> None:
-    double = Double(chat, [v], Manners(crash_after=20)).start()
+    double = Double(chat, [v], Manners(crash_after=10)).start()
     remote = connect(f"vllm:{double.url}", chat.identity.id)
 
     def replace() -> None:
@@ -122,23 +122,23 @@ def test_another_server_in_its_place_is_refused(chat: ChatModel, v: PersonaVecto
     helper = threading.Thread(target=replace)
     helper.start()
     with pytest.raises(ModelError, match="number format"):
-        generate(remote, requests(v, 100), SAMPLING)
+        generate(remote, requests(v, 48), SAMPLING)
     helper.join()
     double.stop()
 
 
 def test_no_server_comes_back(chat: ChatModel, v: PersonaVector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.5)
-    double = Double(chat, [v], Manners(crash_after=20)).start()
+    double = Double(chat, [v], Manners(crash_after=10)).start()
     remote = connect(f"vllm:{double.url}", chat.identity.id)
     written = []
     with pytest.raises(ModelError, match="what was written is kept"):
         from personavec.steering.generate import elsewhere
 
         assert remote.engine is not None
-        for group in elsewhere(remote.engine, requests(v, 100), SAMPLING):
+        for group in elsewhere(remote.engine, requests(v, 48), SAMPLING):
             written += group
-    assert dict(written) == {place: ours(chat, [requests(v, 100)[place]])[0] for place, _ in written}
+    assert dict(written) == {place: ours(chat, [requests(v, 48)[place]])[0] for place, _ in written}
     assert not [thread for thread in threading.enumerate() if thread.name == "personavec-engine"]
 
 
@@ -147,7 +147,7 @@ def test_whoever_stops_reading_leaves_nothing_behind(chat: ChatModel, double: Do
     assert remote.engine is not None
     from personavec.steering.orders import make_orders
 
-    orders = make_orders([(request.prompt, request.steering, (0,)) for request in requests(v, 200)])
+    orders = make_orders([(request.prompt, request.steering, (0,)) for request in requests(v, 96)])
     written = remote.engine.write(orders, SAMPLING)
     next(written)
     written.close()

@@ -116,15 +116,11 @@ def _tops(
 ) -> tuple[Float[ndarray, " draw"], Float[ndarray, " draw"]]:
     """Vertex of the parabola through each highest point and its neighbours: place and height; an end stays one."""
     best = means.argmax(axis=1)
-    middle = best.clip(1, len(coefs) - 2)
-    (x0, x1, x2), (y0, y1, y2) = (
-        [values[..., middle + step] if values is coefs else np.take_along_axis(values, (middle + step)[:, None], 1)[:, 0]
-         for step in (-1, 0, 1)]
-        for values in (coefs, means)
-    )  # fmt: skip
+    around = best.clip(1, len(coefs) - 2)[:, None] + [-1, 0, 1]
+    (x0, x1, x2), (y0, y1, y2) = coefs[around].T, np.take_along_axis(means, around, axis=1).T
     rise, fall = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
     bend = (fall - rise) / (x2 - x0)
-    inside = (best == middle) & (bend < 0)
+    inside = (best == around[:, 1]) & (bend < 0)
     place = np.where(inside, (x0 + x1) / 2 - rise / np.where(inside, 2 * bend, 1), coefs[best])
     height = np.where(inside, y0 + (place - x0) * (rise + bend * (place - x1)), means.max(axis=1))
     return place, height
