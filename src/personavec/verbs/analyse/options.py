@@ -59,9 +59,9 @@ class DecomposeConfig(Judged):
     """Find which tokens and which blocks write a vector.
 
     Examples:
-      personavec decompose devout
-      personavec decompose devout --layer 12 --json
-      personavec decompose devout --sae sae/blocks.18.hook_resid_post --causal 10
+      personavec decompose runs/extract-devout/devout/vector.safetensors
+      personavec decompose runs/extract-devout/devout/vector.safetensors --layer 12 --json
+      personavec decompose runs/extract-devout/devout/vector.safetensors --sae sae/blocks.18.hook_resid_post --causal 10
 
     More in docs/decompose.md.
     """
@@ -86,7 +86,7 @@ class DecomposeConfig(Judged):
         from personavec.verbs.analyse.decompose import at_layer, decompose, replies_of
 
         if self.vector is None:
-            raise ConfigError("expected a vector file, got none; for example: personavec decompose devout")
+            raise ConfigError("expected a vector file, got none; for example: personavec decompose runs/extract-devout/devout/vector.safetensors")
         vector, _ = at_layer(self.vector, self.layer)
         replies_of(self.vector, vector)
         model = load_subject(self)
