@@ -86,7 +86,10 @@ class DecomposeConfig(Judged):
         from personavec.verbs.analyse.decompose import at_layer, decompose, replies_of
 
         if self.vector is None:
-            raise ConfigError("expected a vector file, got none; for example: personavec decompose runs/extract-devout/devout/vector.safetensors")
+            raise ConfigError(
+                "expected a vector file, got none; for example: personavec decompose "
+                "runs/extract-devout/devout/vector.safetensors"
+            )
         vector, _ = at_layer(self.vector, self.layer)
         replies_of(self.vector, vector)
         model = load_subject(self)
