@@ -45,7 +45,7 @@ NEEDED = {"shift": {"finetune"}, "decompose": {"extract"}, "monitor --experiment
 """Verbs that read what others wrote."""
 
 SMALL: dict[str, Any] = {
-    "questions": 4, "pairs": 2, "asked": 2, "conditions": 3, "rows": 8, "texts": 2, "chats": 20, "chosen": 4,
+    "questions": 4, "pairs": 2, "asked": 2, "conditions": 3, "rows": 20, "texts": 2, "chats": 20, "chosen": 4,
     "extract": {"doses": (0.2,), "sweep_questions": 2, "check_rollouts": 1},
 }  # fmt: skip
 """What `paper --quick` does less of here."""

@@ -142,6 +142,8 @@ def paper(
     run = Run.open(store, chosen | interview.options | {"model": model.identity.id, "judge": bench.spec}, inputs)
     size = QUICK if quick else WHOLE
     training: TrainingOptions = {"rate": rate, "batch": batch, "checkpoints": 1}
+    if quick:  # its two or three steps would all lie within the warm-up
+        training["warmup_steps"] = 0
     study = Study(interview, writing, bench, size, run, data, training)
     slower = pace(interview) / REFERENCE
     known = {name: part.quick if quick else part.whole for name, part in PARTS.items()}
