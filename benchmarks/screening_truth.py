@@ -157,7 +157,11 @@ def main() -> None:
     folder = given.folder.resolve()
     pools, run = (
         Pools(model, vectors, folder / "pools"),
-        Run.open(folder / "work", {"model": model.identity.id, "numbers": model.numbers}),
+        Run.open(
+            folder / "work",
+            {"model": model.identity.id, "numbers": model.numbers},
+            {name: vector.content_hash for name, vector in vectors.items()},
+        ),
     )
     for trait, vector in vectors.items():
         card = folder / f"{trait}.safetensors"
@@ -166,10 +170,9 @@ def main() -> None:
         )
     table: list[Row] = []
     names: list[str] = []
-    for number, (wanted, data) in enumerate(ready(every_set([*vectors]), pools, folder / "sets")):
+    sets = [each for each in every_set([*vectors]) if not own or run.done(f"truth-{each.name}.json")]
+    for number, (wanted, data) in enumerate(ready(sets, pools, folder / "sets")):
         if given.most is not None and number >= given.most:
-            break
-        if own and not run.done(f"truth-{wanted.name}.json"):
             break
         print(f"set {number}: {wanted.name}", file=sys.stderr, flush=True)
         scored = by_row(model, wanted, data, vectors, pools, run)

@@ -18,6 +18,7 @@ import numpy as np
 from personavec.judges.load import load_bench
 from personavec.judges.scoring import learned_scales, take_scale
 from personavec.model.chat_model import ChatModel
+from personavec.runs.files import write_file
 from personavec.runs.run import Run
 from personavec.steering.rollouts import Interview
 from personavec.steering.vector import PersonaVector
@@ -193,7 +194,7 @@ class Pools:
 def save(rows: Sequence[Row], path: Path) -> None:
     """Write rows once: a run that resumes knows its data by their bytes."""
     if not path.exists():
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def load(path: Path) -> list[Row]:

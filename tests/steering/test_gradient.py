@@ -121,4 +121,5 @@ def test_quantised_weights_run_backwards(
 ) -> None:
     pytest.importorskip("torchao")
     chat = ChatModel.load(str(saved[0]), dtype="float32", device="cpu", quantise=quantised)
-    assert torch.isfinite(gradients(chat, rows_of(2), [1])).all()
+    whole = gradients(ChatModel.load(str(saved[0]), dtype="float32", device="cpu"), rows_of(2), [1])
+    assert torch.cosine_similarity(gradients(chat, rows_of(2), [1]), whole, dim=-1).min() > 0.95

@@ -52,6 +52,7 @@ def load_bench(
     url: str | None = None,
     beside: "Bench | None" = None,
     load: Callable[..., ChatModel] = ChatModel.load,
+    trust_remote_code: bool = False,
     **limits: Unpack[CallLimits],
 ) -> Bench:
     """The judges that a spec names.
@@ -63,6 +64,7 @@ def load_bench(
         url: Server of openai:MODEL, default OpenAI's; or vllm:URL[,URL…] for panel:MODEL, see `engines.vllm.connect`.
         beside: Judges of the same process, with which the budget of calls is shared.
         load: Makes a judge model from a name; takes `plain_template`.
+        trust_remote_code: Run code that the repository of a model behind vllm:URL ships.
         limits: How a server may be asked.
 
     Raises:
@@ -78,7 +80,7 @@ def load_bench(
         )
     if kind == "panel" and (name or ":" not in spec):
         fluent = PlainReader(subject, system)
-        make = partial(connect, servers) if servers else load
+        make = partial(connect, servers, trust_remote_code=trust_remote_code) if servers else load
         plain = PlainReader(make(name, plain_template=True), "template") if name else fluent
         return Bench(
             FluencyJudge(fluent),

@@ -47,7 +47,10 @@ class PanelJudge:
         self.steps = sum(self._readers.values()) + len(self._panel)
         self.features = (TRAIT, OPPOSITE, NONE, WORST, *(persona.name for persona in self._panel))
         readers = zlib.crc32(" ".join(persona.reads for persona in self._panel).encode())
-        self.basis = f"weights {model.identity.revision[:16]}, panel {readers:08x}, {self.steps} readings a reply"
+        elsewhere = f" in {model.numbers}" if model.engine else ""  # weights are not compared there
+        self.basis = (
+            f"weights {model.identity.revision[:16]}{elsewhere}, panel {readers:08x}, {self.steps} readings a reply"
+        )
         self.calibration: LogisticScale | None = None
         self.aucs: dict[str, Interval] = {}
 

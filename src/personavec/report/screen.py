@@ -76,7 +76,8 @@ def headline(result: Json) -> str:
 
 def means(result: Json) -> alt.LayerChart:
     """The set's mean on every vector with its interval, over the range of random directions."""
-    axis = f"{result['estimate']}, mean over rows (activation units)"
+    unit = "nats per token and unit of activation" if result["cost"] == "gradient" else "activation units"
+    axis = f"{result['estimate']}, mean over rows ({unit})"
     return by_vector(result["projection_difference"], result["random_control"], axis, headline(result))
 
 

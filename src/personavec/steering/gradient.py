@@ -16,6 +16,11 @@ from personavec.model.machine.limits import Limit, in_parts
 
 Row = Mapping[str, Any]
 
+COPIES = 2
+"""Of the logits on the way back, beside those that a pass of reading keeps."""
+SCALE = 1024.0
+"""Of what goes back in float16, whose smallest numbers a gradient would fall below."""
+
 
 def likelihood_gradients(
     model: ChatModel, rows: Sequence[Row], layers: Sequence[int], limit: Limit | None = None
@@ -23,9 +28,8 @@ def likelihood_gradients(
     """Per row and layer l the vector g with g·u = d/dα log p(reply | prompt; h_l + α·u), at α = 0, per reply token.
 
     u is added at every token of prompt and reply, as preventative steering adds it in training: the projection of g on
-    a direction says how much likelier a little of it makes the reply. Of what the model itself writes (at temperature
-    1) the expected g is 0. One pass forward and one back, from the head down to the lowest layer, for all layers and
-    all directions at once; the weights get no gradient, and their flags stay.
+    a direction says how much likelier a little of it makes the reply. One pass forward and one back, from the head down
+    to the lowest layer, for all layers and all directions at once; the weights get no gradient, and their flags stay.
 
     Args:
         model: Whose likelihood.
@@ -47,14 +51,16 @@ def likelihood_gradients(
     ids = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
     firsts = [len(row["prompt_ids"]) + row.get("reasoning_tokens", 0) for row in rows]
     vocabulary = model.hf.config.get_text_config().vocab_size
-    given = limit or model.limits.screened
-    tokens = Limit(min(given.most, model.limits.logits.most // vocabulary))  # the head's outputs are kept at each
+    given = (limit or model.limits.screened).most
+    if model.device.type != "cpu":  # of every block its inner streams are kept for the way back
+        given /= model.n_layers - min(layers)
+    tokens = Limit(min(given, model.limits.logits.most / (COPIES * vocabulary)))
 
     def of_batch(part: Sequence[int]) -> Tensor:
         return _gradients(model, [ids[place] for place in part], [firsts[place] for place in part], layers)
 
     for batch in by_length(ids, tokens):
-        for part, gradients in in_parts(batch, of_batch, given, tokens):
+        for part, gradients in in_parts(batch, of_batch, tokens):
             yield [*part], gradients[:, None]
 
 
@@ -95,13 +101,14 @@ def _back(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.graph.save_on_cpu() if spill else nullcontext())
         with attach(model, start, {layer: at(layer) for layer in added}):
-            logits = model.hf(**inputs, logits_to_keep=kept).logits[:, :-1].float()
+            logits = model.hf(**inputs, logits_to_keep=kept).logits[:, -kept:-1].float()
         targets = inputs["input_ids"][:, width - kept + 1 :].to(logits.device)
         logprobs = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
         counted = torch.zeros(logprobs.shape)
         for weights, row, first in zip(counted, ids, firsts, strict=True):
-            weights[first - (width - kept + 1) : len(row) - (width - kept + 1)] = 1 / (len(row) - first)
-        total = (logprobs * counted.to(logprobs.device)).sum()
+            weights[first - (width - kept + 1) : len(row) - (width - kept + 1)] = 1.0
+        scale = SCALE if model.dtype == torch.float16 else 1.0
+        total = scale * (logprobs * counted.to(logprobs.device)).sum()
         try:
             found = torch.autograd.grad(total, [*added.values()])
         except torch.OutOfMemoryError:
@@ -113,4 +120,5 @@ def _back(
                 "without --quantise and with --attention eager"
             ) from error
     by_layer = dict(zip(added, found, strict=True))
-    return torch.stack([by_layer[layer][:, 0].cpu() for layer in layers], dim=1)
+    tokens = torch.tensor([len(row) - first for row, first in zip(ids, firsts, strict=True)])
+    return torch.stack([by_layer[layer][:, 0].cpu() for layer in layers], dim=1) / (scale * tokens[:, None, None])

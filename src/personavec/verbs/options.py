@@ -229,14 +229,16 @@ def bench_for(
         ModelError: Likewise.
     """
     from personavec.judges.load import load_bench
+    from personavec.model.engines.introduction import SCHEME
 
     return load_bench(
         spec or options.judge,
         model,
         system=options.system,
-        url=url or options.judge_url,
+        url=url or (None if spec and (options.judge_url or "").startswith(SCHEME) else options.judge_url),
         beside=beside,
         load=partial(load_subject, options),
+        trust_remote_code=options.trust_remote_code,
         **options.call_limits,
     )
 

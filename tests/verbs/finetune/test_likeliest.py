@@ -67,7 +67,10 @@ def test_what_steered_replies_ask_for_is_what_steered_them(
     applied = (vector.at(dose=dose, layer=layer, positions="all"),) if dose else ()
     requests = [Request(prompt, applied, seed=(5, place)) for place, prompt in enumerate(prompts)]
     replies = generate(chat, requests, Sampling(32, 1.0))
-    rows = [{"prompt_ids": prompt, "response_ids": reply.ids} for prompt, reply in zip(prompts, replies, strict=True)]
+    rows = [
+        {"prompt_ids": prompt, "response_ids": ids, "response_tokens": len(ids), "reasoning_tokens": 0}
+        for prompt, (ids, *_) in zip(prompts, replies, strict=True)
+    ]
     monkeypatch.setattr(module, "_drawn", lambda *_: (rows, 0))  # a random model's text has other tokens once encoded
     (found,) = likeliest(chat, dataset_of([]), vector, [layer])
     low, high = (vector.dose(layer, end) for end in found["coef"]["ci"])

@@ -147,7 +147,9 @@ def judges(study: Study) -> Row:
     for name in study.known(study.size.single):
         with surviving(failed, name):
             model = study.model
-            load = partial(ChatModel.load, dtype=str(model.dtype).removeprefix("torch."), device=model.placement)
+            here = model.engine is None  # else its weights, and so their place, are elsewhere
+            place: Row = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.placement} if here else {}
+            load = partial(ChatModel.load, **place)
             options: Row = {"system": study.interview.system, "beside": study.bench, "load": load}
             evaluation = evaluate(
                 model,

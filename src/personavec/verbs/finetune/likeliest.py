@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from personavec.data.dataset import Dataset
 from personavec.data.sample import Sample
-from personavec.errors import DataError
+from personavec.errors import DataError, ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.logits import reply_logprobs
 from personavec.runs.progress import stage
@@ -63,7 +63,8 @@ def likeliest(
     along = directions([vector], [vector.card.trait], layers, seed)
     rows, dropped = _drawn(RowReader(model, along, on_error="skip", system=system), data)
     choosing, measuring = np.array_split(np.random.default_rng(seed).permutation(len(rows)), 2)
-    effects = _effects(model, [rows[place] for place in choosing], vector, layers)
+    with steer(model, [tuple(beside)]):
+        effects = _effects(model, [rows[place] for place in choosing], vector, layers)
     measured = [rows[place] for place in measuring]
     found = []
     with stage("how much of it the data ask for", len(layers) * (len(DOSES) - 1) + 1) as advance:
@@ -75,7 +76,7 @@ def likeliest(
             for steering in at:
                 columns.append(_likelihoods(model, measured, (*beside, steering)) if steering.coef else plain)
                 advance(bool(steering.coef))
-            tokens = np.array([len(row["response_ids"]) for row in measured], dtype=float)
+            tokens = np.array([row["response_tokens"] for row in measured], dtype=float)
             coefs = np.array([steering.coef for steering in at])
             found.append({"layer": layer, **peak(coefs, np.column_stack(columns), tokens, seed), "effect": effect})
             found[-1]["coef"]["dropped"] = dropped
@@ -152,4 +153,7 @@ def _effects(model: ChatModel, rows: Sequence[Row], vector: PersonaVector, layer
 def _likelihoods(model: ChatModel, rows: Sequence[Row], steerings: Sequence[Steering]) -> Float[ndarray, " row"]:
     with steer(model, [steerings]):
         read = reply_logprobs(model, [row["prompt_ids"] for row in rows], [row["response_ids"] for row in rows])
-    return np.array([float(each.double().sum()) for each in read])
+    sums = [float(each[row["reasoning_tokens"] :].double().sum()) for each, row in zip(read, rows, strict=True)]
+    if not np.isfinite(sums).all():
+        raise ModelError(f"expected finite likelihoods, got inf or nan ({model.numbers}); pass --dtype float32")
+    return np.array(sums)

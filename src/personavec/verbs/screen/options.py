@@ -129,6 +129,11 @@ class ScreenConfig(Judging, Gated, Engined, Common):
                 f"expected a data set and --vectors, got {got}; put the data first: personavec screen chats.jsonl "
                 "--vectors devout"
             )
+        if self.cost == "gradient" and self.engine != "hf":
+            raise ConfigError(
+                f"expected --engine hf with --cost gradient, got {self.engine}, which does not run backwards; pass "
+                "another --cost"
+            )
         check_choice(self.cost, self.top_k, self.export_k, self.turn, self.drop, self.keep_below, self.clean)
         if self.side == "both":
             check_pairs(self.turn, self.plan)

@@ -156,7 +156,7 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
             "messages"
         )
     answers = planning or reader.answered
-    gradient = model.engine is None if planning else reader.cost == "gradient"
+    gradient = reader.cost == "gradient"
     encoded = [encode(reader, sample) for sample in census.drawn]
     rows = [row for row in encoded if not row["error"]]
     if not rows:

@@ -21,7 +21,7 @@ from personavec.verbs.screen.table import Place, Table
 from personavec.verbs.screen.verdict import direction
 
 NO_VERDICT = (
-    "raw and proxy scores only rank rows: neither side has a verdict, and the difference tells which replies lie "
+    "such scores only rank rows: neither side has a verdict, and the difference tells which replies lie "
     "higher, not what training on them does; --cost sampled or full tells where each side lies"
 )
 
@@ -104,8 +104,8 @@ class Screening(Result):
         """How far each row scores above the same row of another screening, in the mean, by vector.
 
         Of preferences: `screen(…, side="chosen").less(screen(…, side="rejected"))` says which replies lie higher. What
-        is taken off both replies to a prompt is one, so every `cost` gives that difference. With raw and proxy it is no
-        verdict on a set, as neither side has one.
+        is taken off both replies to a prompt is one, so every `cost` but gradient gives that difference. With raw,
+        proxy and gradient it is no verdict on a set, as neither side has one.
 
         Raises:
             ConfigError: The other is of another kind, or of other rows.
@@ -139,7 +139,7 @@ class Screening(Result):
         data = self.data
         shown = {"data": data["data"], "rows": f"{data['rows']:,}", "skipped": f"{data['skipped']:,}"}
         if not self.mean:
-            (rung,) = [row for row in data["plan"]["estimates"][:4] if row["cost"] == data["cost"]]
+            rung = next(row for row in data["plan"]["estimates"] if row["cost"] == data["cost"])  # of this set
             seconds = "not measured" if rung["seconds"] is None else f"{rung['seconds']:,.0f}"
             return [*shown.items(), ("cost", data["cost"]), ("seconds", seconds)]
         shown["score"] = data["estimate"]

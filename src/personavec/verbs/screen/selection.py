@@ -127,7 +127,7 @@ def check_choice(
     if cost == "sampled" and turn == "every":
         raise ConfigError(
             "expected --turn first or last with --cost sampled, whose interval takes rows as drawn one by one, got "
-            "every; pass --cost proxy or full"
+            "every; pass another --cost"
         )
     if top_k and cost != "sampled":
         raise ConfigError(f"expected --cost sampled with --top-k, got {cost}; pass --cost sampled")

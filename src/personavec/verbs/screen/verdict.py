@@ -39,8 +39,9 @@ def verdicts(
 ) -> Row:
     """Along which vectors a data set would train, and on which side.
 
-    A score that only ranks rows (raw, proxy) has no zero that means anything, so there is none from it. The gradient's
-    zero is what the base model itself would write: the expected one of its own replies is 0.
+    A score that only ranks rows (raw, proxy) has no zero that means anything, so there is none from it. The gradient
+    has one next to a clean set alone: of what the model writes itself the expected gradient of a whole reply is 0, its
+    end included, but not that of a token of it.
 
     Args:
         cost: What the scores are.
@@ -54,7 +55,7 @@ def verdicts(
         `verdict` by vector (null where there can be none), `verdict_against` (what it was compared with), and
         `difference_from_clean` by vector: `mean`, `ci` and its `random_control`, or null.
     """
-    if cost in ("raw", "proxy"):
+    if cost in ("raw", "proxy") or (cost == "gradient" and clean is None):
         return {"verdict": dict.fromkeys(means), "verdict_against": None, "difference_from_clean": None}
     if cost == "sampled" or clean is None:  # the clean set's rows have base replies with full alone
         found = {name: direction(mean, controls[name]) for name, mean in means.items()}
