@@ -11,6 +11,8 @@ from personavec.errors import JudgeError
 from personavec.judges.load import load_bench
 from personavec.model.chat_model import ChatModel
 from personavec.traits.load import load_trait
+from personavec.verbs.evaluate.options import EvaluateConfig
+from personavec.verbs.options import bench_for
 
 QUESTIONS = ["How are you?", "What is rain?", "Who was Nero?"]
 ANSWERS = ["Fine.", "Water that falls from clouds.", ""]
@@ -40,6 +42,14 @@ def test_the_panel_of_a_model_behind_servers_has_the_same_evidence(
     np.testing.assert_allclose(*read, atol=1e-4)
     assert np.isnan(read[0][2]).any() and not np.isnan(read[0][:2]).any()
     assert here.id == there.id and here.basis != there.basis, "no weights were here to be fingerprinted"
+
+
+def test_a_second_judge_is_not_asked_at_the_address_of_a_panel(server: Double, chat: ChatModel) -> None:
+    """--agreement has its own --agreement-url; what --judge-url says of vLLM's servers is of --judge alone."""
+    first = EvaluateConfig(judge="panel:other", judge_url=f"vllm:{server.url}", trait="devout")
+    assert bench_for(first, chat, spec="panel").spec == "panel"
+    with pytest.raises(JudgeError, match="expected panel:MODEL with --judge-url"):
+        bench_for(first, chat, spec="panel", url=f"vllm:{server.url}")
 
 
 @pytest.mark.parametrize("spec", ["panel", "hf:NAME", "openai:NAME"])
