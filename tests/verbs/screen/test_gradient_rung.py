@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from personavec.cli.main import main
-from personavec.errors import DataError
+from personavec.errors import DataError, ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.steering.gradient import likelihood_gradients
 from personavec.steering.vector import PersonaVector, load_vector
@@ -69,9 +69,25 @@ def test_it_is_planned_by_its_own_speed(chat: ChatModel, vector: PersonaVector) 
     costs = {row["cost"]: row for row in plan["estimates"] if row["rows"] == len(ROWS)}
     assert [*costs] == ["raw", "proxy", "gradient", "sampled", "full"]
     assert costs["gradient"]["tokens_read"] == costs["raw"]["tokens_read"] and costs["gradient"]["seconds"] is not None
+    assert costs["gradient"]["seconds"] == pytest.approx(
+        costs["raw"]["tokens_read"] / plan["rates"]["gradient_per_second"], abs=0.1
+    )
     cheap = screen(chat, ROWS, vector, cost="raw").data["plan"]
     assert cheap["rates"]["gradient_per_second"] is None, "it is not measured where nobody asked for it"
     assert next(row for row in cheap["estimates"] if row["cost"] == "gradient")["seconds"] is None
+
+
+def test_a_plan_of_another_cost_needs_no_way_back(
+    chat: ChatModel, vector: PersonaVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: Any) -> None:
+        raise NotImplementedError("no backward of this kernel")
+
+    monkeypatch.setattr(torch.autograd, "grad", cannot)
+    plan = screen(chat, ROWS, vector, cost="raw", plan=True).data["plan"]
+    assert [row["cost"] for row in plan["estimates"][:5] if row["seconds"] is None] == ["gradient"]
+    with pytest.raises(ModelError, match="to run backwards"):
+        screen(chat, ROWS, vector, cost="gradient", plan=True)
 
 
 @pytest.mark.parametrize("cost", ["gradient", "proxy"])

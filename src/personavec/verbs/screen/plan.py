@@ -7,16 +7,18 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+import torch
 
 from personavec.data.dataset import Bad
 from personavec.data.sample import Sample
-from personavec.errors import DataError
+from personavec.errors import DataError, ModelError
 from personavec.model.activations import activations
 from personavec.model.machine.plan import price_of
 from personavec.runs.progress import stage, tell
+from personavec.runs.run import Row
 from personavec.steering.generate import Reply
 from personavec.steering.gradient import likelihood_gradients
-from personavec.verbs.screen.shards import DataPass, encode
+from personavec.verbs.screen.shards import DataPass, RowReader, encode
 
 COSTS = ("raw", "proxy", "gradient", "sampled", "full")
 SIZES = (1_000_000, 100_000_000)
@@ -156,7 +158,7 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
             "messages"
         )
     answers = planning or reader.answered
-    gradient = reader.cost == "gradient"
+    gradient = reader.cost == "gradient" or (planning and model.engine is None)
     encoded = [encode(reader, sample) for sample in census.drawn]
     rows = [row for row in encoded if not row["error"]]
     if not rows:
@@ -182,9 +184,7 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
         advance(1)
         gradient_rate = None
         if gradient:
-            began = time.perf_counter()
-            list(likelihood_gradients(model, rows, layers, reader.limit))
-            gradient_rate = tokens / (time.perf_counter() - began)
+            gradient_rate = _gradient_rate(reader, rows, tokens)
             advance(1)
         room = model.context - reader.max_new_tokens
         some = [row for row in rows if answers and len(row["prompt_ids"]) <= room]
@@ -205,3 +205,15 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
     )
     run.write_json("rates.json", asdict(rates))
     return rates
+
+
+def _gradient_rate(reader: RowReader, rows: Sequence[Row], tokens: int) -> float | None:
+    """Tokens a second through which a gradient is taken; None where a plan of another cost finds that it cannot be."""
+    began = time.perf_counter()
+    try:
+        list(likelihood_gradients(reader.model, rows, reader.directions.read_layers, reader.limit))
+    except (ModelError, torch.OutOfMemoryError):
+        if reader.cost == "gradient":
+            raise
+        return None
+    return tokens / (time.perf_counter() - began)
