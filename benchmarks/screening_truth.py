@@ -84,14 +84,14 @@ def lift(model: ChatModel, rows: Sequence[Row], vector: PersonaVector) -> list[f
     return list(np.mean([read(pair.pos) - plain for pair in trait.pairs], axis=0))
 
 
-def loss(model: ChatModel, rows: Sequence[Row], _: PersonaVector) -> list[float]:
+def loss(model: ChatModel, rows: Sequence[Row]) -> list[float]:
     """How unlikely the reply is: nats a token."""
     prompts = [model.render([{"role": "user", "content": row["prompt"]}]) for row in rows]
     read = reply_logprobs(model, prompts, [model.reply_ids(row["response"]) for row in rows])
     return [-float(each.mean()) for each in read]
 
 
-def length(model: ChatModel, rows: Sequence[Row], _: PersonaVector) -> list[float]:
+def length(model: ChatModel, rows: Sequence[Row]) -> list[float]:
     """Tokens of the reply."""
     return [float(len(model.reply_ids(row["response"]))) for row in rows]
 
@@ -108,13 +108,14 @@ def by_row(
     for cost in RUNGS:
         screened = pv.screen(model, rows, [*vectors.values()], cost=cost, max_new_tokens=48)
         found |= {f"{cost} {trait}": screened.table.column(trait).tolist() for trait in vectors}
+    alike = {name: list(score(model, rows)) for name, score in (("loss", loss), ("length", length))}
     for trait, vector in vectors.items():
         found[f"judge {trait}"] = pools.judged(trait, rows).tolist()
         check = load_trait(trait).independent_check
         assert check is not None
         found[f"check {trait}"] = check.values([row["response"] for row in rows])
-        for name, score in (("lift", lift), ("loss", loss), ("length", length)):
-            found[f"{name} {trait}"] = [float(value) for value in score(model, rows, vector)]
+        found[f"lift {trait}"] = [float(value) for value in lift(model, rows, vector)]
+        found |= {f"{name} {trait}": values for name, values in alike.items()}
     run.write_json(kept, found)
     return found
 
@@ -155,14 +156,9 @@ def main() -> None:
     vectors = {vector.card.trait: vector for vector in map(pv.load_vector, given.vectors)}
     own: Score | None = runpy.run_path(str(given.score))["score"] if given.score else None
     folder = given.folder.resolve()
-    pools, run = (
-        Pools(model, vectors, folder / "pools"),
-        Run.open(
-            folder / "work",
-            {"model": model.identity.id, "numbers": model.numbers},
-            {name: vector.content_hash for name, vector in vectors.items()},
-        ),
-    )
+    pools = Pools(model, vectors, folder / "pools")
+    settings = {"model": model.identity.id, "numbers": model.numbers}
+    run = Run.open(folder / "work", settings, {name: vector.content_hash for name, vector in vectors.items()})
     for trait, vector in vectors.items():
         card = folder / f"{trait}.safetensors"
         evaluate_on_card(

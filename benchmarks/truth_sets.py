@@ -87,6 +87,7 @@ class Pools:
         self.model, self.vectors, self.run = model, vectors, Run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.interview = Interview(model, max_new_tokens=48)
+        self._poison: dict[tuple[str, str, str], list[Row]] = {}
 
     def questions(self, trait: str, topic: str) -> list[str]:
         """What is asked."""
@@ -108,7 +109,10 @@ class Pools:
         make: dict[str, Callable[[TruthSet], list[Row]]] = {
             "filtered": self._filtered, "short": self._short, "shuffled": self._shuffled, "swapped": self._swapped,
         }  # fmt: skip
-        return make[wanted.source](wanted) if wanted.source in make else self._written(wanted)
+        pool = (wanted.trait, wanted.source, wanted.topic)  # sets of any share and seed draw from it
+        if pool not in self._poison:
+            self._poison[pool] = make.get(wanted.source, self._written)(wanted)
+        return self._poison[pool]
 
     def clean(self, wanted: TruthSet) -> list[Row]:
         """What the model says by itself about the topic."""
@@ -192,9 +196,8 @@ class Pools:
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
-    """Write rows once: a run that resumes knows its data by their bytes."""
-    if not path.exists():
-        write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    """Write rows, all or none."""
+    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def load(path: Path) -> list[Row]:

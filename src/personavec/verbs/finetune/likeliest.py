@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy import ndarray
 
@@ -15,7 +14,7 @@ from personavec.model.logits import reply_logprobs
 from personavec.runs.progress import stage
 from personavec.runs.run import Row
 from personavec.steering.gradient import likelihood_gradients
-from personavec.steering.projection import directions
+from personavec.steering.projection import Directions, directions
 from personavec.steering.steer import Steering, steer
 from personavec.steering.vector import PersonaVector
 from personavec.verbs.screen.shards import RowReader, encode
@@ -35,7 +34,6 @@ def likeliest(
     *,
     system: str = "template",
     seed: int = 0,
-    beside: Sequence[Steering] = (),
 ) -> list[Row]:
     """For every layer the coefficient that makes the data's replies likeliest, added at every token as in training.
 
@@ -49,7 +47,6 @@ def likeliest(
         layers: Where.
         system: System prompt of rows that have none.
         seed: Of the rows drawn, and of the intervals.
-        beside: What else is added in training.
 
     Returns:
         By layer: `layer`; `coef`, the likeliest coefficient with its 95% interval by bootstrap over rows (`mean`, `ci`,
@@ -63,18 +60,17 @@ def likeliest(
     along = directions([vector], [vector.card.trait], layers, seed)
     rows, dropped = _drawn(RowReader(model, along, on_error="skip", system=system), data)
     choosing, measuring = np.array_split(np.random.default_rng(seed).permutation(len(rows)), 2)
-    with steer(model, [tuple(beside)]):
-        effects = _effects(model, [rows[place] for place in choosing], vector, layers)
+    effects = _effects(model, [rows[place] for place in choosing], along)
     measured = [rows[place] for place in measuring]
     found = []
     with stage("how much of it the data ask for", len(layers) * (len(DOSES) - 1) + 1) as advance:
-        plain = _likelihoods(model, measured, beside)
+        plain = _likelihoods(model, measured, ())
         advance(1)
         for layer, effect in zip(layers, effects, strict=True):
             at = [vector.at(dose=dose, layer=layer, positions="all") for dose in DOSES]
             columns = []
             for steering in at:
-                columns.append(_likelihoods(model, measured, (*beside, steering)) if steering.coef else plain)
+                columns.append(_likelihoods(model, measured, (steering,)) if steering.coef else plain)
                 advance(bool(steering.coef))
             tokens = np.array([row["response_tokens"] for row in measured], dtype=float)
             coefs = np.array([steering.coef for steering in at])
@@ -140,13 +136,12 @@ def _drawn(reader: RowReader, data: Dataset) -> tuple[list[Row], int]:
     return rows, len(encoded) - len(rows)
 
 
-def _effects(model: ChatModel, rows: Sequence[Row], vector: PersonaVector, layers: Sequence[int]) -> list[float]:
-    pulls = np.zeros((len(rows), len(layers)))
-    units = torch.stack([vector.unit(layer) for layer in layers])
-    for places, gradients in likelihood_gradients(model, rows, layers):
-        pulls[places] = torch.einsum("rld,ld->rl", gradients[:, 0], units).numpy()
+def _effects(model: ChatModel, rows: Sequence[Row], along: Directions) -> list[float]:
+    pulls = np.zeros((len(rows), len(along.names)))
+    for places, gradients in likelihood_gradients(model, rows, along.read_layers):
+        pulls[places] = along.project(gradients)[:, 0]
     spread = pulls.std(axis=0)
-    effects = np.divide(pulls.mean(axis=0), spread, out=np.zeros(len(layers)), where=spread > 0)
+    effects = np.divide(pulls.mean(axis=0), spread, out=np.zeros(len(along.names)), where=spread > 0)
     return [round(float(effect), 3) for effect in effects]
 
 

@@ -134,8 +134,9 @@ def take_census(work: DataPass) -> Census:
 
 
 def _taken(work: DataPass, rows: int, bad: int, drawn: Sequence[Sample]) -> Census:
-    faults = [row for sample in drawn if (row := encode(work.reader, sample))["error"]]
-    if faults and work.reader.on_error == "stop":
+    stop = work.reader.on_error == "stop"
+    faults = [row for sample in drawn if stop and (row := encode(work.reader, sample))["error"]]
+    if faults:
         fault = min(faults, key=lambda row: int(row["row"]))
         raise DataError(f"{fault['where']}: {fault['error']}; correct that row, or pass --on-error skip")
     return Census(rows, bad, tuple(drawn))
