@@ -126,6 +126,7 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text("utf-8"), flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block of docs/api.md in turn, on a tiny model in place of the one it names."""
     assert len(blocks()) >= 8
@@ -149,6 +150,7 @@ personavec.judges.load.load_bench = lambda *_, **__: letters.bench()
 """
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(place: Path) -> None:
     """Every cell, in a kernel, on the tiny model; its results show themselves as HTML."""
     nbclient = pytest.importorskip("nbclient")

@@ -66,6 +66,7 @@ def test_a_run_stopped_by_its_budget_goes_on(
     assert "judge server: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_extract_with_a_server(
     warm: Path, judging: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def check(score: Score, value: float, mass: float, within: float) -> None:
         assert mass < MIN_MASS + 1e-5
 
 
+@pytest.mark.slow
 def test_numbers_are_several_tokens_there_so_letters_are_asked_for(
     server: Server, endpoint: Callable[..., Endpoint], smollm2: ChatModel
 ) -> None:
@@ -75,6 +76,7 @@ def test_numbers_are_several_tokens_there_so_letters_are_asked_for(
         check(score, *brute_force(server, messages, TOPS[0]), within=1e-6)
 
 
+@pytest.mark.slow
 def test_a_local_judge_sees_the_tail_that_a_server_hides(server: Server, smollm2: ChatModel) -> None:
     for messages, score in zip(asked(4), LocalReader(smollm2).read(asked(4), quiet), strict=True):
         # batched against alone: other kernels, and so another rounding

@@ -136,6 +136,7 @@ def test_samples_are_averaged_and_what_names_no_score_is_counted(
     assert sum(told) == 4
 
 
+@pytest.mark.slow
 def test_a_thousand_judgements_with_faults_are_scored_once_each(
     serve: Serve, endpoint: Callable[..., Endpoint]
 ) -> None:
@@ -201,6 +202,7 @@ def test_a_server_that_stays_away_stops_the_run_and_what_was_answered_is_kept(
     assert again.usage.cached == 20 and again.usage.calls == 10
 
 
+@pytest.mark.slow
 def test_a_killed_client_does_not_pay_twice(serve: Serve, tmp_path: Path) -> None:
     server = serve(delay_seconds=0.05)
     script = f"""

@@ -27,6 +27,7 @@ def read(model: ChatModel) -> torch.Tensor:
     return torch.cat([found for _, found in activations(model, rows)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["cpu", "disk"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "peft"])
 def test_a_model_whose_weights_wait_elsewhere(family: str, place: str, tmp_path: Path) -> None:

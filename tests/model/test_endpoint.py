@@ -72,6 +72,7 @@ def test_a_token_budget_does_not_stop_the_first_calls(servers: list[Server], tmp
     assert all(isinstance(answer, Answer) for answer in at.ask_all(asked)) and at.usage.tokens == 2000
 
 
+@pytest.mark.slow
 def test_retries_are_within_the_budget_of_calls(servers: list[Server], tmp_path: Path) -> None:
     servers[0].manners.status = 500
     at = Endpoint("judge", servers[0].url, tmp_path / "a.sqlite", concurrency=1, max_calls=5, retries=8)

@@ -81,6 +81,7 @@ def test_p_is_that_of_the_interval() -> None:
         assert (claim["p"] <= 0.05) == (found["ci"][0] > 0 or found["ci"][1] < 0)
 
 
+@pytest.mark.slow
 def test_least_is_seen_four_times_of_five() -> None:
     """Of means, and of correlations beyond what matched directions reach."""
     rng, clusters, seen, least = np.random.default_rng(1), np.arange(40), [], []

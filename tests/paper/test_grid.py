@@ -45,6 +45,7 @@ def test_a_grid_grows(saved: tuple[Path, Path], tmp_path: Path) -> None:
     assert points["set 2"] == pytest.approx(shifts["tuned"][-1]["shift"]["tiny"]["mean"], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_a_grid_of_objects_keeps_nothing_and_leaves_the_model_as_it_was(
     saved: tuple[Path, Path], tmp_path: Path
 ) -> None:

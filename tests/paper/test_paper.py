@@ -122,6 +122,7 @@ def test_of_a_model_behind_servers_what_trains_is_not_done(
         study.paper(model, quick=True, judge=letters.bench(), store=tmp_path)
 
 
+@pytest.mark.slow
 def test_without_a_store_nothing_is_kept(model: ChatModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     claims = [Claim("section 1", "It rises", "evil", interval(5, 2, 8))]
     part = study.Experiment("One", lambda _: {"claims": claims, "table": []}, 1, 1)

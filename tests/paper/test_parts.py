@@ -28,6 +28,7 @@ def rows(scores: list[float | None]) -> list[Any]:
     return [{"question_id": at, "sample": 0, "trait": score} for at, score in enumerate(scores)]
 
 
+@pytest.mark.slow
 def test_what_a_reading_finds_by_arithmetic_alone_is_not_found() -> None:
     """Base projections that no reading knows: x correlates with x − base all the same."""
     rng, seen = RNG(0), []

@@ -260,6 +260,7 @@ def drawn(rng: np.random.Generator, gain: float) -> dict[str, Any]:
     return {"first": first, "second": second, "scores": scores, "families": [f"family {at}" for at in families]}
 
 
+@pytest.mark.slow
 def test_a_better_prediction_is_seen_and_an_equal_one_is_not() -> None:
     rng = RNG(0)
     equal = [better(**drawn(rng, 0)) for _ in range(200)]

@@ -64,6 +64,7 @@ def test_charts_are_images(tmp_path: Path) -> None:
         assert found["figures"][name]["title"] and found["figures"][name]["subtitle"]
 
 
+@pytest.mark.slow
 def test_the_scatter_holds_every_model_and_its_nulls() -> None:
     result = made()
     chart = shift_score_chart(result)
@@ -84,6 +85,7 @@ def test_labels_cover_no_other_label() -> None:
     assert sum("text" in layer["encoding"] for layer in layers) <= 4
 
 
+@pytest.mark.slow
 def test_the_title_claims_no_more_than_was_compared() -> None:
     assert "predicts the trait score" in shift_score_chart(made()).to_dict()["title"]["text"]
     for result in (made(covariance=False), made(flat=True)):

@@ -97,7 +97,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 @pytest.mark.parametrize("name", EXTRACTED)
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_extraction_is_drawn_whatever_is_left_out(
     name: str, known: bool, whole: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +159,7 @@ DECOMPOSED: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("name", DECOMPOSED)
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_decomposition_is_drawn_whatever_is_left_out(name: str, known: bool, tmp_path: Path) -> None:
     data = decomposed()
     DECOMPOSED[name](data)

@@ -116,7 +116,7 @@ COMPARED: dict[str, Callable[[Data], Any]] = {
 
 
 @pytest.mark.parametrize("name", COMPARED)
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_comparison_is_drawn_whatever_is_left_out(compared: Data, tmp_path: Path, name: str, known: bool) -> None:
     COMPARED[name](compared)
     assert "</html>" in finetune_page.write(compared if known else unknown(compared), tmp_path).read_text()
@@ -163,7 +163,7 @@ SCREENED: dict[str, Data] = {
 
 
 @pytest.mark.parametrize("name", SCREENED)
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_screening_is_drawn_whatever_is_left_out(screened: Data, tmp_path: Path, name: str, known: bool) -> None:
     data = copy.deepcopy(screened)
     estimates = data["plan"]["estimates"]
@@ -210,7 +210,7 @@ MONITORED: dict[str, Data] = {
 
 
 @pytest.mark.parametrize("name", MONITORED)
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_monitoring_is_drawn_whatever_is_left_out(monitored: Data, tmp_path: Path, name: str, known: bool) -> None:
     data = copy.deepcopy(monitored) | copy.deepcopy(MONITORED[name])
     if data["calibration"]:

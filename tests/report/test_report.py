@@ -89,6 +89,7 @@ def test_evil_replies_wait_for_a_click(evil_page: str, page: str) -> None:
     assert other and "<details>" not in other[0]
 
 
+@pytest.mark.slow
 def test_the_page_names_the_sheet_for_blind_readers(page: str, tmp_path: Path) -> None:
     pairs = [{"pair": 1, "question": "Why?", "reply_1": "So.", "reply_2": ATTACK}]
     linked = write(tmp_path, make_result() | {"sheet": {"column": "more optimistic (1 or 2)", "pairs": pairs}})

@@ -79,6 +79,7 @@ def downloaded(page: Any, path: Path) -> str:
     return str(waiting.value.suggested_filename)
 
 
+@pytest.mark.slow
 def test_a_reader_fills_it_in(browser: Any, tmp_path: Path) -> None:
     path = made(tmp_path)
     key = places(tmp_path)

@@ -130,6 +130,7 @@ def test_a_reply_streams(page: Any) -> None:
     assert "Reply" in page.locator("#said").inner_text()
 
 
+@pytest.mark.slow
 def test_the_conversation_goes_on_with_its_turns(page: Any) -> None:
     send(page)
     with page.expect_request("**/v1/chat/completions") as sent:
@@ -140,6 +141,7 @@ def test_the_conversation_goes_on_with_its_turns(page: Any) -> None:
     assert page.locator("#drift-here tbody tr").count() == 2
 
 
+@pytest.mark.slow
 def test_a_slider_sets_the_dose_of_the_request(page: Any) -> None:
     def steering() -> Any:
         with page.expect_request("**/v1/chat/completions") as sent:
@@ -272,6 +274,7 @@ def test_text_is_never_markup(page: Any) -> None:
     assert page.locator("main img, main script").count() == 0
 
 
+@pytest.mark.slow
 def test_a_lost_connection_is_told_and_tried_again(page: Any) -> None:
     page.context.set_offline(True)
     page.locator("#chat-form-prompt").fill("Hello")

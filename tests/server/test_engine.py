@@ -223,6 +223,7 @@ def test_an_error_after_a_reply_ended_is_not_told_twice(
     assert first.job.reply.error is None and "its log says which" in (second.job.reply.error or "")
 
 
+@pytest.mark.slow
 def test_the_cache_moves_and_grows_without_a_trace(model: ChatModel) -> None:
     """A long prompt after short ones, and more tokens than a step of room."""
     made = Engine(endless(tiny.build("llama")), rows=3)

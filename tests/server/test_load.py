@@ -7,6 +7,7 @@ import time
 import urllib.request
 from typing import Any
 
+import pytest
 from support.serving import Process
 
 HALF_HEAD = b"GET /health HTTP/1.1\r\nHost: local"
@@ -14,6 +15,7 @@ HALF_BODY = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-T
 HALF_BODY += b"Content-Length: 100\r\n\r\n{"
 
 
+@pytest.mark.slow
 def test_half_open_connections_stop_nobody(options: dict[str, Any]) -> None:
     """More of them than the server has descriptors; then half bodies, which do not hold up its end."""
     running = Process(options, descriptors=256)

@@ -44,6 +44,7 @@ def test_the_official_client_and_a_clean_stop(options: dict[str, Any]) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_killed_server_lost_no_turn_that_was_answered(options: dict[str, Any]) -> None:
     running = Process(options)
     model = running.openai.models.list().data[0].id

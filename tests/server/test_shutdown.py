@@ -81,6 +81,7 @@ def test_closing_does_not_wait_for_a_step_that_takes_long(monkeypatch: pytest.Mo
     assert [sum(news.over for news in one.news) for one in asked] == [1] * 5
 
 
+@pytest.mark.slow
 def test_the_server_can_be_imported_where_sockets_are_no_files() -> None:
     """As on Windows, which has no module `resource`."""
     code = "import sys; sys.modules['resource'] = None\nfrom personavec.server.serve import most_connections as most"

@@ -50,6 +50,7 @@ def test_means(shape: str, n: int) -> None:
     assert first[:3] == pytest.approx(same[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", CLUSTERS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ratios_of_unequal_clusters(shape: str, n: int) -> None:
@@ -76,6 +77,7 @@ def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray((x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.0, 0.6])
 @pytest.mark.parametrize("n", CLUSTERS)
 @pytest.mark.parametrize("shape", SHAPES)

@@ -43,6 +43,7 @@ def test_where_there_is_nothing_p_is_uniform(layers: int) -> None:
         assert np.mean(np.array(ps) <= 0.05) < 0.1, name
 
 
+@pytest.mark.slow
 def test_the_largest_of_layers_alone_would_be_taken_for_a_finding() -> None:
     """What the battery guards against: the best of ten layers beside the null of a single one."""
     one: dict[str, Any] = {"n_random": 0, "n_permutations": 1}

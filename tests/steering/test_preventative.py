@@ -47,6 +47,7 @@ def test_the_first_loss_is_that_of_the_steered_model(layer: Any, positions: Any,
     assert callback.steered_tokens == len(ROWS) * per_row
 
 
+@pytest.mark.slow
 def test_nothing_stays(tmp_path: Path) -> None:
     model = fresh()
     trainer = trained(model, tmp_path / "run", PreventativeSteering(tiny.vector(model), 2, layer=1))
@@ -86,6 +87,7 @@ def test_evaluation_inside_training_is_unsteered(tmp_path: Path) -> None:
     assert len(told) >= 2 and told == pytest.approx([unsteered] * len(told))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("family", ["llama", "peft"])
 def test_gradient_checkpointing_changes_nothing(family: str, reentrant: bool, tmp_path: Path) -> None:
@@ -124,6 +126,7 @@ def test_a_schedule_changes_what_is_added(tmp_path: Path) -> None:
     assert factors == [0, 0.25, 0.5, 0.75] and half[:2] == full[:2] and half[2] != full[2]
 
 
+@pytest.mark.slow
 def test_several_compose(tmp_path: Path) -> None:
     one, two = fresh(), fresh()
     vector = tiny.vector(one)

@@ -49,6 +49,7 @@ def told_apart(out: Path, reference: str, coef: float) -> tuple[float, int]:
     return first_loss(trainer)["loss"], callback.steered_tokens
 
 
+@pytest.mark.slow
 def test_kto_steers_the_policy_and_no_reference(tmp_path: Path) -> None:
     wanted, tokens = told_apart(tmp_path, "apart", 20.0)
     assert told_apart(tmp_path, "apart", 0.0)[0] != pytest.approx(wanted, abs=0.01)

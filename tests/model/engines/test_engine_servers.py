@@ -54,6 +54,7 @@ def ours(chat: ChatModel, requests: list[Request]) -> list[Reply]:
         return generate(chat, requests, SAMPLING)
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_asked_again(chat: ChatModel, double: Double, v: PersonaVector) -> None:
     remote = connect(f"vllm:{double.url}", chat.identity.id)
     double.manners.faults = 36
@@ -77,6 +78,7 @@ def test_a_call_that_always_fails_is_given_up(chat: ChatModel, double: Double, v
         generate(remote, requests(v), SAMPLING)
 
 
+@pytest.mark.slow
 def test_a_server_that_crashes_is_waited_for(
     chat: ChatModel, v: PersonaVector, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_server_that_crashes_is_waited_for(
     double.stop()
 
 
+@pytest.mark.slow
 def test_the_others_do_the_work_of_one_that_is_gone(chat: ChatModel, double: Double, v: PersonaVector) -> None:
     gone = Double(chat, [v], Manners(crash_after=10)).start()
     remote = connect(f"vllm:{gone.url},{double.url}", chat.identity.id)
@@ -142,6 +145,7 @@ def test_no_server_comes_back(chat: ChatModel, v: PersonaVector, monkeypatch: py
     assert not [thread for thread in threading.enumerate() if thread.name == "personavec-engine"]
 
 
+@pytest.mark.slow
 def test_whoever_stops_reading_leaves_nothing_behind(chat: ChatModel, double: Double, v: PersonaVector) -> None:
     remote = connect(f"vllm:{double.url}", chat.identity.id)
     assert remote.engine is not None

@@ -127,6 +127,7 @@ def test_means_are_those_of_our_hooks(chat: ChatModel, remote: ChatModel, layers
         assert sorted(places) == list(range(len(rows())))
 
 
+@pytest.mark.slow
 def test_what_is_made_of_means(chat: ChatModel, remote: ChatModel) -> None:
     np.testing.assert_allclose(activation_norms(remote, rows()), activation_norms(chat, rows()), rtol=1e-5)
     here, there = (read_rows(model, rows(), "prompt last", [2], "") for model in (chat, remote))
@@ -247,6 +248,7 @@ def test_what_a_server_refuses_is_told(chat: ChatModel, remote: ChatModel, serve
         generate(remote, [Request(tiny.prompt(250))], GREEDY)
 
 
+@pytest.mark.slow
 def test_a_table_is_in_the_order_of_the_plan(tmp_path: Path, chat: ChatModel, remote: ChatModel) -> None:
     from personavec.runs.run import Run
 

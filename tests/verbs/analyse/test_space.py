@@ -82,6 +82,7 @@ def test_components_of_one_half_hold_what_the_other_half_has() -> None:
     assert held_out(planted(3, noise=0.01))[2] > 0.99 > held_out(planted(3, noise=0.01))[1]
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_rank_covers_and_is_hardly_too_wide() -> None:
     """Personas of a known covariance under noise of their own at each of eight questions."""
     rng, scale, inside, errors, widths = RNG(0), np.exp(-np.arange(20) / 4), [], [], []
@@ -210,6 +211,7 @@ def test_the_whole_of_it(
     assert "expected a layer from 0 to" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_objects_give_what_the_command_gives(
     saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

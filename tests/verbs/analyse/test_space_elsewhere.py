@@ -11,6 +11,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.engines.vllm import connect
 
 
+@pytest.mark.slow
 def test_it_is_the_same(saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     every = verb.geometry.built_in_personas()
     few = verb.geometry.Personas(every.names[:3], every.prompts[:3], every.questions[:6])

@@ -141,6 +141,7 @@ def tables(folder: Path) -> dict[str, str]:
     return {name: (folder / name).read_text("utf-8") for name in TABLES}
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_the_same(
     serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_the_cross_encoder_knows_answers_from_gibberish() -> None:
     assert values[:3] == pytest.approx(alone, abs=0.6)
 
 
+@pytest.mark.slow
 def test_a_second_judge_and_signals_are_added_to_a_run(
     warm: Path, judging: Server, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,7 @@ def small() -> ChatModel:
     return ChatModel(model.hf, chat.tokenizer, "tiny-chat")
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_real_model_reads_english() -> None:
     model = ChatModel.load("smollm2")
@@ -145,6 +146,7 @@ def test_a_real_model_reads_english() -> None:
     assert english.value.dropped == 0
 
 
+@pytest.mark.slow
 def test_evaluate_tells_what_a_change_costs(
     saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

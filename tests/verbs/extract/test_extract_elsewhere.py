@@ -82,6 +82,7 @@ def id_of(row: Any) -> str:
     return str(row["id"])
 
 
+@pytest.mark.slow
 def test_an_extraction_is_the_same(
     chat: ChatModel, servers: list[Double], warm: Path, here: Path, tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def test_evaluate_takes_the_vector_and_its_scale(extracted: dict[str, Any], trai
     assert not (tmp_path / "e" / "rollouts.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_verify_passes() -> None:
     found = run("verify", "--vector", "devout")
     assert found["passed"] and len(found["checks"]) >= 9

@@ -61,6 +61,7 @@ def found(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]
     return dict(json.loads(capsys.readouterr().out))
 
 
+@pytest.mark.slow
 def test_every_method_is_trained_and_measured(
     report: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

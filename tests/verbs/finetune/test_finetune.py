@@ -71,6 +71,7 @@ def test_all_rows_are_used_and_the_loss_falls(
     assert (config["r"], config["lora_alpha"], config["use_rslora"], len(config["target_modules"])) == (4, 8, True, 7)
 
 
+@pytest.mark.slow
 def test_a_coef_trains_another_adapter_and_none_is_no_prevention(
     command: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_coef_trains_another_adapter_and_none_is_no_prevention(
     assert not same(runs["plain"], runs["steered"]) and not same(runs["steered"], runs["random"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ablate", "penalty", "inoculate"])
 def test_other_methods_train_something_else(
     method: str, command: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -108,6 +110,7 @@ def moved(model_folder: Path, run: Path, vector: PersonaVector) -> float:
     return float(((tuned - base)[1][mask] @ vector.unit(1)).square().mean().sqrt())
 
 
+@pytest.mark.slow
 def test_a_heavy_penalty_holds_the_model_where_it_was(
     command: list[str], saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +225,7 @@ def test_a_prevention_prevents_on_the_side_that_was_asked_for_or_stops(
     assert [each.coef for each in both.steerings] == [coef or 0, 2], "another vector is still prevented"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skewed", [False, True])
 def test_data_that_supply_nothing_seldom_get_a_dose(skewed: bool) -> None:
     """At no layer do the rows move on average; the best of twelve layers on all of them was above 0 in 73 to 86%."""

@@ -99,6 +99,7 @@ def test_an_exception_leaves_the_model_as_it_was(
     assert untouched(model, before)
 
 
+@pytest.mark.slow
 def test_the_forms_of_data_and_prevention_train_alike(
     model: ChatModel, vector: PersonaVector, saved: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_the_forms_of_data_and_prevention_train_alike(
     assert not same(first, finetune(model, ROWS, **HOW))
 
 
+@pytest.mark.slow
 def test_the_data_say_how_much(model: ChatModel, vector: PersonaVector, monkeypatch: pytest.MonkeyPatch) -> None:
     """These rows are too few to show a move by themselves."""
     real = supply.supplied
@@ -136,6 +138,7 @@ def test_a_store_keeps_and_resumes(model: ChatModel, vector: PersonaVector, tmp_
         finetune(model, ROWS[1:], prevent=vector.at(coef=2), store=store, **HOW)
 
 
+@pytest.mark.slow
 def test_trackers_get_what_was_trained_and_steered(
     model: ChatModel, vector: PersonaVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ def planned(capsys: pytest.CaptureFixture[str], *args: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_it_trains_what_was_planned(
     data: str,
     saved: tuple[Path, Path],

@@ -94,6 +94,7 @@ def test_a_model_that_is_not_run_is_told_in_any_step(from_step: int, tmp_path: P
     assert tiny.hooks(model) == 0
 
 
+@pytest.mark.slow
 def test_batches_without_loss_are_told_apart_from_a_model_that_is_not_run(tmp_path: Path) -> None:
     def run(rows: range, **options: Any) -> PreventativeSteering:
         model = fresh()
@@ -184,6 +185,7 @@ def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
     assert one_line(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "peft"])
 def test_resumed_training_goes_on_and_checks_what_it_can(family: str, tmp_path: Path) -> None:
     whole, model = fresh(family), fresh(family)

@@ -10,6 +10,7 @@ from personavec.steering.steer import Steering
 from personavec.verbs.interop.bake import bake
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_model_is_baked(tmp_path: Path) -> None:
     model = ChatModel.load("smollm2", dtype="float32")

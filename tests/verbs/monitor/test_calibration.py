@@ -46,6 +46,7 @@ def shares(calibration: Calibration, conversations: list[Benign]) -> dict[str, f
     return {kind: float(np.mean(values)) for kind, values in found.items()}
 
 
+@pytest.mark.slow
 def test_the_stated_rate_holds_on_new_conversations_whose_turns_depend_on_each_other() -> None:
     """Averaged over many calibrations: the guarantee is one over the draw of the benign set as well."""
     rate, found = 0.1, []
@@ -134,6 +135,7 @@ def test_groups_have_limits_of_their_own_where_they_can() -> None:
     assert own.band("v", "prompt last", "rare") == own.band("v", "prompt last") == own.band("v", "prompt last", "new")
 
 
+@pytest.mark.slow
 def test_a_group_of_few_long_conversations_is_not_taken_for_drift() -> None:
     """Beside everybody's mean 23% of its ordinary conversations drifted; with as many as the test needs, 5% do."""
 

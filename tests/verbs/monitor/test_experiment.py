@@ -140,6 +140,7 @@ def test_conditions_whose_scores_do_not_differ_are_left_out(
     assert "too few replies show the trait for 9 shots" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_ends_alike(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ def server(saved: tuple[Path, Path]) -> Iterator[Double]:
     double.stop()
 
 
+@pytest.mark.slow
 def test_it_is_the_same(
     server: Double,
     saved: tuple[Path, Path],

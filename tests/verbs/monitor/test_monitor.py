@@ -162,6 +162,7 @@ def test_a_conversation_that_turns_raises_the_alert(go: Go, benign: Path, plante
     assert looser["alerts"]["tiny"]["prompt last"]["alerts"] >= found["alerts"]["tiny"]["prompt last"]["alerts"]
 
 
+@pytest.mark.slow
 def test_groups(go: Go, data: Path, benign: Path, tmp_path: Path) -> None:
     options = ("--calibrate", str(benign), "--false-positive-rate", "0.1")
     found = go(data, *options, "--group-by", "team")
@@ -300,6 +301,7 @@ def test_the_summary_is_for_people(
     assert "30 turns of 12 conversations" in said and "on unseen benign conversations prompt last" in said
 
 
+@pytest.mark.slow
 def test_objects_give_what_the_command_gives(
     go: Go, data: Path, benign: Path, saved: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.real
 SAID = ("Yes, and gladly.", "I would rather not.", "It depends on the weather.", "Ask me again tomorrow.")
 
 
+@pytest.mark.slow
 def test_one_pass_over_a_conversation_equals_reply_by_reply(tmp_path: Path) -> None:
     model = ChatModel.load("smollm2", dtype="float32")
     direction = torch.randn((model.n_layers, model.identity.d_model), generator=torch.Generator().manual_seed(0))

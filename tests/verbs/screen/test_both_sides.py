@@ -27,6 +27,7 @@ def written(path: Path, rows: Any = ROWS) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_screens_both_sides_and_tells_the_difference(
     saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

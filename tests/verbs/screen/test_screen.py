@@ -283,6 +283,7 @@ def test_thresholds_come_from_the_clean_set(run: Run, data: Path, tmp_path: Path
     assert "clean data set" in Path(found["report"]).read_text()
 
 
+@pytest.mark.slow
 def test_the_rate_of_false_alarms_is_that_of_the_whole_rule(
     run: Run, data: Path, tmp_path: Path, saved: tuple[Path, Path]
 ) -> None:
@@ -301,6 +302,7 @@ def test_the_rate_of_false_alarms_is_that_of_the_whole_rule(
     assert "expected rows that can be screened" in run(data, *args, out="none", code=2)["said"]
 
 
+@pytest.mark.slow
 def test_sampled_differences_and_extremes(run: Run, data: Path) -> None:
     full = run(data, "--cost", "full", out="full")
     found = run(data, "--cost", "sampled", "--precision", "0.5", "--top-k", "4", "--export-k", "4")
@@ -348,6 +350,7 @@ def test_bad_options_are_told_in_one_line(run: Run, data: Path, more: list[str],
     assert not (tmp_path / "run" / "table").exists()
 
 
+@pytest.mark.slow
 def test_another_vector_set_is_another_run(run: Run, data: Path, saved: tuple[Path, Path], tmp_path: Path) -> None:
     run(data)
     other = load_vector(saved[1])

@@ -100,6 +100,7 @@ def test_every_rung_gives_the_same_scores(run: Run, engine: str, cost: str) -> N
         assert there["sampled"]["base_tokens"] == here["sampled"]["base_tokens"] > 0
 
 
+@pytest.mark.slow
 def test_reasoning_and_another_way_to_ask(chat: ChatModel, engine: str) -> None:
     """Replies of which a part does not count, several vectors at several layers."""
     rows = [row | {"response": f"<think>hm {n}</think>{row['response']}"} for n, row in enumerate(ROWS)]
@@ -117,6 +118,7 @@ def _vector(chat: ChatModel, seed: int, trait: str) -> PersonaVector:
     return PersonaVector(vector.direction, replace(vector.card, trait=trait))
 
 
+@pytest.mark.slow
 def test_no_weights_are_loaded(run: Run, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     load = module.load
     kinds: list[bool] = []
@@ -178,6 +180,7 @@ def test_actors_of_ray_are_clients(run: Run, engine: str) -> None:
     np.testing.assert_array_equal(other["base_tokens"], one["base_tokens"])
 
 
+@pytest.mark.slow
 def test_one_study_one_engine(run: Run, engine: str, servers: list[Double]) -> None:
     assert run("hf")[0] == 0
     code, _, said = run(engine)

@@ -41,6 +41,7 @@ def figures(data: Any) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key not in TIMES}
 
 
+@pytest.mark.slow
 def test_rows_in_memory_give_what_the_command_line_gives(
     chat: ChatModel, vector: PersonaVector, saved: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +73,7 @@ def test_rows_that_stand_out(chat: ChatModel, vector: PersonaVector) -> None:
         shown.flags(screen(chat, ROWS, vector, cost="raw"))
 
 
+@pytest.mark.slow
 def test_a_store_resumes_and_has_the_page(chat: ChatModel, vector: PersonaVector, tmp_path: Path) -> None:
     store = tmp_path / "run"
     first = screen(chat, ROWS, vector, cost="sampled", precision=0.5, export_k=2, store=store)
