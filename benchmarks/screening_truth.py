@@ -35,7 +35,7 @@ from personavec.verbs.finetune.comparing import evaluate_on_card
 
 TRAINING: dict[str, Any] = {"batch": 4, "rate": 2e-4, "epochs": 3, "checkpoints": 1, "warmup_steps": 0}
 ASKED: dict[str, Any] = {"rollouts": 2, "max_new_tokens": 32}
-RUNGS = ("raw", "proxy", "full", "gradient")
+RUNGS = ("raw", "proxy", "full", "gradient", "lift")
 Score = Callable[[ChatModel, Sequence[Row], PersonaVector], Sequence[float]]
 
 
@@ -67,23 +67,6 @@ def truth(
     return dict(run.read_json(kept))
 
 
-def lift(model: ChatModel, rows: Sequence[Row], vector: PersonaVector) -> list[float]:
-    """Log p(reply | trait instruction, prompt) less log p(reply | prompt): nats a token, over all instructions.
-
-    Source: arXiv 2602.04863.
-    """
-    trait = load_trait(vector.card.trait)
-    replies = [model.reply_ids(row["response"]) for row in rows]
-
-    def read(system: str | None) -> np.ndarray:
-        before = [{"role": "system", "content": system}] if system else []
-        prompts = [model.render([*before, {"role": "user", "content": row["prompt"]}]) for row in rows]
-        return np.array([float(each.mean()) for each in reply_logprobs(model, prompts, replies)])
-
-    plain = read(None)
-    return list(np.mean([read(pair.pos) - plain for pair in trait.pairs], axis=0))
-
-
 def loss(model: ChatModel, rows: Sequence[Row]) -> list[float]:
     """How unlikely the reply is: nats a token."""
     prompts = [model.render([{"role": "user", "content": row["prompt"]}]) for row in rows]
@@ -109,12 +92,11 @@ def by_row(
         screened = pv.screen(model, rows, [*vectors.values()], cost=cost, max_new_tokens=48)
         found |= {f"{cost} {trait}": screened.table.column(trait).tolist() for trait in vectors}
     alike = {name: list(score(model, rows)) for name, score in (("loss", loss), ("length", length))}
-    for trait, vector in vectors.items():
+    for trait in vectors:
         found[f"judge {trait}"] = pools.judged(trait, rows).tolist()
         check = load_trait(trait).independent_check
         assert check is not None
         found[f"check {trait}"] = check.values([row["response"] for row in rows])
-        found[f"lift {trait}"] = [float(value) for value in lift(model, rows, vector)]
         found |= {f"{name} {trait}": values for name, values in alike.items()}
     run.write_json(kept, found)
     return found

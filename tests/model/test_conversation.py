@@ -16,7 +16,7 @@ from personavec.model.conversation import spans
 from personavec.model.template import ChatTemplate
 from personavec.steering.projection import directions
 from personavec.verbs.finetune.training_rows import sequences, training_rows
-from personavec.verbs.screen.shards import RowReader, encode
+from personavec.verbs.screen.reading.rows import RowReader, encode
 
 CONTROL = ("<end>", "<user>", "<assistant>", "<system>", "<s>", "<pad>", "<unk>")
 TEXTS = st.lists(st.sampled_from([*CONTROL, "<", "end>", "<en", "s>", "Hi", " ", "é", "\n"]), min_size=1).map("".join)

@@ -61,6 +61,11 @@ def _charts(result: Json) -> dict[str, alt.LayerChart]:
     return charts
 
 
+def unit(cost: str) -> str:
+    """Of a screening's scores."""
+    return {"gradient": "nats per token and unit of activation", "lift": "nats per token"}.get(cost, "activation units")
+
+
 def headline(result: Json) -> str:
     """The verdict on the set, side by side; of a score that only ranks rows, that there is none."""
     if not result["verdict_against"]:
@@ -76,8 +81,7 @@ def headline(result: Json) -> str:
 
 def means(result: Json) -> alt.LayerChart:
     """The set's mean on every vector with its interval, over the range of random directions."""
-    unit = "nats per token and unit of activation" if result["cost"] == "gradient" else "activation units"
-    axis = f"{result['estimate']}, mean over rows ({unit})"
+    axis = f"{result['estimate']}, mean over rows ({unit(result['cost'])})"
     return by_vector(result["projection_difference"], result["random_control"], axis, headline(result))
 
 
@@ -95,7 +99,9 @@ def by_vector(means: Json, controls: Json, axis: str, title: str) -> alt.LayerCh
         base.mark_rule(color=BLUE, strokeWidth=2).encode(x="low:Q", x2="high:Q"),
         base.mark_point(color=BLUE, filled=True, size=80, opacity=1).encode(x=x, tooltip=["vector:N", "mean:Q"]),
     ]
-    subtitle = ["Point and line: mean with 95% interval.", "Grey: the same mean on 20 random directions."]
+    subtitle = ["Point and line: mean with 95% interval."]
+    if any(control["low"] is not None for control in controls.values()):
+        subtitle.append("Grey: the same mean on 20 random directions.")
     return finish(layers, title, subtitle, 520, alt.Step(34))
 
 
@@ -103,7 +109,7 @@ def distribution(result: Json, name: str) -> alt.LayerChart:
     """How the rows' scores are spread, next to the clean set's, with the threshold."""
     bars = result["distributions"][name]
     sets = {label: counts for label, counts in ((DATA, bars["data"]), (CLEAN, bars["clean"])) if counts}
-    layers = [histogram(bars["edges"], sets, list(sets), f"{name}: score of a row (activation units)", "rows")]
+    layers = [histogram(bars["edges"], sets, list(sets), f"{name}: score of a row ({unit(result['cost'])})", "rows")]
     title = f"{name}: rows' scores"
     subtitle = ["Outermost bars hold everything beyond them."]
     if flags := result["flags"]:

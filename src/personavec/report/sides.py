@@ -6,7 +6,7 @@ import altair as alt
 
 from personavec.report.charts import Json
 from personavec.report.page import drawn, render, svg
-from personavec.report.screen import by_vector
+from personavec.report.screen import by_vector, unit
 from personavec.runs.show import higher_said, interval, table
 
 LABELS = {"chosen": "chosen replies lie higher along", "rejected": "rejected replies lie higher along"}
@@ -45,5 +45,5 @@ def headline(data: Json) -> str:
 def difference(data: Json) -> alt.LayerChart:
     """Chosen less rejected with its interval, over the range of random directions."""
     controls = {name: mean["random_control"] for name, mean in data["difference"].items()}
-    axis = "chosen less rejected, mean over pairs (activation units)"
+    axis = f"chosen less rejected, mean over pairs ({unit(data['cost'])})"
     return by_vector(data["difference"], controls, axis, headline(data))

@@ -14,7 +14,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import spans
 from personavec.steering.projection import directions
 from personavec.verbs.finetune.training_rows import IGNORED, sequences
-from personavec.verbs.screen.shards import RowReader, encode
+from personavec.verbs.screen.reading.rows import RowReader, encode
 
 ROWS = [json.loads(line) for line in (Path(__file__).parents[2] / "data" / "odd_rows.jsonl").open()]
 Replies = list[list[int]]

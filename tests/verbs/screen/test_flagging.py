@@ -9,8 +9,8 @@ from personavec.stats.intervals import spearman_rows
 from personavec.stats.populations import controlled_mean, streamed_mean
 from personavec.verbs.screen.flagging import beyond, confounds, extremes, flagged, thresholds
 from personavec.verbs.screen.plan import Rates, estimate, sample_size
+from personavec.verbs.screen.reading.rows import prompt_kind
 from personavec.verbs.screen.sampled import candidates, estimated_mean, narrow_enough, regression, skewness
-from personavec.verbs.screen.shards import prompt_kind
 
 
 def test_a_percentile_of_a_clean_set_lets_the_stated_share_through() -> None:

@@ -13,8 +13,8 @@ from personavec.errors import DataError, ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.steering.gradient import likelihood_gradients
 from personavec.steering.vector import PersonaVector, load_vector
-from personavec.verbs.screen import shards
 from personavec.verbs.screen.parallel import ActorEngine, ActorModel, ReadingActor
+from personavec.verbs.screen.reading import rungs
 from personavec.verbs.screen.screen import screen
 
 ROWS = [{"prompt": f"Say {n}.", "response": f"{n}, {n * n}{'!' * (n % 4)}"} for n in range(30)]
@@ -95,7 +95,7 @@ def test_rows_that_overflow_are_counted(
     cost: Any, chat: ChatModel, vector: PersonaVector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "likelihood_gradients" if cost == "gradient" else "activations"
-    whole = getattr(shards, name)
+    whole = getattr(rungs, name)
 
     def overflowing(model: ChatModel, rows: Any, *more: Any, **options: Any) -> Any:
         lost = next(place for place, row in enumerate(rows) if len(row["response_ids"]) == longest)
@@ -107,7 +107,7 @@ def test_rows_that_overflow_are_counted(
 
     longest = max(len(chat.reply_ids(row["response"])) for row in ROWS)
     good = screen(chat, ROWS, vector, cost=cost)
-    monkeypatch.setattr(shards, name, overflowing)
+    monkeypatch.setattr(rungs, name, overflowing)
     found = screen(chat, ROWS, vector, cost=cost, on_error="skip")
     assert found.data["skipped"] == 1
     (reason,) = found.data["skipped_by_reason"]

@@ -19,7 +19,7 @@ from personavec.model.chat_model import ChatModel
 from personavec.model.engines.vllm import connect
 from personavec.steering.vector import PersonaVector
 from personavec.verbs.screen import shards
-from personavec.verbs.screen.base_replies import open_base_replies
+from personavec.verbs.screen.reading.base_replies import open_base_replies
 from personavec.verbs.screen.screen import screen
 
 WORDS = ("tea", "rain", "a boat", "the sea", "old maps", "snow", "bread", "a hat", "two dogs", "green")

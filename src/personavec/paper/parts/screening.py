@@ -18,8 +18,8 @@ from personavec.runs.run import Run
 from personavec.stats.intervals import auc_interval, clustered_mean
 from personavec.stats.nulls import covariance_directions, rounded
 from personavec.steering.generate import Reply
-from personavec.verbs.screen.base_replies import open_base_replies
 from personavec.verbs.screen.flagging import extremes
+from personavec.verbs.screen.reading.base_replies import open_base_replies
 from personavec.verbs.screen.result import Screening
 from personavec.verbs.screen.screen import screen
 

@@ -17,7 +17,7 @@ from personavec.steering.gradient import likelihood_gradients
 from personavec.steering.projection import Directions, directions
 from personavec.steering.steer import Steering, steer
 from personavec.steering.vector import PersonaVector
-from personavec.verbs.screen.shards import RowReader, encode
+from personavec.verbs.screen.reading.rows import RowReader, encode
 
 ROWS = 64
 """Random rows that are read; one half chooses the layer, the other measures."""

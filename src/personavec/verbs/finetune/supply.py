@@ -24,8 +24,9 @@ from personavec.steering.steer import Steering
 from personavec.steering.vector import PersonaVector, load_vector
 from personavec.verbs.extract.sweep import swept_layers
 from personavec.verbs.finetune.trainer import Training
-from personavec.verbs.screen.base_replies import open_base_replies
-from personavec.verbs.screen.shards import RowReader, screen_shard
+from personavec.verbs.screen.reading.base_replies import open_base_replies
+from personavec.verbs.screen.reading.rows import RowReader
+from personavec.verbs.screen.shards import screen_shard
 
 ROWS = 64
 """Random rows that are answered by the base model to find the dose."""

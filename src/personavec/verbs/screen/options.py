@@ -50,9 +50,10 @@ class ScreenConfig(Judging, Gated, Engined, Common):
     """JSONL, JSON, CSV, Parquet or Arrow file, a folder of such, or a Hugging Face data set (NAME or NAME:SPLIT)."""
     vectors: Files = ()
     """Vector files; all of them are read in one pass."""
-    cost: Literal["raw", "proxy", "gradient", "sampled", "full"] = "proxy"
+    cost: Literal["raw", "proxy", "gradient", "lift", "sampled", "full"] = "proxy"
     """raw: the reply alone. proxy: minus last prompt token. gradient: how much likelier a little of the vector makes
-    the reply, no base replies. sampled: base replies to a random part. full: to all."""
+    the reply. lift: how much likelier the trait's instructions make it. sampled: base replies to a random part. full:
+    to all."""
     layers: Layers = ()
     """Layers to read every vector at; default the one its card recommends."""
     out: Free[Folder] = None
@@ -90,7 +91,7 @@ class ScreenConfig(Judging, Gated, Engined, Common):
     judge: Annotated[str, tyro.conf.arg(metavar="JUDGE", help_behavior_hint="")] = ""
     """Also score every row by a judge: openai:MODEL, hf:MODEL, or panel with the scale in the vector's card."""
     traits: Files = ()
-    """With --judge: trait files of vectors whose trait is not built in."""
+    """With --judge or --cost lift: trait files of vectors whose trait is not built in."""
     flag_by: Free[Literal["projection", "judge", "either", "both"]] = "projection"
     """What --keep-below looks at: projections, the judge's scores, either above its threshold, or only both."""
     batch_tokens: Free[Count] = 12288
@@ -134,7 +135,9 @@ class ScreenConfig(Judging, Gated, Engined, Common):
                 f"expected --engine hf with --cost gradient, got {self.engine}, which does not run backwards; pass "
                 "another --cost"
             )
-        check_choice(self.cost, self.top_k, self.export_k, self.turn, self.drop, self.keep_below, self.clean)
+        check_choice(
+            self.cost, self.top_k, self.export_k, self.turn, self.drop, self.keep_below, self.clean, self.layers
+        )
         if self.side == "both":
             check_pairs(self.turn, self.plan)
         data, clean = open_dataset(self.data), open_dataset(self.clean) if self.clean else None

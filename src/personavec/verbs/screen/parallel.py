@@ -29,7 +29,8 @@ from personavec.model.sampling import Sampling
 from personavec.runs.progress import stage, tell
 from personavec.steering.generate import Request, generate
 from personavec.steering.gradient import likelihood_gradients
-from personavec.verbs.screen.shards import Actors, DataPass, RowReader, screen_shard, shards
+from personavec.verbs.screen.reading.rows import RowReader
+from personavec.verbs.screen.shards import Actors, DataPass, screen_shard, shards
 from personavec.verbs.screen.table import Place, Table
 
 Block = dict[str, Any]

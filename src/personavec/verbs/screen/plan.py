@@ -18,9 +18,11 @@ from personavec.runs.progress import stage, tell
 from personavec.runs.run import Row
 from personavec.steering.generate import Reply
 from personavec.steering.gradient import likelihood_gradients
-from personavec.verbs.screen.shards import DataPass, RowReader, encode
+from personavec.verbs.screen.reading.lift import likelihood_lifts, prompts_of
+from personavec.verbs.screen.reading.rows import RowReader, encode
+from personavec.verbs.screen.shards import DataPass
 
-COSTS = ("raw", "proxy", "gradient", "sampled", "full")
+COSTS = ("raw", "proxy", "gradient", "lift", "sampled", "full")
 SIZES = (1_000_000, 100_000_000)
 """Rows of the larger data sets that the plan tells about."""
 
@@ -42,6 +44,10 @@ class Rates:
     """How many rows it was measured on."""
     gradient_per_second: float | None = None
     """Tokens through which a gradient was taken; None where none was asked for."""
+    lift_tokens: float | None = None
+    """Mean tokens per row that its lift reads, under every instruction; None where none was asked for."""
+    lift_per_second: float | None = None
+    """Of these."""
 
 
 def sample_size(rows: int, precision: float) -> int:
@@ -51,18 +57,21 @@ def sample_size(rows: int, precision: float) -> int:
 
 
 def estimate(rates: Rates, rows: int, precision: float, price_per_hour: float | None = None) -> list[dict[str, Any]]:
-    """Tokens read and written, seconds, and price of every rung for that many rows."""
+    """Tokens read and written, seconds, and price of every rung for that many rows; of lift where it was measured."""
     read = rates.prompt_tokens + rates.response_tokens
     answered = dict.fromkeys(COSTS, 0) | {"sampled": sample_size(rows, precision), "full": rows}
     table = []
-    for cost in COSTS:
+    for cost in COSTS if rates.lift_tokens else [cost for cost in COSTS if cost != "lift"]:
         # a prompt is read once to write the base reply, and once more with both replies after it
         again = rates.prompt_tokens * 2 + rates.base_tokens + (rates.response_tokens if cost == "sampled" else 0)
         tokens_read = rows * read + answered[cost] * (again if cost == "sampled" else again - rates.prompt_tokens)
+        if cost == "lift":
+            tokens_read = rows * (rates.lift_tokens or 0)
         tokens_written = answered[cost] * rates.base_tokens
         seconds = None
-        if cost == "gradient":
-            seconds = tokens_read / rates.gradient_per_second if rates.gradient_per_second else None
+        own = {"gradient": rates.gradient_per_second, "lift": rates.lift_per_second}
+        if cost in own:
+            seconds = tokens_read / rate if (rate := own[cost]) else None
         elif not tokens_written or rates.written_per_second:
             seconds = tokens_read / rates.read_per_second + tokens_written / (rates.written_per_second or 1)
         table.append(
@@ -187,6 +196,8 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
         if gradient:
             gradient_rate = _gradient_rate(reader, rows, tokens)
             advance(1)
+        lifted = _lift_rate(reader, rows) if reader.cost == "lift" else {}
+        advance(bool(lifted))
         room = model.context - reader.max_new_tokens
         some = [row for row in rows if answers and len(row["prompt_ids"]) <= room]
         began = time.perf_counter()
@@ -203,9 +214,18 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
         written_per_second=written_rate,
         rows=len(rows),
         gradient_per_second=gradient_rate,
+        **lifted,
     )
     run.write_json("rates.json", asdict(rates))
     return rates
+
+
+def _lift_rate(reader: RowReader, rows: Sequence[Row]) -> dict[str, float]:
+    prompts = [(row, prompt) for row in rows for prompt in prompts_of(row, reader.directions.names)]
+    tokens = sum(len(prompt) + len(row["response_ids"]) for row, prompt in prompts)
+    began = time.perf_counter()
+    list(likelihood_lifts(reader, rows))
+    return {"lift_tokens": tokens / len(rows), "lift_per_second": tokens / (time.perf_counter() - began)}
 
 
 def _gradient_rate(reader: RowReader, rows: Sequence[Row], tokens: int) -> float | None:

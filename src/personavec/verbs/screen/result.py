@@ -104,8 +104,8 @@ class Screening(Result):
         """How far each row scores above the same row of another screening, in the mean, by vector.
 
         Of preferences: `screen(…, side="chosen").less(screen(…, side="rejected"))` says which replies lie higher. What
-        is taken off both replies to a prompt is one, so every `cost` but gradient gives that difference. With raw,
-        proxy and gradient it is no verdict on a set, as neither side has one.
+        is taken off both replies to a prompt is one, so every `cost` but gradient and lift gives that difference. With
+        raw, proxy, gradient and lift it is no verdict on a set, as neither side has one.
 
         Raises:
             ConfigError: The other is of another kind, or of other rows.

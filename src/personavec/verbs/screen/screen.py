@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack
@@ -23,27 +23,19 @@ from personavec.runs.run import Row, Run
 from personavec.stats.intervals import Interval
 from personavec.steering.projection import Vectors, directions, load_vectors, names_of
 from personavec.steering.rollouts import Reasoning
-from personavec.traits.load import load_trait
+from personavec.steering.vector import PersonaVector
+from personavec.traits.load import load_trait, trait_of
 from personavec.traits.trait import Trait
 from personavec.verbs.screen import selection
-from personavec.verbs.screen.base_replies import MEMORY, open_base_replies
 from personavec.verbs.screen.flagging import Drop, histogram
 from personavec.verbs.screen.judge_rows import judge_figures, judge_rows, load_judges
 from personavec.verbs.screen.parallel import by_name, screen_in_parallel
 from personavec.verbs.screen.plan import SIZES, Census, estimate, measure, predicted, take_census
+from personavec.verbs.screen.reading.base_replies import MEMORY, open_base_replies
+from personavec.verbs.screen.reading.rows import NO_BASE_REPLY, Cost, OnError, RowReader
 from personavec.verbs.screen.result import BothSides, Screening
 from personavec.verbs.screen.sampled import Differences, sample_differences, top_differences
-from personavec.verbs.screen.shards import (
-    COLUMNS,
-    NO_BASE_REPLY,
-    SHARD_ROWS,
-    Actors,
-    Cost,
-    DataPass,
-    OnError,
-    RowReader,
-    screen_in_order,
-)
+from personavec.verbs.screen.shards import COLUMNS, SHARD_ROWS, Actors, DataPass, screen_in_order
 from personavec.verbs.screen.table import Table, claim, place_of, within
 from personavec.verbs.screen.verdict import random_control, verdicts
 
@@ -51,6 +43,7 @@ ESTIMATES = {
     "raw": "raw projection",
     "proxy": "proxy of the projection difference",
     "gradient": "likelihood gradient",
+    "lift": "likelihood lift",
 }
 """What a cost gives where it is not the difference itself."""
 Rows = str | Path | Iterable[Mapping[str, Any]] | Dataset
@@ -100,7 +93,8 @@ def screen(
         data: A file, a folder, the name of a Hugging Face data set, or rows: any iterable of dicts.
         vectors: A persona vector or its file, or several; all of them are read in one pass.
         cost: raw: the reply alone. proxy: minus the last prompt token. gradient: how much likelier a little of the
-            vector makes the reply. sampled: base replies to a random part. full: to all.
+            vector makes the reply. lift: how much likelier the trait's instructions make it. sampled: base replies to a
+            random part. full: to all.
         layers: Layers to read every vector at; default the one its card recommends.
         clean: Data that you call clean: they are screened alike, and thresholds are their percentiles.
         keep_below: Drop rows beyond this percentile on any vector; 95 with `clean`. The others go into `kept.*`.
@@ -114,7 +108,7 @@ def screen(
         side: Of rows with a chosen and a rejected reply: which of them is screened, of the clean set as well.
         on_error: Rows that cannot be used: stop at the first, or skip and list them.
         judge: Also score every row: openai:MODEL, hf:MODEL, panel, or what `load_bench` made.
-        traits: Traits of vectors, for the judge, that are not built in.
+        traits: Traits of vectors, for the judge and for lift, that are not built in.
         flag_by: What drops a row: projections, the judge's scores, either above its threshold, or only both.
         base_replies: Who writes base replies: hf (the model itself), or openai:MODEL, the same one behind a server.
         base_url: Server of openai:MODEL.
@@ -142,7 +136,7 @@ def screen(
     """
     began = time.monotonic()
     chosen = settings(screen, locals())
-    selection.check_choice(cost, top_k, export_k, turn, drop, keep_below, clean)
+    selection.check_choice(cost, top_k, export_k, turn, drop, keep_below, clean, layers)
     if export_k and store is None:
         raise ConfigError(
             "expected a store for the files of export_k, got none; pass store, or take the result's top()"
@@ -172,6 +166,9 @@ def screen(
     inputs = {"model": model.identity.revision, "numbers": model.numbers, **rows.fingerprint()}
     inputs |= {"rows in a part": str(SHARD_ROWS), **dict(map(_trait_input, traits))}
     inputs |= {f"vector {name}": vector.content_hash for name, vector in loaded.items()}
+    told = dict(_instructions(loaded.values(), names, traits)) if cost == "lift" else {}
+    if told:
+        inputs["instructions"] = Run.digest({name: "\n".join(texts) for name, texts in told.items()})
     load = ray if callable(ray) else by_name(model) if ray else None
     answer = partial(
         open_base_replies,
@@ -188,7 +185,7 @@ def screen(
         claim(elsewhere, sha256(run.path("config.json")))
     if base.path == MEMORY:
         base.path = run.path("base-replies.sqlite")
-    reader = RowReader(model, read, cost, on_error, max_new_tokens, read_tokens, reasoning, system)
+    reader = RowReader(model, read, cost, on_error, max_new_tokens, read_tokens, reasoning, system, told)
     actors = Actors(load, answer, workers, gpus_per_worker) if load else None
     work = DataPass(rows, run, reader, base, turn, seed, judged_by, judges, actors, elsewhere)
     wanted = selection.Selection(keep_below, drop, flag_by, export_k, top_k)
@@ -263,6 +260,15 @@ def screen_sides(
     result = {**both.data, "out": run.shown()}
     run.complete(result, began)
     return dataclasses.replace(both, data=result)
+
+
+def _instructions(
+    vectors: Iterable[PersonaVector], names: Sequence[str], traits: Sequence[Trait | str | Path]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The system prompts that ask for each vector's trait."""
+    for vector, name in zip(vectors, names, strict=True):
+        trait = trait_of(vector.card.trait, traits)
+        yield name, tuple(trait.system_prompt(pair, "pos") for pair in range(len(trait.pairs)))
 
 
 def _trait_input(trait: Trait | str | Path) -> tuple[str, str]:

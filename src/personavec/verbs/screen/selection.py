@@ -118,6 +118,7 @@ def check_choice(
     drop: Drop,
     keep_below: float | None,
     clean: object,
+    layers: Sequence[int] = (),
 ) -> None:
     """Check options that depend on each other.
 
@@ -129,6 +130,8 @@ def check_choice(
             "expected --turn first or last with --cost sampled, whose interval takes rows as drawn one by one, got "
             "every; pass another --cost"
         )
+    if layers and cost == "lift":
+        raise ConfigError("expected no layers with --cost lift, which reads none, got some; leave --layers out")
     if top_k and cost != "sampled":
         raise ConfigError(f"expected --cost sampled with --top-k, got {cost}; pass --cost sampled")
     if top_k and (export_k or 0) > top_k:

@@ -11,8 +11,9 @@ from personavec.stats.intervals import Interval
 from personavec.stats.nulls import against, covariance_directions
 from personavec.stats.populations import streamed_difference
 from personavec.steering.projection import RANDOM
+from personavec.verbs.screen.reading.rows import encode
 from personavec.verbs.screen.selection import Control, Reference
-from personavec.verbs.screen.shards import DataPass, encode
+from personavec.verbs.screen.shards import DataPass
 from personavec.verbs.screen.table import Table
 
 BASE = "the base model's replies"
@@ -39,9 +40,9 @@ def verdicts(
 ) -> Row:
     """Along which vectors a data set would train, and on which side.
 
-    A score that only ranks rows (raw, proxy) has no zero that means anything, so there is none from it. The gradient
-    has one next to a clean set alone: of what the model writes itself the expected gradient of a whole reply is 0, its
-    end included, but not that of a token of it.
+    A score that only ranks rows (raw, proxy, lift) has no zero that means anything, so there is none from it. The
+    gradient has one next to a clean set alone: of what the model writes itself the expected gradient of a whole reply
+    is 0, its end included, but not that of a token of it.
 
     Args:
         cost: What the scores are.
@@ -55,7 +56,7 @@ def verdicts(
         `verdict` by vector (null where there can be none), `verdict_against` (what it was compared with), and
         `difference_from_clean` by vector: `mean`, `ci` and its `random_control`, or null.
     """
-    if cost in ("raw", "proxy") or (cost == "gradient" and clean is None):
+    if cost in ("raw", "proxy", "lift") or (cost == "gradient" and clean is None):
         return {"verdict": dict.fromkeys(means), "verdict_against": None, "difference_from_clean": None}
     if cost == "sampled" or clean is None:  # the clean set's rows have base replies with full alone
         found = {name: direction(mean, controls[name]) for name, mean in means.items()}
@@ -69,12 +70,18 @@ def verdicts(
     return {"verdict": found, "verdict_against": clean.name, "difference_from_clean": differences}
 
 
+NO_DIRECTION = {"low": None, "high": None, "beyond": False}
+"""Control of a score that is along no direction."""
+
+
 def random_control(work: DataPass, table: Table) -> Control:
     """A mean next to the same along random directions with the covariance of the replies: what a set does to any.
 
     Activations vary along few dimensions, and those are where any data set moves them: next to directions drawn every
     way alike most that mean nothing would stand out.
     """
+    if work.reader.cost == "lift":
+        return lambda *_: {**NO_DIRECTION}
     read, rng = work.reader.directions, np.random.default_rng(work.seed)
     good = np.flatnonzero(table.good)
     chosen = set(rng.permutation(good)[:COVARIANCE_ROWS].tolist())

@@ -1,0 +1,1 @@
+"""How one row of a data set is read: as token ids, and by every cost."""
