@@ -245,7 +245,9 @@ class Trial:
         room = 4096 * int(self.rng.uniform(LEAST / 4096, self.bytes / 4096 + 8))
         # what fits into the least of rooms runs out of files
         files = self.rng.randint(1, self.files) if self.bytes < LEAST else 0
-        limits = f"size={room},nr_inodes={files}"
+        limits, lifted = (
+            (f"size={room},nr_inodes={files}", "size=1G,nr_inodes=100k") if files else (f"size={room}", "size=1G")
+        )
         subprocess.run(["mount", "-t", "tmpfs", "-o", limits, "tmpfs", self.out], check=True)
         try:
             ended = attempt(self.argv)
@@ -253,8 +255,8 @@ class Trial:
             if full:
                 said = ended.said.strip().splitlines() or [""]
                 if "Traceback" in ended.said or not said[-1].startswith("personavec: expected to write"):
-                    self.wrong.append(f"a disk of {room:,} bytes: exit {ended.code}, {said[-1][:200]}")
-                subprocess.run(["mount", "-o", "remount,size=1G,nr_inodes=100k", self.out], check=True)
+                    self._fault(f"a disk of {room:,} bytes: exit {ended.code}, {said[-1][:200]}")
+                subprocess.run(["mount", "-o", f"remount,{lifted}", self.out], check=True)
                 self._compare(attempt(self.argv), f"after a full disk of {room:,} bytes")
         finally:
             subprocess.run(["umount", self.out], check=True)
@@ -263,10 +265,13 @@ class Trial:
 
     def _compare(self, ended: Ending, when: str) -> None:
         if ended.code != self.code and WHOLE not in ended.said:
-            self.wrong.append(f"{when}: exit {ended.code}, {(ended.said.strip().splitlines() or [''])[-1][:300]}")
-            return
-        if found := list(differing(self.first, results(self.out))):
-            self.wrong.append(f"{when}: {len(found)} differ: {'; '.join(found[:3])}")
+            self._fault(f"{when}: exit {ended.code}, {(ended.said.strip().splitlines() or [''])[-1][:300]}")
+        elif found := list(differing(self.first, results(self.out))):
+            self._fault(f"{when}: {len(found)} differ: {'; '.join(found[:3])}")
+
+    def _fault(self, text: str) -> None:
+        self.wrong.append(text)
+        print(f"{self.name}: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -300,12 +305,11 @@ def main() -> int:
         kills: list[int] = []
         while sum(map(bool, kills)) < given.kills and len(kills) < 3 * given.kills:
             kills.append(trial.killed())
+            print(f"{name}: run {len(kills)}, {kills[-1]} kills", file=sys.stderr, flush=True)
         full = sum(trial.filled() for _ in range(given.full))
         equal = "yes" if not trial.wrong else f"no: {len(trial.wrong)}"
         cells = (name, f"{trial.seconds:.0f}", sum(map(bool, kills)), sum(kills), full, equal)
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
-        for text in trial.wrong:
-            print(f"{name}: {text}", file=sys.stderr, flush=True)
         wrong += len(trial.wrong)
     if given.folder is None:
         shutil.rmtree(folder)
