@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-TIMES = ("seconds", "per_second", "train_runtime")
+TIMES = ("seconds", "minutes", "per_second", "train_runtime")
 """Ends of the names of fields that say how long something took; a resumed run has its own."""
 OWN = ("base_replies_kept", "written_now", "writer_usage")
 """Fields that say what a process by itself did."""
