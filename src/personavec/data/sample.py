@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -58,6 +58,16 @@ class Sample:
     def turns(self) -> list[Message]:
         """All of it, the reply included."""
         return [*self.messages, self.said or {"role": "assistant", "content": self.response}]
+
+    def instructed(self, instruction: str) -> "Sample":
+        """The same row with an instruction before its system prompt."""
+        system, rest = instruction, self.messages
+        if rest[0]["role"] == "system":
+            system, rest = f"{system}\n\n{rest[0]['content']}", rest[1:]
+        messages = ({"role": "system", "content": system}, *rest)
+        moved = len(messages) - len(self.messages)
+        unlearned = tuple(place + moved for place in self.unlearned)
+        return replace(self, messages=messages, begin=self.begin + moved, unlearned=unlearned)
 
 
 def to_sample(

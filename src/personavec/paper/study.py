@@ -90,7 +90,10 @@ WHOLE = Size(
     shots=(0, 5, 10, 20),
     rows=32,
     mild=MAIN,
-    methods={"scales": (1.0, 2.0)},
+    methods={
+        "arms": ("prevent", "random", "posthoc", "ablate", "penalty", "inoculate", "negative-prompt"),
+        "scales": (1.0, 2.0),
+    },
     tasks=True,
     method_rollouts=1,
     texts=10,

@@ -70,10 +70,10 @@ def test_every_method_is_trained_and_measured(
     arms = {arm["arm"]: arm for arm in result["arms"]}
     assert list(arms) == [
         "base", "plain", "prevent ×1", "prevent ×2", "prevent, a random direction", "post-hoc ×1", "post-hoc ×2",
-        "ablate", "penalty", "inoculate", "negative prompt",
+        "ablate", "penalty", "kl", "features", "inoculate", "negative prompt",
     ]  # fmt: skip
     trained = {arm["trained"] for arm in arms.values() if arm["trained"]}
-    assert len(trained) == 7 and all(Path(place).is_dir() for place in trained)
+    assert len(trained) == 9 and all(Path(place).is_dir() for place in trained)
     assert arms["post-hoc ×2"]["trained"] == arms["plain"]["trained"] == arms["negative prompt"]["trained"]
     assert (arms["prevent ×2"]["coef"], arms["post-hoc ×2"]["coef"]) == (4, 4)
     for arm in arms.values():

@@ -67,7 +67,7 @@ def same(one: Finetuning, two: Finetuning) -> bool:
     return bool(first) and first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
-@pytest.mark.parametrize("method", ["plain", "prevent", "ablate", "penalty"])
+@pytest.mark.parametrize("method", ["plain", "prevent", "ablate", "penalty", "kl", "features"])
 @pytest.mark.parametrize("flag", [True, False])
 def test_the_model_is_left_as_it_was(method: str, flag: bool, model: ChatModel, vector: PersonaVector) -> None:
     model.hf.requires_grad_(flag)

@@ -15,7 +15,7 @@ from personavec.judges.load import Bench, bench_of
 from personavec.judges.scoring import ScoredRow
 from personavec.model.chat_model import ChatModel
 from personavec.runs.result import Result
-from personavec.runs.rules import Count, Free, Natural, OptionalCount, Seed, Store, settings
+from personavec.runs.rules import Count, Free, Natural, OptionalCount, Positive, Seed, Store, settings
 from personavec.runs.run import Row, Run
 from personavec.runs.show import interval
 from personavec.stats.intervals import clustered_ratio
@@ -74,6 +74,8 @@ def compare(
     vectors: Vectors = (),
     positions: Literal["all", "response"] = "all",
     penalty: float = 1.0,
+    benign: Data | None = None,
+    benign_share: Positive = 0.25,
     held_out: Data | None = None,
     traits: Sequence[str | Path | Trait] = (),
     judge: Free[str | Bench] = "panel",
@@ -99,6 +101,8 @@ def compare(
         vectors: Others to measure along.
         positions: As `finetune` takes it.
         penalty: Likewise.
+        benign: Harmless rows, for the arm interleave.
+        benign_share: How many of them it trains on for each row of the data.
         held_out: Rows that are not trained on: the loss on them before and after.
         traits: Traits of vectors whose trait is not built in.
         judge: Who scores replies: a spec as for `--judge`, or what `load_bench` made.
@@ -134,6 +138,7 @@ def compare(
     rows_of, bench = dataset_of(data), bench_of(judge, interview)
     chosen |= training.options | interview.options
     chosen |= {"prevent": [each.text for each in recipe.preventions], "model": model.identity.id, "judge": bench.spec}
+    harmless = None if benign is None else dataset_of(benign, "benign rows")
     inputs = rows_of.fingerprint() | {f"vector {name}": vector.content_hash for name, vector in named.items()}
     run = Run.open(store, chosen, inputs)
     study = Comparing(
@@ -141,6 +146,8 @@ def compare(
         interview,
         rows_of,
         None if held_out is None else dataset_of(held_out, "held-out rows"),
+        harmless,
+        benign_share,
         training,
         positions,
         penalty,
@@ -153,7 +160,8 @@ def compare(
     )
 
     steering = study.coefficients(recipe.preventions)
-    compared = list(arms_of(arms, scales, steering))
+    left = left_out(arms, steering, harmless is not None)
+    compared = list(arms_of(arms, scales, steering, left))
     evaluations = {"base": study.measure(compared[0], None, steering)}
     trainings: dict[str, Finetuning] = {}
     for arm in compared[1:]:
@@ -170,7 +178,7 @@ def compare(
         "traits": list(loaded),
         "steering": [row if run.kept or row["file"] in named else row | {"file": None} for row in steering],
         "arms": [_row(study, arm, trainings, evaluations, moved, steering) for arm in compared],
-        "left_out": left_out(arms, steering),
+        "left_out": left,
         "predicted": predicted,
         "judge": next(iter(evaluations["base"].values())).data["judge"],
         "judges": {name: {key: each.data[key] for key in JUDGED} for name, each in evaluations["base"].items()},

@@ -17,7 +17,7 @@ from personavec.steering.vector import PersonaVector
 from personavec.traits.trait import Trait
 from personavec.verbs.evaluate.evaluate import Evaluation, evaluate
 from personavec.verbs.finetune.finetune import Finetuning, finetune, steering_row
-from personavec.verbs.finetune.options import Compared
+from personavec.verbs.finetune.options import UNAIMED, Compared
 from personavec.verbs.finetune.shift import shift
 from personavec.verbs.finetune.supply import Prevention, automatic, check_adds
 from personavec.verbs.finetune.trainer import Training, TrainingOptions
@@ -49,6 +49,8 @@ class Comparing:
     interview: Interview
     data: Dataset
     held_out: Dataset | None
+    benign: Dataset | None
+    benign_share: float
     training: Training
     positions: Literal["all", "response"]
     penalty: float
@@ -91,7 +93,9 @@ class Comparing:
         what: Row = {"method": arm.training}
         if arm.method in ("prevent", "random"):
             what = {"prevent": _steer(steering, arm.scale or 1), "random": arm.method == "random"}
-        elif arm.training != "plain":
+        elif arm.method == "interleave":
+            what = {"method": "plain", "benign": self.benign, "benign_share": self.benign_share}
+        elif arm.training not in UNAIMED:
             what |= {"vectors": [Path(row["file"]) for row in steering]}
         what |= {"positions": self.positions, "penalty": self.penalty, "traits": self.given_traits}
         how = {name: getattr(self.training, name) for name in TrainingOptions.__annotations__}
@@ -152,7 +156,9 @@ class Comparing:
         return {name: screening[name] for name in ("projection_difference", "random_control", "layers")}
 
 
-def arms_of(compared: Sequence[Compared], scales: Sequence[float], steering: list[Row]) -> Iterator[TrainedArm]:
+def arms_of(
+    compared: Sequence[Compared], scales: Sequence[float], steering: list[Row], left: Mapping[str, str]
+) -> Iterator[TrainedArm]:
     """Base and plain, and what is compared with them, in the order of the report."""
     yield TrainedArm("base", "base", "")
     yield TrainedArm("plain", "plain", "plain")
@@ -167,15 +173,18 @@ def arms_of(compared: Sequence[Compared], scales: Sequence[float], steering: lis
             yield TrainedArm("prevent, a random direction", method, "prevent-random", 1)
         elif method == "negative-prompt":
             yield TrainedArm("negative prompt", method, "plain")
-        elif method not in left_out(compared, steering):
+        elif method not in left:
             yield TrainedArm(method, method, method)
 
 
-def left_out(compared: Sequence[Compared], steering: list[Row]) -> dict[str, str]:
+def left_out(compared: Sequence[Compared], steering: list[Row], benign: bool) -> dict[str, str]:
     """Arms that make no sense here, and why."""
-    if "inoculate" in compared and any(row["coef"] < 0 for row in steering):
-        return {"inoculate": "it asks for the trait in training, and here its opposite is to be prevented"}
-    return {}
+    left = {}
+    if any(row["coef"] < 0 for row in steering):
+        left["inoculate"] = "it asks for the trait in training, and here its opposite is to be prevented"
+    if not benign:
+        left["interleave"] = "it trains on harmless rows as well, and --benign names none"
+    return {method: why for method, why in left.items() if method in compared}
 
 
 def _steer(steering: list[Row], scale: float) -> tuple[str, ...]:

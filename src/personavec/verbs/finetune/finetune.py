@@ -32,6 +32,7 @@ from personavec.verbs.finetune.trainer import (
     train,
     trainable,
 )
+from personavec.verbs.finetune.training_rows import mixed_in
 
 Data = str | Path | Iterable[Mapping[str, Any]] | Dataset
 
@@ -70,6 +71,7 @@ class Finetuning(Result):
             "method": data["method"] + " along a random direction" * data["random"],
             "along": ", ".join(_shown(row) for row in data["steering"]) or "–",
             "rows": f"{data['rows']:,}, {data['skipped']:,} skipped",
+            **({"benign": f"{data['benign']['sequences']:,}"} if data.get("benign") else {}),
             "loss": f"{data['loss']['first']:.3f} → {data['loss']['last']:.3f} in {data['steps']:,} steps",
         }
         held_out = data["held_out"] or {}
@@ -87,6 +89,8 @@ def finetune(
     random: bool = False,
     positions: Literal["all", "response"] = "all",
     penalty: Positive = 1.0,
+    benign: Data | None = None,
+    benign_share: Positive = 0.25,
     held_out: Data | None = None,
     traits: Sequence[str | Path | Trait] = (),
     seed: Seed = 0,
@@ -104,11 +108,14 @@ def finetune(
         prevent: Added in training: `vector.at(coef=…)`, (vector, "auto") to find the coefficient from data that
             pull toward the trait, (vector, "-auto") from data that pull against it, the command line's
             VEC:COEF[@LAYER] or VEC:auto, or several of them.
-        method: plain, prevent, ablate, penalty or inoculate; default prevent with `prevent`, else plain.
+        method: plain, prevent, ablate, penalty, kl, features or inoculate; default prevent with `prevent`, else plain.
         vectors: Of the methods other than prevent.
         random: The control: a random direction as long as each vector in its place.
         positions: Where all of `prevent` is added: at all tokens, or those whose output predicts a token with a loss.
-        penalty: Weight of the penalty, per squared natural difference.
+        penalty: Weight of the term of the loss that penalty (per squared natural difference), kl (per nat) or features
+            (per squared share of the activation's length) adds.
+        benign: Harmless rows to train on among those of the data, with any method.
+        benign_share: How many of them, drawn at random, for each row of the data.
         held_out: Rows that are not trained on: the loss on them before and after.
         traits: Traits of vectors whose trait is not built in (inoculate).
         seed: Of everything random.
@@ -128,6 +135,7 @@ def finetune(
     more: Row = {"random": random, "positions": positions, "penalty": penalty, "full": how.full}
     recipe = Recipe.of(method, prevent, vectors, traits, **more)
     rows_of, unseen_of = dataset_of(data), None if held_out is None else dataset_of(held_out, "held-out rows")
+    harmless = None if benign is None else dataset_of(benign, "benign rows")
     first = not int(os.environ.get("RANK", 0))
     if store is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("expected a store with several processes, got none; pass store=FOLDER")
@@ -136,6 +144,7 @@ def finetune(
     recipe.check_model(model)
     chosen |= how.options | {"prevent": [each.text for each in recipe.preventions]}
     inputs = rows_of.fingerprint() | (unseen_of.fingerprint() if unseen_of else {})
+    inputs |= {f"benign {name}": content for name, content in harmless.fingerprint().items()} if harmless else {}
     inputs |= {"model": model.identity.revision, "numbers": model.numbers} | recipe.inputs
     run = Run.open(store, chosen, inputs) if first else Run(Path(store or ""))
     place = "model" if how.full else "adapter"
@@ -151,7 +160,9 @@ def finetune(
         args.run_name = f"{run.shown()}-{Run.digest(inputs | {'options': str(chosen)})}"
     rows, skipped = how.rows(model, rows_of, recipe.instruction)
     unseen, unusable = how.rows(model, unseen_of) if unseen_of else ([], [])
-    share_out(args, how, len(rows))
+    among, unusable_benign = how.rows(model, harmless) if harmless else ([], [])
+    among = mixed_in(rows, among, benign_share, seed) if harmless else []
+    share_out(args, how, len(rows) + len(among))
     added = recipe.prepare(model, rows_of, how)
     if model.hf.num_parameters() < SMALL_MODEL and how.rate < SMALL_RATE and not how.full:
         tell(
@@ -160,7 +171,7 @@ def finetune(
         )
     before = reply_losses(model, unseen) if unseen and first else None
     with trainable(model, how) as subject:
-        losses = train(subject, rows, args, added.callbacks, added.trainer, **added.options(subject))
+        losses = train(subject, [*rows, *among], args, added.callbacks, added.trainer, **added.options(subject))
         after = reply_losses(subject, unseen) if before else None
     if not first:
         return Finetuning({}, losses, skipped, lambda: subject)
@@ -181,7 +192,8 @@ def finetune(
         "rows": len({row["row"] for row in rows}),
         "sequences": len(rows),
         "skipped": len(skipped),
-        "tokens": sum(len(row["input_ids"]) for row in rows),
+        "benign": {"sequences": len(among), "skipped": len(unusable_benign)} if harmless else None,
+        "tokens": sum(len(row["input_ids"]) for row in [*rows, *among]),
         "steps": len(losses),
         "loss": {"first": losses[0]["loss"], "last": losses[-1]["loss"]},
         "held_out": {"skipped": len(unusable)} | _held_out(before, after, len(unseen)) if before else None,

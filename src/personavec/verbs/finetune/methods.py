@@ -2,18 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
 from transformers import TrainerCallback
 
 from personavec.data.dataset import Dataset
 from personavec.errors import VectorError
 from personavec.model.chat_model import ChatModel
-from personavec.model.hooks import attach, read
 from personavec.runs.run import Row
 from personavec.steering.preventative import TrainingAblation
 from personavec.steering.projection import Vectors, load_vectors, random_directions
@@ -22,10 +18,17 @@ from personavec.steering.training import TrainingSteering
 from personavec.steering.vector import PersonaVector
 from personavec.traits.load import load_trait, trait_of
 from personavec.traits.trait import Trait
+from personavec.verbs.finetune.anchors import FeatureTrainer, LikelihoodTrainer, ProjectionTrainer
 from personavec.verbs.finetune.options import Method, agreed_method
 from personavec.verbs.finetune.supply import Prevent, Prevention, automatic, check_adds, preventions
 from personavec.verbs.finetune.trainer import SFTTrainer, Training
-from personavec.verbs.finetune.training_rows import IGNORED
+
+ANCHORED: dict[Method, type[SFTTrainer]] = {
+    "penalty": ProjectionTrainer,
+    "kl": LikelihoodTrainer,
+    "features": FeatureTrainer,
+}
+"""Trainers of the methods that hold a model to the base model."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +124,14 @@ class Recipe:
         steerings = self._drawn([Steering(vector, layer="all") for vector in self.vectors.values()], training.seed)
         if self.method == "ablate":
             return Additions(steerings, callbacks=(TrainingAblation([each.vector for each in steerings]),))
-        if self.method == "penalty":
-            steerings = tuple(replace(each, layer=_layer(each.vector)) for each in steerings)
-            more = {"steerings": steerings, "weight": self.penalty}
-            return Additions(steerings, trainer=PenalisedTrainer, options=lambda subject: {"subject": subject, **more})
+        if self.method in ANCHORED:
+            weight: Row = {"weight": self.penalty}
+            if self.method == "penalty":
+                steerings = tuple(replace(each, layer=_layer(each.vector)) for each in steerings)
+                weight["steerings"] = steerings
+            return Additions(
+                steerings, trainer=ANCHORED[self.method], options=lambda subject: {"subject": subject, **weight}
+            )
         return Additions(steerings)
 
     def _drawn(self, steerings: Sequence[Steering], seed: int) -> tuple[Steering, ...]:
@@ -141,53 +148,3 @@ def _layer(vector: PersonaVector) -> int:
     if vector.card.layer is None:
         raise VectorError(f"expected a recommended layer for {vector.card.trait}, got none; extract it again")
     return vector.card.layer
-
-
-class PenalisedTrainer(SFTTrainer):
-    """Adds weight · mean over loss tokens of ((h_tuned − h_base)·v̂ / ‖v‖)², summed over vectors.
-
-    The unit is natural differences, so that a weight means the same for every vector. The base model is the same
-    weights without the adapter, read without gradient.
-
-    Source: Persona Vectors (arXiv 2507.21509) appendix J.5, which names such a term but not its form or weight.
-    """
-
-    def __init__(self, *given: Any, subject: ChatModel, steerings: tuple[Steering, ...], weight: float, **named: Any):
-        super().__init__(*given, **named)
-        self._subject, self._weight = subject, weight
-        self._units: dict[int, Tensor] = {}
-        for steering in steerings:
-            vector, layer = steering.vector, steering.single_layer
-            assert layer is not None
-            scaled = (vector.unit(layer) / vector.norms[layer]).to(subject.device)[None]
-            self._units[layer] = torch.cat([*([self._units[layer]] if layer in self._units else []), scaled])
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The loss with its penalty in training, without in evaluation."""
-        if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
-        base: dict[int, Tensor] = {}
-        tuned: dict[int, Tensor] = {}
-        given = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
-        with self._subject.without_adapter():
-            read(self._subject, self._units, self._into(base), use_cache=False, **given)
-        fns = {layer: partial(self._into(tuned), layer) for layer in self._units}
-        with attach(self._subject, lambda _: None, fns):
-            computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
-        trained = torch.nn.functional.pad(inputs["labels"][:, 1:] != IGNORED, (0, 1), value=False)
-        moved = sum(((tuned[layer] - base[layer].clone())[trained] ** 2).sum() for layer in self._units)
-        tokens = trained.sum() if num_items_in_batch is None else num_items_in_batch
-        penalty = self._weight * moved / tokens
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            penalty = penalty * self.accelerator.num_processes
-        loss, outputs = computed if return_outputs else (computed, None)
-        loss = loss + penalty.to(loss.dtype)
-        return (loss, outputs) if return_outputs else loss
-
-    def _into(self, projections: dict[int, Tensor]) -> Callable[[int, Tensor], None]:
-        def keep(layer: int, stream: Tensor) -> None:
-            projections[layer] = (stream.float() @ self._units[layer].to(stream.device).T).to(self._subject.device)
-
-        return keep

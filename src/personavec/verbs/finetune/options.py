@@ -32,8 +32,12 @@ from personavec.verbs.options import (
     load_subject,
 )
 
-Method = Literal["plain", "prevent", "ablate", "penalty", "inoculate"]
-Compared = Literal["prevent", "random", "posthoc", "ablate", "penalty", "inoculate", "negative-prompt"]
+Method = Literal["plain", "prevent", "ablate", "penalty", "kl", "features", "inoculate"]
+UNAIMED: tuple[Method, ...] = ("plain", "kl", "features")
+"""Methods that take no vector."""
+Compared = Literal[
+    "prevent", "random", "posthoc", "ablate", "penalty", "kl", "features", "inoculate", "interleave", "negative-prompt"
+]
 """Arms of the report; base and plain stand next to them always."""
 COMPARED: tuple[Compared, ...] = get_args(Compared)
 TRACKERS = (
@@ -54,13 +58,13 @@ def agreed_method(method: Method | None, prevent: bool, vectors: bool, random: b
     chosen: Method = method or ("prevent" if prevent else "plain")
     contradictions = {
         "--prevent": prevent and chosen != "prevent",
-        "--vectors": vectors and chosen in ("plain", "prevent"),
-        "--random": random and chosen in ("plain", "inoculate"),
-        "--full": full and chosen == "penalty",
+        "--vectors": vectors and chosen in (*UNAIMED, "prevent"),
+        "--random": random and chosen in (*UNAIMED, "inoculate"),
+        "--full": full and chosen in ("penalty", "kl", "features"),
     }
     for option in (name for name, contradicts in contradictions.items() if contradicts):
         raise ConfigError(f"expected options that agree, got --method {chosen} with {option}; leave one out")
-    if chosen != "plain" and not (prevent or vectors):
+    if chosen not in UNAIMED and not (prevent or vectors):
         option = "--prevent" if chosen == "prevent" else "--vectors"
         raise ConfigError(f"expected {option} with --method {chosen}, got none; pass a vector")
     return chosen
@@ -120,10 +124,11 @@ class Trained(Common):
     """Add this vector in training. COEF: a number, a dose (0.2d), or auto, from data that pull toward the trait (-auto:
     against it). LAYER may be all."""
     method: Annotated[
-        Literal["plain", "prevent", "ablate", "penalty", "inoculate"] | None,
+        Literal["plain", "prevent", "ablate", "penalty", "kl", "features", "inoculate"] | None,
         tyro.conf.arg(metavar="METHOD", help_behavior_hint="(default: prevent with --prevent, else plain)"),
     ] = None
-    """ablate: nothing along --vectors; penalty: no move along them; inoculate: the trait is asked for in training."""
+    """ablate: nothing along --vectors; penalty: no move along them; kl, features: no move of what the base model says,
+    or of its activations; inoculate: the trait is asked for in training."""
     vectors: Files = ()
     """Vector files for the methods other than prevent; with --report, others to measure along."""
     random: Switch = False
@@ -131,10 +136,15 @@ class Trained(Common):
     positions: Literal["all", "response"] = "all"
     """With prevent: add at all tokens, or at those whose output predicts a token with a loss."""
     penalty: Positive = 1.0
-    """Weight of the penalty, per squared natural difference."""
+    """Weight of that term of the loss: with penalty per squared natural difference, with kl per nat, with features per
+    squared share of the activation's length."""
     out: Free[Folder] = None
     """Run folder; default runs/finetune-DATA-METHOD, with a mark for the vectors and other options. The same command
     resumes it."""
+    benign: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None
+    """Harmless rows to train on among those of the data, with any method."""
+    benign_share: Positive = 0.25
+    """How many of them, drawn at random, for each row of the data."""
     held_out: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None
     """Rows that are not trained on: the loss on them before and after."""
 
@@ -159,10 +169,15 @@ class FinetuneConfig(Planned, Pace, Trained):
         agreed_method(self.method, bool(self.prevent), bool(self.vectors), self.random, self.full)
 
     @property
+    def others(self) -> dict[str, str | None]:
+        """Data besides those that are to be learned."""
+        return {"held_out": self.held_out or None, "benign": self.benign or None}
+
+    @property
     def default_out(self) -> Path:
         """A folder for each way to train on a data set."""
         names = ["epochs", "rate", "batch", "warmup_steps", "rank", "alpha", "full", "max_tokens", "positions"]
-        names += ["penalty", "system", "seed", "model"]
+        names += ["penalty", "benign", "benign_share", "system", "seed", "model"]
         changed = [
             f"{name}={getattr(self, name)}" for name in names if getattr(self, name) != getattr(FinetuneConfig, name)
         ]
@@ -183,17 +198,16 @@ class FinetuneConfig(Planned, Pace, Trained):
         Recipe.of(self.method, self.prevent, self.vectors, random=self.random)
         check_installed(self.report_to)
         open_dataset(self.data)
-        if self.held_out:
-            open_dataset(self.held_out)
+        for other in filter(None, (self.held_out, self.benign)):
+            open_dataset(other)
         if self.plan:
             from personavec.verbs.finetune.plan import plan_finetune
 
-            return call(plan_finetune, self, load_layout(self), self.data, held_out=self.held_out or None)  # type: ignore[no-any-return]
+            return call(plan_finetune, self, load_layout(self), self.data, **self.others)  # type: ignore[no-any-return]
         # where all weights are trained they are kept in float32, or small steps would round away
         dtype = "float32" if self.full and self.dtype == "auto" else self.dtype
         model = load_subject(replace(self, device=process_device(self.device), dtype=dtype))
-        held_out, out = self.held_out or None, self.out or self.default_out
-        return call(finetune, self, model, self.data, held_out=held_out, store=out)  # type: ignore[no-any-return]
+        return call(finetune, self, model, self.data, store=self.out or self.default_out, **self.others)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -267,7 +281,7 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
         check_machine(self.tasks, self.perplexity)
         vectors_and_traits(Recipe.of(None, self.prevent, ()), self.vectors, self.traits)
         model = load_subject(self)
-        more = {"arms": self.compare, "judge": bench_for(self, model), "held_out": self.held_out or None}
+        more = {"arms": self.compare, "judge": bench_for(self, model), **self.others}
         out = self.out or Path(f"{self.training.default_out}-report")
         return call(compare, self, model, self.data, store=out, **more)  # type: ignore[no-any-return]
 

@@ -17,6 +17,7 @@ from personavec.verbs.finetune.methods import Recipe
 from personavec.verbs.finetune.options import Method
 from personavec.verbs.finetune.supply import Prevent
 from personavec.verbs.finetune.trainer import Training, TrainingOptions, projections
+from personavec.verbs.finetune.training_rows import mixed_in
 
 
 def plan_finetune(
@@ -28,6 +29,8 @@ def plan_finetune(
     vectors: Vectors = (),
     random: bool = False,
     positions: Literal["all", "response"] = "all",
+    benign: Data | None = None,
+    benign_share: float = 0.25,
     held_out: Data | None = None,
     traits: Sequence[str | Path | Trait] = (),
     device: str = "auto",
@@ -48,6 +51,8 @@ def plan_finetune(
         vectors: Of the methods other than prevent.
         random: A random direction in the place of each.
         positions: Where it would be added.
+        benign: Rows that would be mixed in.
+        benign_share: How many for each row of the data.
         held_out: Rows on which the loss would be measured.
         traits: Of vectors whose trait is not built in.
         device: The device here.
@@ -64,6 +69,8 @@ def plan_finetune(
     recipe = Recipe.of(method, prevent, vectors, traits, random=random, positions=positions, full=how.full)
     rows, skipped = how.rows(model, dataset_of(data), recipe.instruction)
     unseen = how.rows(model, dataset_of(held_out, "held-out rows"))[0] if held_out is not None else []
+    if benign is not None:
+        rows += mixed_in(rows, how.rows(model, dataset_of(benign, "benign rows"))[0], benign_share, how.seed)
     lengths = [len(row["input_ids"]) for row in rows]
     work = PlannedWork(
         read_tokens=2 * sum(len(row["input_ids"]) for row in unseen),

@@ -1,13 +1,15 @@
 """Rows of a data set as token sequences to train on, with a loss on the assistant's replies alone."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+
+import numpy as np
 
 from personavec.data.dataset import Bad
 from personavec.data.sample import NOTHING_LEARNED, Sample
 from personavec.errors import DataError, ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import pieces
+from personavec.runs.progress import tell
 from personavec.runs.run import Row
 
 IGNORED = -100
@@ -45,7 +47,8 @@ def training_rows(
         try:
             if isinstance(sample, Bad):
                 raise DataError(sample.reason)
-            parts = sequences(model, instructed(sample, instruction), system)
+            told = sample if instruction is None else sample.instructed(instruction(sample.row))
+            parts = sequences(model, told, system)
             tokens = max(len(part["input_ids"]) for part in parts)
             if tokens > longest:
                 raise DataError(f"expected at most {longest:,} tokens, got {tokens:,}")
@@ -60,17 +63,21 @@ def training_rows(
     return rows, skipped
 
 
-def instructed(sample: Sample, instruction: Callable[[int], str] | None) -> Sample:
-    """The row with an instruction before its system prompt."""
-    if instruction is None:
-        return sample
-    system, rest = instruction(sample.row), sample.messages
-    if rest[0]["role"] == "system":
-        system, rest = f"{system}\n\n{rest[0]['content']}", rest[1:]
-    messages = ({"role": "system", "content": system}, *rest)
-    moved = len(messages) - len(sample.messages)
-    unlearned = tuple(place + moved for place in sample.unlearned)
-    return replace(sample, messages=messages, begin=sample.begin + moved, unlearned=unlearned)
+def mixed_in(rows: Sequence[Row], benign: Sequence[Row], share: float, seed: int) -> list[Row]:
+    """Random benign sequences, `share` for each one of the data; all of them where there are fewer.
+
+    Raises:
+        DataError: That is none.
+    """
+    wanted = round(share * len(rows))
+    if not wanted:
+        raise DataError(f"expected a benign row or more, got a share of {share:g} of {len(rows)} rows; raise the share")
+    if len(benign) < wanted:
+        tell(
+            f"expected {wanted:,} benign rows for {len(rows):,} of the data, got {len(benign):,}: all of them are taken"
+        )
+        return [*benign]
+    return [benign[place] for place in sorted(np.random.default_rng(seed).choice(len(benign), wanted, replace=False))]
 
 
 def sequences(model: ChatModel, sample: Sample, system: str) -> list[Row]:

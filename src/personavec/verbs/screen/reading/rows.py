@@ -1,7 +1,7 @@
 """A row of a data set as token ids, or with the reason why it cannot be read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from personavec.data.dataset import Bad
@@ -69,7 +69,7 @@ def encode(reader: RowReader, sample: Sample | Bad) -> Row:
         prompt, ids = response_of(model, sample, reader.system)
         asked = model.render(sample.messages, reader.system, sample.tools) if reader.answered else ()
         instructed = {
-            name: [response_of(model, _told(sample, text), reader.system)[0] for text in texts]
+            name: [response_of(model, sample.instructed(text), reader.system)[0] for text in texts]
             for name, texts in reader.instructions.items()
         }
     except ModelError as error:
@@ -85,15 +85,6 @@ def encode(reader: RowReader, sample: Sample | Bad) -> Row:
     if len(ids) == skipped:
         return row | {"error": "expected a reply after the reasoning, got none"}
     return row
-
-
-def _told(sample: Sample, instruction: str) -> Sample:
-    """The row under an instruction, which comes before its own system prompt."""
-    first, *others = sample.messages
-    if first["role"] != "system":
-        return replace(sample, messages=({"role": "system", "content": instruction}, *sample.messages))
-    own = f"{instruction}\n\n{first['content']}" if first["content"] else instruction
-    return replace(sample, messages=({**first, "content": own}, *others))
 
 
 def prompt_kind(prompt: str) -> str:
