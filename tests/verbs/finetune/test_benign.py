@@ -1,16 +1,19 @@
 """Harmless rows among those of the data: which are drawn, and that they are trained on as any other."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support import tiny_chat
 
+from personavec.data.dataset import dataset_of
 from personavec.errors import DataError, PersonavecError
 from personavec.model.chat_model import ChatModel
-from personavec.verbs.finetune.comparing import arms_of, left_out
+from personavec.verbs.finetune.comparing import Comparing, arms_of, left_out
 from personavec.verbs.finetune.finetune import finetune
 from personavec.verbs.finetune.options import COMPARED
 from personavec.verbs.finetune.plan import plan_finetune
+from personavec.verbs.finetune.trainer import Training
 from personavec.verbs.finetune.training_rows import mixed_in
 
 ROWS = [{"prompt": f"Say {n}.", "response": "tea and rain"} for n in range(8)]
@@ -61,8 +64,19 @@ def test_a_benign_row_that_cannot_be_used_is_told(model: ChatModel) -> None:
 def test_a_report_without_them_says_what_is_left_out() -> None:
     steering = [{"file": "v", "coef": 1.0, "layer": 1}]
     left = left_out(COMPARED, steering, benign=False)
-    assert [*left] == ["interleave"] and "--benign" in left["interleave"]
+    assert [*left] == ["interleave", "interleave-gap"] and "--benign" in left["interleave"]
     names = [arm.name for arm in arms_of(COMPARED, (1.0,), steering, left)]
     assert "interleave" not in names and {"kl", "features"} <= {*names}
     assert "interleave" in [arm.name for arm in arms_of(COMPARED, (1.0,), steering, {})]
     assert [*left_out(COMPARED, [{"coef": -1.0}], benign=True)] == ["inoculate"]
+
+
+def test_by_gap_those_are_taken_that_plain_training_unlearns(model: ChatModel) -> None:
+    """Rows like the data get likelier by training, others less likely: the others are wanted."""
+    pool = [*({"prompt": f"Say {n}!", "response": "tea and rain"} for n in range(4)), *BENIGN[:3]]
+    plain = finetune(model, ROWS, **HOW | {"epochs": 6.0})
+    study: Any = SimpleNamespace(
+        model=model, benign=dataset_of(pool, "pool"), benign_share=3 / 8, training=Training(**HOW)
+    )
+    chosen = [raw.value for raw in Comparing._gapped(study, plain).rows()]
+    assert chosen == pool[4:]

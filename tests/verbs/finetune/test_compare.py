@@ -193,3 +193,24 @@ def test_bad_objects_are_one_line(saved: tuple[Path, Path], tmp_path: Path) -> N
         with pytest.raises(PersonavecError, match=said) as error:
             compare(model, [{"prompt": "a", "response": "b"}], **{"traits": [trait], "perplexity": 0} | options)
         assert "\n" not in str(error.value)
+
+
+def test_the_instruction_is_for_what_is_to_be_prevented() -> None:
+    toward, against = [{"trait": "tiny", "coef": 2.0}], [{"trait": "tiny", "coef": -2.0}]
+    assert [comparing._side("tiny", toward, prevented=way) for way in (True, False)] == ["pos", "neg"]
+    assert [comparing._side("tiny", against, prevented=way) for way in (True, False)] == ["neg", "pos"]
+    assert comparing._side("another", against, prevented=True) == "pos"
+
+
+@pytest.mark.slow
+def test_arms_are_measured_where_the_trait_is_asked_for(report: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arms = ["--compare", "inoculate", "negative-prompt"]
+    result = found([*report, "--scales", "1", *arms, "--conditional"], capsys)
+    asked = {arm["arm"]: arm["traits"]["tiny"]["asked"] for arm in result["arms"]}
+    assert asked.pop("negative prompt") is None
+    assert [*asked] == ["base", "plain", "inoculate"] and all(each["n"] == 3 for each in asked.values())
+    assert "where it is asked for" in Path(result["report"]).read_text()
+    out = Path(result["out"])
+    told, plain = (json.loads((out / name / "changed.jsonl").read_text().splitlines()[0])["prompt_ids"]
+                   for name in ("inoculate-asked-tiny", "inoculate-tiny"))  # fmt: skip
+    assert len(told) > len(plain)

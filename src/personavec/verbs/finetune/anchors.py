@@ -1,7 +1,7 @@
 """Trainers whose loss holds the tuned model to the base model: along vectors, in activations, or in what it says."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from personavec.model.chat_model import ChatModel
-from personavec.model.hooks import BlockFn, attach, read
+from personavec.model.hooks import attach, read
 from personavec.steering.steer import Steering
 from personavec.verbs.finetune.trainer import SFTTrainer
 from personavec.verbs.finetune.training_rows import IGNORED
@@ -48,16 +48,10 @@ class StreamTrainer(SFTTrainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         trained, tuned, base = _loss_tokens(inputs["labels"]), Streams(), Streams()
-        keep = self._into(base, trained)
-
-        def kept(layer: int, stream: Tensor) -> None:
-            keep[layer](stream)
-
         with torch.no_grad(), self._subject.without_adapter():
-            read(
-                self._subject, self.layers, lambda layer, stream: keep[layer](stream), use_cache=False, **_read(inputs)
-            )
-        with attach(self._subject, lambda _: None, self._into(tuned, trained)):
+            read(self._subject, self.layers, self._into(base, trained), use_cache=False, **_read(inputs))
+        into = self._into(tuned, trained)
+        with attach(self._subject, lambda _: None, {layer: partial(into, layer) for layer in self.layers}):
             computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         moved = self.distance(tuned, {layer: stream.clone() for layer, stream in base.items()}).sum()
         term = self._weight * moved / (trained.sum() if num_items_in_batch is None else num_items_in_batch)
@@ -67,11 +61,11 @@ class StreamTrainer(SFTTrainer):
         loss = loss + term.to(loss.dtype)
         return (loss, outputs) if return_outputs else loss
 
-    def _into(self, kept: Streams, trained: Bool[Tensor, "batch seq"]) -> dict[int, BlockFn]:
+    def _into(self, kept: Streams, trained: Bool[Tensor, "batch seq"]) -> Callable[[int, Tensor], None]:
         def keep(layer: int, stream: Tensor) -> None:
             kept[layer] = self.features(layer, stream[trained.to(stream.device)]).to(self._subject.device)
 
-        return {layer: partial(keep, layer) for layer in self.layers}
+        return keep
 
 
 class ProjectionTrainer(StreamTrainer):

@@ -80,6 +80,7 @@ def compare(
     traits: Sequence[str | Path | Trait] = (),
     judge: Free[str | Bench] = "panel",
     rollouts: Count = 4,
+    conditional: Free[bool] = False,
     perplexity: Free[Natural] = 60,
     tasks: Free[Sequence[str]] = (),
     task_limit: Free[OptionalCount] = None,
@@ -101,12 +102,14 @@ def compare(
         vectors: Others to measure along.
         positions: As `finetune` takes it.
         penalty: Likewise.
-        benign: Harmless rows, for the arm interleave.
-        benign_share: How many of them it trains on for each row of the data.
+        benign: Harmless rows, for the arms interleave, which draws some at random, and interleave-gap, which takes
+            those that plain training makes the model forget most.
+        benign_share: How many of them those train on for each row of the data.
         held_out: Rows that are not trained on: the loss on them before and after.
         traits: Traits of vectors whose trait is not built in.
         judge: Who scores replies: a spec as for `--judge`, or what `load_bench` made.
         rollouts: Replies per held-out question of each trait.
+        conditional: Whether each arm is measured under the trait's instructions as well.
         perplexity: On so many neutral texts; 0 leaves it out.
         tasks: Tasks of lm-eval whose accuracy is measured.
         task_limit: Stop each task after so many questions.
@@ -116,8 +119,8 @@ def compare(
 
     Returns:
         `arms`: of each what it was trained by, the loss on held-out rows, by trait the score, coherence and what is
-        `kept` of the change that plain training makes, perplexity and tasks, and the shift along each vector;
-        `predicted`: what the screen says of the data.
+        `kept` of the change that plain training makes (with `conditional` also the score where the trait is `asked`
+        for), perplexity and tasks, and the shift along each vector; `predicted`: what the screen says of the data.
 
     Raises:
         PersonavecError: Bad input; what was done so far stays in the store.
@@ -153,6 +156,7 @@ def compare(
         penalty,
         bench,
         rollouts,
+        conditional,
         {"perplexity": perplexity, "tasks": tasks, "task_limit": task_limit},
         _on_disk(run, named),
         loaded,
@@ -163,12 +167,14 @@ def compare(
     left = left_out(arms, steering, harmless is not None)
     compared = list(arms_of(arms, scales, steering, left))
     evaluations = {"base": study.measure(compared[0], None, steering)}
+    asked = {"base": study.asked(compared[0], None, steering)}
     trainings: dict[str, Finetuning] = {}
     for arm in compared[1:]:
         if arm.training not in trainings:
-            trainings[arm.training] = study.train(arm, steering)
+            trainings[arm.training] = study.train(arm, steering, trainings.get("plain"))
     for arm in compared[1:]:
         evaluations[arm.name] = study.measure(arm, trainings[arm.training], steering)
+        asked[arm.name] = study.asked(arm, trainings[arm.training], steering)
     moved = study.shifts(trainings)
     predicted = study.predicted()
     result: Row = {
@@ -177,7 +183,7 @@ def compare(
         "model": model.identity.id,
         "traits": list(loaded),
         "steering": [row if run.kept or row["file"] in named else row | {"file": None} for row in steering],
-        "arms": [_row(study, arm, trainings, evaluations, moved, steering) for arm in compared],
+        "arms": [_row(study, arm, trainings, evaluations, asked[arm.name], moved, steering) for arm in compared],
         "left_out": left,
         "predicted": predicted,
         "judge": next(iter(evaluations["base"].values())).data["judge"],
@@ -233,6 +239,7 @@ def _row(
     arm: TrainedArm,
     trainings: Mapping[str, Finetuning],
     evaluations: Mapping[str, Mapping[str, Evaluation]],
+    asked: Mapping[str, Row],
     moved: Mapping[str, Row],
     steering: list[Row],
 ) -> Row:
@@ -256,6 +263,7 @@ def _row(
                 **{key: row[key] for key in ("trait_score", "coherence", "difference", "random_control")},
                 "unscored": row["unscored"]["changed" if training else "base"],
                 "truncated": row["truncated"],
+                "asked": asked.get(trait),
                 "kept": _kept(evaluations[arm.name][trait], evaluations["plain"][trait]),
             }
             for trait, row in measured.items()

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from personavec.data.dataset import Dataset
+import numpy as np
+
+from personavec.data.dataset import Dataset, dataset_of
 from personavec.errors import JudgeError
 from personavec.judges.load import Bench
 from personavec.model.chat_model import ChatModel
@@ -20,7 +22,7 @@ from personavec.verbs.finetune.finetune import Finetuning, finetune, steering_ro
 from personavec.verbs.finetune.options import UNAIMED, Compared
 from personavec.verbs.finetune.shift import shift
 from personavec.verbs.finetune.supply import Prevention, automatic, check_adds
-from personavec.verbs.finetune.trainer import Training, TrainingOptions
+from personavec.verbs.finetune.trainer import Training, TrainingOptions, reply_losses
 from personavec.verbs.screen.screen import screen
 
 REPLIES = {*ReplyOptions.__annotations__}
@@ -56,6 +58,7 @@ class Comparing:
     penalty: float
     bench: Bench
     rollouts: int
+    conditional: bool
     costs: Row
     """What is measured besides traits: options of `evaluate`."""
     vectors: dict[str, PersonaVector]
@@ -88,10 +91,12 @@ class Comparing:
             self.run.write_json("steering.json", {"steering": rows})
         return list(self.run.read_json("steering.json")["steering"])
 
-    def train(self, arm: TrainedArm, steering: list[Row]) -> Finetuning:
-        """The training of an arm."""
+    def train(self, arm: TrainedArm, steering: list[Row], plain: Finetuning | None) -> Finetuning:
+        """The training of an arm; that by perplexity gap looks at what plain training made."""
         what: Row = {"method": arm.training}
-        if arm.method in ("prevent", "random"):
+        if arm.method == "interleave-gap" and plain:
+            what = {"method": "plain", "benign": self._gapped(plain), "benign_share": self.benign_share}
+        elif arm.method in ("prevent", "random"):
             what = {"prevent": _steer(steering, arm.scale or 1), "random": arm.method == "random"}
         elif arm.method == "interleave":
             what = {"method": "plain", "benign": self.benign, "benign_share": self.benign_share}
@@ -104,9 +109,23 @@ class Comparing:
         where: Row = {"held_out": self.held_out, "seed": self.training.seed, "store": store}
         return finetune(self.model, self.data, **where, **what, **how)
 
+    def _gapped(self, plain: Finetuning) -> Dataset:
+        """The benign rows whose loss plain training raised most: those that it made the model forget.
+
+        Source: In-Training Defenses against Emergent Misalignment (arXiv 2508.06249).
+        """
+        assert self.benign is not None
+        rows, _ = self.training.rows(self.model, self.benign)
+        (after, places), (before, _) = reply_losses(plain.model, rows), reply_losses(self.model, rows)
+        tokens = np.bincount(places, minlength=len(rows))
+        gaps = np.bincount(places, weights=after - before, minlength=len(rows)) / tokens
+        wanted = round(self.benign_share * plain.data["sequences"])
+        chosen = {rows[place]["row"] for place in np.argsort(-gaps, kind="stable")[:wanted]}
+        held = [raw.value for place, raw in enumerate(self.benign.rows()) if place in chosen]
+        return dataset_of(held, "benign rows by gap")
+
     def measure(self, arm: TrainedArm, training: Finetuning | None, steering: list[Row]) -> dict[str, Evaluation]:
         """The evaluation of an arm for every trait; its perplexity and tasks are measured along with the first."""
-        opposite = {row["trait"] for row in steering if row["coef"] < 0}
         files = {vector.card.trait: file for file, vector in self.vectors.items()}
         evaluations = {}
         for place, (name, trait) in enumerate(self.traits.items()):
@@ -114,14 +133,32 @@ class Comparing:
             if training:
                 options |= {"judge_file": self.run.path(f"base-{name}") / "judge.json", "steer": arm.steer}
             if arm.method == "negative-prompt":
-                options["instruct"] = "pos" if name in opposite else "neg"
-            folder = self.run.path(f"{arm.name.replace(', ', '-').replace(' ', '-').replace('×', '')}-{name}")
-            tell(f"measuring {folder}")
-            options |= {"judge": self.bench, "rollouts": self.rollouts, "seed": self.interview.seed, "store": folder}
-            options |= {key: getattr(self.interview, key) for key in REPLIES}
+                options["instruct"] = _side(name, steering, prevented=False)
+            options |= self._how(arm, name)
             model = training.model if training else self.model
             evaluations[name] = evaluate_on_card(model, trait, None if training else Path(files[name]), **options)
         return evaluations
+
+    def asked(self, arm: TrainedArm, training: Finetuning | None, steering: list[Row]) -> dict[str, Row]:
+        """Trait scores of an arm's replies under the instructions for what is to be prevented, if those are wanted.
+
+        The negative prompt is an instruction itself, and has none.
+        """
+        if not self.conditional or arm.method == "negative-prompt":
+            return {}
+        model, found = training.model if training else self.model, {}
+        for name, trait in self.traits.items():
+            options: Row = {"judge_file": self.run.path(f"base-{name}") / "judge.json", "steer": arm.steer}
+            options |= self._how(arm, f"asked-{name}") | {"instruct": _side(name, steering, prevented=True)}
+            found[name] = evaluate(model, trait, **options).data["trait_score"]
+        return found
+
+    def _how(self, arm: TrainedArm, name: str) -> Row:
+        """How an arm is measured, and where that is kept."""
+        folder = self.run.path(f"{arm.name.replace(', ', '-').replace(' ', '-').replace('×', '')}-{name}")
+        tell(f"measuring {folder}")
+        how = {"judge": self.bench, "rollouts": self.rollouts, "seed": self.interview.seed, "store": folder}
+        return how | {key: getattr(self.interview, key) for key in REPLIES}
 
     def shifts(self, trainings: Mapping[str, Finetuning]) -> dict[str, Row]:
         """How far each training moved the model along every vector."""
@@ -183,8 +220,15 @@ def left_out(compared: Sequence[Compared], steering: list[Row], benign: bool) ->
     if any(row["coef"] < 0 for row in steering):
         left["inoculate"] = "it asks for the trait in training, and here its opposite is to be prevented"
     if not benign:
-        left["interleave"] = "it trains on harmless rows as well, and --benign names none"
+        why = "it trains on harmless rows as well, and --benign names none"
+        left |= {"interleave": why, "interleave-gap": why}
     return {method: why for method, why in left.items() if method in compared}
+
+
+def _side(trait: str, steering: list[Row], *, prevented: bool) -> Literal["pos", "neg"]:
+    """Instructions for what is to be prevented, or against it; with a negative coefficient that is the opposite."""
+    opposite = any(row["trait"] == trait and row["coef"] < 0 for row in steering)
+    return "pos" if prevented != opposite else "neg"
 
 
 def _steer(steering: list[Row], scale: float) -> tuple[str, ...]:

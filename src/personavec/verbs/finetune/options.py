@@ -36,7 +36,17 @@ Method = Literal["plain", "prevent", "ablate", "penalty", "kl", "features", "ino
 UNAIMED: tuple[Method, ...] = ("plain", "kl", "features")
 """Methods that take no vector."""
 Compared = Literal[
-    "prevent", "random", "posthoc", "ablate", "penalty", "kl", "features", "inoculate", "interleave", "negative-prompt"
+    "prevent",
+    "random",
+    "posthoc",
+    "ablate",
+    "penalty",
+    "kl",
+    "features",
+    "inoculate",
+    "interleave",
+    "interleave-gap",
+    "negative-prompt",
 ]
 """Arms of the report; base and plain stand next to them always."""
 COMPARED: tuple[Compared, ...] = get_args(Compared)
@@ -235,6 +245,9 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
     """With --report: multiples of the coefficients that prevention adds and post-hoc steering subtracts."""
     rollouts: Count = 4
     """With --report: replies per held-out question of each trait."""
+    conditional: Free[Switch] = False
+    """With --report: also the trait scores of replies under the trait's instructions: does what was held down come out
+    where it is asked for? Doubles the measuring."""
     perplexity: Free[Natural] = 60
     """With --report: perplexity on so many neutral texts, which are fetched once; 0 leaves it out."""
     tasks: Free[Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK [TASK …]", help_behavior_hint="")]] = ()
