@@ -117,7 +117,8 @@ def distribution(result: Json, name: str) -> alt.LayerChart:
         sides = {"high": ["above"], "low": ["below"], "both": [*of]}[flags["drop"]]
         limits = inline([{"limit": flags[of[side][0]][name]} for side in sides])
         layers.append(alt.Chart(limits).mark_rule(color=VERMILLION, strokeWidth=2).encode(x="limit:Q"))
-        counts = ", ".join(f"{flags[of[side][1]][name]:,} rows {side} the threshold" for side in sides)
+        dropped = [(side, flags[of[side][1]][name]) for side in sides]
+        counts = ", ".join(f"{count:,} row{'s' * (count != 1)} {side} the threshold" for side, count in dropped)
         title = f"{name}: {counts}"
         subtitle = [f"Orange, dropped beyond: {dropped_by(flags)}.", *subtitle]
     return finish(layers, title, subtitle, 420, 220)

@@ -15,6 +15,7 @@ from personavec.errors import ConfigError, DataError, VectorError
 from personavec.judges.load import Bench, bench_of
 from personavec.judges.scoring import Judges, ScoredRow, keep, scaled, scored_rows
 from personavec.model.chat_model import ChatModel
+from personavec.model.conversation import token_texts
 from personavec.runs.files import sha256
 from personavec.runs.result import Result
 from personavec.runs.rules import Free, Natural, Seed, Store, settings
@@ -279,15 +280,13 @@ def _by_place(rows: Sequence[Reply], every: Sequence[Token]) -> list[Row]:
 def _examples(model: ChatModel, rows: Sequence[Reply], every: Sequence[Token]) -> list[Row]:
     """The first replies of each side, token by token."""
     chosen = [[index for index, row in enumerate(rows) if row["side"] == side][:SHOWN] for side in ("pos", "neg")]
-    return [
-        {
-            "side": rows[index]["side"],
-            "question": rows[index]["question"],
-            "tokens": [[model.decode([token.id]), rounded(token.projection)] for token in every if token.row == index],
-        }
-        for side in chosen
-        for index in side
-    ]
+    found = []
+    for index in (index for side in chosen for index in side):
+        tokens = [token for token in every if token.row == index]
+        texts = token_texts(model, [token.id for token in tokens])
+        shaded = [[text, rounded(token.projection)] for text, token in zip(texts, tokens, strict=True)]
+        found.append({"side": rows[index]["side"], "question": rows[index]["question"], "tokens": shaded})
+    return found
 
 
 def _describe(
