@@ -3,6 +3,7 @@
     pip install -e ".[train]"
     python benchmarks/screening_truth.py FOLDER devout environmentalist
     python benchmarks/screening_truth.py FOLDER devout environmentalist --score my.py
+    python benchmarks/screening_truth.py FOLDER/truth.csv
 
 Goes on after a kill. Each set (benchmarks/truth_sets.py) trains SmolLM2 (LoRA); its truth is how far that moved each
 trait on held-out questions, by the panel judge and by the independent check, paired with the base model's replies.
@@ -10,7 +11,8 @@ Scores are taken of the rows before training, by the base model: a set's is the 
 has an AUROC of the planted ones. --score tries another one on the sets that were trained:
 `my.py` defines `score(model, rows, vector)`, a number for each row (`prompt`, `response`).
 
-Writes FOLDER/truth.csv, a line a set and trait measured, and prints how each score ranks the sets.
+Writes FOLDER/truth.csv, a line a set and trait measured, and prints how each score ranks the sets; of a table that is
+there already it prints that alone.
 """
 
 import argparse
@@ -126,14 +128,34 @@ def summary(rows: Sequence[Row], scores: Sequence[str], traits: Sequence[str]) -
         )
 
 
+TOLD = ("set", "poison", "source", "topic", "measured")
+"""Columns that are words."""
+
+
+def read(table: Path) -> tuple[list[Row], list[str], list[str]]:
+    """A table's lines, its scores and the traits that were measured."""
+    with table.open(newline="") as file:
+        lines = [
+            {name: value if name in TOLD else float(value or "nan") for name, value in line.items()}
+            for line in csv.DictReader(file)
+        ]
+    scores = [name.removeprefix("auroc ") for name in lines[0] if name.startswith("auroc ")]
+    return lines, scores, list(dict.fromkeys(str(line["measured"]) for line in lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("vectors", nargs="+", help="files, or names of vectors that come with the package")
+    parser.add_argument("vectors", nargs="*", help="files, or names of vectors that come with the package")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--most", type=int, help="stop after so many sets")
     parser.add_argument("--score", type=Path, help="a Python file that defines score(model, rows, vector)")
     given = parser.parse_args()
+    if given.folder.suffix == ".csv":
+        summary(*read(given.folder))
+        return
+    if not given.vectors:
+        parser.error("expected vectors, got none")
     model = ChatModel.load(given.model)
     vectors = {vector.card.trait: vector for vector in map(pv.load_vector, given.vectors)}
     own: Score | None = runpy.run_path(str(given.score))["score"] if given.score else None

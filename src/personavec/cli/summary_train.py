@@ -32,6 +32,9 @@ def finetune(config: ReportConfig, result: Json) -> None:
         return _before_after(result)
     skipped = f", {result['skipped']:,} skipped (skipped.jsonl)" * bool(result["skipped"])
     say(f"{result['rows']:,} rows of {config.data}, {result['tokens']:,} tokens{skipped}", markup=False)
+    if benign := result["benign"]:
+        unused = f" ({benign['skipped']:,} skipped)" * bool(benign["skipped"])
+        say(f"{benign['sequences']:,} harmless sequences of {config.benign} among them{unused}", markup=False)
     for row in result["steering"]:
         dose = f" (dose {row['dose']:.2f})" if row.get("dose") is not None else ""
         amount = f", coef {row['coef']:.3g}{dose}" if "coef" in row else ""
@@ -86,9 +89,10 @@ def screen(config: ScreenConfig, result: Json) -> None:
     table = headed("vector", "layer", result["estimate"], "random directions", "")
     for name, mean in result["projection_difference"].items():
         random = result["random_control"][name]
-        spread = f"{random['low']:.3f} to {random['high']:.3f}"
+        spread = "–" if random["low"] is None else f"{random['low']:.3f} to {random['high']:.3f}"
         verdict = said(result["verdict"][name]) if result["verdict_against"] else "–"
-        table.add_row(escape(name), str(result["layers"][name]), estimate(mean, 3), spread, verdict)
+        layer = "–" if result["layers"][name] is None else str(result["layers"][name])
+        table.add_row(escape(name), layer, estimate(mean, 3), spread, verdict)
     console.print(table)
     for name, difference in (result["difference_from_clean"] or {}).items():
         say(
@@ -123,9 +127,10 @@ def _sides(config: ScreenConfig, result: Json) -> None:
     table = headed("vector", "layer", "chosen less rejected", "random directions", "")
     for name, difference in result["difference"].items():
         random = difference["random_control"]
-        spread = f"{random['low']:.3f} to {random['high']:.3f}"
+        spread = "–" if random["low"] is None else f"{random['low']:.3f} to {random['high']:.3f}"
         cells = (estimate(difference, 3), spread, higher_said(difference["higher"]))
-        table.add_row(escape(name), str(result["layers"][name]), *cells)
+        layer = "–" if result["layers"][name] is None else str(result["layers"][name])
+        table.add_row(escape(name), layer, *cells)
     console.print(table)
     for side in ("chosen", "rejected"):
         figures = result[side]

@@ -59,11 +59,12 @@ class Sample:
         """All of it, the reply included."""
         return [*self.messages, self.said or {"role": "assistant", "content": self.response}]
 
-    def instructed(self, instruction: str) -> "Sample":
-        """The same row with an instruction before its system prompt."""
-        system, rest = instruction, self.messages
+    def instructed(self, instruction: str, own: str = "") -> "Sample":
+        """The same row with an instruction before its system prompt, which is `own` where it has none."""
+        rest = self.messages
         if rest[0]["role"] == "system":
-            system, rest = f"{system}\n\n{rest[0]['content']}", rest[1:]
+            own, rest = rest[0]["content"], rest[1:]
+        system = f"{instruction}\n\n{own}" if own else instruction
         messages = ({"role": "system", "content": system}, *rest)
         moved = len(messages) - len(self.messages)
         unlearned = tuple(place + moved for place in self.unlearned)

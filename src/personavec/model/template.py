@@ -26,6 +26,9 @@ ASKED, REPLIED = "Kalmarquestion", "Kalmaranswer"
 OPENING = 32
 """Last tokens of a prompt, among which a template opens a reasoning block."""
 
+POLICIES = ("template", "none")
+"""What is done where no turn is a system turn, besides a text that is put first; see `ChatModel.render`."""
+
 
 class Reasoning(NamedTuple):
     """How a family of models marks reasoning."""
@@ -128,7 +131,7 @@ class ChatTemplate:
         turns = list(messages)
         if tools or any(len(turn) > 2 or turn["role"] == "tool" for turn in turns):
             turns = shown_turns(turns, tools, self.tokenizer.get_chat_template(tools=[*tools] or None), self.name)
-        if turns[0]["role"] != "system" and system not in ("template", "none"):
+        if turns[0]["role"] != "system" and system not in POLICIES:
             turns, system = [{"role": "system", "content": system}, *turns], "template"
         return [self._inert_turn(turn) for turn in turns], system, [self._inert_value(tool) for tool in tools]
 

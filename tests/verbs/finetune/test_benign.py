@@ -1,14 +1,17 @@
 """Harmless rows among those of the data: which are drawn, and that they are trained on as any other."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import tiny_chat
+from support import tiny, tiny_chat
 
+from personavec.cli.main import main
 from personavec.data.dataset import dataset_of
 from personavec.errors import DataError, PersonavecError
 from personavec.model.chat_model import ChatModel
+from personavec.verbs.finetune.compare import compare
 from personavec.verbs.finetune.comparing import Comparing, arms_of, left_out
 from personavec.verbs.finetune.finetune import finetune
 from personavec.verbs.finetune.options import COMPARED
@@ -78,5 +81,29 @@ def test_by_gap_those_are_taken_that_plain_training_unlearns(model: ChatModel) -
     study: Any = SimpleNamespace(
         model=model, benign=dataset_of(pool, "pool"), benign_share=3 / 8, training=Training(**HOW)
     )
-    chosen = [raw.value for raw in Comparing._gapped(study, plain).rows()]
-    assert chosen == pool[4:]
+    benign, share = Comparing._gapped(study, plain)
+    assert [raw.value for raw in benign.rows()] == pool[4:] and share == 3 / 8
+
+
+def test_a_share_of_nothing_and_an_empty_file_are_told(model: ChatModel, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "rows.jsonl", "--benign-share", "0.5"]) == 2
+    assert "expected --benign with --benign-share" in capsys.readouterr().err
+    with pytest.raises(DataError, match="expected rows to train on in benign rows, got none"):
+        finetune(model, ROWS, benign=[], **HOW)
+
+
+def test_a_report_looks_at_them_before_it_trains(model: ChatModel, tmp_path: Any) -> None:
+    bad = [*BENIGN, {"prompt": "no reply"}]
+    vector, trait = tiny.vector(model, layer=1), tmp_path / "tiny.json"
+    trait.write_text(json.dumps({**tiny_chat.WARM, "name": "tiny"}))
+    for benign, share, said in ((bad, 0.25, "benign rows row 6"), (BENIGN, 0.01, "expected a benign row or more")):
+        with pytest.raises(DataError, match=said):
+            compare(model, ROWS, prevent=vector.at(coef=1.0, layer=1), benign=benign, benign_share=share,
+                    traits=[trait], store=tmp_path / str(share), **HOW)  # fmt: skip
+        assert not [*(tmp_path / str(share)).glob("*/base.jsonl")]
+
+
+def test_a_plan_counts_the_base_model(model: ChatModel) -> None:
+    plain, kl = (plan_finetune(model, ROWS, method=method, **HOW).data for method in ("plain", "kl"))
+    assert kl["memory_gb"]["logits"] == pytest.approx(2 * plain["memory_gb"]["logits"], rel=0.01)
+    assert kl["tokens"] != plain["tokens"]

@@ -119,7 +119,8 @@ class FeatureTrainer(StreamTrainer):
 class LikelihoodTrainer(SFTTrainer):
     """Adds weight · mean over loss tokens of KL(tuned ‖ base) of the next token, in nats.
 
-    Both models' logits of a batch are held whole. Evaluation has the plain loss.
+    Both models' logits of a batch are held whole. Evaluation has the plain loss. What TRL logs besides the loss, and an
+    auxiliary loss of experts, are left out.
 
     Source: In-Training Defenses against Emergent Misalignment (arXiv 2508.06249).
     """

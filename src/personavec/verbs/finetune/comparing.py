@@ -23,6 +23,7 @@ from personavec.verbs.finetune.options import UNAIMED, Compared
 from personavec.verbs.finetune.shift import shift
 from personavec.verbs.finetune.supply import Prevention, automatic, check_adds
 from personavec.verbs.finetune.trainer import Training, TrainingOptions, reply_losses
+from personavec.verbs.finetune.training_rows import mixed_in
 from personavec.verbs.screen.screen import screen
 
 REPLIES = {*ReplyOptions.__annotations__}
@@ -80,6 +81,9 @@ class Comparing:
         if not self.run.done("steering.json"):
             for data in filter(None, (self.data, self.held_out)):
                 self.training.rows(self.model, data)
+            if self.benign is not None:
+                harmless = self.training.rows(self.model, self.benign)[0]
+                mixed_in(self.training.rows(self.model, self.data)[0], harmless, self.benign_share, self.training.seed)
             rows: list[Row] = []
             steerings: list[Steering] = []
             for prevention, file in zip(preventions, self.vectors, strict=False):
@@ -95,7 +99,8 @@ class Comparing:
         """The training of an arm; that by perplexity gap looks at what plain training made."""
         what: Row = {"method": arm.training}
         if arm.method == "interleave-gap" and plain:
-            what = {"method": "plain", "benign": self._gapped(plain), "benign_share": self.benign_share}
+            benign, share = self._gapped(plain)
+            what = {"method": "plain", "benign": benign, "benign_share": share}
         elif arm.method in ("prevent", "random"):
             what = {"prevent": _steer(steering, arm.scale or 1), "random": arm.method == "random"}
         elif arm.method == "interleave":
@@ -109,20 +114,22 @@ class Comparing:
         where: Row = {"held_out": self.held_out, "seed": self.training.seed, "store": store}
         return finetune(self.model, self.data, **where, **what, **how)
 
-    def _gapped(self, plain: Finetuning) -> Dataset:
-        """The benign rows whose loss plain training raised most: those that it made the model forget.
+    def _gapped(self, plain: Finetuning) -> tuple[Dataset, float]:
+        """The benign rows whose loss plain training raised most, and the share that takes all of them.
 
         Source: In-Training Defenses against Emergent Misalignment (arXiv 2508.06249).
         """
         assert self.benign is not None
         rows, _ = self.training.rows(self.model, self.benign)
         (after, places), (before, _) = reply_losses(plain.model, rows), reply_losses(self.model, rows)
-        tokens = np.bincount(places, minlength=len(rows))
-        gaps = np.bincount(places, weights=after - before, minlength=len(rows)) / tokens
+        owners = np.array([row["row"] for row in rows])[places]
+        gaps = np.bincount(owners, weights=after - before) / np.maximum(np.bincount(owners), 1)
+        sizes = np.bincount([row["row"] for row in rows])
+        order = [row for row in np.argsort(-gaps, kind="stable") if sizes[row]]
         wanted = round(self.benign_share * plain.data["sequences"])
-        chosen = {rows[place]["row"] for place in np.argsort(-gaps, kind="stable")[:wanted]}
-        held = [raw.value for place, raw in enumerate(self.benign.rows()) if place in chosen]
-        return dataset_of(held, "benign rows by gap")
+        chosen = order[: 1 + int(np.searchsorted(np.cumsum(sizes[order]), wanted))]
+        held = [raw.value for place, raw in enumerate(self.benign.rows()) if place in {*chosen}]
+        return dataset_of(held, "benign rows by gap"), float(sizes[chosen].sum() / plain.data["sequences"])
 
     def measure(self, arm: TrainedArm, training: Finetuning | None, steering: list[Row]) -> dict[str, Evaluation]:
         """The evaluation of an arm for every trait; its perplexity and tasks are measured along with the first."""

@@ -180,7 +180,7 @@ def finetune(
     elif run.kept:
         subject.adapter = run.path(place)
     run.write_rows("loss.jsonl", losses)
-    run.write_rows("skipped.jsonl", skipped)
+    run.write_rows("skipped.jsonl", [*skipped, *unusable_benign])
     result = {
         "out": run.shown(),
         "tuned": run.shown(place),

@@ -177,6 +177,12 @@ class FinetuneConfig(Planned, Pace, Trained):
         super().__post_init__()
         self.check_plan()
         agreed_method(self.method, bool(self.prevent), bool(self.vectors), self.random, self.full)
+        self.check_benign()
+
+    def check_benign(self) -> None:
+        """Raise ConfigError if a share of nothing is asked for."""
+        if not self.benign and self.benign_share != FinetuneConfig.benign_share:
+            raise ConfigError("expected --benign with --benign-share, got none; name the harmless rows")
 
     @property
     def others(self) -> dict[str, str | None]:
@@ -280,6 +286,7 @@ class ReportConfig(FinetuneConfig, Judging, Writing):
         if not self.prevent:
             raise ConfigError("expected --prevent VEC:COEF with --report, got none; VEC:auto takes COEF from the data")
         check_arms(self.compare, self.scales)
+        self.check_benign()
         Common.__post_init__(self)
 
     def run(self) -> Result:

@@ -1,6 +1,7 @@
 """What a finetuning would take: its rows are made as they would be, and nothing is trained."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -13,7 +14,7 @@ from personavec.model.machine.plan import MachinePlan, PlannedWork, Trainable, m
 from personavec.steering.projection import Vectors
 from personavec.traits.trait import Trait
 from personavec.verbs.finetune.finetune import Data
-from personavec.verbs.finetune.methods import Recipe
+from personavec.verbs.finetune.methods import ANCHORED, Recipe
 from personavec.verbs.finetune.options import Method
 from personavec.verbs.finetune.supply import Prevent
 from personavec.verbs.finetune.trainer import Training, TrainingOptions, projections
@@ -76,8 +77,11 @@ def plan_finetune(
         read_tokens=2 * sum(len(row["input_ids"]) for row in unseen),
         trained_tokens=round(sum(lengths) * how.epochs),
     )
+    if recipe.method in ANCHORED:  # the base model reads every batch as well
+        work = replace(work, read_tokens=work.read_tokens + work.trained_tokens)
     weights = sum(weight.numel() for weight in model.hf.parameters()) if how.full else _adapter(model, how.rank)
     trained = Trainable(weights, how.rows_at_once * max(lengths), how.full, how.gradient_checkpointing)
+    trained = replace(trained, logits=2 if recipe.method == "kl" else 1)
     counted = {"rows": len({row["row"] for row in rows}), "sequences": len(rows), "skipped": len(skipped)}
     return machine_plan(
         model,

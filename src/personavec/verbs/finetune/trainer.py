@@ -110,6 +110,7 @@ class Training(Pace):
             system=self.system,
             instruction=instruction,
             on_error=self.on_error,
+            name=data.name,
         )
 
 

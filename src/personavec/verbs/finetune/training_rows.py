@@ -9,6 +9,7 @@ from personavec.data.sample import NOTHING_LEARNED, Sample
 from personavec.errors import DataError, ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import pieces
+from personavec.model.template import POLICIES
 from personavec.runs.progress import tell
 from personavec.runs.run import Row
 
@@ -24,6 +25,7 @@ def training_rows(
     system: str = "template",
     instruction: Callable[[int], str] | None = None,
     on_error: str = "stop",
+    name: str = "the data",
 ) -> tuple[list[Row], list[Row]]:
     """Every row as one sequence or more, all replies of a conversation included.
 
@@ -34,6 +36,7 @@ def training_rows(
         system: System-prompt policy of rows without a system turn, see `ChatModel.render`.
         instruction: Of a row, by its place: put before its system prompt (inoculation).
         on_error: "stop" at the first row that cannot be used, or "skip" it.
+        name: Of the data set.
 
     Returns:
         Sequences with `input_ids`, `labels` and the `row` they are of; and rows that cannot be used, with the reason.
@@ -47,7 +50,8 @@ def training_rows(
         try:
             if isinstance(sample, Bad):
                 raise DataError(sample.reason)
-            told = sample if instruction is None else sample.instructed(instruction(sample.row))
+            own = "" if system in POLICIES else system
+            told = sample if instruction is None else sample.instructed(instruction(sample.row), own)
             parts = sequences(model, told, system)
             tokens = max(len(part["input_ids"]) for part in parts)
             if tokens > longest:
@@ -59,7 +63,9 @@ def training_rows(
                 raise DataError(f"{sample.where}: {error}; {advice}") from error
             skipped.append({"row": sample.row, "where": sample.where, "reason": str(error)})
     if not rows:
-        raise DataError(f"expected rows to train on, got none that can be used and {len(skipped)} skipped; check them")
+        raise DataError(
+            f"expected rows to train on in {name}, got none that can be used and {len(skipped)} skipped; check them"
+        )
     return rows, skipped
 
 

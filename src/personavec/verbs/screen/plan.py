@@ -186,7 +186,8 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
             return rates
     rows = [rows[place] for place in np.linspace(0, len(rows) - 1, count).astype(int)]
     tokens = sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
-    with stage("measuring speed", 2 + gradient) as advance:
+    lift = reader.cost == "lift"
+    with stage("measuring speed", 2 + gradient + lift) as advance:
         list(activations(model, rows[:4], layers=layers))  # warms up
         began = time.perf_counter()
         list(activations(model, rows, layers=layers, limit=reader.limit))
@@ -196,8 +197,8 @@ def measure(work: DataPass, census: Census, planning: bool) -> Rates:
         if gradient:
             gradient_rate = _gradient_rate(reader, rows, tokens)
             advance(1)
-        lifted = _lift_rate(reader, rows) if reader.cost == "lift" else {}
-        advance(bool(lifted))
+        lifted = _lift_rate(reader, rows) if lift else {}
+        advance(lift)
         room = model.context - reader.max_new_tokens
         some = [row for row in rows if answers and len(row["prompt_ids"]) <= room]
         began = time.perf_counter()

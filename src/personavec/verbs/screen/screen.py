@@ -302,7 +302,9 @@ def _screen(
         "estimate": ESTIMATES.get(cost, "projection difference"),
         "projection_difference": {name: mean.to_json() for name, mean in means.items()},
         "random_control": controls,
-        "layers": dict(zip(names, work.reader.directions.layers, strict=True)),
+        "layers": dict.fromkeys(names)
+        if cost == "lift"
+        else dict(zip(names, work.reader.directions.layers, strict=True)),
         "skipped": int((~table.good).sum()),
         "skipped_by_reason": dict(table.reasons().most_common(20)),
         "conversations": len(np.unique(table.conversations[table.good])),

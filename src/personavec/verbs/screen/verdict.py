@@ -24,8 +24,8 @@ Direction = Literal["toward", "against", "neither"]
 
 
 def direction(mean: Interval, control: Mapping[str, Any]) -> Direction:
-    """Where a mean lies whose interval excludes zero, and which is beyond all random directions; else neither."""
-    if not control["beyond"] or not (mean.low > 0 or mean.high < 0):
+    """Where a mean lies whose interval excludes zero, and which is beyond all random directions if there are any."""
+    if control["beyond"] is False or not (mean.low > 0 or mean.high < 0):
         return "neither"
     return "toward" if mean.low > 0 else "against"
 
@@ -70,7 +70,7 @@ def verdicts(
     return {"verdict": found, "verdict_against": clean.name, "difference_from_clean": differences}
 
 
-NO_DIRECTION = {"low": None, "high": None, "beyond": False}
+NO_DIRECTION = {"low": None, "high": None, "beyond": None}
 """Control of a score that is along no direction."""
 
 

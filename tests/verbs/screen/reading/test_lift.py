@@ -92,8 +92,46 @@ def test_it_ranks_rows_and_says_nothing_of_a_set(
     assert main(command) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["projection_difference"] == found["projection_difference"] and again["rows_per_second"] is None
+    assert main(command[:-1]) == 0, "and in words"
+    said = capsys.readouterr().out
+    assert "likelihood" in said and "report: " in said
     file.write_text(json.dumps({**tiny_chat.WARM, "name": "tiny", "adjective": "hot"}))
     assert main(command) == 2, "other instructions are another run"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_system_prompt_stands_on_both_sides(own: bool, chat: ChatModel, vector: PersonaVector, trait: Trait) -> None:
+    """A row's own, or that of `system`: what differs is the instruction alone."""
+    system = {"role": "system", "content": "Be short."}
+    said = [{"role": "user", "content": "Say 1."}, {"role": "assistant", "content": "1, 1"}]
+    rows = [{"messages": [*[system] * own, *said]}]
+    found = screen(chat, rows, vector, cost="lift", traits=[trait], system="template" if own else "Be short.")
+    asked = said[:1]
+    told = [
+        likelihood(
+            chat, [{"role": "system", "content": f"{trait.system_prompt(pair, 'pos')}\n\nBe short."}, *asked], "1, 1"
+        )
+        for pair in range(len(trait.pairs))
+    ]
+    expected = np.mean(told) - likelihood(chat, [system, *asked], "1, 1")
+    assert found.table.column("tiny")[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_side_of_preferences_is_told_by_the_interval(
+    saved: tuple[Path, Path], file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"Say {n}.", "chosen": f"Be kind. Be kind {n}", "rejected": f"zq{n}#"} for n in range(16)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    command = ["screen", str(data), "--model", str(saved[0]), "--dtype", "float32", "--vectors", str(saved[1])]
+    command += ["--cost", "lift", "--traits", str(file), "--side", "both", "--out", str(tmp_path / "run")]
+    assert main([*command, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["difference"].values()
+    low, high = found["ci"]
+    assert found["higher"] == ("chosen" if low > 0 else "rejected" if high < 0 else "neither")
+    assert low > 0 or high < 0, "the input has a side"
+    assert main(command) == 0
+    assert found["higher"] in capsys.readouterr().out
 
 
 def test_bad_input_is_one_line(chat: ChatModel, vector: PersonaVector, trait: Trait) -> None:

@@ -10,6 +10,7 @@ from personavec.errors import ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.model.conversation import response_of
 from personavec.model.machine.limits import Limit
+from personavec.model.template import POLICIES
 from personavec.runs.run import Row
 from personavec.steering.projection import Directions
 from personavec.steering.rollouts import Reasoning
@@ -65,11 +66,12 @@ def encode(reader: RowReader, sample: Sample | Bad) -> Row:
         return row | {"error": sample.reason}
     row |= {"id": sample.id, "source": sample.source, "kind": prompt_kind(sample.messages[-1]["content"])}
     row |= {"messages": sample.messages, "more_turns": sample.more_turns}
+    own = "" if reader.system in POLICIES else reader.system
     try:
         prompt, ids = response_of(model, sample, reader.system)
         asked = model.render(sample.messages, reader.system, sample.tools) if reader.answered else ()
         instructed = {
-            name: [response_of(model, sample.instructed(text), reader.system)[0] for text in texts]
+            name: [response_of(model, sample.instructed(text, own), reader.system)[0] for text in texts]
             for name, texts in reader.instructions.items()
         }
     except ModelError as error:
@@ -81,7 +83,8 @@ def encode(reader: RowReader, sample: Sample | Bad) -> Row:
     longest = max(map(len, [prompt, *(told for prompts in instructed.values() for told in prompts)])) + len(ids)
     longest = max(longest, len(asked) + reader.max_new_tokens if reader.answered else 0)
     if longest > model.context:
-        return row | {"error": f"expected prompt and reply to fit into {model.context:,} tokens, got {longest:,}"}
+        what = "prompt, the trait's instruction and reply" if instructed else "prompt and reply"
+        return row | {"error": f"expected {what} to fit into {model.context:,} tokens, got {longest:,}"}
     if len(ids) == skipped:
         return row | {"error": "expected a reply after the reasoning, got none"}
     return row
