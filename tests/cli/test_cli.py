@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -51,11 +52,13 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
 
 
 def test_help_comes_at_once() -> None:
+    """In processor time, which other processes of the machine do not lengthen."""
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert python("-m", "personavec", "--help").returncode == 0
-        seconds.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     print(f"personavec --help: {min(seconds):.2f} s")
     assert min(seconds) < 1.0
 

@@ -73,7 +73,8 @@ def test_the_model_is_left_as_it_was(method: str, flag: bool, model: ChatModel, 
     model.hf.requires_grad_(flag)
     before = state(model)
     what: dict[str, Any] = {"prevent": vector.at(coef=2)} if method == "prevent" else {}
-    what |= {"method": method, "vectors": vector} if method in ("ablate", "penalty") else {}
+    what |= {"vectors": vector} if method in ("ablate", "penalty") else {}
+    what |= {"method": method} if method != "prevent" else {}
     trained = finetune(model, ROWS, held_out=ROWS[:2], **what, **HOW)
     assert untouched(model, before)
     assert trained.tuned is None and trained.folder is None and trained.data["method"] == method
