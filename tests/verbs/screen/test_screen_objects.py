@@ -1,6 +1,7 @@
 """Screening as a function of objects: rows in memory, with and without a store, and what is said of bad ones."""
 
 import dataclasses
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,12 @@ def test_rows_in_memory_give_what_the_command_line_gives(
     assert table["row"].to_pylist() == list(range(40)) and {"tiny", "tiny.base", "error"} <= {*table.column_names}
     assert shown.mean["tiny"].to_json() == line["projection_difference"]["tiny"]
     assert shown.top("tiny", 3)["tiny"].to_pylist() == sorted(table["tiny"].to_pylist(), reverse=True)[:3]
+
+
+def test_a_table_outlives_its_result(chat: ChatModel, vector: PersonaVector) -> None:
+    table = screen(chat, ROWS, vector, cost="raw").table
+    gc.collect()
+    assert len(table.column("tiny")) == len(ROWS)
 
 
 def test_rows_that_stand_out(chat: ChatModel, vector: PersonaVector) -> None:

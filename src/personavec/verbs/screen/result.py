@@ -37,7 +37,7 @@ class Screening(Result):
     examples: Mapping[str, Any]
     """Beginnings of the most extreme rows' texts, by vector."""
     tables: Run | Place
-    """Where the table lies; in a run without a store it stays as long as this result."""
+    """Where the table lies; in a run without a store it stays as long as this result, or its `table`."""
     control: Control | None = None
     """A mean next to the same along random directions; of a plan none."""
 
@@ -57,7 +57,7 @@ class Screening(Result):
         """
         if not self.mean:
             raise ConfigError("expected a screening, got a plan, which has no rows; screen with plan=False")
-        return Table(self.tables.folder if isinstance(self.tables, Run) else self.tables, tuple(self.mean))
+        return Table(self.tables, tuple(self.mean))
 
     @property
     def rows(self) -> Any:

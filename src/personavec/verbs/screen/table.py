@@ -20,6 +20,7 @@ from numpy import ndarray
 from personavec.data.dataset import alike
 from personavec.errors import ConfigError, DataError
 from personavec.runs.files import replacing
+from personavec.runs.run import Run
 from personavec.stats.intervals import Interval, clustered_mean
 from personavec.stats.populations import streamed_mean
 from personavec.verbs.screen.flagging import confounds
@@ -111,8 +112,10 @@ def _line(error: Exception) -> str:
 class Table:
     """Reads the parts in order; of a data set of any size it holds a few columns at the most."""
 
-    def __init__(self, folder: Place, names: tuple[str, ...]) -> None:
-        self.folder, self.names = folder, names
+    def __init__(self, folder: Place | Run, names: tuple[str, ...]) -> None:
+        self._run = folder  # one that is kept nowhere lives as long as its table
+        self.folder: Place = folder.folder if isinstance(folder, Run) else folder
+        self.names = names
 
     @staticmethod
     def has(folder: Place, part: str) -> bool:

@@ -173,8 +173,9 @@ def test_actors_take_it_where_the_weights_are(chat: ChatModel, vector: PersonaVe
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_instructed_rows_are_lifted_and_by_their_own_trait_most(real: ChatModel) -> None:
+def test_instructed_rows_are_lifted_and_by_their_own_trait_most() -> None:
     """Without the instruction that wrote them; what the base model writes and another trait's rows are not."""
+    real = ChatModel.load("smollm2")
     questions = [*load_trait("optimistic").extract[:12]]
     interview = Interview(real, max_new_tokens=32)
     rows, kinds = [], []
