@@ -88,10 +88,8 @@ def screen(config: ScreenConfig, result: Json) -> None:
         say(f"{result['rows_with_more_turns']:,} rows have turns that were not read (--turn {config.turn})")
     table = headed("vector", "layer", result["estimate"], "random directions", "")
     for name, mean in result["projection_difference"].items():
-        random = result["random_control"][name]
-        spread = "–" if random["low"] is None else f"{random['low']:.3f} to {random['high']:.3f}"
         verdict = said(result["verdict"][name]) if result["verdict_against"] else "–"
-        layer = "–" if result["layers"][name] is None else str(result["layers"][name])
+        layer, spread = _read_at(result["layers"][name], result["random_control"][name])
         table.add_row(escape(name), layer, estimate(mean, 3), spread, verdict)
     console.print(table)
     for name, difference in (result["difference_from_clean"] or {}).items():
@@ -118,6 +116,13 @@ def screen(config: ScreenConfig, result: Json) -> None:
     say(f"{result['seconds']:.0f} seconds{speed}")
 
 
+def _read_at(layer: int | None, random: Json) -> tuple[str, str]:
+    """The layer of a score, and where the same along random directions lies; a lift has neither."""
+    if layer is None:
+        return "–", "–"
+    return str(layer), f"{random['low']:.3f} to {random['high']:.3f}"
+
+
 def _sides(config: ScreenConfig, result: Json) -> None:
     """Both sides of preferences, their difference, and the files of each."""
     say(
@@ -126,11 +131,8 @@ def _sides(config: ScreenConfig, result: Json) -> None:
     )
     table = headed("vector", "layer", "chosen less rejected", "random directions", "")
     for name, difference in result["difference"].items():
-        random = difference["random_control"]
-        spread = "–" if random["low"] is None else f"{random['low']:.3f} to {random['high']:.3f}"
-        cells = (estimate(difference, 3), spread, higher_said(difference["higher"]))
-        layer = "–" if result["layers"][name] is None else str(result["layers"][name])
-        table.add_row(escape(name), layer, *cells)
+        layer, spread = _read_at(result["layers"][name], difference["random_control"])
+        table.add_row(escape(name), layer, estimate(difference, 3), spread, higher_said(difference["higher"]))
     console.print(table)
     for side in ("chosen", "rejected"):
         figures = result[side]

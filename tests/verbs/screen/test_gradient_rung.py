@@ -12,22 +12,12 @@ from personavec.cli.main import main
 from personavec.errors import DataError, ModelError
 from personavec.model.chat_model import ChatModel
 from personavec.steering.gradient import likelihood_gradients
-from personavec.steering.vector import PersonaVector, load_vector
+from personavec.steering.vector import PersonaVector
 from personavec.verbs.screen.parallel import ActorEngine, ActorModel, ReadingActor
 from personavec.verbs.screen.reading import rungs
 from personavec.verbs.screen.screen import screen
 
 ROWS = [{"prompt": f"Say {n}.", "response": f"{n}, {n * n}{'!' * (n % 4)}"} for n in range(30)]
-
-
-@pytest.fixture
-def chat(saved: tuple[Path, Path]) -> ChatModel:
-    return ChatModel.load(str(saved[0]), dtype="float32", device="cpu")
-
-
-@pytest.fixture
-def vector(saved: tuple[Path, Path]) -> PersonaVector:
-    return load_vector(saved[1])
 
 
 def test_a_row_has_the_gradient_of_its_reply(chat: ChatModel, vector: PersonaVector) -> None:
@@ -119,7 +109,9 @@ def test_rows_that_overflow_are_counted(
         screen(chat, ROWS, vector, cost=cost)
 
 
-def test_actors_take_it_where_the_weights_are(chat: ChatModel, vector: PersonaVector) -> None:
+def test_actors_take_it_where_the_weights_are(saved: tuple[Path, Path], vector: PersonaVector) -> None:
+    chat = ChatModel.load(str(saved[0]), dtype="float32", device="cpu")  # actors load it by its name
+
     class Near(ActorEngine):
         def ask(self, work: Any, *arguments: Any) -> Any:
             return ReadingActor(self._load, 1).run(work, arguments)[0]

@@ -183,9 +183,8 @@ def _memory(config: Any, work: PlannedWork, need: Need, itemsize: int, trained: 
     blocks = 1 if trained.recomputed else text.num_hidden_layers
     inputs = itemsize * text.hidden_size * text.num_hidden_layers if trained.recomputed else 0
     memory["activations"] = trained.tokens * (kept * blocks + inputs)
-    memory["logits"] = (
-        trained.logits * trained.tokens * text.vocab_size * (itemsize + 8)
-    )  # with a copy and a gradient in float32
+    logit = itemsize + 8  # with a copy and a gradient in float32
+    memory["logits"] = trained.logits * trained.tokens * text.vocab_size * logit
     return memory
 
 

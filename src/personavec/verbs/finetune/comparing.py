@@ -79,11 +79,11 @@ class Comparing:
             ConfigError: Nothing is to be added.
         """
         if not self.run.done("steering.json"):
-            for data in filter(None, (self.data, self.held_out)):
-                self.training.rows(self.model, data)
-            if self.benign is not None:
-                harmless = self.training.rows(self.model, self.benign)[0]
-                mixed_in(self.training.rows(self.model, self.data)[0], harmless, self.benign_share, self.training.seed)
+            learned, *others = (
+                data and self.training.rows(self.model, data)[0] for data in (self.data, self.benign, self.held_out)
+            )
+            if learned and others[0]:
+                mixed_in(learned, others[0], self.benign_share, self.training.seed)
             rows: list[Row] = []
             steerings: list[Steering] = []
             for prevention, file in zip(preventions, self.vectors, strict=False):

@@ -26,16 +26,6 @@ ROWS: list[dict[str, Any]] = [{"prompt": f"Say {n}.", "response": f"{n}, {n * n}
 
 
 @pytest.fixture
-def chat(saved: tuple[Path, Path]) -> ChatModel:
-    return ChatModel.load(str(saved[0]), dtype="float32", device="cpu")
-
-
-@pytest.fixture
-def vector(saved: tuple[Path, Path]) -> PersonaVector:
-    return load_vector(saved[1])
-
-
-@pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps({**tiny_chat.WARM, "name": "tiny"}))
@@ -161,7 +151,9 @@ def test_rows_that_overflow_are_counted(
     assert found.data["skipped"] == 1 and np.isnan(found.table.column("tiny")[3])
 
 
-def test_actors_take_it_where_the_weights_are(chat: ChatModel, vector: PersonaVector, trait: Trait) -> None:
+def test_actors_take_it_where_the_weights_are(saved: tuple[Path, Path], vector: PersonaVector, trait: Trait) -> None:
+    chat = ChatModel.load(str(saved[0]), dtype="float32", device="cpu")  # actors load it by its name
+
     class Near(ActorEngine):
         def ask(self, work: Any, *arguments: Any) -> Any:
             return ReadingActor(self._load, 1).run(work, arguments)[0]
